@@ -1,1 +1,1 @@
-"""TODO"""
+"""Generation: chunked prefill, cached decoding, sampling, and the commands around them."""

@@ -1,0 +1,108 @@
+"""Keys and values of the tokens that went through the model already, kept per layer for generation.
+
+A pass over a chunk of t tokens calls `append` once per layer and `advance` once at its end:
+
+    past = cache.length                      # tokens before the chunk
+    k_all, v_all = cache.append(layer, k, v) # [past + t, groups, d], in each layer's core attention
+    cache.advance(t)                         # the chunk is now part of the past
+
+Until `advance` nothing of the chunk counts: an interrupted pass leaves no trace, and `advance(n)` with n < t drops the
+rows at the end that only padded the chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+BLOCK_TOKENS = 256
+GROWTH = 1.25
+
+
+class KVCache:
+    """Cached keys and values of the layers of this rank, for one sequence.
+
+    Nothing is allocated before it is needed: a layer's buffer is created by its first `append` and grows by a quarter
+    (rounded up to blocks of 256 tokens), so a limit of a million tokens costs no memory until they come.
+
+    Args:
+        max_length: most tokens that may be cached; `append` raises ValueError beyond it.
+    """
+
+    def __init__(self, max_length: int):
+        self.max_length = max_length
+        self.length = 0
+        self._reserved = 0
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def append(self, layer_number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes a chunk's keys and values [t, groups, d] behind the `length` cached tokens of a layer.
+
+        Returns views [length + t, groups, d] of all keys and of all values so far, the chunk included. They are valid
+        until the next `append` to the same layer.
+        """
+        end = self.length + key.shape[0]
+        keys = self._keys[layer_number] = self._room(self._keys.get(layer_number), key, end)
+        values = self._values[layer_number] = self._room(self._values.get(layer_number), value, end)
+        keys[self.length : end] = key
+        values[self.length : end] = value
+        return keys[:end], values[:end]
+
+    def advance(self, tokens: int) -> None:
+        """Counts the first `tokens` rows of the chunk that every layer appended as cached."""
+        short = [layer for layer, keys in self._keys.items() if keys.shape[0] < self.length + tokens]
+        if tokens < 0 or short:
+            raise ValueError(f"cannot advance the KV cache by {tokens} tokens: layers {short} hold fewer")
+        self.length += tokens
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` tokens; their memory stays for the next ones."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate a KV cache of {self.length} tokens to {length}")
+        self.length = length
+
+    def reset(self) -> None:
+        """Forgets everything and frees the memory."""
+        self.length = self._reserved = 0
+        self._keys.clear()
+        self._values.clear()
+
+    def reserve(self, length: int) -> None:
+        """Has the next allocation of each layer hold at least `length` tokens (at most `max_length`)."""
+        self._reserved = min(max(length, 0), self.max_length)
+
+    def allocated_bytes(self) -> int:
+        """Bytes of all buffers of this rank."""
+        return sum(t.numel() * t.element_size() for t in (*self._keys.values(), *self._values.values()))
+
+    def _room(self, buffer: Tensor | None, rows: Tensor, end: int) -> Tensor:
+        """`buffer`, or a larger copy of it that holds `end` rows like `rows`."""
+        capacity = 0 if buffer is None else buffer.shape[0]
+        if buffer is not None and end <= capacity:
+            return buffer
+        if end > self._padded(self.max_length) + BLOCK_TOKENS:
+            raise ValueError(f"{end} tokens do not fit a KV cache of at most {self.max_length} tokens")
+        wanted = self._padded(max(end, int(capacity * GROWTH), self._reserved))
+        grown = torch.empty((wanted, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+        if buffer is not None:
+            grown[: self.length] = buffer[: self.length]
+        return grown
+
+    @staticmethod
+    def _padded(length: int) -> int:
+        return -(-length // BLOCK_TOKENS) * BLOCK_TOKENS
+
+
+@dataclass
+class CachedSeqParams(PackedSeqParams):
+    """Packed-sequence parameters of one chunk of one sequence whose earlier tokens are in `kv_cache`.
+
+    `cu_seqlens_q` and `cu_seqlens_kv` are [0, t]: the chunk alone. Core attention appends the chunk's keys and values
+    to the cache and attends from query i to the keys up to `kv_cache.length + i`.
+    """
+
+    kv_cache: KVCache | None = None
