@@ -29,7 +29,7 @@ class KVCache:
     (rounded up to blocks of 256 tokens), so a limit of a million tokens costs no memory until they come.
 
     Args:
-        max_length: most tokens that may be cached; `append` raises ValueError beyond it.
+        max_length: most tokens that may be cached; `advance` raises ValueError beyond it.
     """
 
     def __init__(self, max_length: int):
@@ -57,6 +57,10 @@ class KVCache:
         short = [layer for layer, keys in self._keys.items() if keys.shape[0] < self.length + tokens]
         if tokens < 0 or short:
             raise ValueError(f"cannot advance the KV cache by {tokens} tokens: layers {short} hold fewer")
+        if self.length + tokens > self.max_length:
+            raise ValueError(
+                f"{self.length + tokens} tokens do not fit a KV cache of at most {self.max_length} (max_seq_len)"
+            )
         self.length += tokens
 
     def truncate(self, length: int) -> None:
@@ -84,8 +88,6 @@ class KVCache:
         capacity = 0 if buffer is None else buffer.shape[0]
         if buffer is not None and end <= capacity:
             return buffer
-        if end > self._padded(self.max_length) + BLOCK_TOKENS:
-            raise ValueError(f"{end} tokens do not fit a KV cache of at most {self.max_length} tokens")
         wanted = self._padded(max(end, int(capacity * GROWTH), self._reserved))
         grown = torch.empty((wanted, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
         if buffer is not None:
