@@ -1,1 +1,1 @@
-"""TODO"""
+"""How a model and a batch are split over processes."""
