@@ -1,0 +1,53 @@
+"""Functions that the launcher's tests run in other processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from longvita.launcher import current_place, init_distributed
+
+
+class GlooPlatform:
+    """What init_distributed asks of a platform."""
+
+    backend = "gloo"
+
+    def set_device(self, local_rank: int) -> None:
+        """A CPU has no device to choose."""
+
+
+def write_rank(payload: dict) -> int:
+    """Sum the ranks and write (rank, world size, sum) to a file per rank."""
+    rank, world_size = init_distributed(GlooPlatform())
+    total = torch.tensor([rank])
+    dist.all_reduce(total)
+    dist.destroy_process_group()
+    Path(payload["folder"], str(rank)).write_text(f"{rank} {world_size} {int(total)}")
+    return 0
+
+
+def fail_on_rank_one(payload: dict) -> int:
+    """Rank 1 ends with the code asked for; the others would sleep for long."""
+    rank = current_place().rank
+    Path(payload["folder"], f"{rank}.pid").write_text(str(os.getpid()))
+    if rank == 1:
+        return payload["code"]
+    time.sleep(300)
+    return 0
+
+
+def wait_for_sigterm(payload: dict) -> int:
+    """Write the process's id, then sleep until SIGTERM and end with code 7."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    folder, rank = Path(payload["folder"]), current_place().rank
+    (folder / f"{rank}.new").write_text(str(os.getpid()))
+    (folder / f"{rank}.new").rename(folder / f"{rank}.pid")
+    time.sleep(300)
+    return 0
