@@ -30,8 +30,10 @@ def assign_tiles(num_tiles: int, ranks: int) -> Tensor:
 class RowPlan:
     """Which feature rows this rank sends where, and where the rows that it receives belong."""
 
+    local_rows: int
+    """Rows that this rank encodes."""
     send_order: Tensor
-    """[rows to send] index into the local rows, sorted by destination."""
+    """[rows to send] index into the local rows, by destination."""
     send_counts: list[int]
     """Rows for each rank."""
     receive_counts: list[int]
@@ -42,33 +44,48 @@ class RowPlan:
     """Whether every rank receives every row (tensor parallel without sequence parallel)."""
 
 
-def plan_rows(tile_starts: Tensor, tile_owners: Tensor, rows_per_tile: int, length: int, groups: Any, split: bool):
+def plan_rows(
+    tile_starts: Tensor, tile_owners: Tensor, rows_per_tile: int, length: int, groups: ParallelGroups, split: bool
+) -> RowPlan:
     """The RowPlan of this rank for one micro batch.
 
-    tile_starts: [n] position of each tile's first row in the micro batch of `length` positions; tile_owners: [n] rank
-    that encodes it. `split` says whether each rank owns a contiguous 1/size of the positions (sequence parallel) or all.
+    tile_starts: [n] position of each tile's first row in the micro batch of `length` positions; rows that fall outside
+    it (a prefill chunk may cut a tile) go nowhere. tile_owners: [n] rank that encodes each tile. `split` says whether
+    each rank owns a contiguous 1/size of the positions (sequence parallel) or all of them.
     """
     rank, size = groups.vision_rank, groups.vision_size
     positions = (tile_starts[:, None] + torch.arange(rows_per_tile, device=tile_starts.device)).reshape(-1)
     sources = tile_owners.repeat_interleave(rows_per_tile)
-    counts = torch.bincount(sources, minlength=size).tolist() if len(sources) else [0] * size
+    inside = (positions >= 0) & (positions < length)
     mine = sources == rank
+    own = torch.nonzero(inside[mine])[:, 0]
     if not split:
-        order = torch.argsort(sources, stable=True)
-        own = torch.arange(int(mine.sum()), device=positions.device)
-        return RowPlan(own.repeat(size), [len(own)] * size, counts, positions[order], True)
+        order = torch.argsort(sources[inside], stable=True)
+        return RowPlan(
+            local_rows=int(mine.sum()),
+            send_order=own.repeat(size),
+            send_counts=[len(own)] * size,
+            receive_counts=_counts(sources[inside], size),
+            positions=positions[inside][order],
+            replicated=True,
+        )
     slice_length = length // size
     destinations = positions.div(slice_length, rounding_mode="floor")
-    send = destinations[mine]
+    send = destinations[mine & inside]
     received = destinations == rank
     arrival = torch.argsort(sources[received], stable=True)
     return RowPlan(
-        send_order=torch.argsort(send, stable=True),
-        send_counts=torch.bincount(send, minlength=size).tolist(),
-        receive_counts=torch.bincount(sources[received], minlength=size).tolist(),
+        local_rows=int(mine.sum()),
+        send_order=own[torch.argsort(send, stable=True)],
+        send_counts=_counts(send, size),
+        receive_counts=_counts(sources[received], size),
         positions=(positions[received] - rank * slice_length)[arrival],
         replicated=False,
     )
+
+
+def _counts(ranks: Tensor, size: int) -> list[int]:
+    return torch.bincount(ranks, minlength=size).tolist()
 
 
 class _ExchangeRows(torch.autograd.Function):
@@ -76,20 +93,21 @@ class _ExchangeRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, plan: RowPlan, group: dist.ProcessGroup) -> Tensor:
-        ctx.plan, ctx.group, ctx.count = plan, group, rows.shape[0]
+        ctx.plan, ctx.group = plan, group
         return _all_to_all(rows[plan.send_order], plan.send_counts, plan.receive_counts, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         plan: RowPlan = ctx.plan
-        (grad,) = grads
+        grad = grads[0]
+        home = grad.new_zeros((plan.local_rows, *grad.shape[1:]))
         if plan.replicated:
             # Every rank holds the same gradient of every row: this rank's own rows are a slice, nothing to send.
-            start = sum(plan.receive_counts[: ctx.group.rank()])
-            return grad[start : start + ctx.count], None, None
-        back = _all_to_all(grad.contiguous(), plan.receive_counts, plan.send_counts, ctx.group)
-        home = torch.empty_like(back)
-        home[plan.send_order] = back
+            rank = ctx.group.rank()
+            start, count = sum(plan.receive_counts[:rank]), plan.receive_counts[rank]
+            home[plan.send_order[:count]] = grad[start : start + count]
+        else:
+            home[plan.send_order] = _all_to_all(grad, plan.receive_counts, plan.send_counts, ctx.group)
         return home, None, None
 
 
@@ -137,4 +155,4 @@ def sum_vision_gradients(models: Iterable[torch.nn.Module], groups: ParallelGrou
 def vision_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Parameters of a model, wrapped or not, that every TP rank holds whole: the vision tower's and the projector's."""
     marks = ("vision_model.", "vision_projection.")
-    return [p for name, p in model.named_parameters() if any(m in f"{name}." for m in marks)]
+    return [p for name, p in model.named_parameters() if any(mark in name for mark in marks)]

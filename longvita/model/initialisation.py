@@ -1,0 +1,87 @@
+"""Fresh weights that do not depend on the layout.
+
+Each parameter is drawn whole by a generator seeded with the run's seed and the parameter's global name; a rank keeps
+its slice. So a run starts from the same weights at every TP, PP and DP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longvita.config.schema import Config
+from longvita.parallel.groups import ParallelGroups
+
+RESIDUAL_OUTPUTS = ("linear_proj.weight", "mlp.linear_fc2.weight")
+
+
+def initialise(model: torch.nn.Module, config: Config, groups: ParallelGroups) -> None:
+    """Draws every parameter of a model chunk: normal weights, zero biases, unit norms, layer scales as configured."""
+    offsets = _layer_offsets(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            global_name = _global_name(name, offsets)
+            if name.endswith(".scale"):
+                parameter.fill_(config.model.vision.layer_scale_init)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                _draw(parameter, global_name, _std(global_name, config), config.seed, groups)
+
+
+def _layer_offsets(model: torch.nn.Module) -> dict[str, int]:
+    """Global number of the first layer of each transformer block, by the block's name."""
+    return {
+        name.removesuffix(".0"): module.layer_number - 1
+        for name, module in model.named_modules()
+        if name.endswith("layers.0")
+    }
+
+
+def _global_name(name: str, offsets: dict[str, int]) -> str:
+    match = re.match(r"(.*layers)\.(\d+)\.(.*)", name)
+    if match is None:
+        return name
+    prefix, local, rest = match.groups()
+    return f"{prefix}.{int(local) + offsets[prefix]}.{rest}"
+
+
+def _std(name: str, config: Config) -> float:
+    model = config.model
+    if name.endswith("word_embeddings.weight"):
+        return model.embedding_init_method_std or model.init_method_std
+    if name.endswith(RESIDUAL_OUTPUTS) and not name.startswith("vision_projection"):
+        # Two residual branches a layer: keeps the variance of the residual stream near one (GPT-2, section 2.3).
+        layers = model.vision.num_layers if name.startswith("vision_model") else model.language.num_layers
+        return model.init_method_std / math.sqrt(2 * layers)
+    return model.init_method_std
+
+
+def _draw(parameter: Any, name: str, std: float, seed: int, groups: ParallelGroups) -> None:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    if not getattr(parameter, "tensor_model_parallel", False):
+        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+        return
+    dimension = parameter.partition_dim
+    shape = list(parameter.shape)
+    shape[dimension] *= groups.tp_size
+    whole = torch.empty(shape).normal_(0.0, std, generator=generator)
+    parameter.copy_(tp_slice(whole, dimension, groups.tp_rank, groups.tp_size, name.endswith("mlp.linear_fc1.weight")))
+
+
+def tp_slice(whole: Tensor, dimension: int, rank: int, size: int, halves: bool) -> Tensor:
+    """A TP rank's part of a whole tensor. SwiGLU's first linear (`halves`) keeps gate rows and up rows apart:
+    the rank's part is its gate rows, then its up rows.
+    """
+    if not halves:
+        return whole.chunk(size, dim=dimension)[rank]
+    gate, up = whole.chunk(2, dim=dimension)
+    return torch.cat([gate.chunk(size, dim=dimension)[rank], up.chunk(size, dim=dimension)[rank]], dim=dimension)

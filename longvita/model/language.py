@@ -1,0 +1,70 @@
+"""Qwen2.5 on megatron-core's GPTModel, with the head apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from longvita.config.schema import LanguageConfig
+from longvita.parallel.groups import ParallelGroups
+
+
+class LanguageModel(GPTModel):
+    """GPTModel whose forward ends at the final norm: the head (longvita.model.lm_head) takes the rows it needs.
+
+    Every input is packed: documents one after the other, one batch row, bounds in PackedSeqParams.
+    """
+
+    def __init__(
+        self,
+        language: LanguageConfig,
+        config: TransformerConfig,
+        groups: ParallelGroups,
+        platform: Any,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+    ):
+        super().__init__(
+            config=config,
+            transformer_layer_spec=platform.language_layer_spec(config),
+            vocab_size=language.vocab_size,
+            max_sequence_length=language.max_position_embeddings,
+            pre_process=pre_process,
+            post_process=post_process,
+            position_embedding_type="rope",
+            rotary_base=language.rotary_base,
+            share_embeddings_and_output_weights=language.tie_word_embeddings,
+            pg_collection=groups.collection,
+            vp_stage=vp_stage,
+        )
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Word embeddings of [1, t] ids: [t, 1, h], or this rank's [t / TP, 1, h] with sequence parallel."""
+        return self.embedding(input_ids=input_ids, position_ids=None)
+
+    def forward(  # type: ignore[override]
+        self, decoder_input: Tensor | None, packed_seq_params: PackedSeqParams, position_offset: int = 0
+    ) -> Tensor:
+        """Hidden states after this stage's layers (and the final norm on the last): [t, 1, h] or [t / TP, 1, h].
+
+        decoder_input: what `embed` returned, on the first stage; None elsewhere (see set_input_tensor).
+        position_offset: tokens before this input that the KV cache holds; documents start there.
+        """
+        rotary = self.rotary_pos_emb(packed_seq_params.max_seqlen_q, offset=position_offset, packed_seq=True)
+        return self.decoder(
+            hidden_states=decoder_input,
+            attention_mask=None,
+            rotary_pos_emb=rotary,
+            packed_seq_params=packed_seq_params,
+        )
+
+    def output_weight(self) -> Tensor:
+        """Rows of the output layer that this TP rank holds: [v / TP, h]; last stage only."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight

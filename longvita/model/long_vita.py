@@ -1,0 +1,176 @@
+"""Long-VITA: the way of a micro batch through vision tower, projector, language model and head."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from longvita.config.schema import Config
+from longvita.data.batch import IGNORED_LABEL, LocalBatch
+from longvita.inference.kv_cache import CachedSeqParams
+from longvita.model.language import LanguageModel
+from longvita.model.lm_head import chunked_cross_entropy, gathered_logits, select_rows
+from longvita.model.projector import VisionProjection
+from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
+from longvita.model.vision import VisionModel
+from longvita.parallel.groups import ParallelGroups
+from longvita.parallel.vision_sharding import exchange_rows, plan_rows
+
+Mode = Literal["loss", "logits", "last"]
+
+
+class LongVITA(MegatronModule):
+    """One chunk of the model: vision tower, projector and embeddings on the first, the head on the last."""
+
+    def __init__(
+        self,
+        config: Config,
+        groups: ParallelGroups,
+        platform: Any,
+        pre_process: bool = True,
+        post_process: bool = True,
+        vp_stage: int | None = None,
+    ):
+        transformer = language_transformer_config(config, platform)
+        super().__init__(config=transformer)
+        self.settings, self.groups = config, groups
+        self.tp_group = groups.tp
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        self.share_embeddings_and_output_weights = config.model.language.tie_word_embeddings
+        self.vision_model: VisionModel | None = None
+        self.vision_projection: VisionProjection | None = None
+        if pre_process:
+            vision = vision_transformer_config(config, platform)
+            self.vision_model = VisionModel(config.model.vision, vision, groups.vision, platform)
+            self.vision_projection = VisionProjection(config.model, vision, groups.vision, platform)
+        self.language_model = LanguageModel(
+            config.model.language, transformer, groups, platform, pre_process, post_process, vp_stage
+        )
+        self._freeze()
+
+    def _freeze(self) -> None:
+        parts = {
+            "vision": self.vision_model,
+            "projector": self.vision_projection,
+            "language": self.language_model,
+        }
+        for name, part in parts.items():
+            if part is not None and name not in self.settings.training.trainable:
+                part.requires_grad_(False)
+
+    def set_input_tensor(self, input_tensor: Any) -> None:
+        """What the previous pipeline stage sent: [t, 1, h] or [t / TP, 1, h], alone or in a list of one."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def shared_embedding_or_output_weight(self) -> Tensor | None:
+        """The weight that first and last stage share when embeddings are tied; Megatron's gradient reduction asks."""
+        return self.language_model.shared_embedding_or_output_weight()
+
+    def encode_tiles(self, tiles: Tensor) -> Tensor:
+        """Tiles [n, 3, H, W] to feature rows [n, tokens per tile, h], `training.vision_chunk_size` tiles at a time."""
+        vision, projection = self.vision_model, self.vision_projection
+        if vision is None or projection is None:
+            raise RuntimeError("this pipeline stage holds no vision tower; encode tiles on the first stage")
+        trained = any(parameter.requires_grad for parameter in vision.parameters())
+        rows = []
+        for chunk in tiles.split(self.settings.training.vision_chunk_size):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+                hidden = vision(chunk)
+            rows.append(projection(hidden))
+        if not rows:
+            side = self.settings.model
+            return tiles.new_zeros((0, side.tokens_per_tile, side.language.hidden_size), dtype=self.config.params_dtype)
+        return torch.cat(rows)
+
+    def forward(self, batch: LocalBatch, mode: Mode = "loss") -> Any:
+        """One micro batch through this chunk.
+
+        Not the last chunk: hidden states for the next one, [t, 1, h] or [t / TP, 1, h] with sequence parallel. The last
+        chunk, by mode: "loss", the sum of losses (fp32 scalar), the losses [m] and their positions [m]; "logits", the
+        logits [t, v] of every position; "last", those [k, v] at batch.logit_positions. Logits are fp32 and whole on
+        every TP rank.
+        """
+        decoder_input = self._embed(batch) if self.pre_process else None
+        hidden = self.language_model(decoder_input, packed_seq_params(batch), batch.position_offset)
+        if not self.post_process:
+            return hidden
+        if mode == "loss":
+            return self._loss(hidden, batch)
+        positions = torch.arange(batch.input_ids.shape[1], device=hidden.device)
+        if mode == "last":
+            if batch.logit_positions is None:
+                raise ValueError('mode "last" needs batch.logit_positions, the positions whose logits are wanted')
+            positions = batch.logit_positions
+        rows = select_rows(hidden, positions, self.groups.tp, self.config.sequence_parallel)
+        return gathered_logits(rows, self.language_model.output_weight(), self.groups.tp)
+
+    def _embed(self, batch: LocalBatch) -> Tensor:
+        """Word embeddings with the feature rows of the tiles in their places."""
+        embeddings = self.language_model.embed(batch.input_ids)
+        if len(batch.tile_owners):
+            plan = plan_rows(
+                batch.tile_starts,
+                batch.tile_owners,
+                self.settings.model.tokens_per_tile,
+                batch.input_ids.shape[1],
+                self.groups,
+                split=self.config.sequence_parallel,
+            )
+            features = self.encode_tiles(batch.tiles).flatten(0, 1)
+            rows = exchange_rows(features, plan, self.groups.tp_cp)
+            embeddings = embeddings.index_copy(0, plan.positions, rows[:, None].to(embeddings.dtype))
+        if len(batch.tiles) == 0 and self._vision_is_trained():
+            embeddings = embeddings + self._nothing(embeddings)
+        return embeddings
+
+    def _vision_is_trained(self) -> bool:
+        trainable = self.settings.training.trainable
+        return self.training and torch.is_grad_enabled() and ("vision" in trainable or "projector" in trainable)
+
+    def _nothing(self, like: Tensor) -> Tensor:
+        """Zero, computed by the tower from a blank tile: a rank without tiles still gives every parameter a gradient,
+        so that overlapped gradient reductions start on every rank.
+        """
+        size = self.settings.model.vision.image_size
+        return self.encode_tiles(like.new_zeros((1, 3, size, size))).sum() * 0.0
+
+    def _loss(self, hidden: Tensor, batch: LocalBatch) -> tuple[Tensor, Tensor, Tensor]:
+        labels = batch.labels[0]
+        positions = torch.nonzero(labels != IGNORED_LABEL)[:, 0]
+        rows = select_rows(hidden, positions, self.groups.tp, self.config.sequence_parallel)
+        loss, losses = chunked_cross_entropy(
+            rows,
+            self.language_model.output_weight(),
+            labels[positions],
+            self.groups.tp,
+            self.settings.training.loss_chunk_size,
+        )
+        return loss, losses, positions
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """Megatron's sharded state; each TP rank's tower and projector are marked as replicas of TP rank 0's."""
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        for name, shard in state.items():
+            if name.startswith((f"{prefix}vision_model.", f"{prefix}vision_projection.")):
+                shard.replica_id = (0, self.groups.tp_rank, self.groups.dp_cp.rank())
+        return state
+
+
+def packed_seq_params(batch: LocalBatch) -> PackedSeqParams:
+    """Document bounds of a micro batch for Megatron's attention, with the KV cache when generating."""
+    bounds = {
+        "qkv_format": "thd",
+        "cu_seqlens_q": batch.cu_seqlens,
+        "cu_seqlens_kv": batch.cu_seqlens,
+        "max_seqlen_q": batch.max_seqlen,
+        "max_seqlen_kv": batch.max_seqlen,
+    }
+    if batch.kv_cache is None:
+        return PackedSeqParams(**bounds)
+    return CachedSeqParams(**bounds, kv_cache=batch.kv_cache)
