@@ -6,6 +6,7 @@ Sections are strict and immutable: an unknown key, a wrong type or a value outsi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -114,12 +115,12 @@ class ModelConfig(Section):
 class DatasetConfig(Section):
     """One source of a mix."""
 
-    ratio: float = Field(1.0, gt=0)
-    """Share of each file's samples to take; above 1 repeats samples."""
+    ratio: float = Field(1.0, ge=0)
+    """Share of each file's samples to take; above 1 repeats samples, 0 leaves the source out."""
     num: int = Field(999999999, ge=1)
     """Most samples to take from each file."""
     data_paths: list[str] = Field(min_length=1)
-    """JSONL files of the source, relative to the folder the command runs in."""
+    """JSONL files of the source, relative to data.data_root."""
     media_root: str | None = None
     """Folder that the samples' picture and video paths are relative to; data.media_root when absent."""
 
@@ -133,6 +134,8 @@ class DataConfig(Section):
     """Training mix: source name to its files, ratio and cap."""
     validation: dict[str, DatasetConfig] = {}
     """Held-out sources, each with a loss of its own in the log."""
+    data_root: str = "."
+    """Folder that data_paths are relative to."""
     media_root: str = "."
     """Folder that picture and video paths are relative to."""
     sequence_length: int = Field(16384, ge=2)
@@ -141,12 +144,16 @@ class DataConfig(Section):
     """Whether samples packed in one sequence are apart (positions and attention start anew at each)."""
     max_num_tiles: int = Field(12, ge=1)
     """Most tiles a picture is cut into, its thumbnail not counted."""
-    max_num_frames: int = Field(64, ge=1)
+    max_num_frames: int = Field(63, ge=1)
     """Most frames taken from one video."""
     max_fps: float = Field(1.0, gt=0)
     """Most frames taken from one second of video, 1/s."""
     num_workers: int = Field(2, ge=0)
     """Processes per training process that decode and tokenize ahead; 0 does it in the training process."""
+
+    def data_file(self, path: str) -> Path:
+        """Where one of data_paths lies: below data_root, unless it is absolute."""
+        return Path(self.data_root) / path
 
 
 class LayoutConfig(Section):
@@ -276,7 +283,7 @@ class InferenceConfig(Section):
 
     max_seq_len: int = Field(16384, ge=1)
     """Longest prompt and answer together, tokens."""
-    max_num_frames: int = Field(64, ge=1)
+    max_num_frames: int = Field(63, ge=1)
     """Most frames taken from one video."""
     prefill_chunk_size: int = Field(8192, ge=1)
     """Prompt tokens that go through the model at once."""
