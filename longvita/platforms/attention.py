@@ -1,0 +1,182 @@
+"""Core attention on CPU: packed documents, whole tiles, and a chunk of tokens over a KV cache.
+
+Built on torch's flash kernel for CPU, which returns the logsumexp of each row beside the output and takes fewer
+key and value heads than query heads (GQA) as they are. What it computes in parts (a cache and a chunk) is merged
+exactly through the logsumexps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
+
+
+class PackedAttention(MegatronModule):
+    """softmax(q k^T * scale) v with megatron-core's core attention interface.
+
+    softmax_scale: 1/sqrt(head_dim) when None. The attention_mask argument of `forward` is not read: which keys a query
+    sees follows from packed_seq_params and attn_mask_type.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size != 1:
+            raise ValueError(f"context_parallel_size={config.context_parallel_size}: this attention needs it to be 1")
+        if attention_dropout or (attention_dropout is None and config.attention_dropout):
+            raise ValueError(f"attention_dropout={config.attention_dropout}: this attention needs it to be 0")
+        self.layer_number = layer_number
+        self.attn_mask_type = attn_mask_type
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        /,
+        *,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Packed: q [t, heads, d], k and v [t, groups, d] to [t, 1, heads * d]; else q [s, b, heads, d] to [s, b, ..].
+
+        Raises ValueError for an attention bias, or document bounds that do not end with the last token.
+        """
+        if attention_bias is not None:
+            raise ValueError("attention_bias is not supported by this attention")
+        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
+        if packed_seq_params is None:
+            causal = (attn_mask_type or self.attn_mask_type) in CAUSAL
+            out = attend_batch(query, key, value, scale, causal)
+            return out.reshape(out.shape[0], out.shape[1], -1)
+        cache = getattr(packed_seq_params, "kv_cache", None)
+        if cache is not None:
+            out = self._attend_with_cache(cache, query, key, value, scale)
+        else:
+            bounds = packed_seq_params.cu_seqlens_q_padded
+            bounds = packed_seq_params.cu_seqlens_q if bounds is None else bounds
+            out = attend_documents(query, key, value, bounds.tolist(), scale)
+        return out.reshape(out.shape[0], 1, -1)
+
+    def _attend_with_cache(self, cache: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Appends the chunk's keys and values to the cache and attends to all of them, bottom-right causally."""
+        keys, values = cache.append(self.layer_number, key, value)
+        return attend_chunk(query, keys, values, scale)
+
+
+def attend_documents(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> Tensor:
+    """Causal attention inside each document: q [t, heads, d], k and v [t, groups, d] to [t, heads, d].
+
+    bounds: starts of the documents, then t. bf16 is computed in fp32.
+    """
+    if bounds[0] != 0 or bounds[-1] != q.shape[0]:
+        raise ValueError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}, but there are {q.shape[0]} tokens")
+    runs = equal_runs(bounds)
+    return _RunsAttention.apply(q.float(), k.float(), v.float(), runs, scale).to(q.dtype)
+
+
+def attend_batch(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
+    """Attention in each column of a batch: q [s, b, heads, d], k and v [s, b, groups, d] to [s, b, heads, d]."""
+    out, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *(x.float().permute(1, 2, 0, 3) for x in (q, k, v)), 0.0, causal, scale=scale
+    )
+    return out.permute(2, 0, 1, 3).to(q.dtype)
+
+
+def attend_chunk(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The last t of all positions attend to all before them: q [t, heads, d], k and v [past + t, groups, d].
+
+    Returns [t, heads, d]. For generation: no gradients.
+    """
+    t, past = q.shape[0], k.shape[0] - q.shape[0]
+    q32, k32, v32 = (_heads_first(x.float()) for x in (q, k, v))
+    with torch.no_grad():
+        if t == 1 or past == 0:
+            out, _ = _forward(q32, k32, v32, past == 0, scale)
+        else:
+            before = _forward(q32, k32[:, :, :past], v32[:, :, :past], False, scale)
+            within = _forward(q32, k32[:, :, past:], v32[:, :, past:], True, scale)
+            out, _ = merge(*before, *within)
+    return out[0].transpose(0, 1).to(q.dtype)
+
+
+def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two disjoint sets of keys, as if over both: out [b, heads, s, d] and lse [b, heads, s] in fp32."""
+    lse = torch.logaddexp(lse_a, lse_b)
+    weight_a, weight_b = torch.exp(lse_a - lse), torch.exp(lse_b - lse)
+    return out_a * weight_a[..., None] + out_b * weight_b[..., None], lse
+
+
+def equal_runs(bounds: list[int]) -> list[tuple[int, int, int]]:
+    """Runs of neighbouring documents of one length, each a batch for the kernel: (start, documents, length)."""
+    runs: list[tuple[int, int, int]] = []
+    for start, end in zip(bounds, bounds[1:]):
+        if runs and runs[-1][2] == end - start:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, end - start)
+        elif end > start:
+            runs.append((start, 1, end - start))
+    return runs
+
+
+class _RunsAttention(torch.autograd.Function):
+    """`attend_documents` as one node of the graph: slicing outside would copy whole gradients per document."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, runs: list[tuple[int, int, int]], scale: float) -> Tensor:
+        out = torch.empty(q.shape, dtype=q.dtype)
+        lses = []
+        for run in runs:
+            part, lse = _forward(_run(q, run), _run(k, run), _run(v, run), True, scale)
+            _run(out, run).copy_(part)
+            lses.append(lse)
+        ctx.save_for_backward(q, k, v, out, *lses)
+        ctx.runs, ctx.scale = runs, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, *lses = ctx.saved_tensors
+        grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v)]
+        for run, lse in zip(ctx.runs, lses):
+            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *(_run(x, run) for x in (grad_out, q, k, v, out)), lse, 0.0, True, scale=ctx.scale
+            )
+            for grad, part in zip(grads, parts):
+                _run(grad, run).copy_(part)
+        return *grads, None, None
+
+
+def _run(x: Tensor, run: tuple[int, int, int]) -> Tensor:
+    """A run of [t, heads, d] as the kernel's [documents, heads, length, d], without a copy."""
+    start, documents, length = run
+    return x[start : start + documents * length].unflatten(0, (documents, length)).transpose(1, 2)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[s, heads, d] to the kernel's [1, heads, s, d], without a copy."""
+    return x.transpose(0, 1)[None]
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)

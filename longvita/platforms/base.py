@@ -1,0 +1,138 @@
+"""What a device must answer."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megatron_patches import patch
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from megatron_patches.patch import AppliedPatch, Patch
+
+
+class PlatformError(RuntimeError):
+    """A platform that is not there, or something it cannot do."""
+
+
+class Platform(ABC):
+    """A kind of device: its patches, collectives, layers and figures.
+
+    A process asks for one with `longvita.platforms.get`, calls `activate` once before it builds a model, and
+    `set_device` where it has more than one device to choose from.
+    """
+
+    name: str
+    """What `platform:` in a config calls it."""
+
+    backend: str
+    """Backend of torch.distributed."""
+
+    optimizer_sharding_type: str
+    """`distrib_optim_sharding_type` of the optimizer's checkpoints, a format that this platform can save and load."""
+
+    # Device
+
+    @abstractmethod
+    def is_available(self) -> bool:
+        """Whether this machine has such a device."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Device of this process."""
+
+    @abstractmethod
+    def set_device(self, local_rank: int) -> None:
+        """Chooses the device of this process, the `local_rank`-th process of its machine."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Returns when the device has done all it was asked to do."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The device and how many there are, for people."""
+
+    # Patches
+
+    @abstractmethod
+    def patches(self) -> list[Patch]:
+        """What megatron-core and torch need to run here."""
+
+    def activate(self) -> list[AppliedPatch]:
+        """Applies the platform's patches, before any model is built. Calling it again changes nothing.
+
+        Raises megatron_patches.patch.PatchError if one does not fit what is installed.
+        """
+        with warnings.catch_warnings():
+            # megatron-core says at import that it goes on without what this platform does without.
+            warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*(not installed|not found).*")
+            return patch.apply(self.patches())
+
+    def deactivate(self) -> None:
+        """Takes the platform's patches back."""
+        patch.revert(self.patches())
+
+    # Layers
+
+    @abstractmethod
+    def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
+        """Fields of TransformerConfig that this platform needs, with `virtual_pipeline` model chunks per stage."""
+
+    @abstractmethod
+    def language_layer_spec(self, config: TransformerConfig) -> ModuleSpec:
+        """A decoder layer: RMSNorm, causal self-attention with GQA, RMSNorm, SwiGLU MLP."""
+
+    @abstractmethod
+    def norm(self) -> type:
+        """RMSNorm(config, hidden_size, eps) of the language model, the final one included."""
+
+    @abstractmethod
+    def vision_attention(self) -> type:
+        """Core attention in which every position of a tile sees every other; q, k, v [s, b, heads, head_dim]."""
+
+    @abstractmethod
+    def vision_linears(self) -> tuple[type, type]:
+        """Column and row parallel linear layers of the vision tower."""
+
+    @abstractmethod
+    def vision_norm(self) -> type:
+        """LayerNorm(config, hidden_size, eps) of the vision tower."""
+
+    # Random numbers
+
+    def seed(self, seed: int) -> None:
+        """Seeds this process and megatron-core's random number tracker. Needs the process groups.
+
+        The tracker's states differ between TP ranks (dropout and initialisation of sharded weights); the default
+        state is the same on all ranks of a TP group.
+        """
+        from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+        torch.manual_seed(seed)
+        model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+    @abstractmethod
+    def rng_state(self) -> dict[str, Any]:
+        """State of the device's generator and of megatron-core's tracker, of plain tensors."""
+
+    @abstractmethod
+    def set_rng_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `rng_state` returned."""
+
+    # Figures
+
+    @abstractmethod
+    def peak_flops(self, dtype: torch.dtype) -> float:
+        """What one device can do with matrices of `dtype`, FLOP/s."""
+
+    @abstractmethod
+    def memory(self) -> dict[str, int]:
+        """Device memory of this process, bytes: `used` now, `peak` so far, `total` of the device."""

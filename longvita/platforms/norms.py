@@ -1,0 +1,43 @@
+"""Norms with the constructor that megatron-core's specs call, for platforms without fused ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, [..., h], computed in fp32.
+
+    With sequence parallel each rank sees a part of the tokens, so the weight is marked for the sum of its gradient
+    over the TP group (which megatron-core's wrapper around torch's norms refuses).
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        _mark(self.weight, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as x."""
+        if x.dtype == torch.float32:
+            return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        normed = nn.functional.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's LayerNorm over the last dimension."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        _mark(self.weight, config)
+        _mark(self.bias, config)
+
+
+def _mark(parameter: nn.Parameter, config: TransformerConfig) -> None:
+    parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
