@@ -1,0 +1,306 @@
+"""Checks across fields: sizes that do not fit each other are refused before any process starts.
+
+`find_problems` holds for every configuration; `find_training_problems` for one that is to be trained;
+`check_world_size` for the number of processes that a launcher brings.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from longvita.config.errors import ABSENT, ConfigError, Problem, Source
+from longvita.config.schema import Config, DatasetConfig
+
+TILE_MARKERS = 2
+"""Tokens around a tile's own: <img> </img>, <patch> </patch> or <vid> </vid>."""
+
+
+def find_problems(config: Config) -> list[Problem]:
+    """Every cross-field problem of a configuration (sources are filled in by the loader)."""
+    return [problem for check in _CHECKS for problem in check(config)]
+
+
+def find_training_problems(config: Config) -> list[Problem]:
+    """What a training run lacks: data, a tokenizer, files that are there."""
+    problems = []
+    if not config.data.dataset:
+        way_out = "include a data file, for instance ../data/stage1.yaml, or give data.dataset.NAME.data_paths"
+        problems.append(Problem("no training data", "data.dataset", ABSENT, way_out=way_out))
+    if not config.data.tokenizer:
+        way_out = "data.tokenizer=FOLDER, the tokenizer folder of Qwen2.5 or of a Long-VITA checkpoint"
+        problems.append(Problem("no tokenizer", "data.tokenizer", ABSENT, way_out=way_out))
+    elif not Path(config.data.tokenizer).is_dir():
+        problems.append(Problem("there is no such folder", "data.tokenizer", config.data.tokenizer))
+    problems += _missing_data(config, "dataset", config.data.dataset)
+    problems += _missing_data(config, "validation", config.data.validation)
+    return problems
+
+
+def check_world_size(config: Config, world_size: int) -> int:
+    """The data-parallel size that `world_size` processes give.
+
+    Raises:
+        ConfigError: the processes do not make up whole model replicas, or the batch does not split over them.
+    """
+    problems = list(_world_size_problems(config, world_size))
+    if problems:
+        raise ConfigError(problems)
+    return world_size // replica_size(config)
+
+
+def replica_size(config: Config) -> int:
+    """Processes of one model replica: TP x PP x CP."""
+    layout = config.layout
+    return layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
+
+
+def frames_that_fit(length: int, tokens_per_tile: int, text_tokens: int = 0) -> int:
+    """Most frames (or tiles) whose tokens and markers fit `length` tokens beside `text_tokens` of text."""
+    return max(0, (length - text_tokens) // (tokens_per_tile + TILE_MARKERS))
+
+
+def layers_per_stage(config: Config) -> list[int]:
+    """Language layers of each pipeline stage; only right for a configuration that find_problems passes."""
+    layout = config.layout
+    first, last = layout.num_layers_in_first_pipeline_stage, layout.num_layers_in_last_pipeline_stage
+    middle_stages = layout.pipeline_parallel - (first is not None) - (last is not None)
+    middle_layers = config.model.language.num_layers - (first or 0) - (last or 0)
+    each = middle_layers // middle_stages if middle_stages else 0
+    return ([first] if first is not None else []) + [each] * middle_stages + ([last] if last is not None else [])
+
+
+def _problem(config: Config, field: str, message: str, way_out: str = "", related: tuple[str, ...] = ()) -> Problem:
+    others = tuple((name, _value(config, name), Source()) for name in related)
+    return Problem(message, field, _value(config, field), way_out=way_out, related=others)
+
+
+def _value(config: Config, dotted: str) -> Any:
+    value: Any = config
+    for step in dotted.split("."):
+        value = getattr(value, step)
+    return value
+
+
+def _divisors(*numbers: int) -> str:
+    """The numbers that divide all of `numbers`, for a way out."""
+    common = [d for d in range(1, min(numbers) + 1) if all(number % d == 0 for number in numbers)]
+    return ", ".join(str(d) for d in common[:12])
+
+
+def _check_platform(config: Config) -> Iterator[Problem]:
+    from longvita import platforms  # here: the platforms need not be imported to read a schema
+
+    known = ["auto", *platforms.names()]
+    if config.platform not in known:
+        close = difflib.get_close_matches(config.platform, known, n=1, cutoff=0.75)
+        way_out = f"did you mean {close[0]}?" if close else ""
+        yield _problem(config, "platform", f"is not a platform; known: {', '.join(known)}", way_out)
+
+
+def _check_vision(config: Config) -> Iterator[Problem]:
+    vision, downsample = config.model.vision, config.model.projector.downsample
+    prefix = "model.vision."
+    if vision.hidden_size % vision.num_attention_heads:
+        way_out = f"num_attention_heads of {_divisors(vision.hidden_size)}"
+        related = (prefix + "hidden_size",)
+        yield _problem(config, prefix + "num_attention_heads", "does not divide the hidden size", way_out, related)
+    if vision.image_size % vision.patch_size:
+        fitting = vision.image_size // vision.patch_size * vision.patch_size
+        way_out = f"image_size={fitting} or {fitting + vision.patch_size}"
+        related = (prefix + "patch_size",)
+        yield _problem(config, prefix + "image_size", "is not a multiple of the patch size", way_out, related)
+    elif vision.patches_per_side % downsample:
+        message = f"does not divide the {vision.patches_per_side} patches along a tile's side"
+        way_out = f"downsample of {_divisors(vision.patches_per_side)}"
+        related = (prefix + "image_size", prefix + "patch_size")
+        yield _problem(config, "model.projector.downsample", message, way_out, related)
+
+
+def _check_language(config: Config) -> Iterator[Problem]:
+    language = config.model.language
+    heads, groups = "model.language.num_attention_heads", "model.language.num_query_groups"
+    if language.hidden_size % language.num_attention_heads:
+        way_out = f"num_attention_heads of {_divisors(language.hidden_size)}"
+        yield _problem(config, heads, "does not divide the hidden size", way_out, ("model.language.hidden_size",))
+    elif language.head_dim % 2:
+        message = f"gives heads of odd width {language.head_dim}, and RoPE turns pairs"
+        yield _problem(config, heads, message, "another head count", ("model.language.hidden_size",))
+    if language.num_attention_heads % language.num_query_groups:
+        way_out = f"num_query_groups of {_divisors(language.num_attention_heads)}"
+        yield _problem(config, groups, "does not divide the attention heads", way_out, (heads,))
+
+
+def _check_tensor_parallel(config: Config) -> Iterator[Problem]:
+    tp, language, field = config.layout.tensor_parallel, config.model.language, "layout.tensor_parallel"
+    split = ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "vocab_size")
+    wrong = [name for name in split if getattr(language, name) % tp]
+    if wrong:
+        message = f"does not divide the model's {', '.join(wrong)}: every TP rank holds an equal, whole share"
+        way_out = f"tensor_parallel of {_divisors(*(getattr(language, name) for name in split))}"
+        yield _problem(config, field, message, way_out, tuple(f"model.language.{name}" for name in wrong))
+    if config.layout.sequence_parallel and tp == 1:
+        way_out = "layout.sequence_parallel=false, or tensor_parallel above 1"
+        yield _problem(config, "layout.sequence_parallel", "needs tensor parallelism", way_out, (field,))
+
+
+def _check_pipeline(config: Config) -> Iterator[Problem]:
+    layout, layers = config.layout, config.model.language.num_layers
+    pp, virtual, field = layout.pipeline_parallel, layout.virtual_pipeline, "layout.pipeline_parallel"
+    if virtual > 1 and pp == 1:
+        way_out = "layout.virtual_pipeline=1, or pipeline_parallel above 1"
+        yield _problem(config, "layout.virtual_pipeline", "needs pipeline parallelism", way_out, (field,))
+        return
+    ends = [
+        f"layout.num_layers_in_{end}_pipeline_stage"
+        for end in ("first", "last")
+        if _value(config, f"layout.num_layers_in_{end}_pipeline_stage") is not None
+    ]
+    if ends and pp == 1:
+        yield _problem(config, ends[0], "needs pipeline parallelism", f"remove {' and '.join(ends)}", (field,))
+        return
+    middle, stages = layers - sum(_value(config, end) for end in ends), pp - len(ends)
+    related = ("model.language.num_layers", *ends)
+    if middle < stages or (stages and middle % stages) or (not stages and middle):
+        left = f"{middle} layers left for {stages} stages" if ends else f"{layers} layers over {pp} stages"
+        way_out = (
+            "first and last stage sizes that leave a multiple of the stages between them"
+            if ends
+            else f"pipeline_parallel of {_divisors(layers)}, or num_layers_in_first_pipeline_stage for an uneven split"
+        )
+        yield _problem(config, field, f"the layers do not fit the stages: {left}", way_out, related)
+        return
+    uneven = [count for count in layers_per_stage(config) if count % virtual]
+    if uneven:
+        message = f"does not divide the {uneven[0]} layers of a stage"
+        way_out = f"virtual_pipeline of {_divisors(*layers_per_stage(config))}"
+        yield _problem(config, "layout.virtual_pipeline", message, way_out, (field, *related))
+
+
+def _check_sequence(config: Config) -> Iterator[Problem]:
+    layout, length, field = config.layout, config.data.sequence_length, "data.sequence_length"
+    sharers = layout.tensor_parallel if layout.sequence_parallel else 1
+    unit = sharers * (2 * layout.context_parallel if layout.context_parallel > 1 else 1)
+    if length % unit:
+        rule = "2 x CP" if layout.context_parallel > 1 else ""
+        rule += (" x " if rule else "") + "TP (sequence parallel)" if sharers > 1 else ""
+        lower = length // unit * unit
+        way_out = f"sequence_length={lower} or {lower + unit}" if lower else f"sequence_length={unit}"
+        related = ("layout.context_parallel", "layout.tensor_parallel", "layout.sequence_parallel")
+        yield _problem(config, field, f"is not a multiple of {unit} = {rule}", way_out, related)
+    limit = config.model.language.max_position_embeddings
+    if length > limit:
+        related = ("model.language.max_position_embeddings",)
+        yield _problem(config, field, "is beyond the model's last position", f"at most {limit}", related)
+
+
+def _check_tiles(config: Config) -> Iterator[Problem]:
+    per_tile, length = config.model.tokens_per_tile, config.data.sequence_length
+    fit = frames_that_fit(length, per_tile)
+    cost = f"{per_tile + TILE_MARKERS} tokens each with their markers"
+    related = ("data.sequence_length",)
+    for field, extra, what in (("max_num_frames", 0, "frames"), ("max_num_tiles", 1, "tiles and a thumbnail")):
+        limit = fit - extra
+        value = getattr(config.data, field)
+        # A picture of one tile has no thumbnail, so one tile may fill the sequence.
+        if value > limit and not (field == "max_num_tiles" and value == 1 and fit >= 1):
+            message = f"so many {what} do not fit the sequence: {cost}, so at most {max(limit, 0)} fit"
+            way_out = f"data.{field}={limit} or a longer data.sequence_length" if limit > 0 else "a longer sequence"
+            yield _problem(config, f"data.{field}", message, way_out, related)
+
+
+def _check_inference(config: Config) -> Iterator[Problem]:
+    inference, limit = config.inference, config.model.language.max_position_embeddings
+    fit = frames_that_fit(inference.max_seq_len, config.model.tokens_per_tile)
+    if inference.max_seq_len > limit:
+        related = ("model.language.max_position_embeddings",)
+        message = "is beyond the model's last position"
+        yield _problem(config, "inference.max_seq_len", message, f"at most {limit}", related)
+    if inference.max_num_frames > fit:
+        cost = config.model.tokens_per_tile + TILE_MARKERS
+        message = f"so many frames do not fit: {cost} tokens each with their markers, so at most {fit} fit"
+        way_out = f"inference.max_num_frames={fit} or a larger inference.max_seq_len"
+        yield _problem(config, "inference.max_num_frames", message, way_out, ("inference.max_seq_len",))
+    if inference.max_new_tokens >= inference.max_seq_len:
+        message = "leaves no room for a prompt"
+        way_out = f"less than {inference.max_seq_len}"
+        yield _problem(config, "inference.max_new_tokens", message, way_out, ("inference.max_seq_len",))
+
+
+def _check_batch(config: Config) -> Iterator[Problem]:
+    batch, micro = config.training.global_batch_size, config.training.micro_batch_size
+    if config.layout.processes is not None:
+        yield from _world_size_problems(config, config.layout.processes, "layout.processes")
+    elif batch % micro:
+        field, related = "training.global_batch_size", ("training.micro_batch_size",)
+        lower = batch // micro * micro
+        way_out = f"global_batch_size={lower or micro} or {lower + micro}"
+        yield _problem(config, field, "is not a multiple of the micro batch", way_out, related)
+
+
+def _world_size_problems(config: Config, world_size: int, field: str = "") -> Iterator[Problem]:
+    """Problems of running with `world_size` processes; `field` names where the number was configured."""
+    replica = replica_size(config)
+    sizes = ("layout.tensor_parallel", "layout.pipeline_parallel", "layout.context_parallel")
+    if world_size % replica:
+        message = f"{world_size} processes are not a multiple of a model replica's {replica} = TP x PP x CP"
+        lower = world_size // replica * replica
+        way_out = f"start {f'{lower} or ' if lower else ''}{lower + replica} processes, or another layout"
+        yield _problem(config, field or sizes[0], message, way_out, sizes if field else sizes[1:])
+        return
+    batch, micro = config.training.global_batch_size, config.training.micro_batch_size
+    data_parallel, pp = world_size // replica, config.layout.pipeline_parallel
+    unit = micro * data_parallel
+    message = f"is not a multiple of micro batch x DP = {micro} x {data_parallel}"
+    related: tuple[str, ...] = ("training.micro_batch_size",)
+    if config.layout.virtual_pipeline > 1:
+        # megatron-core's interleaved schedule takes micro batches in groups of PP.
+        unit *= pp
+        message += f", x PP = {pp} for the interleaved schedule"
+        related = (*related, "layout.virtual_pipeline")
+    if batch % unit:
+        lower = batch // unit * unit
+        way_out = f"global_batch_size={f'{lower} or ' if lower else ''}{lower + unit}"
+        yield _problem(config, "training.global_batch_size", message, way_out, (*related, *sizes))
+
+
+def _check_training(config: Config) -> Iterator[Problem]:
+    training, optimizer, recompute = config.training, config.optimizer, config.training.recompute
+    if len(set(training.trainable)) < len(training.trainable):
+        yield _problem(config, "training.trainable", "names a part twice", "name each part once")
+    if optimizer.min_lr > optimizer.lr:
+        way_out = f"optimizer.min_lr of at most {optimizer.lr}"
+        yield _problem(config, "optimizer.min_lr", "is above the highest rate", way_out, ("optimizer.lr",))
+    if recompute.granularity == "full" and config.model.language.num_layers >= config.layout.pipeline_parallel:
+        most = max(layers_per_stage(config))
+        if recompute.num_layers > most:
+            message = f"is more than the {most} layers of a stage"
+            related = ("model.language.num_layers", "layout.pipeline_parallel")
+            yield _problem(config, "training.recompute.num_layers", message, f"at most {most}", related)
+
+
+def _missing_data(config: Config, field: str, sources: dict[str, DatasetConfig]) -> Iterator[Problem]:
+    """A problem for each source whose files are not there (the first missing file of each is named)."""
+    for name, dataset in sources.items():
+        missing = [path for path in dataset.data_paths if not config.data.data_file(path).is_file()]
+        if missing and dataset.ratio > 0:
+            more = f" (and {len(missing) - 1} more of this source)" if len(missing) > 1 else ""
+            message = f"there is no file {config.data.data_file(missing[0])}{more}"
+            way_out = "set data.data_root to the folder that holds the data sets, or ratio: 0 to leave the source out"
+            yield Problem(message, f"data.{field}.{name}.data_paths", ABSENT, way_out=way_out)
+
+
+_CHECKS: list[Callable[[Config], Iterator[Problem]]] = [
+    _check_platform,
+    _check_vision,
+    _check_language,
+    _check_tensor_parallel,
+    _check_pipeline,
+    _check_sequence,
+    _check_tiles,
+    _check_inference,
+    _check_batch,
+    _check_training,
+]

@@ -1,0 +1,259 @@
+"""Reads YAML files into `Config`: includes, overrides, strict validation, and errors that say where and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError
+
+from longvita.config import checks, names
+from longvita.config.errors import ABSENT, ConfigError, Problem, Source, short_path
+from longvita.config.nodes import Node, Path_, merge, parse, read_file
+from longvita.config.schema import Config
+
+INCLUDE = "include"
+OVERRIDE = Source("override")
+NUMBER = re.compile(r"^[-+]?\d+(\.\d*)?([eE][-+]?\d+)?$")
+Purpose = Literal["any", "training"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration and where its values come from.
+
+    Attributes:
+        config: the validated configuration.
+        tree: what was written, with sources.
+    """
+
+    config: Config
+    tree: Node
+
+    def source(self, dotted: str | Path_) -> Source:
+        """Where a field's value was written; the default source where it was not."""
+        node = self.tree.find(split_name(dotted) if isinstance(dotted, str) else dotted)
+        return node.source if node is not None else Source()
+
+
+def load(path: str | Path, overrides: list[str] | None = None, purpose: Purpose = "any") -> Config:
+    """Read a YAML file with its includes, lay dotted overrides on it, and validate the whole.
+
+    Args:
+        path: the file.
+        overrides: `section.field=value` each; the value is YAML, so `[1, 2]`, `null` and `1e-5` mean what they say.
+        purpose: "training" also asks for what a training run cannot do without (data, tokenizer, their files).
+
+    Raises:
+        ConfigError: with all problems found, each with file, line, value and the way out.
+    """
+    return load_with_sources(path, overrides, purpose).config
+
+
+def load_with_sources(path: str | Path, overrides: list[str] | None = None, purpose: Purpose = "any") -> Loaded:
+    """`load`, with the sources of the values beside the configuration."""
+    tree = read_with_includes(Path(path))
+    for text in overrides or []:
+        tree = merge_override(tree, text)
+    loaded = Loaded(validate(tree), tree)
+    problems = checks.find_problems(loaded.config)
+    if purpose == "training":
+        problems += checks.find_training_problems(loaded.config)
+    if problems:
+        raise ConfigError([_placed(problem, loaded) for problem in problems])
+    return loaded
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """The configuration as plain dicts, lists and scalars, which `Config.model_validate` takes back."""
+    return config.model_dump(mode="python")
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML text, which `load` takes back."""
+    return yaml.safe_dump(dump(config), sort_keys=False, width=120, allow_unicode=True)
+
+
+def read_with_includes(path: Path, above: tuple[Path, ...] = ()) -> Node:
+    """Read a file and what it includes; later includes win over earlier ones, the file itself over all of them.
+
+    Raises:
+        ConfigError: a file is missing or broken, or files include each other in a circle.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise ConfigError([_missing_file(path)])
+    tree = read_file(path)
+    if not isinstance(tree.value, dict):
+        raise ConfigError([Problem("the file must hold `name: value` lines", source=tree.source)])
+    include = tree.value.pop(INCLUDE, None)
+    _accept_published_mix(tree)
+    result = Node({}, Source("file", path, 1))
+    for entry in _include_entries(include):
+        target = (path.parent / entry.value).resolve()
+        if target in (*above, path):
+            message = "files include each other: " + " -> ".join(short_path(step) for step in (*above, path, target))
+            raise ConfigError([Problem(message, INCLUDE, entry.value, entry.source)])
+        if not target.is_file():
+            raise ConfigError([_missing_file(target, entry)])
+        result = merge(result, read_with_includes(target, (*above, path)))
+    return merge(result, tree)
+
+
+def merge_override(tree: Node, text: str) -> Node:
+    """Lay one `section.field=value` on the tree; a value that is a section replaces the whole section.
+
+    Raises:
+        ConfigError: the text is not of this form, or its value is not valid YAML.
+    """
+    name, equals, value_text = text.partition("=")
+    steps = split_name(name.strip())
+    if not equals or not steps or any(step == "" for step in steps):
+        way_out = "write section.field=value, for instance training.train_iterations=5"
+        raise ConfigError([Problem("is not an override", source=OVERRIDE, field=text, way_out=way_out)])
+    value = parse(value_text, kind="override")
+    if not value_text.strip():
+        value = Node(None, OVERRIDE)
+    return _with_value(tree, steps, value)
+
+
+def split_name(dotted: str) -> Path_:
+    """The steps of a dotted name; a step with dots in it stands in double quotes: data.dataset."a.b".ratio."""
+    steps = [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|([^."]+)', dotted)]
+    rebuilt = re.sub(r'"[^"]*"|[^."]+', "x", dotted)
+    return tuple(steps) if re.fullmatch(r"x(\.x)*", rebuilt) else ()
+
+
+def validate(tree: Node) -> Config:
+    """Check the tree against the schema, field by field.
+
+    Raises:
+        ConfigError: unknown names, wrong types, values out of range: all of them at once.
+    """
+    try:
+        return Config.model_validate(tree.plain())
+    except ValidationError as error:
+        problems = [_schema_problem(dict(detail), tree) for detail in error.errors(include_url=False)]
+        raise ConfigError(sorted(problems, key=_place)) from None
+
+
+def _place(problem: Problem) -> tuple[str, int]:
+    return str(problem.source.file or ""), problem.source.line
+
+
+def _with_value(tree: Node, steps: Path_, value: Node) -> Node:
+    """A copy of the tree in which `steps` leads to `value`."""
+    if not steps:
+        return value
+    children = dict(tree.value) if isinstance(tree.value, dict) else {}
+    below = children.get(steps[0], Node({}, OVERRIDE))
+    children[str(steps[0])] = _with_value(below, steps[1:], value)
+    return Node(children, tree.source)
+
+
+def _accept_published_mix(tree: Node) -> None:
+    """A mix file of the published form has `dataset:` at its top: it means data.dataset."""
+    if "dataset" in tree.value and "data" not in tree.value:
+        dataset = tree.value.pop("dataset")
+        tree.value["data"] = Node({"dataset": dataset}, dataset.source)
+
+
+def _include_entries(include: Node | None) -> list[Node]:
+    if include is None:
+        return []
+    entries = include.value if isinstance(include.value, list) else [include]
+    for entry in entries:
+        if not isinstance(entry.value, str):
+            way_out = "include: [../model/long_vita_14b.yaml], paths relative to this file"
+            raise ConfigError([Problem("must be a list of files", INCLUDE, include.plain(), include.source, way_out)])
+    return entries
+
+
+def _missing_file(path: Path, entry: Node | None = None) -> Problem:
+    siblings = sorted(str(other.name) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.4)
+    if close:
+        way_out = f"did you mean {short_path(path.parent / close[0])}?"
+    elif siblings:
+        way_out = f"{short_path(path.parent)} holds {', '.join(siblings)}"
+    else:
+        way_out = "includes are relative to the file that names them" if entry else ""
+    message = f"there is no file {short_path(path)}"
+    if entry is None:
+        return Problem(message, source=Source(""), way_out=way_out)
+    return Problem(message, INCLUDE, entry.value, entry.source, way_out)
+
+
+def _schema_problem(detail: dict[str, Any], tree: Node) -> Problem:
+    """One of pydantic's errors in our words."""
+    path: Path_ = tuple(detail["loc"])
+    dotted = ".".join(str(step) for step in path)
+    source = tree.source_of(path)
+    value = detail["input"]
+    if detail["type"] == "extra_forbidden":
+        return Problem("this name is not known", dotted, value, source, names.nearest(path))
+    if detail["type"] == "missing":
+        return Problem("must be given", dotted, ABSENT, source)
+    info = names.field_at(path)
+    wanted = names.type_name(info.annotation) if info is not None else ""
+    if detail["type"] == "literal_error":
+        return Problem(f"must be {_allowed(info, detail)}", dotted, value, source, _nearest_choice(value, info))
+    if detail["type"] == "model_type":
+        section = names.section_at(path)
+        known = f"known in it: {', '.join(section.model_fields)}" if section is not None else ""
+        return Problem("must be a section of `name: value` lines", dotted, value, source, known)
+    if detail["type"].endswith("_type"):
+        message = f"must be {wanted}, and this is {_type_of(value)}" if wanted else detail["msg"].lower()
+        return Problem(message, dotted, value, source, _type_way_out(value, info))
+    message = (
+        detail["msg"].replace("Input should", "must").replace("List should", "must").replace("must be at", "be at")
+    )
+    return Problem(message[0].lower() + message[1:], dotted, value, source)
+
+
+def _allowed(info: Any, detail: dict[str, Any]) -> str:
+    choices = _choices(info)
+    return "one of " + ", ".join(choices) if choices else str(detail["ctx"]["expected"])
+
+
+def _choices(info: Any) -> list[str]:
+    """Values that a field of fixed choices (or a list of them) takes."""
+    text = names.type_name(info.annotation) if info is not None else ""
+    return text.split("one of ", 1)[1].split(", ") if "one of " in text else []
+
+
+def _nearest_choice(value: Any, info: Any) -> str:
+    close = difflib.get_close_matches(str(value), _choices(info), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _type_of(value: Any) -> str:
+    words = {bool: "true or false", int: "an int", float: "a float", str: "text", list: "a list", dict: "a section"}
+    return words.get(type(value), "null" if value is None else type(value).__name__)
+
+
+def _type_way_out(value: Any, info: Any) -> str:
+    wanted = names.type_name(info.annotation) if info is not None else ""
+    if isinstance(value, float) and value.is_integer() and "int" in wanted:
+        return f"write {int(value)}"
+    if isinstance(value, str) and NUMBER.match(value) and ("int" in wanted or "float" in wanted):
+        return f"write {value} without quotes"
+    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off") and "true" in wanted:
+        return f"write {'true' if value.lower() in ('yes', 'on') else 'false'}"
+    if wanted.startswith("list") and not isinstance(value, list):
+        return f"write it as a list: [{value}]"
+    if value is None and "null" not in wanted:
+        return "give a value, or remove the line for the default"
+    return ""
+
+
+def _placed(problem: Problem, loaded: Loaded) -> Problem:
+    """A cross-field problem with the sources of its fields filled in."""
+    related = tuple((name, value, loaded.source(name)) for name, value, _ in problem.related)
+    return Problem(
+        problem.message, problem.field, problem.value, loaded.source(problem.field), problem.way_out, related
+    )

@@ -1,0 +1,169 @@
+"""YAML files as trees that remember the file and line of every value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from longvita.config.errors import ConfigError, Problem, Source
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass
+class Node:
+    """A value and where it was written.
+
+    Attributes:
+        value: a scalar, a dict of name to Node, or a list of Nodes.
+        source: where it was written.
+    """
+
+    value: Any
+    source: Source
+
+    def plain(self) -> Any:
+        """The value without sources: plain dicts, lists and scalars."""
+        if isinstance(self.value, dict):
+            return {name: child.plain() for name, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+    def find(self, path: Iterable[str | int]) -> Node | None:
+        """The node at `path` (names and list positions), or None where nothing was written."""
+        node: Node | None = self
+        for step in path:
+            if node is None:
+                return None
+            if isinstance(node.value, dict):
+                node = node.value.get(step)
+            elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+                node = node.value[step]
+            else:
+                return None
+        return node
+
+    def source_of(self, path: Iterable[str | int]) -> Source:
+        """The source of the value at `path`, else of the nearest section around it that was written."""
+        steps = list(path)
+        while steps:
+            node = self.find(steps)
+            if node is not None:
+                return node.source
+            steps.pop()
+        return Source()
+
+
+def merge(base: Node, over: Node) -> Node:
+    """`over` laid on `base`: sections are merged name by name; lists and single values replace what was there."""
+    if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
+        return over
+    merged = dict(base.value)
+    for name, child in over.value.items():
+        merged[name] = merge(merged[name], child) if name in merged else child
+    return Node(merged, over.source)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader with the plain scalars of YAML 1.2.
+
+    PyYAML follows YAML 1.1, where 1e-5 is a string, `on` a boolean, 010 eight and 1:30 ninety.
+    """
+
+    yaml_implicit_resolvers: dict = {}
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_DIGITS = list("-+0123456789")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), _DIGITS)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$"),
+    [*_DIGITS, "."],
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", ""), 10))
+
+
+def read_file(path: Path) -> Node:
+    """Read one YAML file, without its includes.
+
+    Raises:
+        ConfigError: the file is missing or not text, the YAML is broken, or a name stands twice in one section.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([Problem(f"cannot be read: {error.strerror}", source=Source("file", path, 0))]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("is not a text file in UTF-8", source=Source("file", path, 0))]) from error
+    return parse(text, path)
+
+
+def parse(text: str, file: Path | None = None, kind: str = "file") -> Node:
+    """Parse YAML text; `file` and `kind` make up the sources. Raises ConfigError as read_file does."""
+    reader = _Reader(_Loader(text), file, kind)
+    try:
+        root = reader.loader.get_single_node()
+        if root is None:
+            return Node({}, Source(kind, file, 1))
+        return reader.convert(root, reader.source(root), ())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark is not None else 1
+        reason = getattr(error, "problem", None) or str(error)
+        message = f"is not valid YAML: {reason}"
+        raise ConfigError([Problem(message, source=Source(kind, file, line))]) from error
+    finally:
+        reader.loader.dispose()
+
+
+class _Reader:
+    """Turns PyYAML's nodes into ours."""
+
+    def __init__(self, loader: _Loader, file: Path | None, kind: str):
+        self.loader = loader
+        self.file = file
+        self.kind = kind
+
+    def source(self, node: yaml.Node) -> Source:
+        return Source(self.kind, self.file, node.start_mark.line + 1)
+
+    def convert(self, node: yaml.Node, source: Source, above: tuple[yaml.Node, ...]) -> Node:
+        if any(node is other for other in above):
+            raise ConfigError([Problem("an alias contains itself", source=source)])
+        if isinstance(node, yaml.MappingNode):
+            return Node(self._convert_mapping(node, (*above, node)), source)
+        if isinstance(node, yaml.SequenceNode):
+            return Node([self.convert(child, self.source(child), (*above, node)) for child in node.value], source)
+        return Node(self.loader.construct_object(node), source)
+
+    def _convert_mapping(self, node: yaml.MappingNode, above: tuple[yaml.Node, ...]) -> dict[str, Node]:
+        self._refuse_duplicates(node)
+        self.loader.flatten_mapping(node)
+        result: dict[str, Node] = {}
+        for key, child in node.value:
+            name = self.loader.construct_object(key)
+            if not isinstance(name, str):
+                problem = Problem("a name must be text", str(key.value), source=self.source(key), way_out="quote it")
+                raise ConfigError([problem])
+            result[name] = self.convert(child, self.source(key), above)
+        return result
+
+    def _refuse_duplicates(self, node: yaml.MappingNode) -> None:
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in first and key.value != "<<":
+                message = f"stands twice in one section, first in line {first[key.value]}"
+                raise ConfigError([Problem(message, key.value, source=self.source(key), way_out="keep one of them")])
+            first[key.value] = line
