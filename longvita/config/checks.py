@@ -105,7 +105,7 @@ def _check_vision(config: Config) -> Iterator[Problem]:
     prefix = "model.vision."
     if vision.hidden_size % vision.num_attention_heads:
         way_out = f"num_attention_heads of {_divisors(vision.hidden_size)}"
-        related = (prefix + "hidden_size",)
+        related: tuple[str, ...] = (prefix + "hidden_size",)
         yield _problem(config, prefix + "num_attention_heads", "does not divide the hidden size", way_out, related)
     if vision.image_size % vision.patch_size:
         fitting = vision.image_size // vision.patch_size * vision.patch_size
@@ -188,7 +188,7 @@ def _check_sequence(config: Config) -> Iterator[Problem]:
         rule += (" x " if rule else "") + "TP (sequence parallel)" if sharers > 1 else ""
         lower = length // unit * unit
         way_out = f"sequence_length={lower} or {lower + unit}" if lower else f"sequence_length={unit}"
-        related = ("layout.context_parallel", "layout.tensor_parallel", "layout.sequence_parallel")
+        related: tuple[str, ...] = ("layout.context_parallel", "layout.tensor_parallel", "layout.sequence_parallel")
         yield _problem(config, field, f"is not a multiple of {unit} = {rule}", way_out, related)
     limit = config.model.language.max_position_embeddings
     if length > limit:

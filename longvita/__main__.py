@@ -1,0 +1,6 @@
+"""`python -m longvita`: the same as the `longvita` command."""
+
+from longvita.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Prints a resolved configuration as YAML, each value with a comment that says where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+from longvita.config import names
+from longvita.config.loader import Loaded, dump
+from longvita.config.nodes import Path_
+
+LONGEST_LIST = 80
+COMMENT_COLUMN = 52
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the listing: YAML text, then a comment (a source, or a doc string on a line of its own)."""
+
+    text: str
+    comment: str = ""
+
+
+def show(loaded: Loaded, console: Console, docs: bool = False) -> None:
+    """Print the configuration; what is printed is YAML that `load` takes back.
+
+    Args:
+        loaded: the configuration with its sources.
+        console: where to print.
+        docs: print each field's doc string and type above it.
+    """
+    for line in lines(loaded, docs):
+        text = Text(line.text, no_wrap=True)
+        if line.comment:
+            written = line.comment != "default"
+            gap = " " * max(1, COMMENT_COLUMN - len(line.text)) if line.text.strip() else ""
+            text.append(f"{gap}# {line.comment}", style="cyan" if written else "dim")
+        console.print(text, soft_wrap=True)
+
+
+def lines(loaded: Loaded, docs: bool = False) -> Iterator[Line]:
+    """The lines of the listing."""
+    yield from _section(dump(loaded.config), (), loaded, docs)
+
+
+def _section(section: dict[str, Any], path: Path_, loaded: Loaded, docs: bool) -> Iterator[Line]:
+    indent = "  " * len(path)
+    for name, value in section.items():
+        here = (*path, name)
+        if docs:
+            yield from _doc(here, indent)
+        source = str(loaded.source(here))
+        key = f"{indent}{_scalar(name)}:"
+        if isinstance(value, dict) and value:
+            yield Line(key)
+            yield from _section(value, here, loaded, docs)
+        elif isinstance(value, list) and len(str(value)) > LONGEST_LIST:
+            yield Line(key, source)
+            yield from (Line(f"{indent}  - {_scalar(item)}") for item in value)
+        else:
+            yield Line(f"{key} {_scalar(value)}", source)
+
+
+def _doc(path: Path_, indent: str) -> Iterator[Line]:
+    info = names.field_at(path)
+    if info is not None and info.description:
+        kind = names.type_name(info.annotation)
+        words = " ".join(info.description.split())
+        yield Line(indent, words if kind == "section" else f"{words} ({kind})")
+
+
+def _scalar(value: Any) -> str:
+    """A value in YAML's flow style, on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.strip().removesuffix("...").strip()
