@@ -138,7 +138,7 @@ class Accelerator:
         return False
 
     def empty_cache(self) -> None:
-        """torch keeps no cache of CPU memory."""
+        """Torch keeps no cache of CPU memory."""
 
     def get_rng_state(self, device: Any = None) -> torch.Tensor:
         """State of the default generator."""
