@@ -16,7 +16,7 @@ from longvita.config.schema import ModelConfig
 def pixel_shuffle(hidden: Tensor, factor: int) -> Tensor:
     """[n, w, h, C] to [n, h / f, w / f, C * f * f]: each f x f square of patches becomes one row, as in InternVL."""
     n, w, h, channels = hidden.shape
-    hidden = hidden.view(n, w, h // factor, channels * factor).permute(0, 2, 1, 3).contiguous()
+    hidden = hidden.reshape(n, w, h // factor, channels * factor).permute(0, 2, 1, 3).contiguous()
     return hidden.view(n, h // factor, w // factor, channels * factor * factor).permute(0, 2, 1, 3).contiguous()
 
 

@@ -1,0 +1,176 @@
+"""Names of the tensors in the Hugging Face layouts that we know, and which of them a folder has.
+
+| layout | written by | parts |
+| --- | --- | --- |
+| long_vita | the published Long-VITA (`LongVITAForCausalLM`) | all |
+| internvl | transformers' `InternVLForConditionalGeneration`, in the form it saves or in that of its modules | all |
+| Qwen2.5 | `Qwen2ForCausalLM` | language |
+| InternViT | `InternVisionModel`, alone or inside an InternVL 2 folder | vision |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class VisionNames:
+    """Names inside a vision tower; `qkv` says in which module, and in which third of its rows, q, k and v stand."""
+
+    prefix: str
+    class_embedding: str
+    patch_embedding: str
+    position_embedding: str
+    layer: str
+    qkv: tuple[tuple[str, int], tuple[str, int], tuple[str, int]]
+    proj: str
+    fc1: str
+    fc2: str
+    norm1: str
+    norm2: str
+    scale1: str
+    scale2: str
+
+
+@dataclass(frozen=True)
+class ProjectorNames:
+    """Names inside a projector; a `padded` one is as wide inside as the language model and has biases."""
+
+    prefix: str
+    norm: str
+    fc1: str
+    fc2: str
+    padded: bool
+
+
+@dataclass(frozen=True)
+class LanguageNames:
+    """Names of a Qwen2 decoder: `prefix` before `layers.N` and `norm`."""
+
+    prefix: str
+    embedding: str
+    head: str
+
+
+@dataclass(frozen=True)
+class Names:
+    """One layout; a part that it lacks is None."""
+
+    title: str
+    vision: VisionNames | None = None
+    projector: ProjectorNames | None = None
+    language: LanguageNames | None = None
+
+    def need_vision(self) -> VisionNames:
+        """The vision tower's names; LookupError where the layout has none."""
+        return self._need(self.vision, "vision tower")
+
+    def need_projector(self) -> ProjectorNames:
+        """The projector's names; LookupError where the layout has none."""
+        return self._need(self.projector, "projector")
+
+    def need_language(self) -> LanguageNames:
+        """The language model's names; LookupError where the layout has none."""
+        return self._need(self.language, "language model")
+
+    def _need(self, part, what: str):
+        if part is None:
+            raise LookupError(f"the {self.title} layout has no {what}")
+        return part
+
+
+def _internvit(prefix: str) -> VisionNames:
+    return VisionNames(
+        prefix=prefix,
+        class_embedding="embeddings.class_embedding",
+        patch_embedding="embeddings.patch_embedding",
+        position_embedding="embeddings.position_embedding",
+        layer="encoder.layers.{}.",
+        qkv=(("attn.qkv", 0), ("attn.qkv", 1), ("attn.qkv", 2)),
+        proj="attn.proj",
+        fc1="mlp.fc1",
+        fc2="mlp.fc2",
+        norm1="norm1",
+        norm2="norm2",
+        scale1="ls1",
+        scale2="ls2",
+    )
+
+
+def _internvl_vision(prefix: str) -> VisionNames:
+    return VisionNames(
+        prefix=prefix,
+        class_embedding="embeddings.cls_token",
+        patch_embedding="embeddings.patch_embeddings.projection",
+        position_embedding="embeddings.position_embeddings",
+        layer="encoder.layer.{}.",
+        qkv=(("attention.q_proj", 0), ("attention.k_proj", 0), ("attention.v_proj", 0)),
+        proj="attention.projection_layer",
+        fc1="mlp.fc1",
+        fc2="mlp.fc2",
+        norm1="layernorm_before",
+        norm2="layernorm_after",
+        scale1="lambda_1",
+        scale2="lambda_2",
+    )
+
+
+_LONG_VITA_PROJECTOR = ProjectorNames("model.vision_projection.", "pre_proj_layernorm", "mlp.0", "mlp.2", padded=False)
+_QWEN2 = LanguageNames("model.", "model.embed_tokens.weight", "lm_head.weight")
+
+
+def _internvl_projector(prefix: str) -> ProjectorNames:
+    return ProjectorNames(prefix, "layer_norm", "linear_1", "linear_2", padded=True)
+
+
+LONG_VITA = Names("long_vita", _internvit("model.vision_model."), _LONG_VITA_PROJECTOR, _QWEN2)
+INTERNVL = Names(
+    "internvl",
+    _internvl_vision("vision_tower."),
+    _internvl_projector("multi_modal_projector."),
+    LanguageNames("language_model.model.", "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
+)
+
+_VISION = (
+    LONG_VITA.vision,
+    INTERNVL.vision,
+    _internvl_vision("model.vision_tower."),
+    _internvit("vision_model."),
+    _internvit(""),
+)
+_PROJECTOR = (LONG_VITA.projector, INTERNVL.projector, _internvl_projector("model.multi_modal_projector."))
+_LANGUAGE = (
+    INTERNVL.language,
+    LanguageNames("model.language_model.", "model.language_model.embed_tokens.weight", "lm_head.weight"),
+    _QWEN2,
+)
+
+
+def names_of(tensors: Collection[str], title: str) -> Names:
+    """The layout of a folder with these tensors; a part of which nothing is there is None.
+
+    A part counts as there when any tensor of it is, so that the rest of it can be reported as missing.
+    """
+    known = set(tensors)
+    vision = next((x for x in _VISION if x and x.prefix + x.class_embedding in known), None) or next(
+        (x for x in _VISION if x and any(t.startswith(x.prefix + x.layer.split("{")[0]) for t in known)), None
+    )
+    projector = next((x for x in _PROJECTOR if x and any(t.startswith(x.prefix) for t in known)), None)
+    language = next((x for x in _LANGUAGE if x and any(t.startswith(x.prefix + "layers.") for t in known)), None)
+    found = Names(title, vision, projector, language)
+    return found if title else replace(found, title="Hugging Face")
+
+
+def part_of(tensor: str, names: Names) -> str | None:
+    """The part of the layout whose prefix this tensor has, None where no part's prefix fits."""
+    if names.projector and tensor.startswith(names.projector.prefix):
+        return "projector"
+    vision = names.vision
+    if vision and tensor.startswith((vision.prefix + "embeddings.", vision.prefix + "encoder.")):
+        return "vision"
+    language = names.language
+    if language and (tensor in (language.embedding, language.head) or tensor.startswith(language.prefix)):
+        # "model." is also the start of the published vision tower's names, which are looked at first
+        return "language"
+    return None
