@@ -1,0 +1,90 @@
+"""Floating point operations of a training step, from what the documents in it hold.
+
+What counts is the work the model needs: padding counts nothing, attention only the pairs of positions that see each
+other, recomputed activations only once. Frozen parts count what their backward pass really does. A product of an
+[m, k] and a [k, n] matrix is 2 m k n operations; norms, activations and rotary embeddings (below 1%) are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from longvita.config.schema import ModelConfig
+
+
+@dataclass
+class Workload:
+    """What some documents ask of the model; workloads add up."""
+
+    tokens: int = 0
+    """Positions of the language model that hold a document."""
+    attention_pairs: int = 0
+    """Pairs (query, key) that causal attention computes: L (L + 1) / 2 for a document of L tokens."""
+    loss_tokens: int = 0
+    """Positions whose logits are computed."""
+    tiles: int = 0
+    """Tiles that the vision tower encodes."""
+
+    def add_documents(self, lengths: Iterable[int]) -> None:
+        """Count documents of these lengths, tokens."""
+        for length in lengths:
+            self.tokens += length
+            self.attention_pairs += length * (length + 1) // 2
+
+
+def forward_flops(model: ModelConfig, work: Workload) -> int:
+    """Operations of a forward pass."""
+    return sum(_forward_parts(model, work).values())
+
+
+def training_flops(model: ModelConfig, work: Workload, trainable: Iterable[str]) -> int:
+    """Operations of a forward and a backward pass, with the parts "vision", "projector", "language" trained or not.
+
+    A linear layer's backward pass has a product for its weight, if that is trained, and one for its input, if anything
+    before it is trained; attention's has twice the products of its forward pass, if anything before it is.
+    """
+    parts = set(trainable)
+    vision, projector, language = ("vision" in parts), ("projector" in parts), ("language" in parts)
+    factors = {
+        "patches": 1 + vision,
+        "vision_linear": 1 + 2 * vision,
+        "vision_attention": 1 + 2 * vision,
+        "projector_first": 1 + projector + vision,
+        "projector_second": 1 + projector + (projector or vision),
+        "language_linear": 2 + language,
+        "language_attention": 3,
+        "head": 2 + language,
+    }
+    return sum(factors[name] * flops for name, flops in _forward_parts(model, work).items())
+
+
+def _forward_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
+    return {**_vision_parts(model, work), **_language_parts(model, work)}
+
+
+def _vision_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
+    vision, projector = model.vision, model.projector
+    hidden, positions = vision.hidden_size, vision.sequence_length
+    patches = vision.patches_per_side**2
+    layer_weights = 4 * hidden * hidden + 2 * hidden * vision.ffn_hidden_size
+    per_tile = {
+        "patches": 2 * patches * 3 * vision.patch_size**2 * hidden,
+        "vision_linear": 2 * vision.num_layers * positions * layer_weights,
+        "vision_attention": 4 * vision.num_layers * positions * positions * hidden,
+        "projector_first": 2 * model.tokens_per_tile * hidden * projector.downsample**2 * projector.hidden_size,
+        "projector_second": 2 * model.tokens_per_tile * projector.hidden_size * model.language.hidden_size,
+    }
+    return {name: work.tiles * flops for name, flops in per_tile.items()}
+
+
+def _language_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
+    language = model.language
+    hidden = language.hidden_size
+    key_value = 2 * language.num_query_groups * language.head_dim
+    layer_weights = 2 * hidden * hidden + hidden * key_value + 3 * hidden * language.ffn_hidden_size
+    return {
+        "language_linear": 2 * language.num_layers * work.tokens * layer_weights,
+        "language_attention": 4 * language.num_layers * work.attention_pairs * hidden,
+        "head": 2 * work.loss_tokens * hidden * language.vocab_size,
+    }

@@ -1,0 +1,90 @@
+"""Stopping early: SIGTERM, SIGINT or a time limit save a checkpoint and end the run with a known exit code.
+
+The exit codes of `longvita train`: 0 when all steps are done, 2 when the config or the files it names are refused, and
+those below for a run that has saved its state and goes on from there when started again. Any other code is a failure.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+EXIT_COMPLETE = 0
+"""All steps are done."""
+EXIT_REFUSED = 2
+"""The config, or a file that it names, was refused before anything started."""
+EXIT_SIGTERM = 75
+"""Stopped by SIGTERM; the state is saved."""
+EXIT_SIGINT = 76
+"""Stopped by SIGINT (Ctrl-C); the state is saved."""
+EXIT_TIME_LIMIT = 77
+"""Stopped by training.time_limit_minutes; the state is saved."""
+
+
+class StopReason(IntEnum):
+    """Why a run stops; of several reasons on several ranks the highest wins."""
+
+    NONE = 0
+    TIME_LIMIT = 1
+    SIGINT = 2
+    SIGTERM = 3
+
+    @property
+    def exit_code(self) -> int:
+        """The process's exit code."""
+        return {
+            StopReason.NONE: EXIT_COMPLETE,
+            StopReason.TIME_LIMIT: EXIT_TIME_LIMIT,
+            StopReason.SIGINT: EXIT_SIGINT,
+            StopReason.SIGTERM: EXIT_SIGTERM,
+        }[self]
+
+
+class StopWatch:
+    """Notes requests to stop, and agrees on them with the other ranks between steps.
+
+    Use as a context manager: it holds the handlers of SIGTERM and SIGINT inside.
+    """
+
+    def __init__(self, time_limit_minutes: float | None, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._deadline = None if time_limit_minutes is None else clock() + 60 * time_limit_minutes
+        self._signal = StopReason.NONE
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopWatch:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # A second signal changes nothing: launchers and terminals often send two.
+        reason = StopReason.SIGTERM if number == signal.SIGTERM else StopReason.SIGINT
+        self._signal = max(self._signal, reason)
+
+    @property
+    def wish(self) -> StopReason:
+        """What this rank alone would do."""
+        if self._signal != StopReason.NONE:
+            return self._signal
+        if self._deadline is not None and self._clock() >= self._deadline:
+            return StopReason.TIME_LIMIT
+        return StopReason.NONE
+
+    def agree(self, device: torch.device) -> StopReason:
+        """The same answer on every rank: the highest of all ranks' wishes. A collective over the whole world."""
+        wish = torch.tensor(int(self.wish), dtype=torch.int32, device=device)
+        dist.all_reduce(wish, op=dist.ReduceOp.MAX)
+        return StopReason(int(wish))

@@ -1,0 +1,76 @@
+"""What a training process holds between steps: wrapped model chunks, optimizer, schedule and position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+
+from longvita.config.schema import Config
+from longvita.model.build import build_model
+from longvita.model.long_vita import LongVITA
+from longvita.parallel.groups import ParallelGroups
+from longvita.platforms.base import Platform
+from longvita.training.optimizer import build_optimizer, build_scheduler
+
+
+@dataclass
+class TrainingState:
+    """Everything that a step changes, and the settings it follows."""
+
+    config: Config
+    groups: ParallelGroups
+    platform: Platform
+    models: list[LongVITA]
+    """The chunks of this process's pipeline stage."""
+    chunks: list[DistributedDataParallel]
+    """The same chunks, wrapped; forward passes go through these."""
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    iteration: int = 0
+    """Optimizer steps done."""
+    consumed_sequences: int = 0
+    """Packed sequences that these steps took from the data, over all processes."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro batches of this replica per step."""
+        training = self.config.training
+        return training.global_batch_size // (training.micro_batch_size * self.groups.dp_size)
+
+
+def build_state(
+    config: Config,
+    groups: ParallelGroups,
+    platform: Platform,
+    models: Sequence[LongVITA] | None = None,
+    fresh: bool = True,
+) -> TrainingState:
+    """A state before its first step, around `models` or around freshly built ones (see build_model for `fresh`).
+
+    The optimizer copies bf16 weights to fp32 here: call `optimizer.reload_model_params()` if weights change later.
+    """
+    models = list(models) if models is not None else build_model(config, groups, platform, fresh=fresh)
+    chunks = [_wrap(model, config, index) for index, model in enumerate(models)]
+    optimizer = build_optimizer(chunks, config)
+    return TrainingState(config, groups, platform, models, chunks, optimizer, build_scheduler(optimizer, config))
+
+
+def _wrap(model: LongVITA, config: Config, index: int) -> DistributedDataParallel:
+    settings: Any = model.config
+    module = Float16Module(settings, model) if config.training.precision == "bf16" else model
+    overlap = config.training.overlap_grad_reduce
+    return DistributedDataParallel(
+        settings,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, overlap_grad_reduce=overlap, use_distributed_optimizer=True
+        ),
+        module,
+        # Chunks after a stage's first one finish their backward pass early: nothing to overlap with smaller buckets.
+        disable_bucketing=index > 0,
+    )

@@ -1,0 +1,235 @@
+"""One optimizer step, and one evaluation, through megatron-core's pipeline schedules.
+
+The loss is the sum over the global batch divided by its loss tokens: the schedule sums, the gradients are divided once
+at the end (`calculate_per_token_loss`), so the split into micro batches, stages and replicas changes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from torch import Tensor
+
+from longvita.data.batch import LocalBatch
+from longvita.parallel.groups import ParallelGroups
+from longvita.parallel.vision_sharding import sum_vision_gradients
+from longvita.training.flops import Workload
+from longvita.training.state import TrainingState
+
+
+class TrainingError(RuntimeError):
+    """A step cannot go on: shapes that do not fit, or a gradient that is not a number."""
+
+
+@dataclass
+class LossFigures:
+    """Losses of a global batch, the same on every rank."""
+
+    loss: float
+    """Mean over the loss tokens; 0 when there are none."""
+    loss_tokens: int
+    source_losses: dict[str, float]
+    """Mean loss of each source that has loss tokens in the batch."""
+
+
+@dataclass
+class BatchFigures:
+    """What a global batch held, the same on every rank."""
+
+    work: Workload
+    """Documents, tiles and loss tokens, padding left out."""
+    padding_tokens: int
+
+
+@dataclass
+class StepFigures:
+    """What a step reports, the same on every rank."""
+
+    losses: LossFigures
+    batch: BatchFigures
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    lr: float
+    """`optimizer.lr` as scheduled for the step; groups multiply it."""
+
+
+@dataclass
+class _Counter:
+    """Passes this rank's micro batches on to the schedule and counts what they hold."""
+
+    batches: Iterator[LocalBatch]
+    expected_tokens: int
+    fixed_shape: bool
+    work: Workload = field(default_factory=Workload)
+    padding_tokens: int = 0
+
+    def __iter__(self) -> Iterator[LocalBatch]:
+        for batch in self.batches:
+            self._check(batch)
+            lengths = batch.cu_seqlens.diff().tolist()
+            # Padding is a document of its own, without a source.
+            self.work.add_documents(n for n, source in zip(lengths, batch.document_sources, strict=True) if source)
+            self.work.tiles += len(batch.tile_starts)
+            self.padding_tokens += batch.padding_tokens
+            yield batch
+
+    def _check(self, batch: LocalBatch) -> None:
+        tokens = batch.input_ids.shape[1]
+        if self.fixed_shape and tokens != self.expected_tokens:
+            raise TrainingError(
+                f"a micro batch of {tokens} tokens after one of {self.expected_tokens}: pipeline stages exchange one "
+                "shape; pack to equal lengths or use pipeline_parallel 1"
+            )
+
+
+def train_step(state: TrainingState, batches: Iterable[LocalBatch], micro_batches: int | None = None) -> StepFigures:
+    """Forward and backward passes over this replica's micro batches, then one clipped optimizer step.
+
+    `batches` yields this rank's micro batches, on any device; `micro_batches` of them are taken
+    (state.micro_batches when absent). All ranks must call it together. Raises TrainingError when the gradient norm is
+    not finite; the weights are lost then, the newest checkpoint is not.
+    """
+    for chunk in state.chunks:
+        chunk.train()
+        chunk.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    sources = tuple(state.config.data.dataset)
+    losses, batch = forward_backward(state, batches, micro_batches or state.micro_batches, sources)
+    state.scheduler.step(1)
+    _, grad_norm, _ = state.optimizer.step()
+    state.iteration += 1
+    if not math.isfinite(grad_norm):
+        raise TrainingError(
+            f"the gradient norm of step {state.iteration} is {grad_norm} (loss {losses.loss}); the newest checkpoint "
+            "is untouched: lower optimizer.lr or optimizer.clip_grad, or look at the samples of this step"
+        )
+    return StepFigures(losses, batch, float(grad_norm), state.scheduler.get_lr({}))
+
+
+@torch.no_grad()
+def evaluate(
+    state: TrainingState, batches: Iterable[LocalBatch], micro_batches: int, sources: Sequence[str]
+) -> tuple[LossFigures, BatchFigures]:
+    """Losses of this replica's next `micro_batches` batches without a backward pass. All ranks call it together."""
+    for chunk in state.chunks:
+        chunk.eval()
+    return forward_backward(state, batches, micro_batches, tuple(sources), forward_only=True)
+
+
+def forward_backward(
+    state: TrainingState,
+    batches: Iterable[LocalBatch],
+    micro_batches: int,
+    sources: tuple[str, ...],
+    forward_only: bool = False,
+) -> tuple[LossFigures, BatchFigures]:
+    """Runs the pipeline schedule; afterwards `main_grad` of each parameter holds the gradient of the global loss
+    (with the distributed optimizer, the shard of it that this rank updates).
+    """
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise TrainingError(f"no micro batch where {micro_batches} are needed; is the data empty?")
+    tokens = first.input_ids.shape[1]
+    counter = _Counter(itertools.chain([first], iterator), tokens, state.groups.pp_size > 1)
+    _prepare_schedule(state)
+    streams = itertools.tee(itertools.islice(counter, micro_batches), len(state.chunks))
+    records = get_forward_backward_func()(
+        forward_step_func=partial(_forward, state, sources),
+        data_iterator=list(streams),
+        model=list(state.chunks),
+        num_microbatches=micro_batches,
+        seq_length=tokens,
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    return _gather_figures(state, records, counter, sources)
+
+
+def _prepare_schedule(state: TrainingState) -> None:
+    """Gives Megatron's schedules the functions they call; they look at the chunks' configs."""
+    no_sync: list[Any] = [chunk.no_sync for chunk in state.chunks]
+    for model in state.models:
+        settings: Any = model.config
+        settings.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+        settings.finalize_model_grads_func = partial(_finalize_gradients, state.groups)
+
+
+def _finalize_gradients(groups: ParallelGroups, chunks: list, num_tokens: Tensor | None = None, **kwargs: Any) -> None:
+    """Megatron's reductions and division by the loss tokens, then the sum over the ranks that share the tiles."""
+    finalize_model_grads(chunks, num_tokens, **kwargs)
+    sum_vision_gradients(chunks, groups)
+
+
+def _forward(state: TrainingState, sources: tuple[str, ...], stream: Iterator[LocalBatch], chunk: Any) -> Any:
+    batch = next(stream).to(state.platform.device)
+    return chunk(batch, mode="loss"), partial(_loss, batch, sources)
+
+
+def _loss(batch: LocalBatch, sources: tuple[str, ...], output: tuple) -> tuple[Tensor, Tensor, dict]:
+    """What the schedule wants from the last stage: the loss to differentiate, its tokens, and what to keep."""
+    loss, losses, positions = output
+    tokens = torch.tensor(len(losses), dtype=torch.int, device=loss.device)
+    record = {
+        # The schedule may scale the loss in place later.
+        "loss": loss.detach().clone(),
+        "tokens": tokens.clone(),
+        **_by_source(batch, sources, losses.detach(), positions),
+    }
+    return loss, tokens, record
+
+
+def _by_source(batch: LocalBatch, sources: tuple[str, ...], losses: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    """Sums of losses and numbers of loss tokens by source: [number of sources] each; unknown sources are left out."""
+    number = {source: index for index, source in enumerate(sources)}
+    numbers = [number.get(source, len(sources)) for source in batch.document_sources]
+    of_document = torch.tensor(numbers, device=losses.device)
+    document = torch.bucketize(positions, batch.cu_seqlens[1:].long(), right=True)
+    index = of_document[document]
+    sums = losses.new_zeros(len(sources) + 1).index_add_(0, index, losses)
+    counts = torch.bincount(index, minlength=len(sources) + 1)
+    return {"source_losses": sums[:-1], "source_tokens": counts[:-1]}
+
+
+def _gather_figures(
+    state: TrainingState, records: list[dict], counter: _Counter, sources: tuple[str, ...]
+) -> tuple[LossFigures, BatchFigures]:
+    """Adds up over all ranks: losses from the last stages, the batch's content from the first ones, each once."""
+    groups, device = state.groups, state.platform.device
+    alone = groups.tp_rank == 0 and groups.cp_rank == 0
+    sums = torch.zeros(1 + len(sources), dtype=torch.float32, device=device)
+    counts = torch.zeros(5 + len(sources), dtype=torch.int64, device=device)
+    if alone and groups.is_first_stage:
+        work = counter.work
+        content = [work.tokens, work.attention_pairs, work.tiles, counter.padding_tokens]
+        counts[:4] = torch.tensor(content, dtype=torch.int64)
+    if alone and groups.is_last_stage:
+        # Micro batches are added in double precision, so that their number leaves no trace in the loss.
+        sums[0] = torch.stack([record["loss"] for record in records]).cpu().double().sum()
+        sums[1:] = torch.stack([record["source_losses"] for record in records]).cpu().double().sum(dim=0)
+        counts[4] = torch.stack([record["tokens"] for record in records]).sum()
+        counts[5:] = torch.stack([record["source_tokens"] for record in records]).sum(dim=0)
+    dist.all_reduce(sums)
+    dist.all_reduce(counts)
+    return _figures(sums.tolist(), counts.tolist(), sources)
+
+
+def _figures(sums: list[float], counts: list[int], sources: tuple[str, ...]) -> tuple[LossFigures, BatchFigures]:
+    tokens, pairs, tiles, padding, loss_tokens = counts[:5]
+    by_source = zip(sources, sums[1:], counts[5:], strict=True)
+    losses = LossFigures(
+        loss=sums[0] / max(loss_tokens, 1),
+        loss_tokens=loss_tokens,
+        source_losses={source: total / count for source, total, count in by_source if count},
+    )
+    work = Workload(tokens=tokens, attention_pairs=pairs, loss_tokens=loss_tokens, tiles=tiles)
+    return losses, BatchFigures(work, padding)
