@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from megatron.core.enums import ModelType
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -38,6 +39,8 @@ class LongVITA(MegatronModule):
         transformer = language_transformer_config(config, platform)
         super().__init__(config=transformer)
         self.settings, self.groups = config, groups
+        # Megatron's schedules and process groups ask for it.
+        self.model_type = ModelType.encoder_or_decoder
         self.tp_group = groups.tp
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = config.model.language.tie_word_embeddings
