@@ -17,7 +17,7 @@ def build_model(config: Config, groups: ParallelGroups, platform: Any, fresh: bo
     the weights from config.seed, the same at every layout; without it they are whatever the memory held, for a
     checkpoint to fill.
     """
-    platform.seed_model_parallel(config.seed)
+    platform.seed(config.seed)
     chunks = config.layout.virtual_pipeline
     models = []
     for chunk in range(chunks):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,10 +23,8 @@ RESIDUAL_OUTPUTS = ("linear_proj.weight", "mlp.linear_fc2.weight")
 
 def initialise(model: torch.nn.Module, config: Config, groups: ParallelGroups) -> None:
     """Draws every parameter of a model chunk: normal weights, zero biases, unit norms, layer scales as configured."""
-    offsets = _layer_offsets(model)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            global_name = _global_name(name, offsets)
+        for name, parameter in global_names(model):
             if name.endswith(".scale"):
                 parameter.fill_(config.model.vision.layer_scale_init)
             elif name.endswith("bias"):
@@ -33,24 +32,22 @@ def initialise(model: torch.nn.Module, config: Config, groups: ParallelGroups) -
             elif "norm" in name:
                 parameter.fill_(1.0)
             else:
-                _draw(parameter, global_name, _std(global_name, config), config.seed, groups)
+                _draw(parameter, name, _std(name, config), config.seed, groups)
 
 
-def _layer_offsets(model: torch.nn.Module) -> dict[str, int]:
-    """Global number of the first layer of each transformer block, by the block's name."""
-    return {
+def global_names(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The parameters of a chunk (unwrapped or wrapped by DDP) with the layer numbers of the whole model."""
+    offsets = {
         name.removesuffix(".0"): module.layer_number - 1
         for name, module in model.named_modules()
         if name.endswith("layers.0")
     }
-
-
-def _global_name(name: str, offsets: dict[str, int]) -> str:
-    match = re.match(r"(.*layers)\.(\d+)\.(.*)", name)
-    if match is None:
-        return name
-    prefix, local, rest = match.groups()
-    return f"{prefix}.{int(local) + offsets[prefix]}.{rest}"
+    for name, parameter in model.named_parameters():
+        match = re.match(r"(.*layers)\.(\d+)\.(.*)", name)
+        if match is not None:
+            prefix, local, rest = match.groups()
+            name = f"{prefix}.{int(local) + offsets[prefix]}.{rest}"
+        yield re.sub(r"^(module\.)*", "", name), parameter
 
 
 def _std(name: str, config: Config) -> float:

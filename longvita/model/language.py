@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -31,7 +32,11 @@ class LanguageModel(GPTModel):
     ):
         super().__init__(
             config=config,
-            transformer_layer_spec=platform.language_layer_spec(config),
+            transformer_layer_spec=TransformerBlockSubmodules(
+                layer_specs=[platform.language_layer_spec(config)]
+                * get_num_layers_to_build(config, vp_stage, groups.pp_rank),
+                layer_norm=platform.norm(),
+            ),
             vocab_size=language.vocab_size,
             max_sequence_length=language.max_position_embeddings,
             pre_process=pre_process,

@@ -78,15 +78,15 @@ class LongVITA(MegatronModule):
         vision, projection = self.vision_model, self.vision_projection
         if vision is None or projection is None:
             raise RuntimeError("this pipeline stage holds no vision tower; encode tiles on the first stage")
+        if len(tiles) == 0:
+            side = self.settings.model
+            return tiles.new_zeros((0, side.tokens_per_tile, side.language.hidden_size), dtype=self.config.params_dtype)
         trained = any(parameter.requires_grad for parameter in vision.parameters())
         rows = []
         for chunk in tiles.split(self.settings.training.vision_chunk_size):
             with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
                 hidden = vision(chunk)
             rows.append(projection(hidden))
-        if not rows:
-            side = self.settings.model
-            return tiles.new_zeros((0, side.tokens_per_tile, side.language.hidden_size), dtype=self.config.params_dtype)
         return torch.cat(rows)
 
     def forward(self, batch: LocalBatch, mode: Mode = "loss") -> Any:

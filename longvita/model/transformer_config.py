@@ -65,7 +65,7 @@ def language_transformer_config(config: Config, platform: Any) -> TransformerCon
         **_precision(config),
         **_recompute(config),
     }
-    return TransformerConfig(**(fields | platform.transformer_config_overrides()))
+    return TransformerConfig(**(fields | platform.transformer_config_overrides(layout.virtual_pipeline)))
 
 
 def vision_transformer_config(config: Config, platform: Any) -> TransformerConfig:

@@ -1,0 +1,75 @@
+"""Tiles are shared out evenly, and each feature row reaches the rank that owns its position, once."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longvita.parallel.vision_sharding import assign_tiles, exchange_rows, plan_rows
+from tests.distributed.helpers import run_distributed
+
+ROWS = 3
+
+
+@given(tiles=st.integers(0, 300), ranks=st.integers(1, 16))
+def test_tiles_are_contiguous_and_balanced(tiles: int, ranks: int) -> None:
+    owners = assign_tiles(tiles, ranks)
+    counts = torch.bincount(owners, minlength=ranks)
+    assert len(owners) == tiles
+    assert torch.equal(owners, owners.sort().values)
+    assert counts.max() - counts.min() <= 1
+
+
+@st.composite
+def _layouts(draw: st.DrawFn) -> tuple[list[int], int, int]:
+    size = draw(st.integers(1, 4))
+    length = size * draw(st.integers(4, 12))
+    count = draw(st.integers(0, length // ROWS))
+    gaps = sorted(draw(st.lists(st.integers(0, length - count * ROWS), min_size=count, max_size=count)))
+    return [gap + ROWS * index for index, gap in enumerate(gaps)], length, size
+
+
+@settings(max_examples=60)
+@given(layout=_layouts(), shift=st.integers(-4, 4))
+def test_split_plan_covers_every_row_inside_once(layout: tuple[list[int], int, int], shift: int) -> None:
+    starts, length, size = layout
+    tile_starts, owners = torch.tensor(starts, dtype=torch.int64) + shift, assign_tiles(len(starts), size)
+    plans = [
+        plan_rows(tile_starts, owners, ROWS, length, SimpleNamespace(vision_rank=r, vision_size=size), split=True)
+        for r in range(size)
+    ]
+    expected = [p + shift for s in starts for p in range(s, s + ROWS) if 0 <= p + shift < length]
+    slice_length = length // size
+    received = [r * slice_length + p for r, plan in enumerate(plans) for p in plan.positions.tolist()]
+    assert sorted(received) == expected
+    for sender in range(size):
+        for receiver in range(size):
+            assert plans[sender].send_counts[receiver] == plans[receiver].receive_counts[sender]
+
+
+def _exchange(rank: int, size: int, split: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each feature row holds its own position; the loss weighs each position by itself squared."""
+    length, starts = 16, torch.tensor([-1, 3, 6, 11, 14])
+    owners = assign_tiles(len(starts), size)
+    groups = SimpleNamespace(vision_rank=rank, vision_size=size)
+    plan = plan_rows(starts, owners, ROWS, length, groups, split)
+    positions = (starts[owners == rank][:, None] + torch.arange(ROWS)).reshape(-1)
+    rows = positions[:, None].double().requires_grad_()
+    received = exchange_rows(rows, plan, torch.distributed.group.WORLD)
+    offset = rank * length // size if split else 0
+    weights = (plan.positions + offset).double()[:, None] ** 2
+    (received * weights).sum().backward()
+    return received.detach()[:, 0], plan.positions + offset, torch.stack([positions.double(), rows.grad[:, 0]])
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["sequence-parallel", "replicated"])
+def test_rows_and_their_gradients_arrive(split: bool) -> None:
+    for received, positions, home in run_distributed(_exchange, 2, split):
+        assert torch.equal(received, positions.double())
+        source, gradient = home
+        inside = (source >= 0) & (source < 16)
+        assert torch.equal(gradient, torch.where(inside, source**2, 0.0))
