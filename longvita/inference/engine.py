@@ -1,0 +1,94 @@
+"""Generation with a built model: prompts in, tokens or text out, the KV cache kept between turns of a conversation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from longvita.config.schema import Config
+from longvita.inference.decode import decode
+from longvita.inference.kv_cache import KVCache
+from longvita.inference.limits import check_max_seq_len, room_for
+from longvita.inference.prefill import prefill
+from longvita.inference.prompt import Prompt, TensorTiles, common_prefix
+from longvita.inference.sampling import Sampler, Sampling
+from longvita.inference.stage import PipelineStage
+from longvita.model.long_vita import LongVITA
+from longvita.parallel.groups import ParallelGroups
+
+
+class Engine:
+    """Answers one prompt at a time. Every rank of the replica makes the same calls and gets the same tokens.
+
+    A prompt that begins as the conversation before it did (its turns, pictures and answers) is prefilled from the
+    first token that differs.
+
+    Args:
+        models: the chunks that `build_model` returned; one, since the interleaved schedule is for training.
+        config: the run's config; `inference` holds the limits, `layout` must have no context parallelism.
+        tokenizer: a LongVITATokenizer; may be None where only tokens go in and out.
+    """
+
+    def __init__(self, models: list[LongVITA], config: Config, tokenizer: Any, groups: ParallelGroups, platform: Any):
+        if len(models) != 1:
+            raise ValueError(
+                f"layout.virtual_pipeline is {len(models)}, but generation runs one chunk per stage; set it to 1"
+            )
+        if groups.cp_size != 1:
+            raise ValueError(
+                f"layout.context_parallel is {groups.cp_size}, but generation runs without context parallelism; "
+                "set it to 1 and use tensor_parallel or pipeline_parallel"
+            )
+        check_max_seq_len(config)
+        self.config, self.tokenizer, self.groups = config, tokenizer, groups
+        self.stage = PipelineStage(models[0], config, groups, platform)
+        self.cache = KVCache(config.inference.max_seq_len)
+        self._seen = Prompt([], [], TensorTiles(Tensor()), [])
+
+    def reset(self) -> None:
+        """Forgets the conversation and frees the KV cache."""
+        self.cache.reset()
+        self._seen = Prompt([], [], TensorTiles(Tensor()), [])
+
+    def generate_tokens(
+        self, input_ids: Tensor | Sequence[int], tiles: Tensor, tile_starts: Tensor | Sequence[int], max_new_tokens: int
+    ) -> list[int]:
+        """The `max_new_tokens` greedy tokens after a prompt, with no stop token and nothing reused.
+
+        input_ids [t] or [1, t]; tiles [n, 3, H, W], all of them on every rank; tile_starts [n].
+        """
+        self.reset()
+        prompt = Prompt(_numbers(input_ids), _numbers(tile_starts), TensorTiles(tiles), range(len(tiles)))
+        return list(self.stream(prompt, Sampling(max_new_tokens=max_new_tokens)))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        stop_ids: Collection[int] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[int]:
+        """Yields the tokens after a prompt as they come, a stop token included. Raises LengthError, see `room_for`.
+
+        `progress` is called with the tokens prefilled so far. The consumers on all ranks must take equally many tokens.
+        """
+        room = room_for(len(prompt), self.config)
+        tokens_per_tile = self.config.model.tokens_per_tile
+        kept = common_prefix(self._seen, prompt, tokens_per_tile, limit=min(len(prompt) - 1, self.cache.length))
+        self.cache.truncate(kept)
+        sequence = list(prompt.input_ids)
+        # The list grows with the answer; what of it is really cached is known by the cache's length.
+        self._seen = dataclasses.replace(prompt, input_ids=sequence)
+        chunk_size = self.config.inference.prefill_chunk_size
+        logits = prefill(self.stage, self.cache, prompt, tokens_per_tile, chunk_size, progress)
+        limit = min(sampling.max_new_tokens, room)
+        for token in decode(self.stage, self.cache, logits, Sampler(sampling), limit, stop_ids):
+            sequence.append(token)
+            yield token
+
+
+def _numbers(values: Tensor | Sequence[int]) -> list[int]:
+    return values.flatten().tolist() if isinstance(values, Tensor) else list(values)

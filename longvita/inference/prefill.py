@@ -1,0 +1,44 @@
+"""The prompt through the model, chunk by chunk, into the KV cache."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+from torch import Tensor
+
+from longvita.inference.kv_cache import KVCache
+from longvita.inference.prompt import Prompt, plan_chunks
+from longvita.inference.stage import Chunk, PipelineStage
+
+
+def prefill(
+    stage: PipelineStage,
+    cache: KVCache,
+    prompt: Prompt,
+    tokens_per_tile: int,
+    chunk_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor | None:
+    """Runs the part of the prompt that is not cached yet; at least its last token must be left.
+
+    A tile is decoded and encoded with the chunk that holds its rows, so a long video never lies in memory whole.
+    `progress` is called with the number of cached tokens after every chunk.
+
+    Returns the logits [v] of the first new token on the last pipeline stage, None on the others.
+    """
+    if cache.length >= len(prompt):
+        raise ValueError(f"the cache holds {cache.length} tokens, but the prompt has only {len(prompt)}")
+    cache.reserve(len(prompt))
+    logits = None
+    for start, end in plan_chunks(cache.length, len(prompt), prompt.tile_starts, tokens_per_tile, chunk_size):
+        first, last = bisect_left(prompt.tile_starts, start), bisect_left(prompt.tile_starts, end)
+        chunk = Chunk(
+            input_ids=prompt.input_ids[start:end],
+            tile_starts=[tile - start for tile in prompt.tile_starts[first:last]],
+            tile_indices=range(first, last),
+        )
+        logits = stage.run(chunk, cache, prompt.tiles)
+        if progress is not None:
+            progress(cache.length)
+    return logits

@@ -1,0 +1,92 @@
+"""A prompt as the model takes it: token ids, where its tiles stand, and the tiles themselves when they are needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class TileSource(Protocol):
+    """The tiles of a prompt, decoded only when asked for."""
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        """Tiles [len(indices), 3, H, W] float32, by their place in the prompt, in ascending order."""
+        ...
+
+
+class TensorTiles:
+    """Tiles that are in memory already: `tiles` [n, 3, H, W]."""
+
+    def __init__(self, tiles: Tensor):
+        self._tiles = tiles
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        """See TileSource."""
+        return self._tiles[torch.as_tensor(list(indices), dtype=torch.int64)].float()
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """The whole input of one answer."""
+
+    input_ids: Sequence[int]
+    """Token ids."""
+    tile_starts: Sequence[int]
+    """Position of the first token of each tile, ascending."""
+    tiles: TileSource
+    """The tiles."""
+    tile_keys: Sequence[Hashable]
+    """What each tile shows (file and place in it): tiles of equal keys have equal features."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def common_prefix(old: Prompt, new: Prompt, tokens_per_tile: int, limit: int) -> int:
+    """Leading tokens of `new`, at most `limit`, that `old` begins with as well: their keys and values are the same.
+
+    Two pictures have the same token ids, so a tile counts as the same only with the same key and place; a prefix never
+    ends inside a tile.
+    """
+    length = min(_equal_length(old.input_ids, new.input_ids), limit)
+    pairs = zip(old.tile_starts, old.tile_keys, strict=True), zip(new.tile_starts, new.tile_keys, strict=True)
+    same = _equal_length(list(pairs[0]), list(pairs[1]))
+    for start in [*new.tile_starts[same : same + 1], *old.tile_starts[same : same + 1]]:
+        length = min(length, start)
+    for start in new.tile_starts[:same]:
+        if start < length < start + tokens_per_tile:
+            length = start
+    return length
+
+
+def _equal_length(first: Sequence, second: Sequence) -> int:
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return place
+    return min(len(first), len(second))
+
+
+def plan_chunks(
+    start: int, end: int, tile_starts: Sequence[int], tokens_per_tile: int, chunk_size: int
+) -> list[tuple[int, int]]:
+    """Bounds (start, end) of the prefill chunks that cover positions [start, end).
+
+    A chunk holds `chunk_size` tokens, fewer where its end would cut a tile in two, and more only where a single tile is
+    larger than a chunk: so every tile is encoded once, by the chunk that holds all its rows.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"prefill_chunk_size is {chunk_size}, but must be at least 1")
+    chunks = []
+    while start < end:
+        stop = min(start + chunk_size, end)
+        for tile in tile_starts:
+            if tile < stop < tile + tokens_per_tile:
+                stop = tile if tile > start else tile + tokens_per_tile
+                break
+        chunks.append((start, stop))
+        start = stop
+    return chunks
