@@ -1,0 +1,247 @@
+"""Compares what a model computes in a layout with golden vectors: features, logits, loss, gradients, greedy tokens.
+
+Everything runs the way training and generation run it: pipeline schedule, sharded tiles, reduced gradients, chunked
+prefill and KV cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longvita.checkpoint.gather import Gatherer
+from longvita.checkpoint.golden import Golden, load_golden
+from longvita.checkpoint.hf_layout import Mapper
+from longvita.checkpoint.hf_names import LONG_VITA
+from longvita.checkpoint.inventory import hf_tensors
+from longvita.checkpoint.layout_option import layout_text
+from longvita.config.schema import Config, DataConfig, InferenceConfig, LayoutConfig, ModelConfig, TrainingConfig
+from longvita.model.long_vita import LongVITA
+from longvita.parallel.groups import ParallelGroups, initialize
+
+TOLERANCES = {"image features": 2e-4, "logits": 2e-4, "loss": 1e-5, "gradients": 1e-3, "greedy tokens": 0.0}
+"""Largest differences allowed: absolute, for gradients as a share of the tensor's largest one; tokens must be equal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One comparison."""
+
+    name: str
+    difference: float | None
+    """Largest difference; None when it was not made."""
+    tolerance: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance; a comparison that was not made does not fail."""
+        return self.difference is None or self.difference <= self.tolerance
+
+
+def verify_config(model: ModelConfig, layout: LayoutConfig, golden: Golden, platform: str) -> Config:
+    """The configuration in which the golden vectors are computed: fp32, one sequence, no warm-up of anything."""
+    unit = layout.tensor_parallel if layout.sequence_parallel else 1
+    length = -(-len(golden.input_ids) // unit) * unit
+    answer = len(golden.greedy_tokens or [])
+    micro_batches = layout.pipeline_parallel if layout.virtual_pipeline > 1 else 1
+    return Config(
+        name="verify",
+        platform=platform,
+        model=model,
+        layout=layout,
+        data=DataConfig(sequence_length=length, max_num_frames=1, max_num_tiles=1),
+        training=TrainingConfig(global_batch_size=micro_batches, train_iterations=1, precision="fp32"),
+        # A prefill of several chunks, so that the golden tokens also cover the KV cache.
+        inference=InferenceConfig(
+            max_seq_len=len(golden.input_ids) + answer + 1,
+            max_num_frames=1,
+            max_new_tokens=max(answer, 1),
+            prefill_chunk_size=max(1, golden.length // 3),
+        ),
+    )
+
+
+def run(payload: dict[str, Any]) -> int:
+    """One process of `longvita verify`: 0 when all is within tolerance, 1 otherwise. Called by the launcher.
+
+    payload: `source` (model folder or Hub id), `golden` (folder), `config` (as `longvita.config.dump` gives it),
+    `json` (bool).
+    """
+    from longvita import platforms
+    from longvita.launcher import init_distributed
+
+    config = Config.model_validate(payload["config"])
+    platform = platforms.get(config.platform)
+    platform.activate()
+    init_distributed(platform)
+    try:
+        groups = initialize(config.layout, platform)
+        checks = compare(payload["source"], load_golden(payload["golden"]), config, groups, platform)
+        if dist.get_rank() == 0:
+            report(checks, payload["source"], config.layout, payload["json"])
+        groups.destroy()
+        return 0 if all(check.passed for check in checks) else 1
+    finally:
+        dist.destroy_process_group()
+
+
+def compare(source: str, golden: Golden, config: Config, groups: ParallelGroups, platform: Any) -> list[Check]:
+    """All comparisons, the same list on every rank. Collective; the world is one replica of the layout."""
+    from longvita.checkpoint.convert import load_weights
+    from longvita.model.build import build_model
+    from longvita.training.state import build_state
+    from longvita.training.step import forward_backward
+
+    models = build_model(config, groups, platform, fresh=False)
+    load_weights(models, source, config, groups, platform)
+    unit = config.layout.tensor_parallel if config.layout.sequence_parallel else 1
+    batch = golden.batch(groups, unit).to(platform.device)
+    checks = [
+        _features(models, golden, batch.tiles, groups),
+        _logits(models, golden, batch, groups),
+    ]
+    state = build_state(config, groups, platform, models=models)
+    micro_batches = state.micro_batches
+    losses, _ = forward_backward(state, [batch] * micro_batches, micro_batches, ())
+    loss = None if golden.loss is None else abs(losses.loss - golden.loss)
+    checks.append(Check("loss", loss, TOLERANCES["loss"], _absent(golden.loss)))
+    checks += _gradients(models, golden, config, groups)
+    checks.append(_tokens(models, golden, config, groups, platform))
+    return checks
+
+
+def _absent(value: object) -> str:
+    return "not among the golden vectors" if value is None else ""
+
+
+def _features(models: Sequence[LongVITA], golden: Golden, tiles: Tensor, groups: ParallelGroups) -> Check:
+    """Each rank of the first stage encodes its own tiles, as in training."""
+    name = "image features"
+    if golden.features is None:
+        return Check(name, None, TOLERANCES[name], _absent(None))
+    own = None
+    if groups.is_first_stage:
+        with torch.no_grad():
+            own = models[0].encode_tiles(tiles).cpu()
+    everyone: list[Tensor | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    return Check(name, _largest(torch.cat([x for x in everyone if x is not None]), golden.features), TOLERANCES[name])
+
+
+def _logits(models: Sequence[LongVITA], golden: Golden, batch: Any, groups: ParallelGroups) -> Check:
+    if golden.logits is None:
+        return Check("logits", None, TOLERANCES["logits"], _absent(None))
+    found = pipeline_logits(models, batch, groups)
+    difference = None if found is None else _largest(found[: len(golden.logits)].cpu(), golden.logits)
+    everyone: list[float | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, difference)
+    return Check("logits", _worst(x for x in everyone if x is not None), TOLERANCES["logits"])
+
+
+@torch.no_grad()
+def pipeline_logits(models: Sequence[LongVITA], batch: Any, groups: ParallelGroups) -> Tensor | None:
+    """Logits [t, v] of a micro batch through the pipeline: fp32 on every TP rank of the last stage, None elsewhere."""
+    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+
+    def forward(stream: Any, model: LongVITA) -> tuple[Any, Callable]:
+        return model(next(stream), mode="logits"), lambda output, non_loss_data: output
+
+    for model in models:
+        model.eval()
+    micro_batches = groups.pp_size if len(models) > 1 else 1
+    outputs = get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=[iter([batch] * micro_batches) for _ in models],
+        model=list(models),
+        num_microbatches=micro_batches,
+        seq_length=batch.input_ids.shape[1],
+        micro_batch_size=1,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    for model in models:
+        model.train()
+    return outputs[0] if groups.is_last_stage else None
+
+
+def _gradients(models: Sequence[LongVITA], golden: Golden, config: Config, groups: ParallelGroups) -> list[Check]:
+    """Gradients that the optimizer would get, put together from all ranks, under the published names."""
+    tolerance = TOLERANCES["gradients"]
+    if not golden.gradients:
+        return [Check("gradients", None, tolerance, _absent(None))]
+    mapper = Mapper(config.model, LONG_VITA, groups.tp_rank, groups.tp_size)
+    gatherer = Gatherer(models, mapper, groups, value=_gradient)
+    known = {tensor.name: tensor for tensor in hf_tensors(config.model, LONG_VITA)}
+    checks = []
+    for name, wanted in sorted(golden.gradients.items()):
+        if name not in known:
+            checks.append(Check(f"grad {name}", float("inf"), tolerance, "the model has no such tensor"))
+            continue
+        ((_, found),) = gatherer.tensors([known[name]])
+        share = None if found is None else _largest(found, wanted) / max(float(wanted.abs().max()), 1e-30)
+        box = [share]
+        dist.broadcast_object_list(box)
+        checks.append(Check(f"grad {name}", box[0], tolerance, "of the largest"))
+    return checks
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    # DDP keeps the reduced gradient here, in fp32.
+    return getattr(parameter, "main_grad")  # noqa: B009
+
+
+def _tokens(models: Sequence[LongVITA], golden: Golden, config: Config, groups: ParallelGroups, platform: Any) -> Check:
+    """Greedy tokens through chunked prefill and KV cache; the difference is the number of tokens that differ."""
+    from longvita.inference.engine import Engine
+
+    name, wanted = "greedy tokens", golden.greedy_tokens
+    if wanted is None or golden.rows != 1:
+        return Check(name, None, 0.0, _absent(None))
+    if len(models) > 1:
+        return Check(name, None, 0.0, "not run: generation has no interleaved schedule")
+    engine = Engine(list(models), config, None, groups, platform)
+    found = engine.generate_tokens(golden.input_ids, golden.images, golden.tile_starts, len(wanted))
+    different = sum(a != b for a, b in zip(found, wanted, strict=False)) + abs(len(wanted) - len(found))
+    return Check(name, float(different), 0.0, f"{len(wanted)} tokens" if not different else f"{found} for {wanted}")
+
+
+def _largest(found: Tensor, wanted: Tensor) -> float:
+    if found.shape != wanted.shape:
+        return float("inf")
+    return _worst([float((found.double() - wanted.double()).abs().max())] if found.numel() else [0.0])
+
+
+def _worst(values: Any) -> float:
+    """The largest; a value that is not a number counts as infinite, so that it can't pass."""
+    return max((float("inf") if value != value else value for value in values), default=float("inf"))
+
+
+def report(checks: Sequence[Check], source: str, layout: LayoutConfig, as_json: bool) -> None:
+    """Prints the comparisons, as a table or as one JSON object."""
+    passed = all(check.passed for check in checks)
+    if as_json:
+        entries = [{**dataclasses.asdict(check), "passed": check.passed} for check in checks]
+        for entry in entries:
+            if entry["difference"] == float("inf"):  # JSON has no infinity
+                entry |= {"difference": None, "note": entry["note"] or "not a number, or of another shape"}
+        print(json.dumps({"model": source, "layout": layout.model_dump(), "passed": passed, "checks": entries}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{source} at {layout_text(layout)}")
+    for column in ("what", "largest difference", "tolerance", "", ""):
+        table.add_column(column)
+    for check in checks:
+        difference = "-" if check.difference is None else f"{check.difference:.2e}"
+        verdict = "-" if check.difference is None else ("ok" if check.passed else "BEYOND")
+        table.add_row(check.name, difference, f"{check.tolerance:.0e}", verdict, check.note)
+    Console(file=sys.stdout, width=120).print(table)
