@@ -61,7 +61,7 @@ def main() -> None:
     try:
         app()
     except USER_ERRORS as error:
-        print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)
 
 

@@ -70,7 +70,11 @@ def merge(base: Node, over: Node) -> Node:
     return Node(merged, over.source)
 
 
-class _Loader(yaml.SafeLoader):
+# libyaml's parser where PyYAML was built with it: ten times faster on a mix of many files.
+_Base: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+
+class _Loader(_Base):
     """YAML's safe loader with the plain scalars of YAML 1.2.
 
     PyYAML follows YAML 1.1, where 1e-5 is a string, `on` a boolean, 010 eight and 1:30 ninety.
