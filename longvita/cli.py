@@ -9,7 +9,7 @@ A new command is a function here of a few lines:
 
         raise typer.Exit(command.train(load(config, overrides, purpose="training")))
 
-Errors that a user can mend (USER_ERRORS) end the command with one clean message and exit code 2.
+Errors that a user can mend (longvita.errors.UserError, and missing files) end the command with one clean message and exit code 2.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Annotated
 
 import typer
 
-from longvita.config.errors import ConfigError
+from longvita.errors import UserError
 
-USER_ERRORS: tuple[type[Exception], ...] = (ConfigError, FileNotFoundError, NotADirectoryError, PermissionError)
+USER_ERRORS: tuple[type[Exception], ...] = (UserError, FileNotFoundError, NotADirectoryError, PermissionError)
 USER_ERROR_CODE = 2
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file", metavar="CONFIG", show_default=False)]

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longvita.errors import UserError
+
 if TYPE_CHECKING:
     from longvita.platforms.base import Platform
 
@@ -39,7 +41,7 @@ _PR_SET_PDEATHSIG = 1
 _SI_KERNEL = 0x80
 
 
-class LaunchError(ValueError):
+class LaunchError(UserError, ValueError):
     """The environment or the arguments of a launch do not fit together."""
 
 

@@ -1,5 +1,7 @@
 """The error that everything about checkpoints raises."""
 
+from longvita.errors import UserError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be read or written as asked; the text names the tensor or file and the way out."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longvita.errors import UserError
+
 LONGEST_VALUE = 70
 
 
@@ -68,7 +70,7 @@ class Problem:
         return "\n".join(lines)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; its text lists every problem found, with file, line, value and way out.
 
     Args:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from longvita.config.schema import Config
+from longvita.errors import UserError
 
 
-class LengthError(ValueError):
+class LengthError(UserError, ValueError):
     """An input, or a limit, that is longer than what it must fit in."""
 
 

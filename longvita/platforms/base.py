@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from longvita.errors import UserError
 from megatron_patches import patch
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from megatron_patches.patch import AppliedPatch, Patch
 
 
-class PlatformError(RuntimeError):
+class PlatformError(UserError, RuntimeError):
     """A platform that is not there, or something it cannot do."""
 
 
