@@ -9,7 +9,8 @@ A new command is a function here of a few lines:
 
         raise typer.Exit(command.train(load(config, overrides, purpose="training")))
 
-Errors that a user can mend (longvita.errors.UserError, and missing files) end the command with one clean message and exit code 2.
+Errors that a user can mend (longvita.errors.UserError, missing files) end the command with one clean message and exit
+code 2.
 """
 
 from __future__ import annotations
