@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from safetensors.torch import load_file
 from longvita.checkpoint.hf import read_weights
 from longvita.checkpoint.hf_config import model_config_from_folder
 from longvita.config.schema import Config
+from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.inference.engine import Engine
-from longvita.inference.prompt import Prompt, TensorTiles
+from longvita.inference.kv_cache import KVCache
+from longvita.inference.prompt import Prompt, TensorTiles, plan_chunks
 from longvita.inference.sampling import Sampling
 from longvita.inference.stage import Chunk, TileError
 from longvita.model.build import build_model
@@ -31,6 +34,7 @@ LAYOUTS = {
     "tp2_pp2_sp": {"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True},
 }
 CHUNK_SIZES = (1, 7, 32, 8192)
+GREEDY_TOKENS = json.loads((GOLDEN / "golden.json").read_text())["greedy_tokens"]
 
 
 def world_size(layout: dict[str, Any]) -> int:
@@ -70,20 +74,159 @@ def with_chunk_size(engine: Engine, size: int) -> None:
     engine.config = engine.config.model_copy(update={"inference": inference})
 
 
-def greedy_tokens_by_chunk_size(rank: int, world: int, layout: dict[str, Any]) -> dict[int, list[int]]:
-    engine = golden_engine(layout)
-    _, data = golden_prompt()
+def greedy_tokens_by_chunk_size(engine: Engine) -> dict[int, list[int]]:
+    prompt, data = golden_prompt()
     tokens = {}
     for size in CHUNK_SIZES:
         with_chunk_size(engine, size)
-        starts = data["image_indices"][1, :, 0]
-        tokens[size] = engine.generate_tokens(data["input_ids"], data["images"], starts, 12)
-    engine.groups.destroy()
+        tokens[size] = engine.generate_tokens(data["input_ids"], data["images"], torch.tensor(prompt.tile_starts), 12)
     return tokens
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_greedy_tokens_equal_golden(layout: dict[str, Any]) -> None:
-    expected = json.loads((GOLDEN / "golden.json").read_text())["greedy_tokens"]
-    for tokens in run_distributed(greedy_tokens_by_chunk_size, world_size(layout), layout):
-        assert tokens == dict.fromkeys(CHUNK_SIZES, expected)
+def cached_logits(engine: Engine) -> dict[int, torch.Tensor]:
+    """Logits by position: after each prefill chunk of the prompt, then after each of the golden tokens."""
+    prompt, _ = golden_prompt()
+    cache, logits = KVCache(512), {}
+    for start, end in plan_chunks(0, len(prompt), prompt.tile_starts, 4, 7):
+        places = [place for place, tile in enumerate(prompt.tile_starts) if start <= tile < end]
+        starts = [prompt.tile_starts[place] - start for place in places]
+        logits[end - 1] = engine.stage.run(Chunk(prompt.input_ids[start:end], starts, places), cache, prompt.tiles)
+    for token in GREEDY_TOKENS:
+        after = engine.stage.run(Chunk([token]), cache)
+        logits[cache.length - 1] = after
+    return logits
+
+
+def whole_logits(engine: Engine) -> torch.Tensor:
+    """Logits [t, v] of prompt and golden tokens in one pass without a cache, on one process."""
+    prompt, data = golden_prompt()
+    ids = torch.tensor([[*prompt.input_ids, *GREEDY_TOKENS]])
+    count = ids.shape[1]
+    batch = LocalBatch(
+        input_ids=ids,
+        labels=torch.full_like(ids, IGNORED_LABEL),
+        position_ids=torch.arange(count)[None],
+        cu_seqlens=torch.tensor([0, count], dtype=torch.int32),
+        max_seqlen=count,
+        tile_starts=torch.tensor(prompt.tile_starts),
+        tile_owners=torch.zeros(3, dtype=torch.int64),
+        tiles=data["images"],
+        document_sources=["golden"],
+        padding_tokens=0,
+    )
+    with torch.no_grad():
+        return engine.stage.model(batch, mode="logits")
+
+
+def conversation(engine: Engine) -> dict[str, Any]:
+    """Three turns, each asked with the cache of the turns before it and again without: tokens, tokens prefilled."""
+    prompt, data = golden_prompt()
+    with_chunk_size(engine, 16)
+    engine.reset()
+    first = dataclasses.replace(prompt, input_ids=prompt.input_ids[:60])
+    first_answer = list(engine.stream(first, Sampling(max_new_tokens=5)))
+    grown = dataclasses.replace(first, input_ids=[*first.input_ids, *first_answer, *range(20, 33)])
+    other_tiles = TensorTiles(torch.cat([data["images"][:1], -data["images"][1:]]))
+    changed = dataclasses.replace(grown, tiles=other_tiles, tile_keys=["a", "other", "c"])
+    result: dict[str, Any] = {"starts": prompt.tile_starts, "first_length": len(first)}
+    for name, turn in {"grown": grown, "changed": changed, "same": changed}.items():
+        prefilled: list[int] = []
+        reused = list(engine.stream(turn, Sampling(max_new_tokens=6), progress=prefilled.append))
+        result[name] = {"tokens": reused, "prefilled": prefilled}
+    for name, turn in {"grown": grown, "changed": changed}.items():
+        engine.reset()
+        result[name]["fresh"] = list(engine.stream(turn, Sampling(max_new_tokens=6)))
+    return result
+
+
+class BrokenTiles:
+    """A source whose last tile cannot be decoded."""
+
+    def load(self, indices: Any) -> torch.Tensor:
+        if 2 in indices:
+            raise RuntimeError("frame 2 is damaged")
+        return torch.zeros(len(indices), 3, 56, 56)
+
+
+def broken_tile(engine: Engine) -> str:
+    prompt, _ = golden_prompt()
+    engine.reset()
+    with pytest.raises(TileError) as caught:
+        list(engine.stream(dataclasses.replace(prompt, tiles=BrokenTiles()), Sampling(max_new_tokens=2)))
+    return str(caught.value)
+
+
+def sampled(engine: Engine) -> list[int]:
+    prompt, _ = golden_prompt()
+    engine.reset()
+    return list(engine.stream(prompt, Sampling(temperature=1.0, top_k=50, top_p=0.9, max_new_tokens=8, seed=3)))
+
+
+def every_result(rank: int, world: int, layout: dict[str, Any]) -> dict[str, Any]:
+    engine = golden_engine(layout)
+    result = {
+        "greedy": greedy_tokens_by_chunk_size(engine),
+        "logits": cached_logits(engine),
+        "whole": whole_logits(engine) if world == 1 else None,
+        "conversation": conversation(engine),
+        "sampled": sampled(engine),
+        "broken": broken_tile(engine),
+    }
+    engine.groups.destroy()
+    return result
+
+
+@pytest.fixture(scope="module")
+def one_process() -> dict[str, Any]:
+    return run_distributed(every_result, 1, {})[0]
+
+
+@pytest.fixture(scope="module", params=LAYOUTS.values(), ids=LAYOUTS)
+def results(request: pytest.FixtureRequest, one_process: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each rank of a layout got."""
+    layout = request.param
+    return [one_process] if not layout else run_distributed(every_result, world_size(layout), layout)
+
+
+def test_greedy_tokens_equal_golden_at_every_chunk_size(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert result["greedy"] == dict.fromkeys(CHUNK_SIZES, GREEDY_TOKENS)
+
+
+def test_cached_logits_equal_a_whole_recompute(results: list[dict[str, Any]], one_process: dict[str, Any]) -> None:
+    whole = one_process["whole"]
+    compared = 0
+    for result in results:
+        for position, logits in result["logits"].items():
+            if logits is not None:
+                assert (logits - whole[position]).abs().max() < 1e-5, f"position {position}"
+                compared += 1
+    assert compared >= 14 + len(GREEDY_TOKENS)
+
+
+def test_a_conversation_reuses_the_cache_and_answers_as_if_fresh(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        talk = result["conversation"]
+        for turn in ("grown", "changed"):
+            assert talk[turn]["tokens"] == talk[turn]["fresh"]
+        # The first turn and four of its five new tokens are cached; 14 tokens are left of the 78.
+        assert talk["grown"]["prefilled"] == [78]
+        # Another picture with the same tokens is prefilled from its first row on.
+        assert talk["changed"]["prefilled"][0] <= talk["starts"][1] + 16
+        assert talk["changed"]["prefilled"][-1] == 78
+        # The same prompt again leaves only its last token.
+        assert talk["same"]["prefilled"] == [78]
+        assert talk["same"]["tokens"] == talk["changed"]["tokens"]
+
+
+def test_sampling_gives_the_same_tokens_at_every_layout(
+    results: list[dict[str, Any]], one_process: dict[str, Any]
+) -> None:
+    for result in results:
+        assert result["sampled"] == one_process["sampled"]
+
+
+def test_a_tile_that_fails_on_one_rank_is_an_error_on_all(results: list[dict[str, Any]]) -> None:
+    messages = [result["broken"] for result in results]
+    assert messages[0] == "RuntimeError: frame 2 is damaged"
+    assert set(messages) <= {messages[0], "the first pipeline stage could not decode a tile"}
