@@ -7,6 +7,7 @@ exactly through the logsumexps.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from longvita.platforms.document_groups import DocumentPlan, plan_documents
 
 CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
 
@@ -88,12 +91,12 @@ class PackedAttention(MegatronModule):
 def attend_documents(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> Tensor:
     """Causal attention inside each document: q [t, heads, d], k and v [t, groups, d] to [t, heads, d].
 
-    bounds: starts of the documents, then t. bf16 is computed in fp32.
+    bounds: starts of the documents, then t. bf16 is computed in fp32. Raises ValueError if bounds do not fit t.
     """
-    if bounds[0] != 0 or bounds[-1] != q.shape[0]:
-        raise ValueError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}, but there are {q.shape[0]} tokens")
-    runs = equal_runs(bounds)
-    return _RunsAttention.apply(q.float(), k.float(), v.float(), runs, scale).to(q.dtype)
+    if bounds[0] != 0 or bounds[-1] != q.shape[0] or any(a > b for a, b in itertools.pairwise(bounds)):
+        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[0]}, the number of tokens; it is {bounds}")
+    plan = plan_documents(tuple(bounds))
+    return _DocumentAttention.apply(q.float(), k.float(), v.float(), plan, scale).to(q.dtype)
 
 
 def attend_batch(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
@@ -128,49 +131,29 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     return out_a * weight_a[..., None] + out_b * weight_b[..., None], lse
 
 
-def equal_runs(bounds: list[int]) -> list[tuple[int, int, int]]:
-    """Runs of neighbouring documents of one length, each a batch for the kernel: (start, documents, length)."""
-    runs: list[tuple[int, int, int]] = []
-    for start, end in zip(bounds, bounds[1:]):
-        if runs and runs[-1][2] == end - start:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1, end - start)
-        elif end > start:
-            runs.append((start, 1, end - start))
-    return runs
-
-
-class _RunsAttention(torch.autograd.Function):
+class _DocumentAttention(torch.autograd.Function):
     """`attend_documents` as one node of the graph: slicing outside would copy whole gradients per document."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, runs: list[tuple[int, int, int]], scale: float) -> Tensor:
-        out = torch.empty(q.shape, dtype=q.dtype)
-        lses = []
-        for run in runs:
-            part, lse = _forward(_run(q, run), _run(k, run), _run(v, run), True, scale)
-            _run(out, run).copy_(part)
-            lses.append(lse)
-        ctx.save_for_backward(q, k, v, out, *lses)
-        ctx.runs, ctx.scale = runs, scale
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: DocumentPlan, scale: float) -> Tensor:
+        parts = [_forward(*(group.take(x) for x in (q, k, v)), True, scale) for group in plan.groups]
+        out = plan.join([part for part, _ in parts])
+        ctx.save_for_backward(q, k, v, out, *(lse for _, lse in parts))
+        ctx.plan, ctx.scale = plan, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, out, *lses = ctx.saved_tensors
-        grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v)]
-        for run, lse in zip(ctx.runs, lses):
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *(_run(x, run) for x in (grad_out, q, k, v, out)), lse, 0.0, True, scale=ctx.scale
+        parts = []
+        for group, lse in zip(ctx.plan.groups, lses):
+            inputs = (group.take_gradient(grad_out), *(group.take(x) for x in (q, k, v, out)))
+            parts.append(
+                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                    *inputs, lse, 0.0, True, scale=ctx.scale
+                )
             )
-            for grad, part in zip(grads, parts):
-                _run(grad, run).copy_(part)
-        return *grads, None, None
-
-
-def _run(x: Tensor, run: tuple[int, int, int]) -> Tensor:
-    """A run of [t, heads, d] as the kernel's [documents, heads, length, d], without a copy."""
-    start, documents, length = run
-    return x[start : start + documents * length].unflatten(0, (documents, length)).transpose(1, 2)
+        return *(ctx.plan.join(list(batches)) for batches in zip(*parts)), None, None
 
 
 def _heads_first(x: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ class CPUPlatform(Platform):
             # schedule, which is the only one that takes it.
             "batch_p2p_comm": False,
             "overlap_p2p_comm": virtual_pipeline > 1,
+            # What the default becomes, without its deprecation warning.
+            "cuda_graph_scope": [],
             # variable_seq_lengths is refused with the default, mixture of experts or not.
             "moe_token_dispatcher_type": "alltoall",
         }
