@@ -1,0 +1,55 @@
+"""What is refused for its length, and what the refusal says."""
+
+from __future__ import annotations
+
+import pytest
+
+from longvita.config.schema import Config
+from longvita.inference.limits import LengthError, check_max_seq_len, check_prompt_length, room_for
+
+
+def config(max_seq_len: int, max_num_frames: int = 64) -> Config:
+    return Config.model_validate({"inference": {"max_seq_len": max_seq_len, "max_num_frames": max_num_frames}})
+
+
+def test_the_limit_may_reach_the_models_positions_and_not_pass_them() -> None:
+    check_max_seq_len(config(1_310_720))
+    with pytest.raises(LengthError, match="--max_seq_len is 1310721, but the model has 1310720 positions"):
+        check_max_seq_len(config(1_310_721))
+
+
+def test_room_is_what_the_prompt_leaves() -> None:
+    assert room_for(100, config(128)) == 28
+    assert room_for(127, config(128)) == 1
+    for length in (128, 129):
+        with pytest.raises(LengthError, match=f"input is {length} tokens .* --max_seq_len is 128"):
+            room_for(length, config(128))
+    with pytest.raises(LengthError, match="empty"):
+        room_for(0, config(128))
+
+
+@pytest.mark.parametrize(("limit", "most"), [(16_384, 63), (32_768, 126), (131_072, 507), (1_048_576, 4_064)])
+def test_refusal_names_the_frames_that_fit(limit: int, most: int) -> None:
+    text = 50
+    settings = config(limit, max_num_frames=10_000)
+    with pytest.raises(LengthError) as caught:
+        check_prompt_length(text + 258 * 5_000, settings, lambda count: min(count, 5_000))
+    assert str(text + 258 * 5_000) in str(caught.value)
+    assert str(limit) in str(caught.value)
+    assert str(caught.value).endswith(f"--max_num_frame {most} fits")
+    check_prompt_length(text + 258 * most, settings, lambda count: min(count, most))
+    with pytest.raises(LengthError):
+        check_prompt_length(text + 258 * (most + 1), settings, lambda count: min(count, most + 1))
+
+
+def test_frames_of_several_videos_are_counted_together() -> None:
+    lengths = (10, 200, 300)
+    with pytest.raises(LengthError, match="--max_num_frame 26 fits"):
+        check_prompt_length(100 + 258 * 510, config(16_384, 1_000), lambda count: sum(min(count, n) for n in lengths))
+
+
+def test_text_that_is_too_long_alone_says_so() -> None:
+    with pytest.raises(LengthError, match="no --max_num_frame fits, since 17000 tokens are text and pictures"):
+        check_prompt_length(17_000 + 258 * 4, config(16_384), lambda count: min(count, 4))
+    with pytest.raises(LengthError, match=r"shorten the text.*raise --max_seq_len \(at most 1310720\)"):
+        check_prompt_length(17_000, config(16_384), lambda count: 0)
