@@ -23,6 +23,8 @@ PRELOADED = [
     "megatron.core.models.gpt.gpt_model",
     "megatron.core.dist_checkpointing",
     "megatron.core.optimizer",
+    "longvita.training.state",
+    "longvita.training.step",
 ]
 
 

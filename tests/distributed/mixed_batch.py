@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -117,8 +118,10 @@ def make_batch(sequences: list[int], config: Config, groups: Any, seed: int = 0)
     )
 
 
-def micro_batches(config: Config, groups: Any, seed: int = 0) -> list[LocalBatch]:
-    """This rank's micro batches of one global batch: sequence k of the batch goes to replica k % DP."""
+def micro_batches(
+    config: Config, groups: Any, seed: int = 0, sequences: Sequence[int] = range(len(SEQUENCES))
+) -> list[LocalBatch]:
+    """This rank's micro batches of one global batch: the batch's k-th sequence goes to replica k % DP."""
     size = config.training.micro_batch_size
-    mine = list(range(groups.dp_rank, len(SEQUENCES), groups.dp_size))
+    mine = list(sequences[groups.dp_rank :: groups.dp_size])
     return [make_batch(mine[i : i + size], config, groups, seed) for i in range(0, len(mine), size)]
