@@ -72,11 +72,13 @@ def _group_override(lr: float, decay: float, optimizer: OptimizerConfig) -> Para
     return override
 
 
+@torch.no_grad()
 def build_optimizer(chunks: Sequence[torch.nn.Module], config: Config) -> MegatronOptimizer:
     """AdamW sharded over data-parallel ranks, with fp32 main parameters for bf16 ones.
 
     `chunks` are wrapped in Megatron's DDP. A stage without trainable parameters gets the same groups, empty: it takes
-    part in the norm's reductions and in checkpoints.
+    part in the norm's reductions and in checkpoints. Without gradients while it is built: its fp32 main parameters are
+    views of the weights, and torch would warn at each use of `.grad` of a view that has a history.
     """
     settings = config.optimizer
     bf16 = config.training.precision == "bf16"

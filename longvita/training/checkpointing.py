@@ -1,0 +1,321 @@
+"""Checkpoints of a run: numbered folders written in the background, found and checked when the run goes on.
+
+Each holds, in Megatron's distributed format, what a run needs to go on at any layout: weights, optimizer, schedule,
+position in the data, random states and the config.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import CheckpointingException
+from torch.distributed.checkpoint import CheckpointException
+
+from longvita.checkpoint.errors import CheckpointError
+from longvita.config import dump
+from longvita.config.schema import Config
+from longvita.model.long_vita import LongVITA
+from longvita.parallel.groups import ParallelGroups
+from longvita.platforms.base import Platform
+from longvita.training import manifest
+from longvita.training.snapshot import BackgroundWrite, SnapshotStrategy
+from longvita.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+"""The run's config, for people and for tools that read the folder."""
+_PARTIAL = ".partial-"
+_REPLACED = ".replaced-"
+
+_MISFITS = (CheckpointingException, CheckpointException, KeyError)
+"""What Megatron and torch raise when a tensor or a parameter group is missing or has another shape."""
+
+
+@dataclass
+class _Pending:
+    """A checkpoint that is being written."""
+
+    step: int
+    folder: Path
+    """Where it is written; it gets its name when it is whole."""
+    write: BackgroundWrite
+    config: Config
+
+
+class Checkpointer:
+    """Saves the states of one run into `root`, one at a time, and keeps the newest.
+
+    All methods are collectives over the whole world.
+    """
+
+    def __init__(self, root: Path, keep: int, platform: Platform):
+        self.root, self.keep, self.platform = root, keep, platform
+        self._pending: _Pending | None = None
+        self._checked_sharding = False
+        if dist.get_rank() == 0:
+            root.mkdir(parents=True, exist_ok=True)
+            for leftover in [*root.glob(f"{_PARTIAL}*"), *root.glob(f"{_REPLACED}*")]:
+                shutil.rmtree(leftover, ignore_errors=True)
+        dist.barrier()
+
+    def save(self, state: TrainingState) -> None:
+        """Copy the state and write it in the background; `poll` gives it its name once every rank has written.
+
+        Waits for the checkpoint before it, if that is still being written.
+        """
+        self.poll(wait=True)
+        folder = self._partial_folder(state.iteration)
+        strategy = SnapshotStrategy()
+        request = dist_checkpointing.save(
+            _sharded_state(state),
+            str(folder),
+            strategy,
+            # The sharding is the same each time; exchanging and checking it once is enough.
+            validate_access_integrity=not self._checked_sharding,
+            async_sharded_save=True,
+            preprocess_common_before_consistancy_check=_nothing,
+            content_metadata=_metadata(self.platform),
+        )
+        self._checked_sharding = True
+        if request is None or strategy.writer is None:
+            raise CheckpointError(f"megatron-core did not plan the checkpoint of step {state.iteration}")
+        write = BackgroundWrite(request, strategy.writer)
+        self._pending = _Pending(state.iteration, folder, write, state.config)
+
+    def poll(self, wait: bool = False) -> Path | None:
+        """Finish the checkpoint under way if all ranks have written it, or once they have (`wait`); its folder.
+
+        Raises CheckpointError when a rank could not write.
+        """
+        pending = self._pending
+        if pending is None or not (wait or self._everywhere(pending.write.done)):
+            return None
+        self._pending = None
+        outcomes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, (pending.write.wait(), pending.write.writer.digests))
+        errors = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(outcomes) if error]
+        if errors:
+            raise CheckpointError(f"the checkpoint of step {pending.step} was not written: {'; '.join(errors)}")
+        for finish in pending.write.request.finalize_fns:
+            finish()
+        final = manifest.step_folder(self.root, pending.step)
+        if dist.get_rank() == 0:
+            self._name(pending, final, {name: known for _, digests in outcomes for name, known in digests.items()})
+        dist.barrier()
+        return final
+
+    def _everywhere(self, done: bool) -> bool:
+        flag = torch.tensor(int(done), dtype=torch.int32, device=self.platform.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+        return bool(flag)
+
+    def _partial_folder(self, step: int) -> Path:
+        # A name of its own: a writer of an earlier, killed run can never touch these files.
+        name = [f"{_PARTIAL}{manifest.step_folder(self.root, step).name}-{secrets.token_hex(4)}"]
+        dist.broadcast_object_list(name, src=0)
+        folder = self.root / name[0]
+        if dist.get_rank() == 0:
+            folder.mkdir()
+        dist.barrier()
+        return folder
+
+    def _name(self, pending: _Pending, final: Path, digests: dict[str, manifest.Digest]) -> None:
+        manifest.write_atomically(pending.folder / CONFIG, json.dumps(dump(pending.config), indent=1) + "\n")
+        manifest.write_manifest(pending.folder, digests)
+        replaced = self.root / f"{_REPLACED}{final.name}"
+        if final.exists():
+            final.rename(replaced)
+        pending.folder.rename(final)
+        manifest.sync_folder(self.root)
+        old = manifest.folders_to_remove(manifest.step_folders(self.root), pending.step, self.keep)
+        for folder in [replaced, *old]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _nothing(common: dict) -> dict:
+    """Megatron compares what ranks would store in common; a stage without trainable parameters has no step count."""
+    return {}
+
+
+def _metadata(platform: Platform) -> dict[str, Any]:
+    return {"distrib_optim_sharding_type": platform.optimizer_sharding_type, "chained_optim_avoid_prefix": True}
+
+
+def _layout(groups: ParallelGroups) -> dict[str, int]:
+    return {"tp": groups.tp_size, "pp": groups.pp_size, "cp": groups.cp_size, "dp": groups.dp_size}
+
+
+def _sharded_weights(models: list[LongVITA], platform: Platform) -> dict[str, Any]:
+    metadata = _metadata(platform)
+    return {f"chunk{index}": model.sharded_state_dict(metadata=metadata) for index, model in enumerate(models)}
+
+
+def _sharded_state(state: TrainingState, loading: bool = False) -> dict[str, Any]:
+    weights = _sharded_weights(state.models, state.platform)
+    optimizer = state.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_metadata(state.platform))
+    sharded = {"weights": weights, "optimizer": optimizer}
+    return sharded if loading else sharded | {"run": _run_facts(state)}
+
+
+def _run_facts(state: TrainingState) -> dict[str, Any]:
+    """What is not a tensor of the model: the same on every rank, stored once."""
+    random_states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(random_states, state.platform.rng_state())
+    return {
+        "iteration": state.iteration,
+        "consumed_sequences": state.consumed_sequences,
+        "scheduler": state.scheduler.state_dict(),
+        "layout": _layout(state.groups),
+        "random_states": random_states,
+        "config": dump(state.config),
+    }
+
+
+def find_newest(root: Path) -> Path | None:
+    """The newest whole checkpoint in `root`, None when there is none; damaged ones are named in a warning.
+
+    A collective: the ranks share the files out and read each once.
+    """
+    share = (dist.get_rank(), dist.get_world_size())
+
+    def check(folder: Path) -> list[str]:
+        damage: list[Any] = [None] * share[1]
+        dist.all_gather_object(damage, manifest.find_damage(folder, share))
+        return sorted({sentence for sentences in damage for sentence in sentences})
+
+    def warn(message: str) -> None:
+        if share[0] == 0:
+            logger.warning("%s", message)
+
+    dist.barrier()
+    return manifest.newest_whole(root, warn, check)
+
+
+def load_state(state: TrainingState, folder: Path) -> None:
+    """Go on from a checkpoint, at any layout; a collective.
+
+    Rates come from the config, all else from the checkpoint. Random states are put back at the same layout only.
+    Raises CheckpointError when the checkpoint is of another run: a field that the state depends on differs.
+    """
+    facts = dist_checkpointing.load_common_state_dict(str(folder))["run"]
+    _check_same_run(facts["config"], dump(state.config), folder)
+    _check_layout(facts["layout"], state, folder)
+    settings = [{k: v for k, v in g.items() if k not in ("params", "step")} for g in state.optimizer.param_groups]
+    try:
+        loaded = dist_checkpointing.load(_sharded_state(state, loading=True), str(folder))
+        _load_weights(state.models, loaded["weights"])
+        state.optimizer.load_state_dict(loaded["optimizer"])
+    except _MISFITS as error:
+        raise CheckpointError(f"{folder} does not fit this run: {_reason(error)}") from error
+    for group, kept in zip(state.optimizer.param_groups, settings, strict=True):
+        group.update(kept)
+    state.scheduler.num_steps = 0
+    state.scheduler.load_state_dict(facts["scheduler"])
+    state.iteration, state.consumed_sequences = facts["iteration"], facts["consumed_sequences"]
+    if facts["layout"] == _layout(state.groups):
+        state.platform.set_rng_state(facts["random_states"][dist.get_rank()])
+
+
+def load_weights(models: list[LongVITA], folder: Path, platform: Platform) -> None:
+    """Fill built chunks with a checkpoint's weights alone, at any layout; a collective.
+
+    Raises CheckpointError naming the tensor and both shapes when the models differ.
+    """
+    try:
+        loaded = dist_checkpointing.load({"weights": _sharded_weights(models, platform)}, str(folder))
+        _load_weights(models, loaded["weights"])
+    except _MISFITS as error:
+        raise CheckpointError(f"the weights of {folder} do not fit the model: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The error's own words; torch wraps those of several ranks into one with all their tracebacks."""
+    if isinstance(error, CheckpointException):
+        return "; ".join(sorted({str(failure) for failure, _ in error.failures.values()}))
+    return str(error)
+
+
+def _load_weights(models: list[LongVITA], loaded: dict[str, Any]) -> None:
+    for index, model in enumerate(models):
+        model.load_state_dict(loaded[f"chunk{index}"])
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` is a checkpoint of ours, or holds numbered ones."""
+    return (folder / manifest.MANIFEST).is_file() or bool(manifest.step_folders(folder))
+
+
+def whole_checkpoint(folder: Path) -> Path:
+    """The checkpoint that `folder` is, or the newest whole one in it. Raises CheckpointError when there is none."""
+    if manifest.step_folders(folder):
+        newest = find_newest(folder)
+        if newest is None:
+            raise CheckpointError(f"{folder} holds no whole checkpoint")
+        return newest
+    damage = manifest.find_damage(folder)
+    if damage:
+        raise CheckpointError(f"checkpoint {folder} is refused: {'; '.join(damage)}")
+    return folder
+
+
+_SAME_FIELDS = (
+    "model",
+    "seed",
+    "data.sequence_length",
+    "data.isolate_documents",
+    "training.trainable",
+    "training.precision",
+    "optimizer.vision_lr_mult",
+    "optimizer.projector_lr_mult",
+    "optimizer.vision_layer_decay",
+)
+
+
+def _check_same_run(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
+    differences = [
+        f"{name} is {_field(current, name)!r}, in the checkpoint {_field(saved, name)!r}"
+        for name in _differing(saved, current)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{folder} is of another run: {'; '.join(differences)}. Go on with the old values, or start anew in "
+            f"another folder (output=...), from these weights if wanted (checkpoint.initial={folder})"
+        )
+
+
+def _differing(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    names = [name for name in _SAME_FIELDS if name != "model" and _field(saved, name) != _field(current, name)]
+    for part in ("vision", "projector", "language"):
+        old, new = saved["model"][part], current["model"][part]
+        names += [f"model.{part}.{key}" for key in new if old.get(key) != new[key]]
+    mixes = [{name: (s["ratio"], s["num"]) for name, s in c["data"]["dataset"].items()} for c in (saved, current)]
+    return names + (["data.dataset"] if mixes[0] != mixes[1] else [])
+
+
+def _field(values: Any, name: str) -> Any:
+    for key in name.split("."):
+        values = values.get(key)
+    return values
+
+
+def _check_layout(saved: dict[str, int], state: TrainingState, folder: Path) -> None:
+    """Formats other than fully_reshardable hold the optimizer in pieces of the layout it was saved at."""
+    if state.platform.optimizer_sharding_type == "fully_reshardable":
+        return
+    current = _layout(state.groups)
+    fixed = [name for name in ("tp", "pp") if saved[name] != current[name]]
+    if fixed:
+        raise CheckpointError(
+            f"{folder} was saved at {saved}, this run has {current}: platform {state.platform.name} can go on at "
+            f"another dp only; keep {' and '.join(fixed)}, or start from the weights (checkpoint.initial={folder})"
+        )
