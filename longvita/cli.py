@@ -57,6 +57,16 @@ def config_show(
     show(load_with_sources(config, overrides), Console(), docs)
 
 
+@app.command()
+def doctor(
+    platform: Annotated[str, typer.Option(help="Platform to look at; auto takes the one that is there.")] = "auto",
+) -> None:
+    """Show the device, versions, patches in place and what is missing."""
+    from longvita.doctor import run
+
+    raise typer.Exit(run(platform))
+
+
 def main() -> None:
     """Run the command line; what the console script and `python -m longvita` call."""
     try:

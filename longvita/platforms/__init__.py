@@ -10,6 +10,9 @@ from longvita.platforms.base import Platform, PlatformError
 PREFERENCE = ("npu", "cuda", "cpu")
 """Platforms that the project knows of, in the order `get("auto")` tries them; each is a module of this package."""
 
+ACCELERATOR_EXTRAS = ("npu", "gpu")
+"""Extras of the package that only machines with an accelerator need."""
+
 
 def names() -> list[str]:
     """Platforms that this version has, in the order of preference. Whether the device is there is another matter."""

@@ -136,7 +136,7 @@ class _DocumentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: DocumentPlan, scale: float) -> Tensor:
-        parts = [_forward(*(group.take(x) for x in (q, k, v)), True, scale) for group in plan.groups]
+        parts = [_forward(group.take(q), group.take(k), group.take(v), True, scale) for group in plan.groups]
         out = plan.join([part for part, _ in parts])
         ctx.save_for_backward(q, k, v, out, *(lse for _, lse in parts))
         ctx.plan, ctx.scale = plan, scale

@@ -38,6 +38,9 @@ class Platform(ABC):
     optimizer_sharding_type: str
     """`distrib_optim_sharding_type` of the optimizer's checkpoints, a format that this platform can save and load."""
 
+    extra: str | None = None
+    """Extra of the package (`pip install "longvita[extra]"`) that the platform needs; None for none."""
+
     # Device
 
     @abstractmethod

@@ -43,7 +43,7 @@ class DocumentGroup:
 
     def take_gradient(self, x: Tensor) -> Tensor:
         """The same for a gradient, which is zero where the batch is filled."""
-        if self.rows is None:
+        if self.rows is None or self.filled is None:
             return self.take(x)
         batch = x.index_select(0, self.rows).index_fill_(0, self.filled, 0)
         return batch.unflatten(0, (self.documents, self.length)).transpose(1, 2)
@@ -93,8 +93,7 @@ def _equal_runs(bounds: tuple[int, ...]) -> list[tuple[int, int, int]]:
 
 def _group(runs: list[tuple[int, int, int]]) -> DocumentGroup:
     if len(runs) == 1:
-        start, documents, length = runs[0]
-        return DocumentGroup(documents, length, start)
+        return DocumentGroup(start=runs[0][0], documents=runs[0][1], length=runs[0][2])
     documents = [(start + i * length, length) for start, count, length in runs for i in range(count)]
     longest = max(length for _, length in documents)
     starts = torch.tensor([start for start, _ in documents])[:, None]

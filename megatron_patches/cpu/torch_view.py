@@ -41,34 +41,34 @@ def on_cpu(device: Any) -> Any:
     return device
 
 
-class Stream:
+class CPUStream:
     """A stream of a device that does one thing after the other: there is nothing to wait for."""
 
     def __init__(self, device: Any = None, priority: int = 0) -> None: ...
 
-    def wait_stream(self, stream: Stream) -> None:
+    def wait_stream(self, stream: CPUStream) -> None:
         """Returns at once."""
 
-    def wait_event(self, event: Event) -> None:
+    def wait_event(self, event: CPUEvent) -> None:
         """Returns at once."""
 
     def synchronize(self) -> None:
         """Returns at once."""
 
-    def record_event(self, event: Event | None = None) -> Event:
+    def record_event(self, event: CPUEvent | None = None) -> CPUEvent:
         """An event that is over already."""
-        return event or Event()
+        return event or CPUEvent()
 
 
-class Event:
+class CPUEvent:
     """An event of such a stream: over as soon as it is recorded."""
 
     def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None: ...
 
-    def record(self, stream: Stream | None = None) -> None:
+    def record(self, stream: CPUStream | None = None) -> None:
         """Returns at once."""
 
-    def wait(self, stream: Stream | None = None) -> None:
+    def wait(self, stream: CPUStream | None = None) -> None:
         """Returns at once."""
 
     def synchronize(self) -> None:
@@ -92,8 +92,8 @@ class Nvtx:
 class Accelerator:
     """What `torch.cuda` answers in the view: one device, the CPU, whose generator is torch's default one."""
 
-    Stream = Stream
-    Event = Event
+    Stream = CPUStream
+    Event = CPUEvent
     FloatTensor = torch.FloatTensor
     LongTensor = torch.LongTensor
     IntTensor = torch.IntTensor
@@ -121,15 +121,15 @@ class Accelerator:
     def synchronize(self, device: Any = None) -> None:
         """CPU operators are over when they return."""
 
-    def current_stream(self, device: Any = None) -> Stream:
+    def current_stream(self, device: Any = None) -> CPUStream:
         """The one stream."""
-        return Stream()
+        return CPUStream()
 
-    def default_stream(self, device: Any = None) -> Stream:
+    def default_stream(self, device: Any = None) -> CPUStream:
         """The one stream."""
-        return Stream()
+        return CPUStream()
 
-    def stream(self, stream: Stream) -> contextlib.AbstractContextManager:
+    def stream(self, stream: CPUStream) -> contextlib.AbstractContextManager:
         """There is no other stream to change to."""
         return contextlib.nullcontext()
 
