@@ -150,6 +150,10 @@ class DataConfig(Section):
     """Most frames taken from one second of video, 1/s."""
     num_workers: int = Field(2, ge=0)
     """Processes per training process that decode and tokenize ahead; 0 does it in the training process."""
+    decode_timeout_seconds: float = Field(120.0, gt=0)
+    """Longest wait for one frame of a video or one picture, seconds; a sample that takes longer is set aside."""
+    index_cache: str | None = None
+    """Folder for the indexes of the data files; "index" below output when absent."""
 
     def data_file(self, path: str) -> Path:
         """Where one of data_paths lies: below data_root, unless it is absolute."""
