@@ -42,6 +42,15 @@ config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
 
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train one stage, or go on with it where it stopped."""
+    from longvita.config import load
+    from longvita.training import command
+
+    raise typer.Exit(command.train(load(config, overrides, purpose="training")))
+
+
 @config_app.command("show")
 def config_show(
     config: ConfigFile,
@@ -65,6 +74,49 @@ def doctor(
     from longvita.doctor import run
 
     raise typer.Exit(run(platform))
+
+
+LayoutOption = Annotated[
+    str, typer.Option(help="Parallel layout, such as tp=2,pp=2,sp=true (also cp and vp).", metavar="LAYOUT")
+]
+PlatformOption = Annotated[str, typer.Option(help="Platform to run on; auto takes the one that is there.")]
+JSONOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Option("--from", help="Training checkpoint, Hugging Face folder or Hub id.", show_default=False)
+    ],
+    target: Annotated[str, typer.Option("--to", help="New folder.", show_default=False)],
+    layout_format: Annotated[str, typer.Option("--format", help="long_vita, internvl or checkpoint.")] = "long_vita",
+    layout: LayoutOption = "tp=1",
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder; the source's own when absent.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16 or fp32; the source's when absent.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, such as 5GB.")] = "5GB",
+    platform: PlatformOption = "auto",
+    as_json: JSONOption = False,
+) -> None:
+    """Convert between training checkpoints and Hugging Face layouts."""
+    from longvita.checkpoint import command
+
+    raise typer.Exit(
+        command.convert(source, target, layout_format, layout, tokenizer, dtype, max_shard_size, platform, as_json)
+    )
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="Model: folder or Hub id.", metavar="MODEL", show_default=False)],
+    golden: Annotated[str, typer.Option(help="Folder with golden.safetensors and golden.json.", show_default=False)],
+    layout: LayoutOption = "tp=1",
+    platform: PlatformOption = "auto",
+    as_json: JSONOption = False,
+) -> None:
+    """Compare features, logits, loss, gradients and greedy tokens with golden vectors; exit code 1 beyond tolerance."""
+    from longvita.checkpoint import command
+
+    raise typer.Exit(command.verify(model, golden, layout, platform, as_json))
 
 
 def main() -> None:

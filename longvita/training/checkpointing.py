@@ -186,19 +186,20 @@ def find_newest(root: Path) -> Path | None:
 
     A collective: the ranks share the files out and read each once.
     """
-    share = (dist.get_rank(), dist.get_world_size())
-
-    def check(folder: Path) -> list[str]:
-        damage: list[Any] = [None] * share[1]
-        dist.all_gather_object(damage, manifest.find_damage(folder, share))
-        return sorted({sentence for sentences in damage for sentence in sentences})
 
     def warn(message: str) -> None:
-        if share[0] == 0:
+        if dist.get_rank() == 0:
             logger.warning("%s", message)
 
     dist.barrier()
-    return manifest.newest_whole(root, warn, check)
+    return manifest.newest_whole(root, warn, _shared_damage)
+
+
+def _shared_damage(folder: Path) -> list[str]:
+    """manifest.find_damage, each file read by one rank only."""
+    damage: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(damage, manifest.find_damage(folder, (dist.get_rank(), dist.get_world_size())))
+    return sorted({sentence for sentences in damage for sentence in sentences})
 
 
 def load_state(state: TrainingState, folder: Path) -> None:
@@ -250,22 +251,40 @@ def _load_weights(models: list[LongVITA], loaded: dict[str, Any]) -> None:
         model.load_state_dict(loaded[f"chunk{index}"])
 
 
+def checkpoint_root(output: Path) -> Path:
+    """Where a run with this output folder keeps its checkpoints."""
+    return output / "checkpoints"
+
+
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` is a checkpoint of ours, or holds numbered ones."""
-    return (folder / manifest.MANIFEST).is_file() or bool(manifest.step_folders(folder))
+    """Whether `folder` is a checkpoint of ours, holds numbered ones, or is the output folder of a run that has some."""
+    return (folder / manifest.MANIFEST).is_file() or _numbered(folder) is not None
+
+
+def _numbered(folder: Path) -> Path | None:
+    return next((root for root in (folder, checkpoint_root(folder)) if manifest.step_folders(root)), None)
 
 
 def whole_checkpoint(folder: Path) -> Path:
-    """The checkpoint that `folder` is, or the newest whole one in it. Raises CheckpointError when there is none."""
-    if manifest.step_folders(folder):
-        newest = find_newest(folder)
+    """The checkpoint that `folder` is, or the newest whole one in it or in its `checkpoints` folder; a collective.
+
+    Raises CheckpointError when there is none, or when `folder` itself is damaged.
+    """
+    root = _numbered(folder)
+    if root is not None:
+        newest = find_newest(root)
         if newest is None:
-            raise CheckpointError(f"{folder} holds no whole checkpoint")
+            raise CheckpointError(f"{root} holds no whole checkpoint")
         return newest
-    damage = manifest.find_damage(folder)
+    damage = _shared_damage(folder)
     if damage:
         raise CheckpointError(f"checkpoint {folder} is refused: {'; '.join(damage)}")
     return folder
+
+
+def checkpoint_config(folder: Path) -> Config:
+    """The config of the run that wrote the checkpoint `folder`."""
+    return Config.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
 
 
 _SAME_FIELDS = (

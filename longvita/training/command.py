@@ -1,0 +1,74 @@
+"""`longvita train`: what is refused before any process starts, and the start of the processes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from longvita import launcher
+from longvita.checkpoint.errors import CheckpointError
+from longvita.config import Config, ConfigError, check_world_size, dump
+from longvita.config.checks import replica_size
+from longvita.config.errors import Problem
+from longvita.training.signals import EXIT_REFUSED
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def train(config: Config) -> int:
+    """Train the stage that `config` describes, in as many processes as it asks for; the exit code.
+
+    Under torchrun or srun this process is one of theirs. Raises ConfigError for what can be known beforehand.
+    """
+    check(config)
+    world = launcher.world_size_of_launcher() or config.layout.processes or replica_size(config)
+    check_world_size(config, world)
+    return launcher.launch("longvita.training.command:run", {"config": dump(config)}, world)
+
+
+def check(config: Config) -> None:
+    """Refuse what would only fail later. Raises ConfigError with every problem found."""
+    problems = []
+    size = config.layout.context_parallel
+    if size > 1:
+        problems.append(
+            Problem(
+                "training does not split sequences over processes yet",
+                "layout.context_parallel",
+                size,
+                way_out="layout.context_parallel=1 with a data.sequence_length that fits one TP group's memory",
+            )
+        )
+    for field in ("initial", "initial_language", "initial_vision"):
+        name = getattr(config.checkpoint, field)
+        if name is not None and not Path(name).expanduser().is_dir() and not _HUB_ID.fullmatch(name):
+            message, way_out = "is neither a folder here nor a Hub id (OWNER/NAME)", "check the path"
+            problems.append(Problem(message, f"checkpoint.{field}", name, way_out=way_out))
+    if problems:
+        raise ConfigError(problems)
+
+
+def run(payload: dict[str, Any]) -> int:
+    """One process of a training run; what the launcher calls."""
+    _quieten()
+    from longvita.training.trainer import train as train_in_process
+
+    try:
+        return train_in_process(Config.model_validate(payload["config"]))
+    except (CheckpointError, ConfigError) as error:
+        # Found on every rank alike: one of them says it.
+        place = launcher.current_place()
+        if place is None or place.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+def _quieten() -> None:
+    """Leave out what libraries say on every start and no one can act on."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex).*not installed.*")
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated.*", category=FutureWarning)

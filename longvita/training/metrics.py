@@ -1,0 +1,211 @@
+"""What a run says about itself: progress on the terminal, metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from longvita.config.schema import Config
+from longvita.training.flops import training_flops
+from longvita.training.manifest import write_atomically
+from longvita.training.step import StepFigures
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+"""One JSON object a line: of steps ("loss" ...) and of evaluations ("validation")."""
+TENSORBOARD = "tensorboard"
+"""Folder of the TensorBoard files."""
+_SMOOTHING = 0.1
+
+
+@dataclass
+class Speed:
+    """Rates over some steps."""
+
+    seconds: float
+    tokens_per_second: float
+    tiles_per_second: float
+    mfu: float
+    """Model FLOPs a second over the peak of all devices, 0 to 1."""
+
+
+class Metrics:
+    """Writes the metrics of a run; on one rank only.
+
+    Lines of steps after `iteration`, left by an earlier process that got further than its newest checkpoint, are
+    dropped: the file always tells one story. Use as a context manager.
+    """
+
+    def __init__(self, output: Path, config: Config, iteration: int, devices: int, peak_flops: float):
+        self.config, self.iteration = config, iteration
+        self._peak = devices * peak_flops
+        self._path = output / METRICS
+        output.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(output) if line["step"] <= iteration]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._board = _tensorboard(output, iteration) if config.logging.tensorboard else None
+        self._progress = _Progress(config, iteration)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._seconds = self._flops = 0.0
+        self._steps = self._tokens = self._tiles = 0
+
+    def __enter__(self) -> Metrics:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        if self._board is not None:
+            self._board.close()
+
+    def step(self, iteration: int, figures: StepFigures, seconds: float) -> None:
+        """Note a step that took `seconds`; written every logging.interval steps and at the last one."""
+        work = figures.batch.work
+        self.iteration = iteration
+        self._steps += 1
+        self._seconds += seconds
+        self._tokens += work.tokens
+        self._tiles += work.tiles
+        self._flops += training_flops(self.config.model, work, self.config.training.trainable)
+        last = iteration >= self.config.training.train_iterations
+        if last or iteration % self.config.logging.interval == 0:
+            self._write_step(figures)
+            self._reset()
+
+    def _write_step(self, figures: StepFigures) -> None:
+        losses, batch = figures.losses, figures.batch
+        speed = Speed(
+            seconds=self._seconds,
+            tokens_per_second=self._tokens / self._seconds,
+            tiles_per_second=self._tiles / self._seconds,
+            mfu=self._flops / self._seconds / self._peak,
+        )
+        self._append(
+            {
+                "step": self.iteration,
+                "loss": losses.loss,
+                "source_losses": losses.source_losses,
+                "lr": figures.lr,
+                "grad_norm": figures.grad_norm,
+                "tokens": self._tokens,
+                "tiles": self._tiles,
+                "loss_tokens": losses.loss_tokens,
+                "padding_tokens": batch.padding_tokens,
+                **vars(speed),
+            }
+        )
+        flat = {
+            "loss/all": losses.loss,
+            **{f"loss/{source}": loss for source, loss in losses.source_losses.items()},
+            "lr": figures.lr,
+            "grad_norm": figures.grad_norm,
+            "speed/tokens_per_second": speed.tokens_per_second,
+            "speed/tiles_per_second": speed.tiles_per_second,
+            "speed/mfu": speed.mfu,
+        }
+        self._scalars(flat)
+        self._progress.step(self.iteration, figures, speed, self._steps)
+
+    def validation(self, losses: dict[str, float]) -> None:
+        """Note the held-out loss of each source after the newest step."""
+        self._append({"step": self.iteration, "validation": losses})
+        self._scalars({f"validation/{source}": loss for source, loss in losses.items()})
+        self._progress.say(
+            f"step {self.iteration}: held-out loss "
+            + ", ".join(f"{source} {loss:.4f}" for source, loss in losses.items())
+        )
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self._progress.say(text)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _scalars(self, values: dict[str, float]) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, self.iteration)
+
+
+def read_metrics(output: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, oldest first; a last line cut by a crash is left out."""
+    path = output / METRICS
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            logger.warning("%s: a line that is no JSON is left out (%d characters)", path, len(text))
+    return lines
+
+
+def _tensorboard(output: Path, iteration: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(output / TENSORBOARD), purge_step=iteration + 1)
+
+
+class _Progress:
+    """A live bar on a terminal, a line per report elsewhere."""
+
+    def __init__(self, config: Config, iteration: int):
+        self._total = config.training.train_iterations
+        self._console = Console(stderr=True, soft_wrap=True)
+        self._live = self._console.is_terminal
+        self._seconds_a_step: float | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task(config.name, total=self._total, completed=iteration, status="")
+
+    def start(self) -> None:
+        if self._live:
+            self._bar.start()
+
+    def stop(self) -> None:
+        if self._live:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def step(self, iteration: int, figures: StepFigures, speed: Speed, steps: int) -> None:
+        each = speed.seconds / steps
+        before = self._seconds_a_step
+        self._seconds_a_step = each if before is None else before + _SMOOTHING * (each - before)
+        left = duration((self._total - iteration) * self._seconds_a_step)
+        status = (
+            f"loss {figures.losses.loss:.4f}  lr {figures.lr:.2e}  grad {figures.grad_norm:.3f}  "
+            f"{speed.tokens_per_second:,.0f} tokens/s  {speed.tiles_per_second:,.1f} tiles/s  "
+            f"MFU {100 * speed.mfu:.1f}%  {left} left"
+        )
+        if self._live:
+            self._bar.update(self._task, completed=iteration, status=status)
+        else:
+            self.say(f"step {iteration}/{self._total}  {status}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42s, 3m05s, 2h07m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

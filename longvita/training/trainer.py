@@ -1,0 +1,164 @@
+"""A training run in one process: from its config to its exit code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from longvita import launcher, platforms
+from longvita.config import check_world_size
+from longvita.config.schema import Config
+from longvita.data.batch import LocalBatch
+from longvita.data.loader import build_loader
+from longvita.model.build import build_model
+from longvita.parallel import groups as parallel_groups
+from longvita.parallel.groups import ParallelGroups
+from longvita.platforms.base import Platform
+from longvita.training.checkpointing import Checkpointer, checkpoint_root, find_newest, load_state
+from longvita.training.initial import read_initial_weights
+from longvita.training.metrics import Metrics
+from longvita.training.report import write_report
+from longvita.training.signals import StopReason, StopWatch
+from longvita.training.state import TrainingState, build_state
+from longvita.training.step import StepFigures, train_step
+from longvita.training.validation import held_out_losses
+
+
+def train(config: Config) -> int:
+    """Run, or go on with, the training stage that `config` describes; the exit code (see longvita.training.signals).
+
+    Every process of the run calls it; they find each other through the launcher's variables. It goes on from the
+    newest whole checkpoint in the output folder, or starts from the weights that config.checkpoint names.
+    """
+    platform = platforms.get(config.platform)
+    platform.activate()
+    _, world = launcher.init_distributed(platform)
+    check_world_size(config, world)
+    with StopWatch(config.training.time_limit_minutes) as watch:
+        groups = parallel_groups.initialize(config.layout, platform)
+        code = Run(config, groups, platform, watch).run()
+    # Only at a good end: after an error the other ranks may be anywhere, and leaving in order could wait for them.
+    groups.destroy()
+    dist.destroy_process_group()
+    return code
+
+
+class Run:
+    """The loop and what it needs: steps, evaluations, checkpoints, reports."""
+
+    def __init__(self, config: Config, groups: ParallelGroups, platform: Platform, watch: StopWatch):
+        self.config, self.groups, self.platform, self.watch = config, groups, platform, watch
+        self.output = Path(config.output)
+        root = checkpoint_root(self.output)
+        self.checkpointer = Checkpointer(root, config.checkpoint.keep, platform)
+        self.saved: int | None = None
+        self.resumed = find_newest(root)
+        self.state = self._build_state()
+        self.metrics = self._build_metrics()
+
+    def _build_state(self) -> TrainingState:
+        models = build_model(self.config, self.groups, self.platform, fresh=self.resumed is None)
+        if self.resumed is None:
+            read_initial_weights(models, self.config, self.groups, self.platform)
+        state = build_state(self.config, self.groups, self.platform, models)
+        if self.resumed is not None:
+            load_state(state, self.resumed)
+            self.saved = state.iteration
+        return state
+
+    def _build_metrics(self) -> Metrics | None:
+        """The first rank's alone. All measure the peak, at the same time, as they compute at the same time later."""
+        dtype = torch.bfloat16 if self.config.training.precision == "bf16" else torch.float32
+        dist.barrier()
+        peak = self.platform.peak_flops(dtype)
+        if dist.get_rank() != 0:
+            return None
+        return Metrics(self.output, self.config, self.state.iteration, dist.get_world_size(), peak)
+
+    def run(self) -> int:
+        """Steps until all are done or a stop is asked for; then the last checkpoint and the report."""
+        if self.metrics is None:
+            reason = self._loop()
+        else:
+            with self.metrics:
+                reason = self._loop()
+        self._save()
+        self.checkpointer.poll(wait=True)
+        if self.metrics is not None:
+            self._finish(reason)
+        dist.barrier()
+        return reason.exit_code
+
+    def _loop(self) -> StopReason:
+        state, total = self.state, self.config.training.train_iterations
+        self._say_start()
+        if state.iteration >= total:
+            return StopReason.NONE
+        loader = build_loader(self.config, self.groups, state.consumed_sequences)
+        while state.iteration < total:
+            figures, seconds = self._step(loader)
+            if self.metrics is not None:
+                self.metrics.step(state.iteration, figures, seconds)
+            reason = self.watch.agree(self.platform.device)
+            if reason is not StopReason.NONE and state.iteration < total:
+                return reason
+            self._between_steps()
+        return StopReason.NONE
+
+    def _step(self, loader: Iterator[LocalBatch]) -> tuple[StepFigures, float]:
+        start = time.perf_counter()
+        figures = train_step(self.state, loader)
+        self.state.consumed_sequences += self.config.training.global_batch_size
+        self.platform.synchronize()
+        return figures, time.perf_counter() - start
+
+    def _between_steps(self) -> None:
+        """What is due after a step; every rank comes to the same answers."""
+        iteration, training = self.state.iteration, self.config.training
+        interval = self.config.checkpoint.save_interval
+        self.checkpointer.poll()
+        if interval and iteration % interval == 0:
+            self._save()
+        due = training.validation_interval and iteration % training.validation_interval == 0
+        if self.config.data.validation and (due or iteration == training.train_iterations):
+            losses = held_out_losses(self.state)
+            if self.metrics is not None:
+                self.metrics.validation(losses)
+
+    def _save(self) -> None:
+        """Save the state, unless it is saved already. Runs without a step have nothing to save but their weights."""
+        if self.saved == self.state.iteration:
+            return
+        self.checkpointer.save(self.state)
+        self.saved = self.state.iteration
+        if not self.config.checkpoint.asynchronous:
+            self.checkpointer.poll(wait=True)
+
+    def _say_start(self) -> None:
+        if self.metrics is None:
+            return
+        groups, state = self.groups, self.state
+        layout = f"TP {groups.tp_size}, PP {groups.pp_size}, CP {groups.cp_size}, DP {groups.dp_size}"
+        start = f"goes on from {self.resumed}" if self.resumed else "starts"
+        weights = sum(parameter.numel() for model in state.models for parameter in model.parameters())
+        self.metrics.say(
+            f"{self.config.name}: {start} at step {state.iteration} of {self.config.training.train_iterations}, "
+            f"{layout}, {weights:,} parameters on the first process, {self.platform.describe()}"
+        )
+
+    def _finish(self, reason: StopReason) -> None:
+        word = "complete" if reason is StopReason.NONE else reason.name.lower()
+        write_report(self.output, self.config, self.state.iteration, word, self._quarantined())
+        if reason is not StopReason.NONE and self.metrics is not None:
+            self.metrics.say(
+                f"stopped by {word.replace('_', ' ')} after step {self.state.iteration}, saved; "
+                f"the same command goes on from there (exit code {reason.exit_code})"
+            )
+
+    def _quarantined(self) -> dict[str, Any]:
+        return {}
