@@ -66,7 +66,7 @@ class DocumentPlan:
         return joined if self.order is None else joined.index_select(0, self.order)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def plan_documents(bounds: tuple[int, ...]) -> DocumentPlan:
     """Groups that cover all documents; bounds are their starts, then the end of the last. Empty ones are left out."""
     runs = _equal_runs(bounds)

@@ -1,0 +1,18 @@
+"""Patches act on the whole process: these tests start without any and put back what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from megatron_patches import patch
+
+
+@pytest.fixture(autouse=True)
+def unpatched() -> Iterator[None]:
+    before = [applied.patch for applied in patch.report()]
+    patch.revert()
+    yield
+    patch.revert()
+    patch.apply(before)
