@@ -7,8 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-IGNORED_LABEL = -100
-"""Label of a position that carries no loss."""
+from longvita.data.template import IGNORED_LABEL
+
+__all__ = ["IGNORED_LABEL", "LocalBatch"]
 
 
 @dataclasses.dataclass

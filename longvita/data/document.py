@@ -1,0 +1,133 @@
+"""From a sample's place in a file to its tokens and the tiles that one rank decodes: the work of a data worker.
+
+A function of its request alone, free of torch, so that it runs the same in the training process and in workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from longvita.data.errors import SampleError
+from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media, resolve
+from longvita.data.sample import Sample, parse_line
+from longvita.data.template import ChatTemplate, EncodedSample, mark_order
+
+if TYPE_CHECKING:
+    from longvita.config.schema import Config
+
+
+@dataclass(frozen=True)
+class DocumentRequest:
+    """One document of a sequence, as its plan describes it."""
+
+    path: str
+    """JSONL file."""
+    offset: int
+    """First byte of the sample's line."""
+    size: int
+    """Bytes of the line."""
+    line: int
+    """Number of the line, from 1."""
+    source: str
+    """Name of the data source."""
+    media_root: str
+    """Folder that its media paths are relative to."""
+    facts: MediaFacts
+    """What the headers of its media told when it was indexed."""
+    max_num_frames: int
+    """Most frames of each of its videos: the mix's limit, or fewer to fit the sequence."""
+    length: int
+    """Its tokens."""
+    num_tiles: int
+    """Its tiles and frames."""
+    wanted: range = range(0)
+    """The tiles that this rank decodes."""
+
+    @property
+    def name(self) -> str:
+        """Names the document in messages and in the agreement between ranks."""
+        return f"{self.path}:{self.line}"
+
+    def deciding(self, wanted: range) -> DocumentRequest:
+        """The same request for another range of tiles."""
+        return dataclasses.replace(self, wanted=wanted)
+
+
+@dataclass(frozen=True)
+class Document:
+    """An encoded document and this rank's tiles of it."""
+
+    encoded: EncodedSample
+    pixels: np.ndarray
+    """uint8 [k, S, S, 3]: the wanted tiles."""
+
+
+@dataclass(frozen=True)
+class DocumentReader:
+    """Reads documents for one tokenizer and one set of media settings."""
+
+    template: ChatTemplate
+    settings: MediaSettings
+
+    def read(self, request: DocumentRequest, beat: Callable[[], None] = lambda: None) -> Document:
+        """The tokens and the wanted tiles of one document.
+
+        Raises MediaError if a tile cannot be decoded, RuntimeError if the file changed since it was indexed.
+        """
+        sample = self._read_sample(request)
+        counts = request.facts.frame_counts(self.settings, request.max_num_frames)
+        encoded = self.template.encode(sample.turns, request.facts.grids(self.settings), counts)
+        if len(encoded.input_ids) != request.length or encoded.num_tiles != request.num_tiles:
+            raise _changed(request, f"{len(encoded.input_ids)} tokens now, {request.length} then")
+        return Document(encoded, self.decode(sample, request, beat))
+
+    def decode(self, sample: Sample, request: DocumentRequest, beat: Callable[[], None] = lambda: None) -> np.ndarray:
+        """uint8 [k, S, S, 3]: the wanted tiles of a sample. Raises MediaError."""
+        items = order_media(
+            mark_order(sample.turns),
+            [resolve(path, request.media_root) for path in sample.images],
+            [resolve(path, request.media_root) for path in sample.videos],
+            request.facts,
+        )
+        return decode_tiles(items, self.settings, request.max_num_frames, request.wanted, beat)
+
+    @staticmethod
+    def _read_sample(request: DocumentRequest) -> Sample:
+        with open(request.path, "rb") as file:
+            file.seek(request.offset)
+            line = file.read(request.size)
+        try:
+            return parse_line(line)
+        except SampleError as error:
+            raise _changed(request, error.detail) from error
+
+
+def _changed(request: DocumentRequest, detail: str) -> RuntimeError:
+    return RuntimeError(
+        f"{request.name} differs from what was indexed ({detail}): the file changed during the run; "
+        "start again to index it anew"
+    )
+
+
+def media_settings(config: Config) -> MediaSettings:
+    """The media settings of a run."""
+    return MediaSettings(
+        image_size=config.model.vision.image_size,
+        max_num_tiles=config.data.max_num_tiles,
+        max_num_frames=config.data.max_num_frames,
+        max_fps=config.data.max_fps,
+        stall_seconds=config.data.decode_timeout_seconds,
+    )
+
+
+def probe_sample(sample: Sample, media_root: str | os.PathLike, max_fps: float) -> MediaFacts:
+    """What the headers of a sample's media tell. Raises MediaError."""
+    pictures: Sequence = [resolve(path, media_root) for path in sample.images]
+    videos: Sequence = [resolve(path, media_root) for path in sample.videos]
+    return probe_media(pictures, videos, max_fps)

@@ -1,0 +1,44 @@
+"""Why a sample cannot be used: one reason word for the counts and a sentence for the person who mends the data."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Reason words of the quarantine file and of its summary."""
+
+    INVALID_JSON = "invalid_json"
+    """The line is no JSON object."""
+    INVALID_SAMPLE = "invalid_sample"
+    """The object does not have the published form."""
+    EMPTY_TURN = "empty_turn"
+    """A turn has no text."""
+    NO_ANSWER = "no_answer"
+    """No assistant turn: nothing carries loss."""
+    MARK_COUNT = "mark_count"
+    """The marks in the text differ in number from the pictures or videos."""
+    MISSING_FILE = "missing_file"
+    """A picture or video is not there."""
+    BROKEN_PICTURE = "broken_picture"
+    """A picture cannot be read."""
+    BROKEN_VIDEO = "broken_video"
+    """A video cannot be read or decoded."""
+    TOO_LONG = "too_long"
+    """Longer than a sequence, its videos cut to the fewest frames."""
+
+
+class SampleError(ValueError):
+    """A sample that cannot be used; `reason` is a Reason, the message tells what is wrong with which part."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self):
+        return type(self), (self.reason, self.detail)
+
+
+class MediaError(SampleError):
+    """A picture or video that cannot be read; the message names the file."""

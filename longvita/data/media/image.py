@@ -1,0 +1,247 @@
+"""Pictures to tiles: the grid nearest to a picture's shape, a thumbnail first, each tile normalised.
+
+The tiling is the one of InternVL ("dynamic", arXiv 2404.16821) as Long-VITA uses it. Pixels stay uint8
+[n, size, size, 3] until the last moment; `normalise` makes the tower's float32 input of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from longvita.data.errors import MediaError, Reason
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+"""ImageNet mean, R G B."""
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""ImageNet standard deviation, R G B."""
+PADDING_COLOUR = tuple(int(255 * mean) for mean in IMAGE_MEAN)
+"""Colour of the bars that make a frame square."""
+MAX_PIXELS = 178_956_970
+"""Largest picture that is opened, pixels: Pillow's own limit against decompression bombs."""
+HEADER_EXIF_FORMATS = ("JPEG", "MPO", "TIFF", "WEBP")
+"""Formats whose orientation stands in the header; others tell it only if the header has an EXIF block."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a picture is cut: columns x rows tiles, and a thumbnail before them when there is more than one."""
+
+    columns: int
+    rows: int
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether there are tiles beside the thumbnail."""
+        return self.columns * self.rows > 1
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles, the thumbnail counted."""
+        return self.columns * self.rows + self.is_tiled
+
+
+@dataclass(frozen=True)
+class TiledImage:
+    """A picture cut into tiles."""
+
+    columns: int
+    """Tiles side by side."""
+    rows: int
+    """Tiles one above the other."""
+    tiles: Tensor
+    """[n, 3, S, S] float32, normalised: the thumbnail first when there is more than one tile, then row by row."""
+
+
+@functools.lru_cache(maxsize=8)
+def candidate_grids(max_num_tiles: int) -> tuple[tuple[int, int], ...]:
+    """All (columns, rows) of at most `max_num_tiles` tiles, fewest tiles first."""
+    sides = range(1, max_num_tiles + 1)
+    grids = [(columns, rows) for columns in sides for rows in sides if columns * rows <= max_num_tiles]
+    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
+
+
+@functools.lru_cache(maxsize=65536)
+def choose_grid(width: int, height: int, max_num_tiles: int = 12, image_size: int = 448) -> Grid:
+    """The grid whose aspect ratio is nearest to width / height, both in pixels.
+
+    Of two equally near, the larger wins only if the picture has more than half of its pixels.
+    """
+    aspect = width / height
+    best, best_distance = (1, 1), float("inf")
+    for columns, rows in candidate_grids(max_num_tiles):
+        distance = abs(aspect - columns / rows)
+        worth_more_tiles = width * height > 0.5 * image_size * image_size * columns * rows
+        if distance < best_distance or (distance == best_distance and worth_more_tiles):
+            best, best_distance = (columns, rows), distance
+    return Grid(*best)
+
+
+def tile_image(picture: Image.Image, max_num_tiles: int = 12, image_size: int = 448) -> TiledImage:
+    """Cuts a PIL picture of any mode into normalised tiles of `image_size` x `image_size` pixels.
+
+    Raises MediaError if the picture's pixels cannot be read.
+    """
+    import torch  # Here alone: the decoding processes do without torch.
+
+    upright = to_upright_rgb(picture)
+    grid = choose_grid(*upright.size, max_num_tiles, image_size)
+    pixels = cut_tiles(upright, grid, image_size, range(grid.num_tiles))
+    return TiledImage(grid.columns, grid.rows, torch.from_numpy(normalise(pixels)))
+
+
+def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Bicubic resize of an RGB picture to (width, height), the same pixels under every version of Pillow.
+
+    Pillow rounds to 8 bits between its horizontal and its vertical pass. Up to 12 the horizontal one came first; 13
+    begins with the vertical one if that takes off more than twice as many pixels. The order is Pillow 13's here.
+    """
+    width, height = size
+    rows_lost, columns_lost = picture.height - height, picture.width - width
+    if rows_lost > 0 and rows_lost > 2 * columns_lost:
+        passes = [(picture.width, height), size]
+    else:
+        passes = [(width, picture.height), size]
+    for target in passes:
+        picture = picture.resize(target, Image.Resampling.BICUBIC)
+    return picture
+
+
+def cut_tiles(picture: Image.Image, grid: Grid, image_size: int, wanted: Sequence[int]) -> np.ndarray:
+    """The `wanted` tiles (0 is the thumbnail of a tiled picture) of an upright RGB picture: uint8 [k, S, S, 3]."""
+    size = image_size
+    tiles = np.empty((len(wanted), size, size, 3), np.uint8)
+    whole: Image.Image | None = None
+    for slot, number in enumerate(wanted):
+        if not grid.is_tiled or number == 0:
+            tiles[slot] = np.asarray(resize(picture, (size, size)))
+            continue
+        if whole is None:
+            whole = resize(picture, (grid.columns * size, grid.rows * size))
+        row, column = divmod(number - 1, grid.columns)
+        tiles[slot] = np.asarray(whole.crop((column * size, row * size, (column + 1) * size, (row + 1) * size)))
+    return tiles
+
+
+def square_tile(picture: Image.Image, image_size: int) -> np.ndarray:
+    """A frame as one tile: padded to a square with the mean colour, then resized; uint8 [S, S, 3]."""
+    side = max(picture.size)
+    if picture.size != (side, side):
+        square = Image.new("RGB", (side, side), PADDING_COLOUR)
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        picture = square
+    return np.asarray(resize(picture, (image_size, image_size)))
+
+
+@functools.cache
+def _normalised_values() -> np.ndarray:
+    """float32 [3, 256]: the tower's input for each value of each colour."""
+    values = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean = np.asarray(IMAGE_MEAN, np.float32)[:, None]
+    std = np.asarray(IMAGE_STD, np.float32)[:, None]
+    return ((values - mean) / std).astype(np.float32)
+
+
+def normalise(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [n, S, S, 3] to float32 [n, 3, S, S] with ImageNet mean 0 and standard deviation 1."""
+    table = _normalised_values()
+    tiles = np.empty((pixels.shape[0], 3, *pixels.shape[1:3]), np.float32)
+    for colour in range(3):
+        np.take(table[colour], pixels[..., colour], out=tiles[:, colour])
+    return tiles
+
+
+def open_picture(path: str | os.PathLike) -> Image.Image:
+    """A picture file as an upright RGB picture, the first one of an animation.
+
+    Raises MediaError for a missing file, one that is no picture or is cut off, and one larger than MAX_PIXELS.
+    """
+    try:
+        with Image.open(path) as picture:
+            _check_size(picture.size)
+            return to_upright_rgb(picture)
+    except MediaError as error:
+        raise MediaError(error.reason, f"picture {path}: {error.detail}") from error
+    except FileNotFoundError as error:
+        raise MediaError(Reason.MISSING_FILE, f"picture {path} does not exist") from error
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them.
+        raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {_tell(error)}") from error
+
+
+def probe_picture(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height in pixels of the upright picture, from its header alone. Raises as `open_picture` does."""
+    try:
+        with Image.open(path) as picture:
+            _check_size(picture.size)
+            return upright_size(picture)
+    except MediaError as error:
+        raise MediaError(error.reason, f"picture {path}: {error.detail}") from error
+    except FileNotFoundError as error:
+        raise MediaError(Reason.MISSING_FILE, f"picture {path} does not exist") from error
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them.
+        raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {_tell(error)}") from error
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height of a PIL picture once it is turned upright; nothing is decoded."""
+    quarter_turned = _orientation(picture) >= 5
+    return (picture.height, picture.width) if quarter_turned else picture.size
+
+
+def to_upright_rgb(picture: Image.Image) -> Image.Image:
+    """Any PIL picture as RGB: turned as its EXIF says, transparency on white, 16-bit and float values scaled to 8."""
+    try:
+        turn = _orientation(picture) > 1
+        picture.load()
+        if turn:
+            picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I") or picture.mode == "F":
+            return _deep_to_rgb(picture)
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+            return Image.alpha_composite(white, picture).convert("RGB")
+        return picture.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes of them.
+        raise MediaError(Reason.BROKEN_PICTURE, f"its pixels cannot be read: {_tell(error)}") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation 1 to 8, 1 where the header has none."""
+    if picture.format in HEADER_EXIF_FORMATS or "exif" in picture.info:
+        value = picture.getexif().get(0x0112, 1)
+        return value if value in range(1, 9) else 1
+    return 1
+
+
+def _deep_to_rgb(picture: Image.Image) -> Image.Image:
+    """One channel of more than 8 bits to RGB: 16-bit values by their upper byte, floats over their range."""
+    values = np.asarray(picture)
+    if picture.mode == "F":
+        values = np.nan_to_num(values)
+        low, high = float(values.min()), float(values.max())
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (min(low, 0.0), max(high, 255.0))
+        values = (values - low) / (high - low) * 255
+    elif picture.mode.startswith("I;16") or int(values.max()) > 255:
+        values = values.clip(0, 65535) // 256
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8), "L").convert("RGB")
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise MediaError(
+            Reason.BROKEN_PICTURE, f"{size[0]} x {size[1]} pixels are more than the {MAX_PIXELS} that are opened"
+        )
+
+
+def _tell(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,165 @@
+"""Pictures and videos of a sample: what their headers tell, the tiles they give, and decoding some of those tiles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from longvita.data.errors import MediaError, Reason
+from longvita.data.media.image import (
+    Grid,
+    choose_grid,
+    cut_tiles,
+    open_picture,
+    probe_picture,
+    square_tile,
+    to_upright_rgb,
+    upright_size,
+)
+from longvita.data.media.video import STALL_SECONDS, VideoFacts, chosen_frames, count_frames, probe_video, read_frames
+
+Source = str | os.PathLike | Image.Image
+
+
+@dataclass(frozen=True)
+class MediaSettings:
+    """How pictures and videos are cut into tiles."""
+
+    image_size: int = 448
+    """Side of a tile, pixels."""
+    max_num_tiles: int = 12
+    """Most tiles a picture is cut into, its thumbnail not counted."""
+    max_num_frames: int = 64
+    """Most frames taken from one video."""
+    max_fps: float = 1.0
+    """Most frames taken from one second of video, 1/s."""
+    stall_seconds: float = STALL_SECONDS
+    """Longest wait for one frame of a video, seconds."""
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """Size of an upright picture, pixels."""
+
+    width: int
+    height: int
+
+    def grid(self, settings: MediaSettings) -> Grid:
+        """How the picture is cut."""
+        return choose_grid(self.width, self.height, settings.max_num_tiles, settings.image_size)
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What the headers of a sample's pictures and videos tell."""
+
+    pictures: tuple[PictureFacts, ...] = ()
+    videos: tuple[VideoFacts, ...] = ()
+
+    def grids(self, settings: MediaSettings) -> list[Grid]:
+        """How each picture is cut."""
+        return [picture.grid(settings) for picture in self.pictures]
+
+    def frame_counts(self, settings: MediaSettings, max_num_frames: int | None = None) -> list[int]:
+        """Frames taken from each video, at most `max_num_frames` (default: the settings')."""
+        limit = settings.max_num_frames if max_num_frames is None else max_num_frames
+        return [count_frames(video, settings.max_fps, limit) for video in self.videos]
+
+
+def resolve(path: str, root: str | os.PathLike) -> Path:
+    """A sample's path below its media root, or as it is when absolute."""
+    return Path(root) / path
+
+
+def probe_media(pictures: Sequence[Source], videos: Sequence[str | os.PathLike], max_fps: float) -> MediaFacts:
+    """Reads the headers of a sample's media. Raises MediaError for the first one that is missing or broken."""
+    facts = MediaFacts(
+        tuple(PictureFacts(*_picture_size(source)) for source in pictures),
+        tuple(probe_video(path) for path in videos),
+    )
+    for path, video in zip(videos, facts.videos):
+        if count_frames(video, max_fps, 1) == 0:
+            raise MediaError(
+                Reason.BROKEN_VIDEO,
+                f"video {path} gives no frame at {max_fps}/s: it has {video.num_frames} at {video.fps}/s",
+            )
+    return facts
+
+
+def _picture_size(source: Source) -> tuple[int, int]:
+    return upright_size(source) if isinstance(source, Image.Image) else probe_picture(source)
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """One picture or video of a sample, in the order of the marks in its text."""
+
+    source: Source
+    """Path, or a picture in memory."""
+    facts: PictureFacts | VideoFacts
+    """What its header told when the sample was measured."""
+
+    def num_tiles(self, settings: MediaSettings, max_num_frames: int) -> int:
+        """Tiles or frames that it gives."""
+        if isinstance(self.facts, VideoFacts):
+            return count_frames(self.facts, settings.max_fps, max_num_frames)
+        return self.facts.grid(settings).num_tiles
+
+
+def order_media(
+    is_video: Sequence[bool], pictures: Sequence[Source], videos: Sequence[str | os.PathLike], facts: MediaFacts
+) -> list[MediaItem]:
+    """The media of a sample in the order of its marks; `is_video` tells for each mark whether it is a video's."""
+    picture_items = map(MediaItem, pictures, facts.pictures)
+    video_items = map(MediaItem, videos, facts.videos)
+    return [next(video_items if video else picture_items) for video in is_video]
+
+
+def decode_tiles(
+    items: Sequence[MediaItem],
+    settings: MediaSettings,
+    max_num_frames: int,
+    wanted: Sequence[int],
+    beat: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Pixels of the tiles `wanted` of a sample: uint8 [k, S, S, 3].
+
+    A sample's tiles are numbered through all its media; `wanted` ascends. A picture or video without a wanted tile is
+    not opened, and of a video only the wanted frames are decoded. `beat` is called at each sign of life.
+    Raises MediaError.
+    """
+    pieces = [np.zeros((0, settings.image_size, settings.image_size, 3), np.uint8)]
+    first = 0
+    for item in items:
+        count = item.num_tiles(settings, max_num_frames)
+        own = [number - first for number in wanted if first <= number < first + count]
+        if own:
+            beat()
+            pieces.append(_decode_item(item, settings, max_num_frames, own, beat))
+        first += count
+    return np.concatenate(pieces) if len(pieces) > 2 else pieces[-1]
+
+
+def _decode_item(
+    item: MediaItem, settings: MediaSettings, max_num_frames: int, wanted: list[int], beat: Callable[[], None]
+) -> np.ndarray:
+    if isinstance(item.facts, VideoFacts):
+        chosen = chosen_frames(item.facts, settings.max_fps, max_num_frames)
+        frames = read_frames(item.source, [chosen[number] for number in wanted], settings.stall_seconds, beat)
+        tiles = np.empty((len(wanted), settings.image_size, settings.image_size, 3), np.uint8)
+        for slot, frame in enumerate(frames):
+            tiles[slot] = square_tile(frame, settings.image_size)
+        return tiles
+    picture = to_upright_rgb(item.source) if isinstance(item.source, Image.Image) else open_picture(item.source)
+    if picture.size != (item.facts.width, item.facts.height):
+        raise MediaError(
+            Reason.BROKEN_PICTURE,
+            f"picture {item.source} is {picture.width} x {picture.height} pixels and was "
+            f"{item.facts.width} x {item.facts.height} when it was indexed; index the file anew",
+        )
+    return cut_tiles(picture, item.facts.grid(settings), settings.image_size, wanted)

@@ -1,0 +1,118 @@
+"""One sample of a JSONL file, checked: turns, pictures, videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longvita.data.errors import Reason, SampleError
+
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+"""Role words of the published files and the ChatML role that each stands for."""
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
+"""Where a picture or a video stands in a turn's text."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message."""
+
+    role: str
+    """system, user or assistant."""
+    text: str
+    """Its text, with the marks of its pictures and videos."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation and its media, as paths."""
+
+    turns: tuple[Turn, ...]
+    images: tuple[str, ...] = ()
+    """Picture paths, in the order of their marks."""
+    videos: tuple[str, ...] = ()
+    """Paths of video files or folders of frames, in the order of their marks."""
+
+
+def parse_line(line: bytes | str) -> Sample:
+    """The sample of one JSONL line. Raises SampleError."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SampleError(Reason.INVALID_JSON, f"not JSON: {error}") from error
+    return parse_sample(value)
+
+
+def parse_sample(value: Any) -> Sample:
+    """A checked sample of {"messages" | "conversations": [{"role", "content"}], "images", "videos"}.
+
+    Other keys are allowed and left alone, and "from" and "value" stand for "role" and "content" as older files have
+    them. Raises SampleError: invalid_sample, empty_turn, no_answer or mark_count.
+    """
+    if not isinstance(value, dict):
+        raise SampleError(Reason.INVALID_SAMPLE, f"a sample is a JSON object, this is {type(value).__name__}")
+    messages = value.get("messages") or value.get("conversations")
+    if not isinstance(messages, list) or not messages:
+        raise SampleError(Reason.INVALID_SAMPLE, "no list of turns under 'messages' or 'conversations'")
+    sample = Sample(
+        turns=parse_turns(messages), images=_parse_paths(value, "images"), videos=_parse_paths(value, "videos")
+    )
+    if all(turn.role != "assistant" for turn in sample.turns):
+        raise SampleError(Reason.NO_ANSWER, "no assistant turn, so nothing to learn")
+    check_marks(sample.turns, len(sample.images), len(sample.videos))
+    return sample
+
+
+def parse_turns(messages: Sequence[Any]) -> tuple[Turn, ...]:
+    """Checked turns of a list of {"role", "content"}. Raises SampleError: invalid_sample or empty_turn."""
+    return tuple(_parse_turn(number, message) for number, message in enumerate(messages))
+
+
+def _parse_turn(number: int, message: Any) -> Turn:
+    if isinstance(message, Turn):
+        return message
+    if not isinstance(message, dict):
+        raise SampleError(Reason.INVALID_SAMPLE, f"turn {number} is {type(message).__name__}, not an object")
+    role = message.get("role", message.get("from"))
+    text = message.get("content", message.get("value"))
+    if not isinstance(role, str) or role not in ROLES:
+        raise SampleError(Reason.INVALID_SAMPLE, f"turn {number} has the role {role!r}; known are {', '.join(ROLES)}")
+    if text is None or (isinstance(text, str) and not text.strip()):
+        raise SampleError(Reason.EMPTY_TURN, f"turn {number} ({role}) has no text")
+    if not isinstance(text, str):
+        raise SampleError(Reason.INVALID_SAMPLE, f"turn {number} has content of type {type(text).__name__}, not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(Reason.INVALID_SAMPLE, f"turn {number} holds half a surrogate pair: {error}") from error
+    return Turn(ROLES[role], text)
+
+
+def _parse_paths(value: dict, key: str) -> tuple[str, ...]:
+    paths = value.get(key)
+    if paths is None:
+        return ()
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' is not a list of paths")
+    if any("\0" in path for path in paths):
+        raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' holds a path with a zero byte")
+    return tuple(paths)
+
+
+def check_marks(turns: Sequence[Turn], num_images: int, num_videos: int) -> None:
+    """Raises SampleError(mark_count) unless the text has one mark for each picture and for each video."""
+    for mark, given, noun in ((IMAGE_MARK, num_images, "pictures"), (VIDEO_MARK, num_videos, "videos")):
+        marks = sum(turn.text.count(mark) for turn in turns)
+        if marks != given:
+            raise SampleError(
+                Reason.MARK_COUNT,
+                f"the text has {marks} {mark} marks for {given} {noun}; write one mark where each of the {noun} belongs",
+            )
+
+
+def mark_media(text: str, num_images: int, num_videos: int) -> str:
+    """`text` with a mark for each picture and video before it, for a question that has none of its own."""
+    marks = [IMAGE_MARK] * num_images + [VIDEO_MARK] * num_videos
+    return "".join(f"{mark}\n" for mark in marks) + text
