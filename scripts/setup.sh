@@ -79,7 +79,7 @@ install_packages() {
         return
     fi
     say "installing packages (torch is large: a minute or more)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt ||
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt ||
         fail "pip could not install the packages; its own message is above"
     echo "$wanted" >"$STAMP"
     say "done: .venv/bin/longvita"
