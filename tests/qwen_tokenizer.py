@@ -10,6 +10,7 @@ import base64
 import fcntl
 import hashlib
 import importlib.resources
+import itertools
 import json
 import os
 import tempfile
@@ -88,7 +89,7 @@ def _last_merge(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes
     """The two parts that byte-pair encoding with the ranks below `rank` leaves of `token`; None if it leaves more."""
     parts = [token[at : at + 1] for at in range(len(token))]
     while len(parts) > 2:
-        merged = [ranks.get(left + right, rank) for left, right in zip(parts, parts[1:])]
+        merged = [ranks.get(left + right, rank) for left, right in itertools.pairwise(parts)]
         best = min(range(len(merged)), key=merged.__getitem__)
         if merged[best] >= rank:
             return None

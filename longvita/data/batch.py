@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class LocalBatch:
 
     def to(self, device: torch.device | str) -> LocalBatch:
         """The same batch with its tensors on `device`; the original is left as it is."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)

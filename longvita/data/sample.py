@@ -108,7 +108,7 @@ def check_marks(turns: Sequence[Turn], num_images: int, num_videos: int) -> None
         if marks != given:
             raise SampleError(
                 Reason.MARK_COUNT,
-                f"the text has {marks} {mark} marks for {given} {noun}; write one mark where each of the {noun} belongs",
+                f"the text has {marks} {mark} marks for {given} {noun}; write one where each of the {noun} belongs",
             )
 
 

@@ -1,6 +1,6 @@
-"""The chat template: turns, pictures and videos to token ids, labels and the places of the tiles.
+r"""The chat template: turns, pictures and videos to token ids, labels and the places of the tiles.
 
-ChatML, without a system message of its own: `<|im_start|>ROLE\\nTEXT<|im_end|>\\n`. Role words, text and control tokens
+ChatML, without a system message of its own: `<|im_start|>ROLE\nTEXT<|im_end|>\n`. Role words, text and control tokens
 are tokenized apart. Loss falls on an assistant turn's text, its `<|im_end|>` and the newline after it, never on a tile.
 
 - picture: `<img>` n x `<IMG_CONTEXT>` `</img>` for the thumbnail; if it is tiled, then for each row a newline and, for
@@ -162,7 +162,7 @@ class _Builder:
         self.labels: list[np.ndarray] = []
         self.starts: list[np.ndarray] = []
 
-    def add(self, ids: Sequence[int], loss: bool = False) -> None:
+    def add(self, ids: Sequence[int] | np.ndarray, loss: bool = False) -> None:
         piece = np.asarray(ids, np.int64)
         self.ids.append(piece)
         self.labels.append(piece if loss else np.full_like(piece, IGNORED_LABEL))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -72,4 +73,4 @@ def test_chat(number, tokenizer):
 
 def run_lengths(values: np.ndarray) -> list[list[int]]:
     bounds = np.flatnonzero(np.diff(values, prepend=values[0] - 1, append=values[-1] - 1))
-    return [[int(values[start]), int(end - start)] for start, end in zip(bounds, bounds[1:])]
+    return [[int(values[start]), int(end - start)] for start, end in itertools.pairwise(bounds)]

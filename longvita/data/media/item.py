@@ -96,28 +96,68 @@ def _picture_size(source: Source) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class MediaItem:
-    """One picture or video of a sample, in the order of the marks in its text."""
+class PictureItem:
+    """One picture of a sample."""
 
     source: Source
     """Path, or a picture in memory."""
-    facts: PictureFacts | VideoFacts
+    facts: PictureFacts
     """What its header told when the sample was measured."""
 
     def num_tiles(self, settings: MediaSettings, max_num_frames: int) -> int:
-        """Tiles or frames that it gives."""
-        if isinstance(self.facts, VideoFacts):
-            return count_frames(self.facts, settings.max_fps, max_num_frames)
+        """Tiles that it gives."""
         return self.facts.grid(settings).num_tiles
+
+    def decode(
+        self, settings: MediaSettings, max_num_frames: int, wanted: Sequence[int], beat: Callable[[], None]
+    ) -> np.ndarray:
+        """uint8 [k, S, S, 3]: its tiles `wanted`. Raises MediaError."""
+        source = self.source
+        picture = to_upright_rgb(source) if isinstance(source, Image.Image) else open_picture(source)
+        if picture.size != (self.facts.width, self.facts.height):
+            raise MediaError(
+                Reason.BROKEN_PICTURE,
+                f"picture {source} is {picture.width} x {picture.height} pixels and was {self.facts.width} x "
+                f"{self.facts.height} when it was indexed; index the file anew",
+            )
+        return cut_tiles(picture, self.facts.grid(settings), settings.image_size, wanted)
+
+
+@dataclass(frozen=True)
+class VideoItem:
+    """One video of a sample: a file or a folder of frames."""
+
+    source: str | os.PathLike
+    """Path."""
+    facts: VideoFacts
+    """What its header told when the sample was measured."""
+
+    def num_tiles(self, settings: MediaSettings, max_num_frames: int) -> int:
+        """Frames that it gives."""
+        return count_frames(self.facts, settings.max_fps, max_num_frames)
+
+    def decode(
+        self, settings: MediaSettings, max_num_frames: int, wanted: Sequence[int], beat: Callable[[], None]
+    ) -> np.ndarray:
+        """uint8 [k, S, S, 3]: its frames `wanted`, counted among the chosen ones. Raises MediaError."""
+        chosen = chosen_frames(self.facts, settings.max_fps, max_num_frames)
+        frames = read_frames(self.source, [chosen[number] for number in wanted], settings.stall_seconds, beat)
+        tiles = np.empty((len(wanted), settings.image_size, settings.image_size, 3), np.uint8)
+        for slot, frame in enumerate(frames):
+            tiles[slot] = square_tile(frame, settings.image_size)
+        return tiles
+
+
+MediaItem = PictureItem | VideoItem
 
 
 def order_media(
     is_video: Sequence[bool], pictures: Sequence[Source], videos: Sequence[str | os.PathLike], facts: MediaFacts
 ) -> list[MediaItem]:
     """The media of a sample in the order of its marks; `is_video` tells for each mark whether it is a video's."""
-    picture_items = map(MediaItem, pictures, facts.pictures)
-    video_items = map(MediaItem, videos, facts.videos)
-    return [next(video_items if video else picture_items) for video in is_video]
+    picture_items = map(PictureItem, pictures, facts.pictures)
+    video_items = map(VideoItem, videos, facts.videos)
+    return [next(video_items) if video else next(picture_items) for video in is_video]
 
 
 def decode_tiles(
@@ -140,26 +180,6 @@ def decode_tiles(
         own = [number - first for number in wanted if first <= number < first + count]
         if own:
             beat()
-            pieces.append(_decode_item(item, settings, max_num_frames, own, beat))
+            pieces.append(item.decode(settings, max_num_frames, own, beat))
         first += count
     return np.concatenate(pieces) if len(pieces) > 2 else pieces[-1]
-
-
-def _decode_item(
-    item: MediaItem, settings: MediaSettings, max_num_frames: int, wanted: list[int], beat: Callable[[], None]
-) -> np.ndarray:
-    if isinstance(item.facts, VideoFacts):
-        chosen = chosen_frames(item.facts, settings.max_fps, max_num_frames)
-        frames = read_frames(item.source, [chosen[number] for number in wanted], settings.stall_seconds, beat)
-        tiles = np.empty((len(wanted), settings.image_size, settings.image_size, 3), np.uint8)
-        for slot, frame in enumerate(frames):
-            tiles[slot] = square_tile(frame, settings.image_size)
-        return tiles
-    picture = to_upright_rgb(item.source) if isinstance(item.source, Image.Image) else open_picture(item.source)
-    if picture.size != (item.facts.width, item.facts.height):
-        raise MediaError(
-            Reason.BROKEN_PICTURE,
-            f"picture {item.source} is {picture.width} x {picture.height} pixels and was "
-            f"{item.facts.width} x {item.facts.height} when it was indexed; index the file anew",
-        )
-    return cut_tiles(picture, item.facts.grid(settings), settings.image_size, wanted)
