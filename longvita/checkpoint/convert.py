@@ -1,29 +1,30 @@
-"""Conversion between Hugging Face layouts and our training checkpoints.
-
-Between Hugging Face layouts no model is built: tensors stream from one folder to the other, one at a time.
-"""
+"""Conversion from one Hugging Face layout to another: tensors stream between folders one at a time, without a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf import SourceFolder, dtype_name, read_weights
-from longvita.checkpoint.hf_config import long_vita_settings, model_config_from_folder, write_json
+from longvita.checkpoint.hf_config import dtype_name, long_vita_settings, model_config_from_folder, write_json
 from longvita.checkpoint.hf_layout import Block, HFTensor, Mapper
 from longvita.checkpoint.hf_names import INTERNVL, LONG_VITA
 from longvita.checkpoint.hub import local_folder
 from longvita.checkpoint.internvl import check_internvl, write_internvl_files
 from longvita.checkpoint.inventory import hf_tensors, parameter_names
 from longvita.checkpoint.safetensors_io import ShardedWriter, size_in_bytes
-from longvita.checkpoint.tokenizer_files import Tokenizer, write_generation_config, write_tokenizer
-from longvita.config.schema import Config, ModelConfig
-from longvita.parallel.groups import ParallelGroups
+from longvita.checkpoint.source_folder import SourceFolder
+from longvita.checkpoint.tokenizer_files import (
+    Tokenizer,
+    check_vocabulary,
+    token_id,
+    write_generation_config,
+    write_tokenizer,
+)
+from longvita.config.schema import ModelConfig
 
 _NAMES = {"long_vita": LONG_VITA, "internvl": INTERNVL}
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
@@ -87,6 +88,13 @@ def convert_folder(
     model = model_config_from_folder(folder)
     if layout == "internvl":
         check_internvl(model)
+        if tokenizer is None:
+            raise CheckpointError(
+                f"{folder} has no tokenizer, which the internvl layout needs; give --tokenizer FOLDER"
+            )
+        token_id(tokenizer, "<IMG_CONTEXT>")
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, model.language.vocab_size)
     held = SourceFolder(folder, model)
     held.check_biases()
     names = _NAMES[layout]
@@ -109,10 +117,3 @@ def write_files(model: ModelConfig, target: Path, layout: str, tokenizer: Tokeni
     write_generation_config(target, tokenizer)
     if tokenizer is not None:
         write_tokenizer(tokenizer, target)
-
-
-def load_weights(
-    models: Sequence[torch.nn.Module], source: str, config: Config, groups: ParallelGroups, platform: Any
-) -> None:
-    """Fills built chunks from a Hugging Face folder or Hub id, or from a training checkpoint of ours. Collective."""
-    read_weights(models, source, groups)

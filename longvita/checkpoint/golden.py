@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf_config import read_json
+from longvita.config.schema import Config, InferenceConfig, LayoutConfig, ModelConfig, TrainingConfig
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.parallel.groups import ParallelGroups
-from longvita.parallel.vision_sharding import assign_tiles
+
+if TYPE_CHECKING:
+    from longvita.parallel.groups import ParallelGroups
 
 _INPUTS = ("input_ids", "labels", "images", "image_indices")
 _GRADIENT = "grad."
@@ -55,6 +58,8 @@ class Golden:
 
     def batch(self, groups: ParallelGroups, multiple: int = 1) -> LocalBatch:
         """The micro batch of this rank: each row a document, padded at the end to a multiple of `multiple` tokens."""
+        from longvita.parallel.vision_sharding import assign_tiles
+
         padding = -len(self.input_ids) % multiple
         lengths = [self.length] * self.rows + ([padding] if padding else [])
         owners = assign_tiles(len(self.tile_starts), groups.vision_size)
@@ -116,3 +121,24 @@ def _tile_starts(indices: Tensor, length: int, path: Path) -> Tensor:
     if not torch.equal(positions, side_by_side) or bool((starts.diff() <= 0).any()):
         raise CheckpointError(f"{path}: image_indices is not runs of consecutive positions in ascending order")
     return starts
+
+
+def golden_config(model: ModelConfig, layout: LayoutConfig, golden: Golden, platform: str) -> Config:
+    """The configuration in which golden vectors are computed: fp32, and a prefill of several chunks.
+
+    Chunks make the golden tokens cover the KV cache too.
+    """
+    answer = len(golden.greedy_tokens or [])
+    micro_batches = layout.pipeline_parallel if layout.virtual_pipeline > 1 else 1
+    return Config(
+        name="verify",
+        platform=platform,
+        model=model,
+        layout=layout,
+        training=TrainingConfig(global_batch_size=micro_batches, train_iterations=1, precision="fp32"),
+        inference=InferenceConfig(
+            max_seq_len=golden.length + answer + 1,
+            max_new_tokens=max(answer, 1),
+            prefill_chunk_size=max(1, golden.length // 3),
+        ),
+    )

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf_names import names_of
 from longvita.checkpoint.safetensors_io import FolderReader
@@ -181,6 +183,11 @@ def _side(config: dict[str, Any], key: str) -> int:
 
 
 # ---- writing
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Torch's word for a dtype in a config.json, such as bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def qwen2_settings(language: LanguageConfig) -> dict[str, Any]:

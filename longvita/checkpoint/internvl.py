@@ -9,18 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf import dtype_name, write_weights
-from longvita.checkpoint.hf_config import NATIVE_PROJECTOR_EPSILON, internvl_settings, write_json
+from longvita.checkpoint.hf_config import NATIVE_PROJECTOR_EPSILON, dtype_name, internvl_settings, write_json
 from longvita.checkpoint.hf_names import INTERNVL
-from longvita.checkpoint.tokenizer_files import Tokenizer, token_id, write_generation_config, write_tokenizer
+from longvita.checkpoint.tokenizer_files import (
+    Tokenizer,
+    check_vocabulary,
+    token_id,
+    transformers_tokenizer,
+    write_generation_config,
+    write_tokenizer,
+)
 from longvita.config.schema import Config, ModelConfig
-from longvita.parallel.groups import ParallelGroups
+
+if TYPE_CHECKING:
+    from longvita.parallel.groups import ParallelGroups
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -62,9 +70,12 @@ def write_internvl(
     Collective over the world; rank 0 writes. Raises CheckpointError for a model that InternVL cannot hold, or a
     tokenizer without the image tokens.
     """
+    from longvita.checkpoint.hf import write_weights
+
     check_internvl(config.model)
-    folder = Path(folder)
+    folder, tokenizer = Path(folder), transformers_tokenizer(tokenizer)
     token_id(tokenizer, "<IMG_CONTEXT>")
+    check_vocabulary(tokenizer, config.model.language.vocab_size)
     written = write_weights(models, INTERNVL, folder, groups, max_shard_size, dtype)
     if dist.get_rank() == 0:
         write_internvl_files(config.model, folder, tokenizer, dtype_name(written))

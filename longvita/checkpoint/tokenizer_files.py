@@ -11,7 +11,7 @@ from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf_config import read_json, write_json
 
 Tokenizer = Any
-"""A transformers tokenizer, or our wrapper of one (`longvita.data.template.LongVITATokenizer`)."""
+"""A transformers tokenizer, our LongVITATokenizer, or a folder that holds one."""
 
 IMAGE_TOKENS = {
     "start_image_token": "<img>",
@@ -47,25 +47,47 @@ CHAT_TEMPLATE = """\
 """ChatML without a default system message. A picture or video given as a part of its own has a line of its own; in a
 string, <image> marks the place of a picture."""
 
+END_OF_TURN = "<|im_end|>"
 _SESSION_KEYS = ("is_local", "local_files_only", "model_specific_special_tokens", "name_or_path")
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> Any:
-    """The transformers tokenizer in our wrapper, or the argument itself when it is one."""
-    inner = getattr(tokenizer, "backend", tokenizer)
-    if not hasattr(inner, "save_pretrained"):
-        inner = tokenizer
-    if not hasattr(inner, "save_pretrained"):
+    """The tokenizer as an object of transformers, which can be saved. Raises CheckpointError for anything else."""
+    from longvita.data.tokenizer import PADDING, LongVITATokenizer, load_transformers_tokenizer
+
+    if isinstance(tokenizer, (str, Path)):
+        return load_transformers_tokenizer(tokenizer)
+    if isinstance(tokenizer, LongVITATokenizer):
+        from transformers import PreTrainedTokenizerFast
+
+        names = {"eos_token": END_OF_TURN, "pad_token": tokenizer.backend.id_to_token(tokenizer.padding) or PADDING}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=LongVITATokenizer.from_json(tokenizer.to_json()).backend, **names
+        )
+    if not hasattr(tokenizer, "save_pretrained"):
         raise CheckpointError(f"{type(tokenizer).__name__} is not a tokenizer that can be saved")
-    return inner
+    return tokenizer
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
     """The id of a control token. Raises CheckpointError when the vocabulary lacks it."""
     number = transformers_tokenizer(tokenizer).get_vocab().get(token)
     if number is None:
-        raise CheckpointError(f"the tokenizer has no token {token}; load it with longvita.data.template.load_tokenizer")
+        raise CheckpointError(
+            f"the tokenizer has no token {token}; load it with longvita.data.tokenizer.load_transformers_tokenizer"
+            " to have it added"
+        )
     return int(number)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises CheckpointError when the tokenizer has ids that the model has no rows for."""
+    highest = max(transformers_tokenizer(tokenizer).get_vocab().values())
+    if highest >= vocab_size:
+        raise CheckpointError(
+            f"the tokenizer's ids go up to {highest} and model.language.vocab_size is {vocab_size}; this tokenizer is "
+            "not the model's"
+        )
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
@@ -93,7 +115,7 @@ def write_generation_config(folder: Path, tokenizer: Tokenizer | None) -> None:
     config: dict[str, Any] = {"do_sample": False}
     if tokenizer is not None:
         vocabulary = transformers_tokenizer(tokenizer).get_vocab()
-        ends = [vocabulary[token] for token in ("<|im_end|>", "<|endoftext|>") if token in vocabulary]
+        ends = [vocabulary[token] for token in (END_OF_TURN, "<|endoftext|>") if token in vocabulary]
         if ends:
             config |= {"eos_token_id": ends, "pad_token_id": ends[-1]}
     write_json(folder / "generation_config.json", config)

@@ -22,9 +22,9 @@ from longvita.checkpoint.hf_layout import Mapper
 from longvita.checkpoint.hf_names import LONG_VITA
 from longvita.checkpoint.inventory import hf_tensors
 from longvita.checkpoint.layout_option import layout_text
-from longvita.config.schema import Config, DataConfig, InferenceConfig, LayoutConfig, ModelConfig, TrainingConfig
+from longvita.config.schema import Config, LayoutConfig
 from longvita.model.long_vita import LongVITA
-from longvita.parallel.groups import ParallelGroups, initialize
+from longvita.parallel.groups import ParallelGroups
 
 TOLERANCES = {"image features": 2e-4, "logits": 2e-4, "loss": 1e-5, "gradients": 1e-3, "greedy tokens": 0.0}
 """Largest differences allowed: absolute, for gradients as a share of the tensor's largest one; tokens must be equal."""
@@ -46,62 +46,27 @@ class Check:
         return self.difference is None or self.difference <= self.tolerance
 
 
-def verify_config(model: ModelConfig, layout: LayoutConfig, golden: Golden, platform: str) -> Config:
-    """The configuration in which the golden vectors are computed: fp32, one sequence, no warm-up of anything."""
-    unit = layout.tensor_parallel if layout.sequence_parallel else 1
-    length = -(-len(golden.input_ids) // unit) * unit
-    answer = len(golden.greedy_tokens or [])
-    micro_batches = layout.pipeline_parallel if layout.virtual_pipeline > 1 else 1
-    return Config(
-        name="verify",
-        platform=platform,
-        model=model,
-        layout=layout,
-        data=DataConfig(sequence_length=length, max_num_frames=1, max_num_tiles=1),
-        training=TrainingConfig(global_batch_size=micro_batches, train_iterations=1, precision="fp32"),
-        # A prefill of several chunks, so that the golden tokens also cover the KV cache.
-        inference=InferenceConfig(
-            max_seq_len=len(golden.input_ids) + answer + 1,
-            max_num_frames=1,
-            max_new_tokens=max(answer, 1),
-            prefill_chunk_size=max(1, golden.length // 3),
-        ),
-    )
+def run(payload: dict[str, Any], config: Config, groups: ParallelGroups, platform: Any) -> int:
+    """The comparisons in one process of the world: 0 when all is within tolerance, 1 otherwise. Rank 0 prints.
 
-
-def run(payload: dict[str, Any]) -> int:
-    """One process of `longvita verify`: 0 when all is within tolerance, 1 otherwise. Called by the launcher.
-
-    payload: `source` (model folder or Hub id), `golden` (folder), `config` (as `longvita.config.dump` gives it),
-    `json` (bool).
+    payload: `source` (model folder or Hub id), `golden` (folder), `json` (bool).
     """
-    from longvita import platforms
-    from longvita.launcher import init_distributed
-
-    config = Config.model_validate(payload["config"])
-    platform = platforms.get(config.platform)
-    platform.activate()
-    init_distributed(platform)
-    try:
-        groups = initialize(config.layout, platform)
-        checks = compare(payload["source"], load_golden(payload["golden"]), config, groups, platform)
-        if dist.get_rank() == 0:
-            report(checks, payload["source"], config.layout, payload["json"])
-        groups.destroy()
-        return 0 if all(check.passed for check in checks) else 1
-    finally:
-        dist.destroy_process_group()
+    checks = compare(payload["source"], load_golden(payload["golden"]), config, groups, platform)
+    if dist.get_rank() == 0:
+        report(checks, payload["source"], config.layout, payload["json"])
+    made = any(check.difference is not None for check in checks)
+    return 0 if made and all(check.passed for check in checks) else 1
 
 
 def compare(source: str, golden: Golden, config: Config, groups: ParallelGroups, platform: Any) -> list[Check]:
     """All comparisons, the same list on every rank. Collective; the world is one replica of the layout."""
-    from longvita.checkpoint.convert import load_weights
+    from longvita.checkpoint.sources import load_weights
     from longvita.model.build import build_model
     from longvita.training.state import build_state
     from longvita.training.step import forward_backward
 
     models = build_model(config, groups, platform, fresh=False)
-    load_weights(models, source, config, groups, platform)
+    load_weights(models, source, groups, platform)
     unit = config.layout.tensor_parallel if config.layout.sequence_parallel else 1
     batch = golden.batch(groups, unit).to(platform.device)
     checks = [

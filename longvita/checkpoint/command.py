@@ -1,0 +1,229 @@
+"""The work of `longvita convert` and `longvita verify`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from longvita.checkpoint.errors import CheckpointError, SharedCheckpointError
+from longvita.checkpoint.layout_option import parse_layout
+from longvita.config import dump
+from longvita.config.checks import find_problems, replica_size
+from longvita.config.errors import ConfigError
+from longvita.config.schema import Config, TrainingConfig
+from longvita.errors import UserError
+from longvita.launcher import launch, world_size_of_launcher
+
+FORMATS = ("long_vita", "internvl", "checkpoint")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+USER_ERROR_CODE = 2
+
+
+def verify(model: str, golden: str, layout: str, platform: str = "auto", as_json: bool = False) -> int:
+    """Compares a model with golden vectors in a layout; 0 when all is within tolerance, else 1."""
+    from longvita.checkpoint.golden import golden_config, load_golden
+    from longvita.checkpoint.sources import model_config
+
+    config = golden_config(model_config(model), parse_layout(layout), load_golden(golden), platform)
+    _check(config)
+    payload = {"source": model, "golden": golden, "config": dump(config), "json": as_json}
+    return launch("longvita.checkpoint.command:verify_process", payload, _processes(config))
+
+
+def convert(
+    source: str,
+    target: str,
+    layout_format: str = "long_vita",
+    layout: str = "tp=1",
+    tokenizer: str | None = None,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    platform: str = "auto",
+    as_json: bool = False,
+) -> int:
+    """Converts between our training checkpoints and the Hugging Face layouts; 0 when done.
+
+    `dtype` is bf16, fp32 or None for the source's; `layout` is how the model is built on the way, where one is.
+    """
+    from longvita.checkpoint.convert import convert_folder
+    from longvita.checkpoint.sources import is_training_checkpoint
+
+    if layout_format not in FORMATS:
+        raise CheckpointError(f"--format {layout_format!r} is none of {', '.join(FORMATS)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise CheckpointError(f"--dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    folder, start = Path(target), time.monotonic()
+    _check_target(folder)
+    options = {"format": layout_format, "tokenizer": tokenizer, "dtype": dtype, "max_shard_size": max_shard_size}
+    if is_training_checkpoint(source) or layout_format == "checkpoint":
+        code = _convert_with_model(source, folder, layout, platform, options)
+    else:
+        held = load_source_tokenizer(source, tokenizer)
+        convert_folder(source, folder, layout_format, held, max_shard_size, DTYPES[dtype] if dtype else None)
+        code = 0
+    if code == 0:
+        _report_conversion(source, folder, layout_format, time.monotonic() - start, as_json)
+    return code
+
+
+def _check_target(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"--to {folder} is there already and not empty; give a new folder or empty it")
+
+
+def _convert_with_model(source: str, folder: Path, layout: str, platform: str, options: dict[str, Any]) -> int:
+    from longvita.checkpoint.internvl import check_internvl
+    from longvita.checkpoint.sources import model_config
+
+    model = model_config(source)
+    if options["format"] == "internvl":
+        check_internvl(model)
+    config = Config(
+        name="convert",
+        platform=platform,
+        model=model,
+        layout=parse_layout(layout),
+        training=TrainingConfig(precision=options["dtype"] or source_precision(source)),
+    )
+    _check(config)
+    payload = {"source": source, "target": str(folder), "config": dump(config), **options}
+    return launch("longvita.checkpoint.command:convert_process", payload, _processes(config))
+
+
+def _check(config: Config) -> None:
+    """Sizes of model and layout must fit each other; data and training play no part here."""
+    relevant = ("model.", "layout.", "platform")
+    problems = [problem for problem in find_problems(config) if problem.field.startswith(relevant)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def source_precision(source: str | Path) -> Literal["bf16", "fp32"]:
+    """The precision of a source's weights: its config's word for it."""
+    from longvita.checkpoint.hf_config import read_json
+    from longvita.checkpoint.hub import local_folder
+    from longvita.checkpoint.sources import is_training_checkpoint, training_config
+
+    if is_training_checkpoint(source):
+        return training_config(Path(source)).training.precision
+    config = read_json(local_folder(source) / "config.json")
+    return "bf16" if config.get("torch_dtype", config.get("dtype")) == "bfloat16" else "fp32"
+
+
+def _processes(config: Config) -> int:
+    """One replica of the layout, which a launcher's processes must be too."""
+    needed, given = replica_size(config), world_size_of_launcher()
+    if given is not None and given != needed:
+        raise CheckpointError(f"the layout is {needed} processes and the launcher started {given}; start {needed}")
+    return needed
+
+
+def _report_conversion(source: str, folder: Path, layout_format: str, seconds: float, as_json: bool) -> None:
+    from longvita.launcher import current_place
+
+    place = current_place()
+    if place is not None and place.rank != 0:
+        return
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if as_json:
+        facts = {
+            "from": source,
+            "to": str(folder),
+            "format": layout_format,
+            "bytes": size,
+            "seconds": round(seconds, 3),
+        }
+        print(json.dumps(facts))
+    else:
+        print(f"{source} -> {folder} ({layout_format}, {size / 1e6:,.1f} MB, {seconds:.1f} s)")
+
+
+def load_source_tokenizer(source: str | Path, explicit: str | None) -> Any:
+    """The tokenizer to write: the one asked for, else the source's own; None when there is neither."""
+    from longvita.checkpoint.hub import local_folder
+    from longvita.checkpoint.sources import is_training_checkpoint, training_config
+    from longvita.data.tokenizer import load_transformers_tokenizer
+
+    if explicit is not None:
+        return load_transformers_tokenizer(local_folder(explicit, weights=False))
+    if is_training_checkpoint(source):
+        name = training_config(Path(source)).data.tokenizer
+        return load_transformers_tokenizer(Path(name)) if name and Path(name).is_dir() else None
+    folder = local_folder(source)
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    return load_transformers_tokenizer(folder) if any((folder / name).is_file() for name in files) else None
+
+
+# ---- in each process
+
+
+def verify_process(payload: dict[str, Any]) -> int:
+    """One process of `longvita verify`."""
+    return _in_world(payload, _verify_in_world)
+
+
+def convert_process(payload: dict[str, Any]) -> int:
+    """One process of `longvita convert`, where a model is built on the way."""
+    return _in_world(payload, _convert_in_world)
+
+
+def _in_world(payload: dict[str, Any], work: Callable[..., int]) -> int:
+    """Joins the world and runs `work(payload, config, groups, platform)`; a user's error is told once, with code 2."""
+    from longvita import platforms
+
+    config = Config.model_validate(payload["config"])
+    platform = platforms.get(config.platform)
+    platform.activate()
+
+    # After the patches: these import megatron-core, which looks at the device as it is then.
+    import torch.distributed as dist
+
+    from longvita.launcher import init_distributed
+    from longvita.parallel.groups import initialize
+
+    init_distributed(platform)
+    try:
+        groups = initialize(config.layout, platform)
+        code = work(payload, config, groups, platform)
+        groups.destroy()
+        return code
+    except UserError as error:
+        if dist.get_rank() == 0 or not isinstance(error, SharedCheckpointError):
+            print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_CODE
+    finally:
+        dist.destroy_process_group()
+
+
+def _verify_in_world(payload: dict[str, Any], config: Config, groups: Any, platform: Any) -> int:
+    from longvita.checkpoint.verify import run
+
+    return run(payload, config, groups, platform)
+
+
+def _convert_in_world(payload: dict[str, Any], config: Config, groups: Any, platform: Any) -> int:
+    from longvita.checkpoint.hf import write_long_vita
+    from longvita.checkpoint.internvl import write_internvl
+    from longvita.checkpoint.sources import load_weights, write_checkpoint
+    from longvita.model.build import build_model
+
+    models = build_model(config, groups, platform, fresh=False)
+    load_weights(models, payload["source"], groups, platform)
+    folder, dtype = Path(payload["target"]), DTYPES[config.training.precision]
+    if payload["format"] == "checkpoint":
+        write_checkpoint(models, config, folder, platform)
+        return 0
+    tokenizer = load_source_tokenizer(payload["source"], payload["tokenizer"])
+    if payload["format"] == "internvl":
+        if tokenizer is None:
+            raise SharedCheckpointError(f"{payload['source']} names no tokenizer; give --tokenizer FOLDER")
+        write_internvl(models, config, folder, groups, tokenizer, payload["max_shard_size"], dtype)
+    else:
+        write_long_vita(models, config, folder, groups, tokenizer, payload["max_shard_size"], dtype)
+    return 0
