@@ -18,6 +18,19 @@ if TYPE_CHECKING:
     from megatron_patches.patch import AppliedPatch, Patch
 
 
+KNOWN_WARNINGS = (
+    # megatron-core at import, of what it goes on without
+    (UserWarning, ".*(Transformer Engine|Apex).*not installed"),
+    # megatron-core's optimizer, which looks for a gradient on views of parameters, and finds none as it expects
+    (UserWarning, "The .grad attribute of a Tensor that is not a leaf"),
+    # megatron-core 0.16.1 with newer torch
+    (FutureWarning, ".*is deprecated. Please use `torch.distributed"),
+    (FutureWarning, "`load_state_dict` is deprecated"),
+    (FutureWarning, "Please use DTensor instead"),
+)
+"""Warnings of the libraries that are true, repeated in every process, and nothing that a user could act on."""
+
+
 class PlatformError(UserError, RuntimeError):
     """A platform that is not there, or something it cannot do."""
 
@@ -75,10 +88,9 @@ class Platform(ABC):
 
         Raises megatron_patches.patch.PatchError if one does not fit what is installed.
         """
-        with warnings.catch_warnings():
-            # megatron-core says at import that it goes on without what this platform does without.
-            warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*(not installed|not found).*")
-            return patch.apply(self.patches())
+        for category, message in KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message, category=category)
+        return patch.apply(self.patches())
 
     def deactivate(self) -> None:
         """Takes the platform's patches back."""

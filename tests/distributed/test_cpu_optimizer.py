@@ -24,9 +24,9 @@ def _activate() -> Platform:
 
 def _state(platform: Platform, models: list, optimizer: Any, is_loading: bool) -> dict:
     metadata = {"distrib_optim_sharding_type": platform.optimizer_sharding_type}
-    model = {f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(models)}
-    (weights,) = model.values()
-    return {**model, "optimizer": optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)}
+    weights = models[0].module.sharded_state_dict(metadata=metadata)
+    state = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)
+    return {"model": weights, "optimizer": state}
 
 
 def _train(models: list, optimizer: Any, steps: range, replicas: int, replica: int) -> list[float | None]:
@@ -47,11 +47,7 @@ def _start(rank: int, world_size: int, folder: str, layout: dict) -> list[float 
     models, optimizer = tiny_gpt.build(platform, **layout)
     data = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
     _train(models, optimizer, range(BEFORE), *data)
-    groups = (
-        optimizer.optimizer.param_groups
-        if not hasattr(optimizer, "chained_optimizers")
-        else [group for one in optimizer.chained_optimizers for group in one.optimizer.param_groups]
-    )
+    groups = optimizer.param_groups
     assert {group["step"] for group in groups if group["params"]} == {BEFORE}
     dist_checkpointing.save(_state(platform, models, optimizer, False), folder)
     return _train(models, optimizer, range(BEFORE, BEFORE + AFTER), *data)
@@ -66,7 +62,7 @@ def _resume(rank: int, world_size: int, folder: str, layout: dict) -> list[float
 
     models, optimizer = tiny_gpt.build(platform, **layout)
     loaded = dist_checkpointing.load(_state(platform, models, optimizer, True), folder)
-    models[0].load_state_dict(loaded["model0"])
+    models[0].module.load_state_dict(loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
     data = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
     return _train(models, optimizer, range(BEFORE, BEFORE + AFTER), *data)
