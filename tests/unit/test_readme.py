@@ -1,0 +1,67 @@
+"""What README and docs name is there: commands, files, links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+import typer
+
+from longvita import cli
+from tests.conftest import REPOSITORY
+from tests.readme import TEST_COMMAND, readme_commands
+
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
+
+
+def command_names() -> set[str]:
+    """Full names of the command line's commands: "train", "config show"."""
+
+    def walk(command, prefix: str):
+        children = getattr(command, "commands", {})
+        if not children:
+            yield prefix.strip()
+        for name, child in children.items():
+            yield from walk(child, f"{prefix} {name}")
+
+    return set(walk(typer.main.get_command(cli.app), ""))
+
+
+def test_it_opens_with_the_two_commands():
+    assert readme_commands()[:2] == ["bash scripts/quickstart.sh", TEST_COMMAND]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_what_a_command_names_is_there(command):
+    words = shlex.split(command)
+    if words[0] == "longvita":
+        assert {" ".join(words[1:2]), " ".join(words[1:3])} & command_names()
+    for word in words:
+        if word.endswith((".sh", ".py", ".yaml")) and not word.startswith("runs/"):
+            assert (REPOSITORY / word).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_pages(page):
+    known = command_names()
+    for words in re.findall(r"longvita ((?:[a-z]+ ?){1,2})", (REPOSITORY / page).read_text(encoding="utf-8")):
+        first, both = words.split()[0], words.strip()
+        if first in {name.split()[0] for name in known}:
+            assert first in known or both in known, words
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    folder = (REPOSITORY / page).parent
+    links = re.findall(r"\]\(([^)#]+)", (REPOSITORY / page).read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (folder / link).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_named_in_the_text(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    names = re.findall(r"`((?:longvita|megatron_patches|configs|scripts|tests|tools|docs)/[\w./]+\.\w+)`", text)
+    missing = [name for name in names if not (REPOSITORY / name).exists() and "my_" not in name and "NAME" not in name]
+    assert missing == []
