@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 KNOWN_WARNINGS = (
     # megatron-core at import, of what it goes on without
     (UserWarning, ".*(Transformer Engine|Apex).*not installed"),
-    # megatron-core's optimizer, which looks for a gradient on views of parameters, and finds none as it expects
-    (UserWarning, "The .grad attribute of a Tensor that is not a leaf"),
     # megatron-core 0.16.1 with newer torch
     (FutureWarning, ".*is deprecated. Please use `torch.distributed"),
     (FutureWarning, "`load_state_dict` is deprecated"),

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Patches for Nvidia GPUs go here; there are none, as that platform is not written yet."""

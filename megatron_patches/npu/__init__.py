@@ -1,1 +1,1 @@
-"""TODO"""
+"""Patches for Ascend NPUs go here; there are none, as that platform is not written yet."""

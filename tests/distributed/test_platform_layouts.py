@@ -27,10 +27,14 @@ def _single() -> list[float]:
     return losses
 
 
+SELECTIVE = {"recompute_granularity": "selective"}
+FULL = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
+
+
 @pytest.mark.parametrize(
     "layout",
-    [{"tp": 2}, {"tp": 2, "sp": True}, {"pp": 2}, {"pp": 2, "vpp": 2}],
-    ids=["tp2", "tp2_sp", "pp2", "pp2_interleaved"],
+    [{"tp": 2, **SELECTIVE}, {"tp": 2, "sp": True, **FULL}, {"pp": 2}, {"pp": 2, "vpp": 2, **SELECTIVE}],
+    ids=["tp2_selective_recompute", "tp2_sp_full_recompute", "pp2", "pp2_interleaved_selective_recompute"],
 )
 def test_layouts_train_alike(layout: dict) -> None:
     results = run_distributed(_losses, 2, layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from typing import Any
 
@@ -107,7 +108,7 @@ def batch(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 def train_step(models: list, optimizer: Any, step: int, micro_batches: int = 4, offset: int = 0) -> float | None:
     """One optimizer step; the mean loss of this rank's micro batches on the last stage, None elsewhere."""
     bounds = torch.tensor(BOUNDS, dtype=torch.int32)
-    longest = max(end - start for start, end in zip(BOUNDS, BOUNDS[1:]))
+    longest = max(end - start for start, end in itertools.pairwise(BOUNDS))
     packed = PackedSeqParams("thd", bounds, bounds, max_seqlen_q=longest, max_seqlen_kv=longest)
     losses: list[torch.Tensor] = []
 
