@@ -230,14 +230,11 @@ def _check_inference(config: Config) -> Iterator[Problem]:
 
 
 def _check_batch(config: Config) -> Iterator[Problem]:
-    batch, micro = config.training.global_batch_size, config.training.micro_batch_size
-    if config.layout.processes is not None:
-        yield from _world_size_problems(config, config.layout.processes, "layout.processes")
-    elif batch % micro:
-        field, related = "training.global_batch_size", ("training.micro_batch_size",)
-        lower = batch // micro * micro
-        way_out = f"global_batch_size={lower or micro} or {lower + micro}"
-        yield _problem(config, field, "is not a multiple of the micro batch", way_out, related)
+    processes = config.layout.processes
+    if processes is not None:
+        yield from _world_size_problems(config, processes, "layout.processes")
+    else:  # any number of replicas may come; what does not fit one fits none
+        yield from _world_size_problems(config, replica_size(config))
 
 
 def _world_size_problems(config: Config, world_size: int, field: str = "") -> Iterator[Problem]:

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """Base of all sections: strict types, no unknown keys, immutable, field docs from the strings below them."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class VisionConfig(Section):

@@ -122,7 +122,7 @@ CASES = {
     ),
     "micro batches": (
         ["training.micro_batch_size=3"],
-        "training.global_batch_size = 512: is not a multiple of the micro batch",
+        "training.global_batch_size = 512: is not a multiple of micro batch x DP = 3 x 1",
         "global_batch_size=510 or 513",
     ),
     "processes over a replica": (
@@ -142,6 +142,11 @@ CASES = {
             "layout.processes=4",
             "training.global_batch_size=6",
         ],
+        "x PP = 4 for the interleaved schedule",
+        "global_batch_size=4 or 8",
+    ),
+    "interleaved schedule at any size": (
+        ["layout.pipeline_parallel=4", "layout.virtual_pipeline=2", "training.global_batch_size=6"],
         "x PP = 4 for the interleaved schedule",
         "global_batch_size=4 or 8",
     ),

@@ -161,6 +161,7 @@ def test_an_unknown_name_in_a_data_source(write_yaml):
         ("training: {trainable: vision}", "must be list of", "write it as a list: [vision]"),
         ("name:", "must be text, and this is null", "remove the line for the default"),
         ("optimizer: [1]", "must be a section", "known in it: lr, min_lr"),
+        ("optimizer: {lr: .inf}", "must be a finite number", ""),
         ("optimizer: {lr: 0}", "optimizer.lr = 0: must be greater than 0", ""),
         ("optimizer: {adam_beta1: 1.0}", "must be less than 1", ""),
         ("training: {precision: fp16}", "must be one of bf16, fp32", "did you mean"),
