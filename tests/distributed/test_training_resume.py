@@ -1,0 +1,240 @@
+"""A run that is saved and resumed goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from longvita.checkpoint.errors import CheckpointError
+from longvita.training import manifest
+from longvita.training.checkpointing import Checkpointer, find_newest, load_state, load_weights
+from tests.distributed.helpers import run_distributed
+from tests.distributed.training_runs import go_on, run_config, start, tensors, unequal
+
+STEPS = 3
+"""Steps before the checkpoint."""
+TOLERANT = ["tp2_sp", "pp2", "dp2"]
+"""Layouts that a run is moved between."""
+
+
+def save_after(config, folder: Path, steps: int = STEPS, **batches):
+    """A fresh run of some steps and its checkpoint; the state, which goes on."""
+    state = start(config)
+    go_on(state, steps, **batches)
+    checkpointer = Checkpointer(folder, keep=2, platform=state.platform)
+    checkpointer.save(state)
+    return state, checkpointer
+
+
+def resume(config, folder: Path):
+    """A new state of the layout in `config`, from the newest checkpoint."""
+    state = start(config)
+    load_state(state, find_newest(folder))
+    return state
+
+
+def same_layout(rank, world_size, layout, training, folder):
+    config = run_config(layout, training=training)
+    state, checkpointer = save_after(config, Path(folder))
+    expected = go_on(state, 3)
+    checkpointer.poll(wait=True)
+    wanted = tensors(state)
+    other = resume(config, Path(folder))
+    assert (other.iteration, other.consumed_sequences) == (STEPS, 4 * STEPS)
+    assert go_on(other, 3) == expected
+    different = unequal(wanted, tensors(other))
+    assert different == []
+    rates = {group["lr"] for group in other.optimizer.param_groups}
+    return len(wanted), rates == {group["lr"] for group in state.optimizer.param_groups}, len(rates)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("layout", ["tp2_sp", "dp2", "pp2"])
+def test_same_layout_is_bitwise(layout, precision, tmp_path):
+    results = run_distributed(same_layout, 2, layout, {"precision": precision}, str(tmp_path))
+    for tensor_count, same_rates, rate_count in results:
+        assert tensor_count > 30
+        assert same_rates and rate_count >= 4
+
+
+def projector_alone(rank, world_size, folder):
+    config = run_config("pp2", training={"trainable": ["projector"]})
+    before = tensors(start(config))
+    same_layout(rank, world_size, "pp2", {"trainable": ["projector"]}, folder)
+    changed = unequal(before, tensors(resume(config, Path(folder))))
+    return [name for name in changed if name.startswith("0/")]
+
+
+def test_projector_alone_with_a_stage_that_trains_nothing(tmp_path):
+    first, last = run_distributed(projector_alone, 2, str(tmp_path))
+    assert last == []
+    assert first and all(name.startswith("0/vision_projection.") for name in first)
+
+
+def other_layouts(rank, world_size, layout, folder):
+    """Losses without a stop, and after a resume at every other layout of two processes."""
+    training = {"train_iterations": 30, "global_batch_size": 2}
+    state, checkpointer = save_after(run_config(layout, training=training), Path(folder))
+    losses = {layout: go_on(state, 21)}
+    checkpointer.poll(wait=True)
+    for other in TOLERANT:
+        if other != layout:
+            resumed = resume(run_config(other, training=training), Path(folder))
+            check_rates(resumed)
+            losses[other] = go_on(resumed, 21)
+    return losses
+
+
+def check_rates(state):
+    """Each parameter is in a group of its own rate, not of another group's."""
+    base = state.scheduler.get_lr({})
+    for group in state.optimizer.param_groups:
+        assert group["lr"] == pytest.approx(base * group["lr_mult"], rel=1e-12)
+        assert group["max_lr"] == pytest.approx(1e-2 * group["lr_mult"], rel=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["tp2_sp", "dp2"])
+def test_other_layouts_are_within_tolerance(layout, tmp_path):
+    losses = run_distributed(other_layouts, 2, layout, str(tmp_path))[0]
+    expected = [loss for loss, _ in losses[layout]]
+    assert len(losses) == len(TOLERANT)
+    for other, found in losses.items():
+        errors = [abs(loss - wanted) / wanted for (loss, _), wanted in zip(found, expected, strict=True)]
+        assert errors[0] <= 1e-6, other
+        assert max(errors) <= 1e-4, other
+
+
+def four_processes(rank, world_size, folder):
+    layout = {"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True}
+    state, checkpointer = save_after(run_config(layout), Path(folder))
+    expected = go_on(state, 5)
+    checkpointer.poll(wait=True)
+    found = go_on(resume(run_config({"tensor_parallel": 2}), Path(folder)), 5)
+    return expected, found
+
+
+def test_from_two_stages_of_two_to_two_replicas_of_two(tmp_path):
+    expected, found = run_distributed(four_processes, 4, str(tmp_path))[0]
+    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in expected], rel=1e-6)
+
+
+def interleaved(rank, world_size, folder):
+    language = {"model": {"language": {"num_layers": 4}}}
+    layout = {"pipeline_parallel": 2, "virtual_pipeline": 2}
+    state, checkpointer = save_after(run_config(layout, **language), Path(folder))
+    expected = go_on(state, 3)
+    checkpointer.poll(wait=True)
+    wanted = tensors(state)
+    again = resume(run_config(layout, **language), Path(folder))
+    found = go_on(again, 3)
+    different = unequal(wanted, tensors(again))
+    uneven = {"pipeline_parallel": 2, "num_layers_in_first_pipeline_stage": 1}
+    return expected, found, different, go_on(resume(run_config(uneven, **language), Path(folder)), 3)
+
+
+def test_interleaved_and_uneven_stages(tmp_path):
+    expected, found, different, uneven = run_distributed(interleaved, 2, str(tmp_path))[0]
+    assert found == expected
+    assert different == []
+    assert [loss for loss, _ in uneven] == pytest.approx([loss for loss, _ in expected], rel=1e-6)
+
+
+def overwritten(rank, world_size, folder):
+    """Weights and optimizer state are overwritten as soon as the checkpoint is scheduled."""
+    config = run_config("dp2")
+    state = start(config)
+    go_on(state, 2)
+    wanted = tensors(state)
+    checkpointer = Checkpointer(Path(folder), keep=1, platform=state.platform)
+    checkpointer.save(state)
+    with torch.no_grad():
+        for model in state.models:
+            for parameter in model.parameters():
+                parameter.fill_(7.0)
+        for values in state.optimizer.optimizer.state.values():
+            values["exp_avg"].fill_(7.0)
+            values["exp_avg_sq"].fill_(7.0)
+    checkpointer.poll(wait=True)
+    return unequal(wanted, tensors(resume(config, Path(folder))))
+
+
+def test_the_state_is_copied_before_training_goes_on(tmp_path):
+    for different in run_distributed(overwritten, 2, str(tmp_path)):
+        assert different == []
+
+
+def keeping(rank, world_size, folder):
+    """Four checkpoints of which two are kept; then the newest is cut."""
+    root = Path(folder)
+    config = run_config("dp2")
+    state = start(config)
+    checkpointer = Checkpointer(root, keep=2, platform=state.platform)
+    (root / ".partial-of-a-killed-run").mkdir(exist_ok=True)
+    for _ in range(4):
+        go_on(state, 1)
+        checkpointer.save(state)
+    checkpointer.poll(wait=True)
+    torch.distributed.barrier()
+    kept = [folder.name for folder in manifest.step_folders(root)]
+    torch.distributed.barrier()
+    if rank == 0:
+        path = root / kept[0] / "__0_0.distcp"
+        path.write_bytes(path.read_bytes()[:-100])
+    torch.distributed.barrier()
+    warnings = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    logging.getLogger("longvita.training.checkpointing").addHandler(handler)
+    used = find_newest(root)
+    resumed = start(config)
+    load_state(resumed, used)
+    Checkpointer(root, keep=2, platform=state.platform)
+    hidden = [folder.name for folder in root.iterdir() if folder.name.startswith(".")]
+    return kept, used.name, resumed.iteration, hidden, warnings
+
+
+def test_old_ones_are_removed_and_damaged_ones_refused(tmp_path):
+    results = run_distributed(keeping, 2, str(tmp_path))
+    for kept, used, iteration, hidden, _ in results:
+        assert kept == ["step_00000004", "step_00000003"]
+        assert (used, iteration) == ("step_00000003", 3)
+        assert hidden == []
+    (warning,), none = results[0][-1], results[1][-1]
+    assert "checkpoint step_00000004 is refused" in warning and "bytes instead of" in warning
+    assert none == []
+
+
+def misfits(rank, world_size, folder):
+    """What a checkpoint of another run or model says, and the weights alone in another precision."""
+    state, checkpointer = save_after(run_config("dp2"), Path(folder))
+    checkpointer.poll(wait=True)
+    place = find_newest(Path(folder))
+    weights = tensors(state)
+    messages = []
+    for sections in ({"optimizer": {"vision_lr_mult": 0.2}}, {"model": {"language": {"num_layers": 3}}}):
+        state = start(run_config("dp2", **sections))
+        with pytest.raises(CheckpointError) as caught:
+            load_state(state, place)
+        messages.append(str(caught.value))
+    wide = start(run_config("dp2", model={"projector": {"hidden_size": 48}}))
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(wide.models, place, wide.platform)
+    messages.append(str(caught.value))
+    half = start(run_config("tp2", training={"precision": "bf16"}))
+    load_weights(half.models, place, half.platform)
+    name = "vision_projection.linear_fc1.weight"
+    loaded = dict(half.models[0].named_parameters())[name]
+    return messages, torch.equal(loaded, weights[f"0/{name}"].to(loaded.dtype))
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    messages, same = run_distributed(misfits, 2, str(tmp_path))[0]
+    rates, layers, shapes = messages
+    assert "optimizer.vision_lr_mult is 0.2, in the checkpoint 0.1" in rates
+    assert "checkpoint.initial=" in rates
+    assert "model.language.num_layers is 3, in the checkpoint 2" in layers
+    assert "vision_projection.linear_fc1.weight" in shapes and "(48, 128)" in shapes and "[32, 128]" in shapes
+    assert same

@@ -1,0 +1,51 @@
+import os
+import signal
+
+import pytest
+
+from longvita.training.signals import (
+    EXIT_COMPLETE,
+    EXIT_REFUSED,
+    EXIT_SIGINT,
+    EXIT_SIGTERM,
+    EXIT_TIME_LIMIT,
+    StopReason,
+    StopWatch,
+)
+
+
+def test_exit_codes_differ():
+    codes = [EXIT_COMPLETE, EXIT_REFUSED, EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT]
+    assert codes == [0, 2, 76, 75, 77]
+    assert [StopReason(number).exit_code for number in range(4)] == [0, 77, 76, 75]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGTERM, StopReason.SIGTERM), (signal.SIGINT, StopReason.SIGINT)]
+)
+def test_signals_are_noted_and_handlers_put_back(number, reason):
+    before = signal.getsignal(number)
+    with StopWatch(None) as watch:
+        assert watch.wish is StopReason.NONE
+        os.kill(os.getpid(), number)
+        assert watch.wish is reason
+        os.kill(os.getpid(), number)
+        assert watch.wish is reason
+    assert signal.getsignal(number) is before
+
+
+def test_time_limit():
+    now = [100.0]
+    watch = StopWatch(2.0, clock=lambda: now[0])
+    now[0] += 119.9
+    assert watch.wish is StopReason.NONE
+    now[0] += 0.1
+    assert watch.wish is StopReason.TIME_LIMIT
+
+
+def test_a_signal_goes_before_the_time_limit():
+    now = [0.0]
+    with StopWatch(1.0, clock=lambda: now[0]) as watch:
+        now[0] = 1000.0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert watch.wish is StopReason.SIGINT
