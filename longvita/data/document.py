@@ -5,7 +5,6 @@ A function of its request alone, free of torch, so that it runs the same in the 
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,17 +45,13 @@ class DocumentRequest:
     """Its tokens."""
     num_tiles: int
     """Its tiles and frames."""
-    wanted: range = range(0)
-    """The tiles that this rank decodes."""
+    wanted: tuple[int, ...] = ()
+    """The tiles that this rank decodes, counted within the document, ascending."""
 
     @property
     def name(self) -> str:
-        """Names the document in messages and in the agreement between ranks."""
+        """Names the document in messages."""
         return f"{self.path}:{self.line}"
-
-    def deciding(self, wanted: range) -> DocumentRequest:
-        """The same request for another range of tiles."""
-        return dataclasses.replace(self, wanted=wanted)
 
 
 @dataclass(frozen=True)

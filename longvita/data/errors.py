@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from longvita.errors import UserError
+
 
 class Reason(StrEnum):
     """Reason words of the quarantine file and of its summary."""
@@ -28,7 +30,11 @@ class Reason(StrEnum):
     """Longer than a sequence, its videos cut to the fewest frames."""
 
 
-class SampleError(ValueError):
+class DataError(UserError, ValueError):
+    """Data that a run cannot be made of; the message names the config key or the file."""
+
+
+class SampleError(UserError, ValueError):
     """A sample that cannot be used; `reason` is a Reason, the message tells what is wrong with which part."""
 
     def __init__(self, reason: Reason, detail: str):

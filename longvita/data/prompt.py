@@ -23,9 +23,10 @@ from longvita.data.media.item import (
 from longvita.data.media.video import most_frames_that_fit
 from longvita.data.sample import Turn, parse_turns
 from longvita.data.template import ChatTemplate, mark_order
+from longvita.errors import UserError
 
 
-class PromptTooLongError(ValueError):
+class PromptTooLongError(UserError, ValueError):
     """A prompt that exceeds the limit; tells the largest frame limit that fits, if one does."""
 
     def __init__(self, length: int, limit: int, max_num_frames: int | None):

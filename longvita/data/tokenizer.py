@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer
+
+from longvita.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +40,10 @@ GROUNDING_TOKENS = frozenset(ADDED_TOKENS[9:15])
 START_OF_TURN, END_OF_TURN, PADDING = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 
+class TokenizerError(UserError, ValueError):
+    """A folder without a tokenizer that Long-VITA can use."""
+
+
 class LongVITATokenizer:
     """Text to ids and back. Wraps the fast backend alone, so that it travels to decoding processes as one string."""
 
@@ -43,7 +51,7 @@ class LongVITATokenizer:
         """`backend` must hold ChatML's `<|im_start|>` and `<|im_end|>`; the added tokens it lacks are appended."""
         missing = [token for token in (START_OF_TURN, END_OF_TURN) if backend.token_to_id(token) is None]
         if missing:
-            raise ValueError(
+            raise TokenizerError(
                 f"the tokenizer has no {' and no '.join(missing)}; Long-VITA's chat template needs a ChatML tokenizer "
                 "such as Qwen2.5's"
             )
@@ -66,6 +74,11 @@ class LongVITATokenizer:
     def to_json(self) -> str:
         """The whole tokenizer as the text of a tokenizer.json."""
         return self.backend.to_str()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Tells it from tokenizers that give other ids."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
 
     @property
     def vocab_size(self) -> int:
@@ -103,7 +116,7 @@ class LongVITATokenizer:
 def load_tokenizer(folder: str | Path) -> LongVITATokenizer:
     """The tokenizer of a Hugging Face folder, the 17 added tokens appended in order if it lacks them.
 
-    Raises FileNotFoundError if there is no such folder, ValueError if it holds no fast ChatML tokenizer.
+    Raises TokenizerError if there is no such folder or if it holds no fast ChatML tokenizer.
     """
     tokenizer = load_transformers_tokenizer(folder)
     return LongVITATokenizer(tokenizer.backend_tokenizer)
@@ -114,15 +127,15 @@ def load_transformers_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     if not str(folder):
-        raise ValueError("data.tokenizer is empty; name the folder of a Qwen2.5 or Long-VITA tokenizer")
+        raise TokenizerError("data.tokenizer is empty; name the folder of a Qwen2.5 or Long-VITA tokenizer")
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"tokenizer folder {folder} does not exist")
+        raise TokenizerError(f"tokenizer folder {folder} does not exist")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} holds no tokenizer that transformers can load: {error}") from error
+        raise TokenizerError(f"{folder} holds no tokenizer that transformers can load: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"{folder} holds a tokenizer without a fast version; it needs a tokenizer.json")
+        raise TokenizerError(f"{folder} holds a tokenizer without a fast version; it needs a tokenizer.json")
     absent = [token for token in ADDED_TOKENS if tokenizer.backend_tokenizer.token_to_id(token) is None]
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in absent], special_tokens=True)
     return tokenizer

@@ -1,0 +1,281 @@
+"""The data loader: the endless stream of micro batches of one rank.
+
+Sequence k of the stream is the same whatever the layout. Micro batch i of replica r, of D replicas and m sequences a
+micro batch, holds sequences start + (i * D + r) * m and the m - 1 after it: the replicas together take the sequences in
+order, so a global batch is the same set, and a run goes on at any layout from the number of sequences consumed.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from longvita.config.schema import Config, DatasetConfig
+from longvita.data.agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
+from longvita.data.assemble import PlacedDocument, assemble
+from longvita.data.batch import LocalBatch
+from longvita.data.catalog import Catalog, build_catalog, make_template
+from longvita.data.document import Document, DocumentReader, DocumentRequest
+from longvita.data.errors import DataError, SampleError
+from longvita.data.mixture import shuffle
+from longvita.data.packing import EpochPlan, SequenceStream
+from longvita.data.pool import InlineReader, WorkerPool
+from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
+from longvita.data.template import ChatTemplate
+from longvita.data.worker import WorkerSetup
+
+VALIDATION = "validation/"
+"""Start of the split names of held-out sources."""
+SHORTEST_HISTORY = 256
+"""Fewest micro batches for which findings stay in the store."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoaderRanks:
+    """Where a process stands, as far as its data goes."""
+
+    dp_rank: int = 0
+    dp_size: int = 1
+    vision_rank: int = 0
+    """Rank among those that share a replica's tiles (TP x CP)."""
+    vision_size: int = 1
+    stage: int = 0
+    """Pipeline stage; only stage 0 decodes tiles."""
+    num_stages: int = 1
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the replica is this process."""
+        return self.vision_size * self.num_stages == 1
+
+    @property
+    def leads_replica(self) -> bool:
+        """Whether this process speaks for its replica."""
+        return self.vision_rank == 0 and self.stage == 0
+
+    @classmethod
+    def of(cls, groups: Any) -> LoaderRanks:
+        """The ranks of a ParallelGroups; a LoaderRanks stays as it is."""
+        if isinstance(groups, cls):
+            return groups
+        return cls(
+            groups.dp_rank, groups.dp_size, groups.vision_rank, groups.vision_size, groups.pp_rank, groups.pp_size
+        )
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """A micro batch that is under way."""
+
+    requests: list[DocumentRequest]
+    sequences: list[int]
+    """Sequence of the micro batch that each document belongs to."""
+    owners: list[np.ndarray]
+    """[n] int64 each: vision rank that encodes each tile of each document."""
+
+
+class Loader(Iterator[LocalBatch]):
+    """Micro batches of one rank, endless. Close it, or let it be collected, to end its workers."""
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: LoaderRanks,
+        catalog: Catalog,
+        template: ChatTemplate,
+        stream: SequenceStream,
+        agreement: Agreement,
+        start_sequence: int,
+        end_sequence: int | None = None,
+    ):
+        """See build_loader. Sequences from `end_sequence` on are empty: batches of padding."""
+        self.config, self.ranks, self.catalog, self.stream = config, ranks, catalog, stream
+        self._template, self._agreement = template, agreement
+        self._start, self._end = start_sequence, end_sequence
+        self._quarantine = QuarantineFile(Path(config.output) / FILE_NAME) if ranks.leads_replica else None
+        self._source = _start_reading(config, catalog, template)
+        self._closer = weakref.finalize(self, self._source.close)
+        self._ahead = max(1, 2 * config.data.num_workers)
+        self._under_way: collections.deque[_MicroBatch] = collections.deque()
+        self._next = 0
+        if ranks.leads_replica and ranks.dp_rank == 0:
+            self._report_set_aside()
+
+    def __next__(self) -> LocalBatch:
+        while len(self._under_way) < self._ahead:
+            number = self._next + len(self._under_way)
+            micro_batch = self._plan(number)
+            self._source.submit(number, micro_batch.requests)
+            self._under_way.append(micro_batch)
+        micro_batch = self._under_way.popleft()
+        results = self._source.result(self._next)
+        findings = self._agree(self._next, micro_batch, results)
+        self._next += 1
+        return self._assemble(micro_batch, results, findings)
+
+    @property
+    def consumed_sequences(self) -> int:
+        """Where another loader would go on: sequences of the stream that all replicas have taken."""
+        return self._start + self._next * self.ranks.dp_size * self.config.training.micro_batch_size
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._closer()
+
+    def summary(self) -> dict[str, Any]:
+        """Figures of the data: samples, those set aside by reason, fill of the packed sequences. Packs one epoch."""
+        files, plan = self.catalog.files, _plan_epoch(self.catalog, self.config, 0)
+        return {
+            "samples": sum(len(file.index) + len(file.index.broken) for file in files),
+            "taken": len(self.catalog.taken),
+            "set_aside": count_reasons(self.catalog.set_aside),
+            "resampled": sum(
+                int((file.measured.frame_limits < self.config.data.max_num_frames).sum()) for file in files
+            ),
+            "sequences_per_epoch": plan.num_sequences,
+            "fill": plan.fill,
+        }
+
+    def _plan(self, number: int) -> _MicroBatch:
+        """The documents of micro batch `number` since the start, and who decodes their tiles: from counts alone."""
+        from longvita.parallel.vision_sharding import assign_tiles  # Its module needs megatron-core; workers do not.
+
+        size = self.config.training.micro_batch_size
+        first = self._start + (number * self.ranks.dp_size + self.ranks.dp_rank) * size
+        requests: list[DocumentRequest] = []
+        sequences: list[int] = []
+        for sequence in range(first, first + size):
+            if self._end is None or sequence < self._end:
+                documents = [self.catalog.request(sample) for sample in self.stream.sequence(sequence)]
+                requests += documents
+                sequences += [sequence - first] * len(documents)
+        counts = np.asarray([request.num_tiles for request in requests], np.int64)
+        owner_of_tile = assign_tiles(int(counts.sum()), self.ranks.vision_size).numpy()
+        owners = np.split(owner_of_tile, np.cumsum(counts)[:-1]) if requests else []
+        if self.ranks.stage == 0:
+            requests = [_wanting(request, mine == self.ranks.vision_rank) for request, mine in zip(requests, owners)]
+        return _MicroBatch(requests, sequences, owners)
+
+    def _agree(self, number: int, micro_batch: _MicroBatch, results: list[Document | SampleError]) -> Findings:
+        own = {position: result for position, result in enumerate(results) if isinstance(result, SampleError)}
+        deciders = np.unique(np.concatenate([*micro_batch.owners, np.zeros(0, np.int64)])).tolist()
+        findings = self._agreement.agree(number, own, deciders)
+        for position, error in findings.items():
+            request = micro_batch.requests[position]
+            entry = SetAside.because(error, request.source, request.path, request.line)
+            if self._quarantine is not None and self._quarantine.add([entry]):
+                logger.warning("%s is left out: %s", request.name, error.detail)
+        return findings
+
+    def _assemble(
+        self, micro_batch: _MicroBatch, results: list[Document | SampleError], findings: Findings
+    ) -> LocalBatch:
+        placed = []
+        for position, result in enumerate(results):
+            if position in findings or isinstance(result, SampleError):
+                continue
+            request, owners = micro_batch.requests[position], micro_batch.owners[position]
+            sequence = micro_batch.sequences[position]
+            placed.append(PlacedDocument(result.encoded, request.source, sequence, owners, result.pixels))
+        data = self.config.data
+        return assemble(
+            placed,
+            length=data.sequence_length * self.config.training.micro_batch_size,
+            padding_id=self._template.tokenizer.padding,
+            isolate=data.isolate_documents,
+            image_size=self.config.model.vision.image_size,
+        )
+
+    def _report_set_aside(self) -> None:
+        """Writes what the catalog leaves out to the quarantine file and says how much that is."""
+        entries = self.catalog.set_aside
+        if self._quarantine is not None and self._quarantine.add(entries):
+            logger.warning(
+                "%d samples are set aside: %s; see %s", len(entries), count_reasons(entries), self._quarantine.path
+            )
+
+
+def build_loader(
+    config: Config, groups: Any, start_sequence: int = 0, split: str = "train", store: Store | None = None
+) -> Loader:
+    """The loader of this process.
+
+    groups: ParallelGroups, or LoaderRanks. start_sequence: sequences of the stream consumed so far, over all replicas.
+    split: "train", or "validation/SOURCE" for the first training.validation_sequences sequences of a held-out source,
+    after which batches hold padding alone. store: through which the ranks of a replica agree on broken documents;
+    torch.distributed's own when absent. All ranks of a replica build their loaders in the same order.
+    Raises DataError, TokenizerError (both are ValueErrors).
+    """
+    ranks = LoaderRanks.of(groups)
+    sources = _sources(config, split)
+    template = make_template(config)
+    catalog = build_catalog(config, template, sources)
+    end = None
+    if split.startswith(VALIDATION):
+        end = min(config.training.validation_sequences, _plan_epoch(catalog, config, 0).num_sequences)
+    return Loader(
+        config,
+        ranks,
+        catalog,
+        template,
+        SequenceStream(lambda epoch: _plan_epoch(catalog, config, epoch)),
+        _make_agreement(config, ranks, split, store),
+        start_sequence,
+        end,
+    )
+
+
+def _sources(config: Config, split: str) -> dict[str, DatasetConfig]:
+    if split == "train":
+        return config.data.dataset
+    source = split.removeprefix(VALIDATION)
+    if not split.startswith(VALIDATION) or source not in config.data.validation:
+        known = ["train", *(VALIDATION + name for name in config.data.validation)]
+        raise DataError(f"there is no split {split!r}; known are {', '.join(known)}")
+    return {source: config.data.validation[source]}
+
+
+def _plan_epoch(catalog: Catalog, config: Config, epoch: int) -> EpochPlan:
+    samples = shuffle(catalog.taken, config.seed, epoch)
+    return EpochPlan(samples, catalog.lengths[samples], config.data.sequence_length, config.seed, epoch)
+
+
+def _start_reading(config: Config, catalog: Catalog, template: ChatTemplate) -> InlineReader | WorkerPool:
+    if config.data.num_workers == 0:
+        return InlineReader(DocumentReader(template, catalog.settings))
+    setup = WorkerSetup(template.tokenizer.to_json(), template.tokens_per_tile, catalog.settings)
+    return WorkerPool(setup, config.data.num_workers)
+
+
+def _make_agreement(config: Config, ranks: LoaderRanks, split: str, store: Store | None) -> Agreement:
+    if ranks.is_alone:
+        return SoloAgreement()
+    if store is None:
+        if not dist.is_initialized():
+            raise RuntimeError("a replica of several processes needs torch.distributed, or a store, to agree through")
+        store = dist.distributed_c10d._get_default_store()
+    training = config.training
+    step = training.global_batch_size // (training.micro_batch_size * ranks.dp_size)
+    return StoreAgreement(
+        store,
+        name=f"longvita/data/{split}/{ranks.dp_rank}",
+        process=f"{ranks.stage}/{ranks.vision_rank}",
+        vision_rank=ranks.vision_rank if ranks.stage == 0 else None,
+        history=max(2 * step, SHORTEST_HISTORY),
+    )
+
+
+def _wanting(request: DocumentRequest, mine: np.ndarray) -> DocumentRequest:
+    """The request, for the tiles where `mine` is true."""
+    return dataclasses.replace(request, wanted=tuple(np.flatnonzero(mine).tolist()))

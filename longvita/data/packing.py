@@ -1,0 +1,124 @@
+"""Packing: which documents make up training sequence k, as a pure function of (samples, lengths, seed, epoch, length).
+
+An epoch's samples, shuffled, are cut into windows that would fill some hundred sequences. Within a window documents go,
+longest first, each into the fullest sequence that still has room for it (best fit decreasing); a document stays whole.
+A window depends on nothing outside it, so a run starts after the first window is packed, and packing the windows again
+gives the same sequences: ranks, workers and restarts need no state.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+
+import numpy as np
+
+WINDOW_SEQUENCES = 256
+"""Sequences that a window's tokens would fill."""
+
+
+class EpochPlan:
+    """The sequences of one epoch, packed window by window as they are asked for."""
+
+    def __init__(self, samples: np.ndarray, lengths: np.ndarray, sequence_length: int, seed: int, epoch: int):
+        """samples: [d] int64, in the epoch's order; lengths: [d] int64, their tokens, none above sequence_length."""
+        self.samples, self.lengths = samples, lengths
+        self.sequence_length = sequence_length
+        self._entropy = [seed, epoch]
+        self._window_ends = _cut_windows(lengths, WINDOW_SEQUENCES * sequence_length)
+        self._windows_packed = 0
+        self._sequences: list[np.ndarray] = []
+
+    def sequence(self, number: int) -> np.ndarray | None:
+        """[k] int64: the samples of sequence `number` of the epoch, in order; None past its end."""
+        while number >= len(self._sequences):
+            if self._windows_packed == len(self._window_ends):
+                return None
+            self._pack_window()
+        return self._sequences[number]
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of the whole epoch."""
+        while self._windows_packed < len(self._window_ends):
+            self._pack_window()
+        return len(self._sequences)
+
+    @property
+    def fill(self) -> float:
+        """Share of the epoch's positions that hold a document's token."""
+        return float(self.lengths.sum()) / max(self.num_sequences * self.sequence_length, 1)
+
+    def _pack_window(self) -> None:
+        window = self._windows_packed
+        start = self._window_ends[window - 1] if window else 0
+        end = self._window_ends[window]
+        bins = best_fit_decreasing(self.lengths[start:end].tolist(), self.sequence_length)
+        order = np.random.default_rng([*self._entropy, window]).permutation(len(bins))
+        # Documents of a sequence keep the shuffled order they came in, not the order of their lengths.
+        self._sequences += [self.samples[start:end][np.sort(bins[position])] for position in order]
+        self._windows_packed += 1
+
+
+def _cut_windows(lengths: np.ndarray, window_tokens: int) -> list[int]:
+    """Ends of the windows: each holds whole documents of about `window_tokens` tokens in all."""
+    if len(lengths) == 0:
+        return []
+    window = (np.cumsum(lengths) - 1) // window_tokens
+    return [*(np.flatnonzero(np.diff(window)) + 1).tolist(), len(lengths)]
+
+
+def best_fit_decreasing(lengths: list[int], room: int) -> list[np.ndarray]:
+    """Numbers of the documents in each bin of size `room`; every document in one bin. Raises ValueError if one is
+    longer than `room`.
+    """
+    bins: list[list[int]] = []
+    rooms: list[int] = []  # Room left in open bins, ascending, and beside it the bins' numbers.
+    open_bins: list[int] = []
+    for document in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        length = lengths[document]
+        if not 0 < length <= room:
+            raise ValueError(f"document {document} has {length} tokens; a sequence takes 1 to {room}")
+        position = bisect.bisect_left(rooms, length)
+        if position == len(rooms):
+            left, number = room, len(bins)
+            bins.append([])
+        else:
+            left, number = rooms.pop(position), open_bins.pop(position)
+        bins[number].append(document)
+        if left > length:
+            position = bisect.bisect_left(rooms, left - length)
+            rooms.insert(position, left - length)
+            open_bins.insert(position, number)
+    return [np.asarray(documents, np.int64) for documents in bins]
+
+
+class SequenceStream:
+    """The endless stream of training sequences: epoch after epoch, each a plan of its own."""
+
+    def __init__(self, plan_epoch: Callable[[int], EpochPlan]):
+        """`plan_epoch(epoch)` gives an epoch's plan; it must hold at least one sequence."""
+        self._plan_epoch = plan_epoch
+        self._starts = [0]
+        self._plans: dict[int, EpochPlan] = {}
+
+    def sequence(self, number: int) -> np.ndarray:
+        """[k] int64: the samples of sequence `number` of the stream, counted from the start of training."""
+        epoch = bisect.bisect_right(self._starts, number) - 1
+        while True:
+            plan = self._plan(epoch)
+            documents = plan.sequence(number - self._starts[epoch])
+            if documents is not None:
+                return documents
+            epoch += 1
+            if epoch == len(self._starts):
+                self._starts.append(self._starts[-1] + plan.num_sequences)
+
+    def epoch_of(self, number: int) -> int:
+        """Epoch of a sequence that was asked for."""
+        return bisect.bisect_right(self._starts, number) - 1
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        if epoch not in self._plans:
+            self._plans = {epoch: self._plan_epoch(epoch)}
+        return self._plans[epoch]

@@ -1,0 +1,225 @@
+"""The processes that read documents ahead of the trainer, and their stand-in within the training process.
+
+A thread watches the workers: it hands out tasks, takes results, and replaces a worker that crashed or gives no sign of
+life. The document that it was at is unusable; the others of its task are read again by another worker. Memory is
+bounded by the caller, who decides how many tasks are under way.
+"""
+
+from __future__ import annotations
+
+import collections
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from longvita.data.document import Document, DocumentReader, DocumentRequest
+from longvita.data.errors import Reason, SampleError
+from longvita.data.worker import WorkerSetup
+
+GRACE_SECONDS = 15.0
+"""Added to the time limit of one frame before a silent worker is replaced, seconds."""
+CLOSE_SECONDS = 5.0
+"""How long workers may take to end by themselves, seconds."""
+MOST_FRUITLESS_STARTS = 3
+"""Workers in a row that may end without reading a document before that is an error."""
+
+Result = Document | SampleError
+Work = list[tuple[int, DocumentRequest]]
+
+
+class InlineReader:
+    """Reads documents in the training process, when they are asked for."""
+
+    def __init__(self, reader: DocumentReader):
+        self._reader = reader
+        self._tasks: dict[int, Sequence[DocumentRequest]] = {}
+
+    def submit(self, task: int, requests: Sequence[DocumentRequest]) -> None:
+        """Announces a task."""
+        self._tasks[task] = requests
+
+    def result(self, task: int) -> list[Result]:
+        """The documents of a task, or why one cannot be used, in the order of its requests."""
+        return [self._read(request) for request in self._tasks.pop(task)]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _read(self, request: DocumentRequest) -> Result:
+        try:
+            return self._reader.read(request)
+        except SampleError as error:
+            return error
+
+
+@dataclass
+class _Task:
+    size: int
+    results: dict[int, Result] = field(default_factory=dict)
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen
+    connection: Connection
+    last_sign: float
+    ready: bool = False
+    task: int | None = None
+    work: Work = field(default_factory=list)
+    """What is left of its task."""
+    begun: int | None = None
+    """Document that it is at."""
+
+
+class WorkerPool:
+    """Reads documents in `num_workers` processes."""
+
+    def __init__(self, setup: WorkerSetup, num_workers: int):
+        self._setup = setup
+        self._silence = setup.settings.stall_seconds + GRACE_SECONDS
+        self._changed = threading.Condition()
+        self._tasks: dict[int, _Task] = {}
+        self._waiting: collections.deque[tuple[int, Work]] = collections.deque()
+        self._error: str | None = None
+        self._fruitless = 0
+        self._closing = False
+        self._wake_in, self._wake_out = multiprocessing.Pipe(duplex=False)
+        self._workers = [self._start() for _ in range(num_workers)]
+        self._thread = threading.Thread(target=self._watch, name="data workers", daemon=True)
+        self._thread.start()
+
+    def submit(self, task: int, requests: Sequence[DocumentRequest]) -> None:
+        """Announces a task; it is begun as soon as a worker is free."""
+        with self._changed:
+            self._tasks[task] = _Task(len(requests))
+            if requests:
+                self._waiting.append((task, list(enumerate(requests))))
+        self._wake_out.send(None)
+
+    def result(self, task: int) -> list[Result]:
+        """The documents of a task, or why one cannot be used, in the order of its requests; waits for them.
+
+        Raises RuntimeError if the workers cannot work.
+        """
+        with self._changed:
+            entry = self._tasks[task]
+            self._changed.wait_for(lambda: self._error is not None or len(entry.results) == entry.size)
+            if self._error is not None:
+                raise RuntimeError(self._error)
+            del self._tasks[task]
+        return [entry.results[number] for number in range(entry.size)]
+
+    def close(self) -> None:
+        """Ends the workers and the thread. May be called more than once."""
+        if self._closing:
+            return
+        self._closing = True
+        self._wake_out.send(None)
+        self._thread.join()
+        for worker in self._workers:
+            worker.connection.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for worker in self._workers:
+            try:
+                worker.process.wait(max(deadline - time.monotonic(), 0.01))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _start(self) -> _Worker:
+        ours, theirs = multiprocessing.Pipe()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from longvita.data.worker import main; main({theirs.fileno()})"
+        process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        return _Worker(process, ours, time.monotonic())
+
+    def _watch(self) -> None:
+        """The thread: until the pool is closed or cannot work."""
+        try:
+            while not self._closing and self._error is None:
+                connections: list[Any] = [self._wake_in, *(worker.connection for worker in self._workers)]
+                readable = set(wait(connections, timeout=1.0))
+                if self._wake_in in readable:
+                    self._wake_in.recv()
+                for position, worker in enumerate(self._workers):
+                    if worker.connection in readable:
+                        self._receive(position)
+                    elif worker.task is not None and time.monotonic() - worker.last_sign > self._silence:
+                        self._replace(position, f"gave no sign of life for {self._silence:.0f} s")
+                self._hand_out()
+        except Exception as error:
+            self._fail(f"the thread that watches the data workers ended: {type(error).__name__}: {error}")
+            raise
+
+    def _hand_out(self) -> None:
+        for worker in self._workers:
+            if worker.ready and worker.task is None and self._waiting:
+                worker.task, worker.work = self._waiting.popleft()
+                worker.last_sign = time.monotonic()
+                try:
+                    worker.connection.send(worker.work)
+                except OSError:
+                    continue  # It died; its closed connection is read next and it is replaced.
+
+    def _receive(self, position: int) -> None:
+        worker = self._workers[position]
+        try:
+            kind, *content = worker.connection.recv()
+        except (EOFError, OSError):
+            self._replace(position, "ended")
+            return
+        worker.last_sign = time.monotonic()
+        if kind == "hello":
+            worker.connection.send(self._setup)
+        elif kind == "ready":
+            worker.ready = True
+        elif kind == "begin":
+            worker.begun = content[0]
+        elif kind in ("document", "unusable"):
+            self._finish_document(worker, *content)
+        elif kind == "done":
+            worker.task = None
+        elif kind == "error":
+            self._fail(f"a data worker failed:\n{content[0]}")
+
+    def _finish_document(self, worker: _Worker, number: int, result: Result) -> None:
+        self._fruitless = 0
+        worker.begun = None
+        worker.work = [item for item in worker.work if item[0] != number]
+        with self._changed:
+            # A task's entry is gone if nobody waits for it any more.
+            if worker.task in self._tasks:
+                self._tasks[worker.task].results[number] = result
+            self._changed.notify_all()
+
+    def _replace(self, position: int, what: str) -> None:
+        """Starts another worker for one that ended or hangs, blaming the document that it was decoding."""
+        worker = self._workers[position]
+        worker.process.kill()
+        code = worker.process.wait()
+        worker.connection.close()
+        self._fruitless += 1
+        if self._fruitless > MOST_FRUITLESS_STARTS:
+            self._fail(f"data workers end again and again (the last one {what}, exit code {code}); see their output")
+            return
+        request = dict(worker.work).get(worker.begun) if worker.begun is not None else None
+        if request is not None and request.wanted and worker.begun is not None:
+            reason = Reason.BROKEN_VIDEO if request.facts.videos else Reason.BROKEN_PICTURE
+            message = f"the worker that decoded it {what} (exit code {code})"
+            self._finish_document(worker, worker.begun, SampleError(reason, message))
+        if worker.task is not None and worker.work:
+            self._waiting.appendleft((worker.task, worker.work))
+        self._workers[position] = self._start()
+
+    def _fail(self, message: str) -> None:
+        with self._changed:
+            self._error = message
+            self._changed.notify_all()

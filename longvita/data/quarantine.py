@@ -1,0 +1,98 @@
+"""The quarantine file: samples that were set aside, each once, with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from longvita.data.errors import Reason, SampleError
+
+FILE_NAME = "quarantine.jsonl"
+"""Name of the file below a run's output folder."""
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A sample that is not trained on."""
+
+    source: str
+    """Name of the data source."""
+    path: str
+    """JSONL file."""
+    line: int
+    """Number of the line, from 1."""
+    reason: Reason
+    """Reason word."""
+    detail: str
+    """What is wrong, for a person."""
+
+    @classmethod
+    def because(cls, error: SampleError, source: str, path: str, line: int) -> SetAside:
+        """The entry of a sample that raised `error`."""
+        return cls(source, path, line, error.reason, error.detail)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells it from every other entry."""
+        return (self.source, self.path, self.line)
+
+    def to_json(self) -> str:
+        """One line of the quarantine file."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> SetAside:
+        """The entry that `to_json` wrote."""
+        value = json.loads(line)
+        return cls(**{**value, "reason": Reason(value["reason"])})
+
+
+class QuarantineFile:
+    """Appends entries to a quarantine file, leaving out those it holds already (a run that goes on finds them again).
+
+    Each entry is one small write in append mode, so several processes of a machine may share the file.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._known = {entry.key for entry in read_quarantine(self.path)}
+
+    def add(self, entries: Iterable[SetAside]) -> int:
+        """Writes the entries that are new; their number."""
+        new = []
+        for entry in entries:
+            if entry.key not in self._known:
+                self._known.add(entry.key)
+                new.append(entry)
+        if new:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                for entry in new:
+                    os.write(descriptor, (entry.to_json() + "\n").encode())
+            finally:
+                os.close(descriptor)
+        return len(new)
+
+
+def read_quarantine(path: str | Path) -> list[SetAside]:
+    """The entries of a quarantine file, each once; none if there is no file. A last line cut by a crash is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    entries: dict[tuple, SetAside] = {}
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            entry = SetAside.from_json(line)
+            entries.setdefault(entry.key, entry)
+    return list(entries.values())
+
+
+def count_reasons(entries: Iterable[SetAside]) -> dict[str, int]:
+    """Number of entries by reason word, the most frequent first."""
+    return dict(Counter(str(entry.reason) for entry in entries).most_common())
