@@ -99,7 +99,7 @@ def launch(target: str, payload: dict[str, Any], processes: int) -> int:
         return _resolve(target)(payload)
     with tempfile.TemporaryDirectory(prefix="longvita-") as folder:
         path = Path(folder) / "call.pickle"
-        path.write_bytes(pickle.dumps((target, payload)))
+        path.write_bytes(pickle.dumps((sys.path, target, payload)))
         return _run_processes([sys.executable, "-m", "longvita.launcher", str(path), str(os.getpid())], processes)
 
 
@@ -248,7 +248,8 @@ def _exit_code(returncode: int) -> int:
 def _run_child(call: str, parent: int) -> int:
     die_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_FORWARDED_SIGNALS, signal.SIGCHLD})
-    target, payload = pickle.loads(Path(call).read_bytes())
+    # A script of tools/ finds its neighbours through its own folder on the path; so must its processes.
+    sys.path, target, payload = pickle.loads(Path(call).read_bytes())
     return _resolve(target)(payload)
 
 
