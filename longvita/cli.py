@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longvita.errors import UserError
+
+if TYPE_CHECKING:
+    from longvita.inference.settings import Options
 
 USER_ERRORS: tuple[type[Exception], ...] = (UserError, FileNotFoundError, NotADirectoryError, PermissionError)
 USER_ERROR_CODE = 2
@@ -117,6 +120,89 @@ def verify(
     from longvita.checkpoint import command
 
     raise typer.Exit(command.verify(model, golden, layout, platform, as_json))
+
+
+MODEL_HELP = "Long-VITA folder or Hub id, or a training checkpoint."
+ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
+OptionalLayout = Annotated[
+    str | None, typer.Option(help="Parallel layout, such as tp=2,pp=2,sp=true.", metavar="LAYOUT", show_default=False)
+]
+InferenceFile = Annotated[
+    str | None, typer.Option("--config", help="YAML file with layout and inference sections.", show_default=False)
+]
+TokenizerFolder = Annotated[str | None, typer.Option(help="Tokenizer folder; the model's own when absent.")]
+Precision = Annotated[str, typer.Option(help="bf16, fp32, or auto: fp32 on the CPU, bf16 elsewhere.")]
+MaxSeqLen = Annotated[
+    int | None, typer.Option("--max-seq-len", "--max_seq_len", help="Longest prompt and answer together, tokens.")
+]
+MaxFrames = Annotated[
+    int | None,
+    typer.Option("--max-num-frames", "--max_num_frame", "--max_num_frames", help="Most frames taken from a video."),
+]
+ChunkSize = Annotated[int | None, typer.Option(help="Prompt tokens that go through the model at once.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="0 takes the most probable token, above 0 samples.")]
+TopK = Annotated[int | None, typer.Option(help="Sample among this many tokens; 0 for all.")]
+TopP = Annotated[float | None, typer.Option(help="Sample among the tokens that hold this much probability.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the sampling.")]
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    question: Annotated[str, typer.Option(help="The question, or a .txt file that holds it.", show_default=False)],
+    image: Annotated[list[str] | None, typer.Option(help="Picture; may be given several times.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="Video file or folder of frames; likewise.")] = None,
+    layout: OptionalLayout = None,
+    config: InferenceFile = None,
+    tokenizer: TokenizerFolder = None,
+    platform: PlatformOption = "auto",
+    precision: Precision = "auto",
+    max_seq_len: MaxSeqLen = None,
+    max_num_frames: MaxFrames = None,
+    prefill_chunk_size: ChunkSize = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+) -> None:
+    """Answer one question about pictures and videos, printed as it comes."""
+    options = _generation_options(locals())
+    from longvita.inference import command
+
+    raise typer.Exit(command.generate(model, question, image or [], video or [], options))
+
+
+@app.command()
+def chat(
+    model: ModelArgument,
+    layout: OptionalLayout = None,
+    config: InferenceFile = None,
+    tokenizer: TokenizerFolder = None,
+    platform: PlatformOption = "auto",
+    precision: Precision = "auto",
+    max_seq_len: MaxSeqLen = None,
+    max_num_frames: MaxFrames = None,
+    prefill_chunk_size: ChunkSize = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+) -> None:
+    """Talk about pictures and videos in the terminal."""
+    options = _generation_options(locals())
+    from longvita.inference import chat as terminal
+
+    raise typer.Exit(terminal.chat(model, options))
+
+
+def _generation_options(arguments: dict) -> Options:
+    """The arguments of a generation command that Options has a field for."""
+    from longvita.inference.settings import Options
+
+    return Options.from_arguments(arguments)
 
 
 def main() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from longvita.config.schema import Config
+from longvita.data.media.item import Source
+from longvita.data.tokenizer import LongVITATokenizer
 from longvita.inference.decode import decode
+from longvita.inference.detokenizer import StreamingDetokenizer
+from longvita.inference.encoding import PromptEncoder
 from longvita.inference.kv_cache import KVCache
 from longvita.inference.limits import check_max_seq_len, room_for
 from longvita.inference.prefill import prefill
@@ -29,10 +34,17 @@ class Engine:
     Args:
         models: the chunks that `build_model` returned; one, since the interleaved schedule is for training.
         config: the run's config; `inference` holds the limits, `layout` must have no context parallelism.
-        tokenizer: a LongVITATokenizer; may be None where only tokens go in and out.
+        tokenizer: the model's tokenizer; None where only tokens go in and out.
     """
 
-    def __init__(self, models: list[LongVITA], config: Config, tokenizer: Any, groups: ParallelGroups, platform: Any):
+    def __init__(
+        self,
+        models: list[LongVITA],
+        config: Config,
+        tokenizer: LongVITATokenizer | None,
+        groups: ParallelGroups,
+        platform: Any,
+    ):
         if len(models) != 1:
             raise ValueError(
                 f"layout.virtual_pipeline is {len(models)}, but generation runs one chunk per stage; set it to 1"
@@ -46,12 +58,52 @@ class Engine:
         self.config, self.tokenizer, self.groups = config, tokenizer, groups
         self.stage = PipelineStage(models[0], config, groups, platform)
         self.cache = KVCache(config.inference.max_seq_len)
+        self._encoder = PromptEncoder(config, tokenizer) if tokenizer is not None else None
         self._seen = Prompt([], [], TensorTiles(Tensor()), [])
 
     def reset(self) -> None:
         """Forgets the conversation and frees the KV cache."""
         self.cache.reset()
         self._seen = Prompt([], [], TensorTiles(Tensor()), [])
+
+    def encode(
+        self, messages: Sequence[Any], images: Sequence[Source] = (), videos: Sequence[str | os.PathLike] = ()
+    ) -> Prompt:
+        """The prompt of {"role", "content"} messages; see PromptEncoder.encode for what it raises."""
+        if self._encoder is None:
+            raise ValueError("the engine was built without a tokenizer and takes tokens only")
+        return self._encoder.encode(messages, images, videos)
+
+    def generate(
+        self,
+        messages: Sequence[Any],
+        images: Sequence[Source] = (),
+        videos: Sequence[str | os.PathLike] = (),
+        sampling: Sampling | None = None,
+    ) -> Iterator[str]:
+        """Yields the answer to a conversation in pieces of text as they come.
+
+        images: paths or pictures, one for each `<image>` in the messages; videos: paths, one for each `<video>`.
+        sampling: the config's when None. Raises what `encode` raises before any work, TileError when a tile cannot be
+        decoded. Every rank must take all pieces, or stop after the same one.
+        """
+        yield from self.answer(self.encode(messages, images, videos), sampling)
+
+    def answer(
+        self, prompt: Prompt, sampling: Sampling | None = None, progress: Callable[[int], None] | None = None
+    ) -> Iterator[str]:
+        """`generate` for an encoded prompt. The answer ends at `<|im_end|>` or `<|endoftext|>`, which it leaves out."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise ValueError("the engine was built without a tokenizer and takes tokens only")
+        sampling = sampling or Sampling.from_config(self.config.inference, self.config.seed)
+        stop_ids = {tokenizer.end_of_turn, tokenizer.padding}
+        text = StreamingDetokenizer(lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True))
+        for token in self.stream(prompt, sampling, stop_ids, progress):
+            if token not in stop_ids and (piece := text.add(token)):
+                yield piece
+        if piece := text.flush():
+            yield piece
 
     def generate_tokens(
         self, input_ids: Tensor | Sequence[int], tiles: Tensor, tile_starts: Tensor | Sequence[int], max_new_tokens: int

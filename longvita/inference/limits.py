@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
+from longvita.config.checks import TILE_MARKERS
 from longvita.config.schema import Config
+from longvita.data.media.video import VideoFacts, count_frames, most_frames_that_fit
 from longvita.errors import UserError
 
 
@@ -26,55 +28,35 @@ def room_for(prompt_tokens: int, config: Config) -> int:
         raise LengthError("the prompt is empty; ask a question")
     if prompt_tokens >= limit:
         raise LengthError(
-            f"the input is {prompt_tokens} tokens and needs one more for an answer, but --max_seq_len is {limit}"
+            f"the input is {prompt_tokens} tokens and its answer needs at least one more, but --max_seq_len is {limit}"
         )
     return limit - prompt_tokens
 
 
-def check_prompt_length(prompt_tokens: int, config: Config, frames_at: Callable[[int], int]) -> None:
+def check_prompt_length(prompt_tokens: int, config: Config, videos: Sequence[VideoFacts]) -> None:
     """Refuses a prompt that leaves no room for an answer.
 
-    Args:
-        prompt_tokens: length of the prompt with at most inference.max_num_frames frames a video.
-        config: the run's config.
-        frames_at: frames of all its videos together when each has at most this many (0 gives 0).
-
+    `prompt_tokens` counts at most inference.max_num_frames frames of each of its `videos`.
     Raises LengthError with both numbers and the --max_num_frame that fits.
     """
     try:
         room_for(prompt_tokens, config)
     except LengthError as error:
-        raise LengthError(f"{error}; {_advice(prompt_tokens, config, frames_at)}") from None
+        raise LengthError(f"{error}; {_advice(prompt_tokens, config, videos)}") from None
 
 
-def _advice(prompt_tokens: int, config: Config, frames_at: Callable[[int], int]) -> str:
-    limit, frames = config.inference.max_seq_len, frames_at(config.inference.max_num_frames)
-    fitting = _most_frames(prompt_tokens, config, frames_at)
-    if fitting:
-        return f"--max_num_frame {fitting} fits"
+def _advice(prompt_tokens: int, config: Config, videos: Sequence[VideoFacts]) -> str:
+    inference, max_fps = config.inference, config.data.max_fps
     most = config.model.language.max_position_embeddings
-    longer = f"raise --max_seq_len (at most {most})" if most > limit else "it is at the model's most already"
-    without = prompt_tokens - frames * _frame_tokens(config)
-    if frames:
-        return f"no --max_num_frame fits, since {without} tokens are text and pictures: shorten them, or {longer}"
-    return f"shorten the text, show fewer pictures, or {longer}"
-
-
-def _most_frames(prompt_tokens: int, config: Config, frames_at: Callable[[int], int]) -> int:
-    """The largest number of frames a video with which the prompt fits, 0 if there is none."""
-    limit, most = config.inference.max_seq_len, config.inference.max_num_frames
-    all_frames = frames_at(most)
-
-    def fits(count: int) -> bool:
-        return prompt_tokens - (all_frames - frames_at(count)) * _frame_tokens(config) < limit
-
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low if fits(low) and frames_at(low) else 0
-
-
-def _frame_tokens(config: Config) -> int:
+    longer = f"raise --max_seq_len (at most {most})" if most > inference.max_seq_len else "ask less at once"
+    if not videos:
+        return f"shorten the text, show fewer pictures, or {longer}"
     # A frame stands between <vid> and </vid>.
-    return config.model.tokens_per_tile + 2
+    per_frame = config.model.tokens_per_tile + TILE_MARKERS
+    frames = sum(count_frames(video, max_fps, inference.max_num_frames) for video in videos)
+    rest = prompt_tokens - frames * per_frame
+    room = (inference.max_seq_len - 1 - rest) // per_frame
+    fitting = most_frames_that_fit(videos, max_fps, inference.max_num_frames, room)
+    if fitting is None:
+        return f"no --max_num_frame fits beside {rest} tokens of text and pictures: shorten them, or {longer}"
+    return f"--max_num_frame {fitting} fits, or {longer}"

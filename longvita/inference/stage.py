@@ -12,6 +12,7 @@ from torch import Tensor
 
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
+from longvita.errors import UserError
 from longvita.inference.kv_cache import KVCache
 from longvita.inference.prompt import TileSource
 from longvita.model.long_vita import LongVITA
@@ -19,7 +20,7 @@ from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.vision_sharding import assign_tiles
 
 
-class TileError(RuntimeError):
+class TileError(UserError, RuntimeError):
     """A tile of the prompt could not be decoded; raised on every rank."""
 
 

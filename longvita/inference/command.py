@@ -1,0 +1,104 @@
+"""`longvita generate`: refuses what does not fit before any work, then answers in the processes of the layout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from longvita import launcher
+from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
+from longvita.errors import UserError
+from longvita.inference.encoding import PromptEncoder, PromptError
+from longvita.inference.processes import (
+    EXIT_REFUSED,
+    in_process,
+    is_first_process,
+    open_tokenizer,
+    quieten,
+    speaks_for_its_machine,
+)
+from longvita.inference.progress import prefill_progress
+from longvita.inference.settings import Options, Settings, resolve
+
+
+def generate(model: str, question: str, images: Sequence[str], videos: Sequence[str], options: Options) -> int:
+    """Answers one question on standard output; the exit code, 2 where something is refused.
+
+    Args:
+        model: Hugging Face folder or Hub id of a Long-VITA, or a training checkpoint.
+        question: text, or the path of a .txt file that holds it.
+        images: picture files; without marks in the question they come before it.
+        videos: video files or folders of frames, likewise.
+        options: see Options.
+    """
+    quieten()
+    try:
+        settings = resolve(model, options, launcher.world_size_of_launcher())
+        messages = [{"role": "user", "content": with_marks(read_question(question), len(images), len(videos))}]
+        PromptEncoder(settings.config, open_tokenizer(settings.tokenizer)).encode(messages, images, videos)
+    except UserError as error:
+        return refuse(error)
+    payload = {"settings": settings.payload(), "messages": messages, "images": list(images), "videos": list(videos)}
+    return launcher.launch("longvita.inference.command:run_generate", payload, process_count(settings))
+
+
+def refuse(error: UserError) -> int:
+    """Tells what every process found before it started to work; the exit code."""
+    if speaks_for_its_machine():
+        print(f"error: {error}", file=sys.stderr)
+    return EXIT_REFUSED
+
+
+def process_count(settings: Settings) -> int:
+    """Processes of the layout; where it is our choice, it is told."""
+    layout = settings.config.layout
+    count = layout.tensor_parallel * layout.pipeline_parallel
+    if settings.chosen_layout and count > 1 and is_first_process():
+        text = f"layout: tp={layout.tensor_parallel}, pp={layout.pipeline_parallel} over {count} processes"
+        print(f"{text} (--layout chooses another)", file=sys.stderr)
+    return count
+
+
+def read_question(question: str) -> str:
+    """The question itself, or what the .txt file of that name holds. Raises PromptError."""
+    if question.endswith(".txt") and "\n" not in question:
+        try:
+            question = Path(question).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"the question's file {question} cannot be read: {error}") from error
+    if not question.strip():
+        raise PromptError("the question is empty")
+    return question
+
+
+def with_marks(question: str, images: int, videos: int) -> str:
+    """The question with a mark for each picture and video before it, unless it says itself where they stand."""
+    if (IMAGE_MARK in question and images) or (VIDEO_MARK in question and videos):
+        return question
+    return mark_media(question, images, videos)
+
+
+def run_generate(payload: dict[str, Any]) -> int:
+    """One process of `longvita generate`; what the launcher calls."""
+    return in_process(_generate, payload)
+
+
+def _generate(settings: Settings, payload: dict[str, Any]) -> int:
+    from longvita.inference.session import open_engine, raise_together  # here: megatron-core's import takes seconds
+
+    with open_engine(settings) as engine:
+        error = ""
+        try:
+            prompt = engine.encode(payload["messages"], payload["images"], payload["videos"])
+        except UserError as found:
+            error = str(found)
+        raise_together(error)
+        with prefill_progress(len(prompt), is_first_process()) as progress:
+            for piece in engine.answer(prompt, progress=progress):
+                if is_first_process():
+                    print(piece, end="", flush=True)
+        if is_first_process():
+            print()
+    return 0

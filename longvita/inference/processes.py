@@ -1,0 +1,68 @@
+"""Before and around the work of a generation command: who speaks to the user, and errors told once.
+
+Imports neither the model nor megatron-core, so that what is refused is refused at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from longvita import launcher
+from longvita.checkpoint.errors import CheckpointError, SharedCheckpointError
+from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
+from longvita.errors import UserError
+from longvita.inference.settings import OptionError, Settings
+from longvita.platforms.base import KNOWN_WARNINGS
+
+EXIT_REFUSED = 2
+_KNOWN_HERE = (
+    (UserWarning, "Apex is not installed"),
+    (UserWarning, "full scope is deprecated"),
+    (UserWarning, "When using async grad allreduce"),
+    (FutureWarning, "`rope_scaling` is deprecated"),
+)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks to the user."""
+    place = launcher.current_place()
+    return place is None or place.rank == 0
+
+
+def speaks_for_its_machine() -> bool:
+    """Whether errors found before the processes know each other are told by this process."""
+    place = launcher.current_place()
+    return place is None or place.local_rank == 0
+
+
+def in_process(work: Callable[[Settings, dict[str, Any]], int], payload: dict[str, Any]) -> int:
+    """`work(settings, payload)`, the exit code of this process; a UserError is told once and ends with 2."""
+    quieten()
+    try:
+        return work(Settings.from_payload(payload["settings"]), payload)
+    except UserError as error:
+        alone = isinstance(error, CheckpointError) and not isinstance(error, SharedCheckpointError)
+        if alone or is_first_process():
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+def quieten() -> None:
+    """Leaves out what libraries say on every start and no one can act on; before they are imported."""
+    for category, message in (*KNOWN_WARNINGS, *_KNOWN_HERE):
+        warnings.filterwarnings("ignore", message=message, category=category)
+    from transformers.utils import logging
+
+    # It knows no model type long_vita, which the tokenizer beside the model's config does not need.
+    logging.set_verbosity_error()
+
+
+def open_tokenizer(folder: str) -> LongVITATokenizer:
+    """The tokenizer of a folder. Raises OptionError when there is none that fits."""
+    try:
+        return load_tokenizer(folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise OptionError(f"{error}; name the tokenizer's folder with --tokenizer") from error

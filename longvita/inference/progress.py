@@ -1,0 +1,40 @@
+"""How far a long prompt has been read, on the terminal's error stream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextlib.contextmanager
+def prefill_progress(tokens: int, visible: bool) -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of tokens read so far; it draws a bar until all `tokens` are.
+
+    Nothing is drawn unless `visible` and the error stream is a terminal.
+    """
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("reading"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (visible and console.is_terminal),
+    )
+    task = bar.add_task("", total=tokens)
+
+    def show(done: int) -> None:
+        bar.update(task, completed=done)
+        if done >= tokens:
+            bar.stop()
+
+    bar.start()
+    try:
+        yield show
+    finally:
+        bar.stop()
