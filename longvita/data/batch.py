@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from longvita.data.template import IGNORED_LABEL
+
+if TYPE_CHECKING:
+    from longvita.inference.kv_cache import KVCache
 
 __all__ = ["IGNORED_LABEL", "LocalBatch"]
 
@@ -40,7 +43,7 @@ class LocalBatch:
     """Source name of each document of cu_seqlens, "" for padding."""
     padding_tokens: int
     """Positions that hold no sample."""
-    kv_cache: object | None = None
+    kv_cache: KVCache | None = None
     """Generation only: keys and values of the tokens before this chunk."""
     position_offset: int = 0
     """Generation only: tokens before this chunk."""
