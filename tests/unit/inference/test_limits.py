@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longvita.config.schema import Config
+from longvita.data.media.video import VideoFacts
 from longvita.inference.limits import LengthError, check_max_seq_len, check_prompt_length, room_for
 
 
@@ -30,26 +31,30 @@ def test_room_is_what_the_prompt_leaves() -> None:
 
 @pytest.mark.parametrize(("limit", "most"), [(16_384, 63), (32_768, 126), (131_072, 507), (1_048_576, 4_064)])
 def test_refusal_names_the_frames_that_fit(limit: int, most: int) -> None:
-    text = 50
-    settings = config(limit, max_num_frames=10_000)
+    text, video = 50, VideoFacts(5_000, 1.0)
     with pytest.raises(LengthError) as caught:
-        check_prompt_length(text + 258 * 5_000, settings, lambda count: min(count, 5_000))
+        check_prompt_length(text + 258 * 5_000, config(limit, max_num_frames=10_000), [video])
     assert str(text + 258 * 5_000) in str(caught.value)
     assert str(limit) in str(caught.value)
-    assert str(caught.value).endswith(f"--max_num_frame {most} fits")
-    check_prompt_length(text + 258 * most, settings, lambda count: min(count, most))
+    assert f"--max_num_frame {most} fits" in str(caught.value)
+    check_prompt_length(text + 258 * most, config(limit, most), [video])
     with pytest.raises(LengthError):
-        check_prompt_length(text + 258 * (most + 1), settings, lambda count: min(count, most + 1))
+        check_prompt_length(text + 258 * (most + 1), config(limit, most + 1), [video])
 
 
 def test_frames_of_several_videos_are_counted_together() -> None:
-    lengths = (10, 200, 300)
+    videos = [VideoFacts(length, 1.0, is_folder=True) for length in (10, 200, 300)]
     with pytest.raises(LengthError, match="--max_num_frame 26 fits"):
-        check_prompt_length(100 + 258 * 510, config(16_384, 1_000), lambda count: sum(min(count, n) for n in lengths))
+        check_prompt_length(100 + 258 * 510, config(16_384, 1_000), videos)
 
 
 def test_text_that_is_too_long_alone_says_so() -> None:
-    with pytest.raises(LengthError, match="no --max_num_frame fits, since 17000 tokens are text and pictures"):
-        check_prompt_length(17_000 + 258 * 4, config(16_384), lambda count: min(count, 4))
+    with pytest.raises(LengthError, match="no --max_num_frame fits beside 17000 tokens of text and pictures"):
+        check_prompt_length(17_000 + 258 * 4, config(16_384), [VideoFacts(4, 1.0, is_folder=True)])
     with pytest.raises(LengthError, match=r"shorten the text.*raise --max_seq_len \(at most 1310720\)"):
-        check_prompt_length(17_000, config(16_384), lambda count: 0)
+        check_prompt_length(17_000, config(16_384), [])
+
+
+def test_at_the_models_own_limit_nothing_longer_is_advised() -> None:
+    with pytest.raises(LengthError, match=r"--max_seq_len is 1310720; .*ask less at once$"):
+        check_prompt_length(1_310_720, config(1_310_720), [])

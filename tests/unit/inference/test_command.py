@@ -1,0 +1,43 @@
+"""`longvita generate` up to the start of its processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longvita.errors import UserError
+from longvita.inference import command
+from longvita.inference.settings import Options
+
+
+def test_a_question_is_text_or_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "question.txt"
+    path.write_text("What is\nthis?\n")
+    assert command.read_question(str(path)) == "What is\nthis?"
+    assert command.read_question("What is this?") == "What is this?"
+    for question, message in ((str(tmp_path / "no.txt"), "cannot be read"), (" ", "empty")):
+        with pytest.raises(UserError, match=message):
+            command.read_question(question)
+
+
+def test_marks_are_added_unless_the_question_has_its_own() -> None:
+    assert command.with_marks("What?", 2, 1) == "<image>\n<image>\n<video>\nWhat?"
+    assert command.with_marks("See <image>: what?", 1, 0) == "See <image>: what?"
+    assert command.with_marks("What is an <image> tag?", 0, 0) == "What is an <image> tag?"
+
+
+def test_a_refusal_starts_no_process(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object) -> int:
+        raise AssertionError("processes were started")
+
+    monkeypatch.setattr("longvita.launcher.launch", fail)
+    model = str(golden / "model")
+    assert command.generate(model, "What?", [], [], Options(max_seq_len=1_310_721)) == 2
+    assert "1310721" in capsys.readouterr().err
+    assert command.generate(model, str(tmp_path / "no.txt"), [], [], Options()) == 2
+    assert "no.txt cannot be read" in capsys.readouterr().err
+    assert command.generate(model, "What?", [], [], Options(tokenizer=str(tmp_path))) == 2
+    assert "--tokenizer" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""Settings of a generation run: where they come from, and what is refused before any weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longvita.config import dump
+from longvita.config.schema import Config, LayoutConfig, ModelConfig
+from longvita.errors import UserError
+from longvita.inference.layout import LayoutError, default_layout
+from longvita.inference.settings import Options, Settings, resolve
+
+
+def model(**language: int) -> ModelConfig:
+    return ModelConfig.model_validate({"language": language})
+
+
+@pytest.mark.parametrize(
+    ("processes", "language", "tensor_parallel", "pipeline_parallel"),
+    [
+        (1, {}, 1, 1),
+        (2, {}, 2, 1),
+        (8, {}, 8, 1),
+        (16, {}, 8, 2),
+        (2, {"num_query_groups": 1}, 1, 2),
+        (6, {}, 2, 3),
+    ],
+)
+def test_default_layout_is_tensor_parallel_where_heads_allow(
+    processes: int, language: dict[str, int], tensor_parallel: int, pipeline_parallel: int
+) -> None:
+    layout = default_layout(model(**language), processes)
+    assert (layout.tensor_parallel, layout.pipeline_parallel) == (tensor_parallel, pipeline_parallel)
+
+
+def test_processes_that_fit_no_layout_are_refused() -> None:
+    with pytest.raises(LayoutError, match="7 processes fit no layout of this model"):
+        default_layout(model(), 7)
+
+
+@pytest.fixture
+def folder(golden: Path) -> str:
+    return str(golden / "model")
+
+
+def test_a_model_folder_gives_sizes_and_tokenizer(folder: str) -> None:
+    settings = resolve(folder, Options(), None)
+    assert settings.config.model.language.hidden_size == 64
+    assert settings.tokenizer == folder
+    assert settings.config.layout == LayoutConfig()
+    assert settings.config.inference.max_seq_len == 16384
+
+
+def test_options_go_before_the_config_file(folder: str, write_yaml) -> None:
+    path = write_yaml(
+        "layout: {tensor_parallel: 2}\n"
+        "inference: {max_seq_len: 1000, max_num_frames: 3, temperature: 0.5, max_new_tokens: 10}\n"
+    )
+    options = Options(config=str(path), max_seq_len=1_310_720, top_k=5, seed=9)
+    settings = resolve(folder, options, 2)
+    inference = settings.config.inference
+    assert (inference.max_seq_len, inference.max_num_frames, inference.temperature, inference.top_k) == (
+        1_310_720,
+        3,
+        0.5,
+        5,
+    )
+    assert settings.config.layout.tensor_parallel == 2
+    assert settings.config.seed == 9
+    assert resolve(folder, Options(config=str(path), layout="pp=2"), 2).config.layout.pipeline_parallel == 2
+
+
+def test_settings_travel_as_plain_data(folder: str) -> None:
+    settings = resolve(folder, Options(layout="tp=2,sp=true"), None)
+    assert Settings.from_payload(settings.payload()) == settings
+
+
+def test_a_training_checkpoint_brings_its_config(tmp_path: Path) -> None:
+    small = {"language": {"max_position_embeddings": 512, "num_layers": 2}}
+    saved = Config.model_validate({"model": small, "data": {"tokenizer": "words", "max_fps": 2.0}})
+    step = tmp_path / "step_00000005"
+    step.mkdir()
+    import json
+
+    (step / "config.json").write_text(json.dumps(dump(saved)))
+    for place in (tmp_path, step):
+        (step / "manifest.json").write_text("{}")
+        settings = resolve(str(place), Options(), None)
+        assert settings.tokenizer == "words"
+        assert settings.config.data.max_fps == 2.0
+        # The default of 16,384 tokens is held to what the model can take.
+        assert settings.config.inference.max_seq_len == 512
+    assert resolve(str(step), Options(tokenizer="other"), None).tokenizer == "other"
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "message"),
+    [
+        (Options(max_seq_len=1_310_721), None, "--max_seq_len is 1310721, but the model has 1310720 positions"),
+        (Options(layout="tp=3"), None, "layout.tensor_parallel=3 does not divide"),
+        (Options(layout="tp=2"), 4, "takes 2 processes .* 4 were started"),
+        (Options(layout="cp=2"), None, "layout.context_parallel is 2, but generation needs 1"),
+        (Options(layout="vp=2,pp=2"), None, "layout.virtual_pipeline is 2, but generation needs 1"),
+        (Options(layout="two"), None, "--layout: 'two' is not understood"),
+        (Options(temperature=-1.0), None, "--temperature is -1.0"),
+        (Options(max_new_tokens=0), None, "--max_new_tokens is 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(folder: str, options: Options, processes: int | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(folder, options, processes)
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing is neither a folder nor a Hub id"):
+        resolve(str(tmp_path / "nothing"), Options(), None)
+
+
+def test_precision_is_one_of_three() -> None:
+    assert Options.from_arguments({"precision": "fp32", "question": "?"}).precision == "fp32"
+    with pytest.raises(UserError, match="--precision is 'fp8'; choose auto, bf16 or fp32"):
+        Options.from_arguments({"precision": "fp8"})
