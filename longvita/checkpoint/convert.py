@@ -96,7 +96,6 @@ def convert_folder(
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.language.vocab_size)
     held = SourceFolder(folder, model)
-    held.check_biases()
     names = _NAMES[layout]
     wanted = hf_tensors(model, names)
     stream = FolderTensors(held, Mapper(model, names))

@@ -6,7 +6,6 @@ tensor, the pieces travel to rank 0 point to point; a piece that several ranks h
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -16,9 +15,8 @@ from torch import Tensor
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf_layout import HFTensor, Mapper, ParameterMap
+from longvita.model.initialisation import global_names
 from longvita.parallel.groups import ParallelGroups
-
-_BLOCK = re.compile(r"^(language_model\.decoder\.layers)\.(\d+)\.(.+)$")
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -29,21 +27,8 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def named_parameters(models: Iterable[torch.nn.Module]) -> dict[str, torch.nn.Parameter]:
-    """Parameters of a rank's chunks by name, the language layers' numbers being those of the whole model."""
-    found: dict[str, torch.nn.Parameter] = {}
-    for model in map(unwrap, models):
-        layers = {
-            name: module.layer_number - 1
-            for name, module in model.named_modules()
-            if re.search(r"^language_model\.decoder\.layers\.\d+$", name)
-        }
-        for name, parameter in model.named_parameters():
-            match = _BLOCK.match(name)
-            if match is not None:
-                number = layers[f"{match.group(1)}.{match.group(2)}"]
-                name = f"{match.group(1)}.{number}.{match.group(3)}"
-            found[name] = parameter
-    return found
+    """Parameters of a rank's chunks by name, with the layer numbers of the whole model."""
+    return {name: parameter for model in models for name, parameter in global_names(unwrap(model))}
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ def read_weights(
     place = local_folder(folder)
     try:
         source = SourceFolder(place, settings_of(models), parts)
-        source.check_biases()
         mapper = source.mapper(groups.tp_rank, groups.tp_size)
         with torch.no_grad():
             for name, parameter in named_parameters(models).items():

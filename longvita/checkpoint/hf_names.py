@@ -167,10 +167,11 @@ def part_of(tensor: str, names: Names) -> str | None:
     if names.projector and tensor.startswith(names.projector.prefix):
         return "projector"
     vision = names.vision
-    if vision and tensor.startswith((vision.prefix + "embeddings.", vision.prefix + "encoder.")):
+    inside = (vision.prefix or "embeddings.", vision.prefix + "encoder.") if vision else ()
+    if tensor.startswith(inside):
         return "vision"
+    # After the vision tower: the published one's names begin with "model." too.
     language = names.language
     if language and (tensor in (language.embedding, language.head) or tensor.startswith(language.prefix)):
-        # "model." is also the start of the published vision tower's names, which are looked at first
         return "language"
     return None

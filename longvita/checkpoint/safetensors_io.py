@@ -134,8 +134,10 @@ class ShardedWriter:
     def write(self, name: str, tensor: Tensor) -> None:
         """Appends one tensor. Raises CheckpointError if it is not the next one announced, or of another shape."""
         shard, expected = next(self._order, (None, None))
-        shape, dtype = self.tensors.get(name, (None, None))
-        if name != expected or tuple(tensor.shape) != shape or tensor.dtype != dtype or shard is None:
+        if shard is None or expected is None:
+            raise CheckpointError(f"cannot write {name}: all tensors that were announced are written")
+        shape, dtype = self.tensors[expected]
+        if (name, tuple(tensor.shape), tensor.dtype) != (expected, shape, dtype):
             raise CheckpointError(
                 f"cannot write {name} {tuple(tensor.shape)} {tensor.dtype}: next is {expected} {shape} {dtype}"
             )

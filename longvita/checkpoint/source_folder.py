@@ -41,6 +41,8 @@ class SourceFolder:
                 raise CheckpointError(f"{folder} has no {part} weights in any layout that we know")
         self.tied = "language" in self.parts and self._is_tied()
         self._check_names()
+        self._check_biases()
+        self._check_output_layer()
 
     def _is_tied(self) -> bool:
         head = self.names.need_language().head
@@ -115,8 +117,23 @@ class SourceFolder:
                 f"model.projector.hidden_size to {size} to keep them"
             )
 
-    def check_biases(self) -> None:
-        """Raises CheckpointError when the projector has biases that are not zero, which ours cannot hold."""
+    def _check_output_layer(self) -> None:
+        """A tied model has no output layer of its own, so the folder's must be the embedding once more."""
+        if "language" not in self.parts or not self.config.language.tie_word_embeddings:
+            return
+        names = self.names.need_language()
+        if names.head not in self.reader:
+            return
+        for start in range(0, self.reader.shape(names.embedding)[0], _ROWS_AT_ONCE):
+            rows = (0, start, _ROWS_AT_ONCE)
+            if not torch.equal(self.reader.read(names.head, *rows), self.reader.read(names.embedding, *rows)):
+                raise CheckpointError(
+                    f"{names.head} differs from {names.embedding} in {self.folder}; set "
+                    "model.language.tie_word_embeddings to false"
+                )
+
+    def _check_biases(self) -> None:
+        """Biases of the native projector must be zero: ours has none."""
         if "projector" not in self.parts or not self.names.need_projector().padded:
             return
         for tensor in hf_tensors(self.config, self.names, self.mapper(), ("projector",)):
