@@ -43,6 +43,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 
 @app.command()
@@ -67,6 +69,28 @@ def config_show(
     from longvita.config.show import show
 
     show(load_with_sources(config, overrides), Console(), docs)
+
+
+@data_app.command("encode")
+def data_encode(
+    file: Annotated[Path, typer.Argument(help="JSONL file of samples.", metavar="FILE", show_default=False)],
+    tokenizer: Annotated[str, typer.Option(help="Tokenizer folder.", show_default=False)],
+    media_root: Annotated[str, typer.Option(help="Folder that picture and video paths are relative to.")] = ".",
+    max_frames: Annotated[int, typer.Option(min=1, help="Most frames taken from one video.")] = 63,
+    max_fps: Annotated[float, typer.Option(min=1e-6, help="Most frames taken from one second of video.")] = 1.0,
+    max_tiles: Annotated[int, typer.Option(min=1, help="Most tiles a picture is cut into.")] = 12,
+    image_size: Annotated[int, typer.Option(min=1, help="Side of a tile, pixels.")] = 448,
+    tokens_per_tile: Annotated[int, typer.Option(min=1, help="Tokens of a tile.")] = 256,
+    headers_only: Annotated[bool, typer.Option("--headers-only", help="Measure media, do not decode them.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a sample.")] = False,
+) -> None:
+    """Print samples as the model gets them; broken ones on stderr, and exit code 1 if there are any."""
+    from longvita.data.command import EncodeOptions, encode
+    from longvita.data.media.item import MediaSettings
+
+    settings = MediaSettings(image_size, max_tiles, max_frames, max_fps)
+    options = EncodeOptions(str(file), tokenizer, media_root, settings, tokens_per_tile, headers_only, as_json)
+    raise typer.Exit(encode(options))
 
 
 @app.command()

@@ -119,7 +119,7 @@ def build_index(path: str | Path, template: ChatTemplate, settings: IndexSetting
     media: list[tuple[float, float, float]] = []
     media_starts = [0]
     broken: list[SetAside] = []
-    for number, offset, line in _lines(path):
+    for number, offset, line in numbered_lines(path):
         try:
             sample = parse_line(line)
             facts = probe_sample(sample, settings.media_root, settings.max_fps)
@@ -141,7 +141,7 @@ def build_index(path: str | Path, template: ChatTemplate, settings: IndexSetting
     )
 
 
-def _lines(path: str | Path) -> Iterator[tuple[int, int, bytes]]:
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, int, bytes]]:
     """Line number, first byte and bytes of each line that is not blank."""
     offset = 0
     with open(path, "rb") as file:

@@ -4,8 +4,8 @@ It is started as a program of its own, not forked, so it inherits no thread, no 
 torch. It ends when the training process closes the connection or dies.
 
 Messages, worker to trainer: ("hello",), ("ready",), ("begin", number), ("alive",), ("document", number, Document),
-("unusable", number, SampleError), ("done",), ("error", traceback). Trainer to worker: WorkerSetup after "hello", then tasks, which are
-lists of (number, DocumentRequest).
+("unusable", number, SampleError), ("done",), ("error", traceback). Trainer to worker: WorkerSetup after "hello", then
+tasks, which are lists of (number, DocumentRequest).
 """
 
 from __future__ import annotations

@@ -1,0 +1,107 @@
+"""`longvita data encode`: samples of a JSONL file as the model gets them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from longvita.data.document import probe_sample
+from longvita.data.errors import DataError, SampleError
+from longvita.data.index import numbered_lines
+from longvita.data.media.item import MediaSettings, decode_tiles, order_media, resolve
+from longvita.data.quarantine import SetAside, count_reasons
+from longvita.data.sample import Sample, parse_line
+from longvita.data.template import IGNORED_LABEL, ChatTemplate, EncodedSample, mark_order
+from longvita.data.tokenizer import load_tokenizer
+
+DECODED_AT_ONCE = 64
+"""Tiles that are decoded, looked at and dropped together."""
+ALL_ENCODED, SOME_BROKEN = 0, 1
+"""Exit codes."""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What `longvita data encode` is asked for."""
+
+    file: str
+    tokenizer: str
+    media_root: str
+    settings: MediaSettings
+    tokens_per_tile: int
+    headers_only: bool
+    """Whether pictures and videos are measured by their headers alone, not decoded."""
+    as_json: bool
+
+
+def encode(options: EncodeOptions, out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
+    """Prints each sample's tokens on `out`, as one JSON object or one line to read, and what is broken on `err`.
+
+    Returns the exit code: 0 if every sample could be encoded, 1 if some could not. Raises DataError if there is no such
+    file, TokenizerError for the tokenizer.
+    """
+    if not Path(options.file).is_file():
+        raise DataError(f"data file {options.file} does not exist")
+    template = ChatTemplate(load_tokenizer(options.tokenizer), options.tokens_per_tile)
+    encoded, broken = 0, []
+    for line, result in _encode_lines(options, template):
+        if isinstance(result, SampleError):
+            broken.append(SetAside.because(result, "", options.file, line))
+            _print_broken(broken[-1], options.as_json, err)
+            continue
+        encoded += 1
+        print(_as_json(result) if options.as_json else _as_text(line, result), file=out, flush=True)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(broken).items())
+    print(f"{encoded} samples encoded, {len(broken)} broken{f' ({reasons})' if reasons else ''}", file=err)
+    return SOME_BROKEN if broken else ALL_ENCODED
+
+
+def _encode_lines(options: EncodeOptions, template: ChatTemplate) -> Iterator[tuple[int, EncodedSample | SampleError]]:
+    for number, _, line in numbered_lines(options.file):
+        try:
+            yield number, _encode_sample(parse_line(line), options, template)
+        except SampleError as error:
+            yield number, error
+
+
+def _encode_sample(sample: Sample, options: EncodeOptions, template: ChatTemplate) -> EncodedSample:
+    settings = options.settings
+    facts = probe_sample(sample, options.media_root, settings.max_fps)
+    encoded = template.encode(sample.turns, facts.grids(settings), facts.frame_counts(settings))
+    if not options.headers_only:
+        pictures = [resolve(path, options.media_root) for path in sample.images]
+        videos = [resolve(path, options.media_root) for path in sample.videos]
+        items = order_media(mark_order(sample.turns), pictures, videos, facts)
+        for start in range(0, encoded.num_tiles, DECODED_AT_ONCE):
+            wanted = range(start, min(start + DECODED_AT_ONCE, encoded.num_tiles))
+            decode_tiles(items, settings, settings.max_num_frames, wanted)
+    return encoded
+
+
+def _as_json(encoded: EncodedSample) -> str:
+    return json.dumps(
+        {
+            "input_ids": encoded.input_ids.tolist(),
+            "labels": encoded.labels.tolist(),
+            "tile_starts": encoded.tile_starts.tolist(),
+            "num_tiles": encoded.num_tiles,
+        }
+    )
+
+
+def _as_text(line: int, encoded: EncodedSample) -> str:
+    loss = int(np.count_nonzero(encoded.labels != IGNORED_LABEL))
+    return f"line {line}: {len(encoded.input_ids)} tokens, {loss} with loss, {encoded.num_tiles} tiles"
+
+
+def _print_broken(entry: SetAside, as_json: bool, err: TextIO) -> None:
+    if as_json:
+        print(json.dumps({"line": entry.line, "reason": entry.reason, "detail": entry.detail}), file=err)
+    else:
+        print(f"line {entry.line}: {entry.reason}: {entry.detail}", file=err)
