@@ -135,7 +135,7 @@ class Loader(Iterator[LocalBatch]):
 
     def summary(self) -> dict[str, Any]:
         """Figures of the data: samples, those set aside by reason, fill of the packed sequences. Packs one epoch."""
-        files, plan = self.catalog.files, _plan_epoch(self.catalog, self.config, 0)
+        files, plan = self.catalog.files, plan_epoch(self.catalog, self.config, 0)
         return {
             "samples": sum(len(file.index) + len(file.index.broken) for file in files),
             "taken": len(self.catalog.taken),
@@ -223,13 +223,13 @@ def build_loader(
     catalog = build_catalog(config, template, sources)
     end = None
     if split.startswith(VALIDATION):
-        end = min(config.training.validation_sequences, _plan_epoch(catalog, config, 0).num_sequences)
+        end = min(config.training.validation_sequences, plan_epoch(catalog, config, 0).num_sequences)
     return Loader(
         config,
         ranks,
         catalog,
         template,
-        SequenceStream(lambda epoch: _plan_epoch(catalog, config, epoch)),
+        SequenceStream(lambda epoch: plan_epoch(catalog, config, epoch)),
         _make_agreement(config, ranks, split, store),
         start_sequence,
         end,
@@ -246,7 +246,8 @@ def _sources(config: Config, split: str) -> dict[str, DatasetConfig]:
     return {source: config.data.validation[source]}
 
 
-def _plan_epoch(catalog: Catalog, config: Config, epoch: int) -> EpochPlan:
+def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> EpochPlan:
+    """The sequences of one epoch of a catalog."""
     samples = shuffle(catalog.taken, config.seed, epoch)
     return EpochPlan(samples, catalog.lengths[samples], config.data.sequence_length, config.seed, epoch)
 

@@ -1,7 +1,9 @@
 """Packing: which documents make up training sequence k, as a pure function of (samples, lengths, seed, epoch, length).
 
-An epoch's samples, shuffled, are cut into windows that would fill some hundred sequences. Within a window documents go,
-longest first, each into the fullest sequence that still has room for it (best fit decreasing); a document stays whole.
+An epoch's samples, shuffled, are cut into windows that would fill some hundred sequences. Within a window each document
+goes, whole, into the fullest sequence that still has room for it (best fit): long ones first, the longest before the
+others, then short ones in their shuffled order, so that they mix. Sorting the short ones too would fill a percent more
+at most and put equal lengths, and so the same kinds of samples, side by side.
 A window depends on nothing outside it, so a run starts after the first window is packed, and packing the windows again
 gives the same sequences: ranks, workers and restarts need no state.
 """
@@ -15,6 +17,8 @@ import numpy as np
 
 WINDOW_SEQUENCES = 256
 """Sequences that a window's tokens would fill."""
+LONG_SHARE = 1 / 8
+"""Share of a sequence above which a document counts as long."""
 
 
 class EpochPlan:
@@ -53,7 +57,7 @@ class EpochPlan:
         window = self._windows_packed
         start = self._window_ends[window - 1] if window else 0
         end = self._window_ends[window]
-        bins = best_fit_decreasing(self.lengths[start:end].tolist(), self.sequence_length)
+        bins = best_fit(self.lengths[start:end].tolist(), self.sequence_length)
         order = np.random.default_rng([*self._entropy, window]).permutation(len(bins))
         # Documents of a sequence keep the shuffled order they came in, not the order of their lengths.
         self._sequences += [self.samples[start:end][np.sort(bins[position])] for position in order]
@@ -68,14 +72,14 @@ def _cut_windows(lengths: np.ndarray, window_tokens: int) -> list[int]:
     return [*(np.flatnonzero(np.diff(window)) + 1).tolist(), len(lengths)]
 
 
-def best_fit_decreasing(lengths: list[int], room: int) -> list[np.ndarray]:
+def best_fit(lengths: list[int], room: int) -> list[np.ndarray]:
     """Numbers of the documents in each bin of size `room`; every document in one bin. Raises ValueError if one is
     longer than `room`.
     """
     bins: list[list[int]] = []
     rooms: list[int] = []  # Room left in open bins, ascending, and beside it the bins' numbers.
     open_bins: list[int] = []
-    for document in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+    for document in sorted(range(len(lengths)), key=lambda number: -max(lengths[number], room * LONG_SHARE)):
         length = lengths[document]
         if not 0 < length <= room:
             raise ValueError(f"document {document} has {length} tokens; a sequence takes 1 to {room}")
