@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import sys
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from longvita import launcher
-from longvita.checkpoint.errors import CheckpointError
 from longvita.config import Config, ConfigError, check_world_size, dump
 from longvita.config.checks import replica_size
 from longvita.config.errors import Problem
+from longvita.errors import UserError
 from longvita.training.signals import EXIT_REFUSED
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -59,12 +60,20 @@ def run(payload: dict[str, Any]) -> int:
 
     try:
         return train_in_process(Config.model_validate(payload["config"]))
-    except (CheckpointError, ConfigError) as error:
-        # Found on every rank alike: one of them says it.
-        place = launcher.current_place()
-        if place is None or place.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+    except UserError as error:
+        if _is_first_to_say(str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_REFUSED
+
+
+def _is_first_to_say(text: str) -> bool:
+    """Whether no other process of the run has said this; most errors are found by all of them at once."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return True
+    store = dist.distributed_c10d._get_default_store()
+    return store.add(f"longvita/error/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
 
 
 def _quieten() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from longvita.config.schema import Config
+from longvita.data.quarantine import FILE_NAME, count_reasons, read_quarantine
 from longvita.training.manifest import write_atomically
 from longvita.training.metrics import read_metrics
 
@@ -16,10 +18,10 @@ PICTURE = "loss.png"
 _WINDOW = 20
 
 
-def write_report(output: Path, config: Config, iteration: int, reason: str, quarantined: dict[str, Any]) -> None:
+def write_report(output: Path, config: Config, iteration: int, reason: str) -> None:
     """Write report.json and loss.png of a run that ended after `iteration` steps for `reason`.
 
-    `quarantined`: what the data loader set aside. Times, tokens and losses come from the metrics, so those of earlier
+    Times, tokens and losses come from the metrics, samples set aside from the quarantine file, so those of earlier
     processes of the same run count.
     """
     lines = read_metrics(output)
@@ -36,11 +38,21 @@ def write_report(output: Path, config: Config, iteration: int, reason: str, quar
         "tiles": sum(line["tiles"] for line in steps),
         "loss": _mean([line["loss"] for line in steps[-_WINDOW:]]),
         "validation": evaluations[-1]["validation"] if evaluations else {},
-        "quarantined": quarantined,
+        "quarantined": quarantined(output),
     }
     write_atomically(output / REPORT, json.dumps(report, indent=1) + "\n")
     if steps:
         draw_losses(output / PICTURE, config.name, steps, evaluations)
+
+
+def quarantined(output: Path) -> dict[str, Any]:
+    """How many samples the run set aside, by reason and by source."""
+    entries = read_quarantine(output / FILE_NAME)
+    return {
+        "samples": len(entries),
+        "reasons": count_reasons(entries),
+        "sources": dict(Counter(entry.source for entry in entries).most_common()),
+    }
 
 
 def draw_losses(path: Path, title: str, steps: Sequence[dict], evaluations: Sequence[dict]) -> None:

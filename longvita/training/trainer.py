@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -99,15 +99,15 @@ class Run:
         self._say_start()
         if state.iteration >= total:
             return StopReason.NONE
-        loader = build_loader(self.config, self.groups, state.consumed_sequences)
-        while state.iteration < total:
-            figures, seconds = self._step(loader)
-            if self.metrics is not None:
-                self.metrics.step(state.iteration, figures, seconds)
-            reason = self.watch.agree(self.platform.device)
-            if reason is not StopReason.NONE and state.iteration < total:
-                return reason
-            self._between_steps()
+        with contextlib.closing(build_loader(self.config, self.groups, state.consumed_sequences)) as loader:
+            while state.iteration < total:
+                figures, seconds = self._step(loader)
+                if self.metrics is not None:
+                    self.metrics.step(state.iteration, figures, seconds)
+                reason = self.watch.agree(self.platform.device)
+                if reason is not StopReason.NONE and state.iteration < total:
+                    return reason
+                self._between_steps()
         return StopReason.NONE
 
     def _step(self, loader: Iterator[LocalBatch]) -> tuple[StepFigures, float]:
@@ -153,12 +153,9 @@ class Run:
 
     def _finish(self, reason: StopReason) -> None:
         word = "complete" if reason is StopReason.NONE else reason.name.lower()
-        write_report(self.output, self.config, self.state.iteration, word, self._quarantined())
+        write_report(self.output, self.config, self.state.iteration, word)
         if reason is not StopReason.NONE and self.metrics is not None:
             self.metrics.say(
                 f"stopped by {word.replace('_', ' ')} after step {self.state.iteration}, saved; "
                 f"the same command goes on from there (exit code {reason.exit_code})"
             )
-
-    def _quarantined(self) -> dict[str, Any]:
-        return {}

@@ -1,0 +1,130 @@
+"""`longvita train` as people run it: by its own launcher, torchrun and srun, stopped and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from longvita.config import ConfigError, load
+from longvita.training import command, manifest
+from longvita.training.metrics import read_metrics
+from longvita.training.signals import EXIT_SIGTERM, EXIT_TIME_LIMIT
+from tests.distributed.helpers import free_port
+from tests.e2e.training_material import STEPS, log_of, losses_of, start, start_train, write_run
+
+PATIENCE = 280
+
+
+def wait_for_step(process, output, step):
+    """Wait until the metrics show a step."""
+    deadline = time.monotonic() + PATIENCE
+    while max(losses_of(output), default=0) < step:
+        assert process.poll() is None, log_of(output.parent)
+        assert time.monotonic() < deadline, log_of(output.parent)
+        time.sleep(0.05)
+
+
+def run_under_srun(config):
+    """Two processes with the variables that srun gives its tasks."""
+    shared = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "77", "SLURM_NNODES": "1"}
+    port = str(free_port())
+    tasks = [
+        start_train(config, **shared, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), MASTER_PORT=port)
+        for rank in range(2)
+    ]
+    return [task.wait(timeout=PATIENCE) for task in tasks]
+
+
+def run_under_torchrun(config, *overrides):
+    options = ["--nproc_per_node=2", f"--master_port={free_port()}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "longvita", "train", str(config)]
+    return start([*torchrun, *overrides], config.parent).wait(timeout=PATIENCE)
+
+
+def test_stopped_and_resumed_under_another_launcher_is_the_same_run(tmp_path):
+    config, output = write_run(tmp_path), tmp_path / "run"
+    whole = tmp_path / "whole"
+    assert run_under_torchrun(config, f"output={whole}", "logging.tensorboard=false") == 0, log_of(tmp_path)
+
+    process = start_train(config)
+    wait_for_step(process, output, 4)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=PATIENCE) == EXIT_SIGTERM, log_of(tmp_path)
+    stopped = manifest.step_of(manifest.step_folders(output / "checkpoints")[0])
+    assert stopped == max(losses_of(output)) < STEPS
+    report = json.loads((output / "report.json").read_text())
+    assert (report["reason"], report["iterations"]) == ("sigterm", stopped)
+
+    assert run_under_srun(config) == [0, 0], log_of(tmp_path)
+    assert list(losses_of(output)) == list(range(1, STEPS + 1))
+    assert losses_of(output) == losses_of(whole)
+    check_reports(output)
+    assert f"goes on from {output}/checkpoints/step_{stopped:08d}" in log_of(tmp_path)
+
+
+def check_reports(output):
+    lines = read_metrics(output)
+    steps = [line for line in lines if "loss" in line]
+    for line in steps:
+        assert line["tokens"] > 0 and line["tokens_per_second"] > 0 and 0 < line["mfu"] < 1
+        assert set(line["source_losses"]) <= {"words", "pictures"}
+    assert sum(line["tiles"] for line in steps) > 0
+    evaluations = [line for line in lines if "validation" in line]
+    assert [line["step"] for line in evaluations] == [10, 20, STEPS]
+    assert all(0 < line["validation"]["held_out"] < 10 for line in evaluations)
+    report = json.loads((output / "report.json").read_text())
+    assert (report["reason"], report["iterations"]) == ("complete", STEPS)
+    assert report["tokens"] == sum(line["tokens"] for line in steps)
+    assert report["quarantined"] == {
+        "samples": 1,
+        "reasons": {"missing_file": 1},
+        "sources": {"pictures": 1},
+    }
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((output / "tensorboard").iterdir())
+    kept = [manifest.step_of(folder) for folder in manifest.step_folders(output / "checkpoints")]
+    assert kept == [STEPS, STEPS - 3]
+
+
+def test_time_limit_and_start_from_a_checkpoint(tmp_path):
+    config = write_run(tmp_path)
+    single = ["layout.processes=1", "data.num_workers=0", "training.train_iterations=1000000"]
+    first = start_train(config, *single, "training.time_limit_minutes=0.001")
+    assert first.wait(timeout=PATIENCE) == EXIT_TIME_LIMIT, log_of(tmp_path)
+    output = tmp_path / "run"
+    assert len(manifest.step_folders(output / "checkpoints")) == 1
+
+    # Another stage starts from these weights; a layout that does not fit them is refused before it starts.
+    second = start_train(
+        config,
+        "layout.processes=1",
+        "training.train_iterations=1",
+        f"checkpoint.initial={output}",
+        f"output={tmp_path / 'second'}",
+    )
+    assert second.wait(timeout=PATIENCE) == 0, log_of(tmp_path)
+    assert list(losses_of(tmp_path / "second")) == [1]
+    third = start_train(config, f"checkpoint.initial={tmp_path / 'nothing'}", f"output={tmp_path / 'third'}")
+    assert third.wait(timeout=PATIENCE) == 2
+    assert "checkpoint.initial" in log_of(tmp_path) and not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (["layout.context_parallel=2"], "layout.context_parallel"),
+        (["checkpoint.initial_vision=/no/such/folder"], "checkpoint.initial_vision"),
+        (["layout.processes=3", "layout.tensor_parallel=2"], "processes"),
+    ],
+)
+def test_refused_before_any_process_starts(tmp_path, monkeypatch, overrides, field):
+    for name in [name for name in os.environ if name in ("RANK", "WORLD_SIZE") or name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("longvita.launcher.launch", lambda *_: pytest.fail("processes were started"))
+    with pytest.raises(ConfigError, match=field):
+        command.train(load(write_run(tmp_path), overrides, purpose="training"))
