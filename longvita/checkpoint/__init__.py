@@ -1,1 +1,1 @@
-"""TODO"""
+"""Hugging Face layouts: Long-VITA, InternVL, Qwen2.5 and InternViT, read and written at any TP and PP."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""From JSONL files, pictures and videos to packed batches: samples, index, mixture, packing, loader."""

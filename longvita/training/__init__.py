@@ -1,1 +1,1 @@
-"""TODO"""
+"""A training stage: step, optimizer, checkpoints, metrics, stopping and resuming."""

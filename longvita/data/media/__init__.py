@@ -1,1 +1,1 @@
-"""TODO"""
+"""Pictures cut into tiles, and frames taken from videos."""
