@@ -46,7 +46,7 @@ class VideoFacts:
 
 def frame_indices(num_frames: int, fps: float, max_fps: float, max_num_frames: int) -> list[int]:
     """Frames taken from a video file of `num_frames` frames at `fps` (1/s): `max_fps` a second, at most
-    `max_num_frames`, evenly spaced from the first one on.
+    `max_num_frames`, evenly spaced from the first one on. A frame may come more than once if the video is slower.
     """
     step = _frame_step(num_frames, fps, max_fps, max_num_frames)
     indices = (int(slot * step) for slot in range(max_num_frames))
@@ -240,8 +240,11 @@ class _FrameFinder:
         self.decoded = container.decode(stream)
         self.jump = int(2 / stream.time_base)  # Within two seconds decoding on is cheaper than a jump.
         self.last: int | None = None
+        self.picture: Image.Image | None = None
 
     def find(self, stamp: int) -> Image.Image:
+        if self.picture is not None and stamp == self.last:
+            return self.picture  # A slow video gives a frame more than once.
         if self.last is not None and stamp - self.last > self.jump:
             self.container.seek(stamp, stream=self.stream)
             self.decoded = self.container.decode(self.stream)
@@ -254,8 +257,8 @@ class _FrameFinder:
                 continue
             if frame.pts > stamp or frame.is_corrupt:
                 raise ValueError("the frame is damaged" if frame.is_corrupt else "the frame is missing")
-            self.last = frame.pts
-            return _upright(frame)
+            self.last, self.picture = frame.pts, _upright(frame)
+            return self.picture
         raise EOFError("the stream ends before it")
 
 
