@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from longvita.checkpoint.errors import CheckpointError
 from longvita.config.schema import LayoutConfig
 
 _KEYS = {
@@ -23,7 +24,7 @@ def parse_layout(text: str) -> LayoutConfig:
         key, value = key.strip().lower(), value.strip().lower()
         wrong = value not in ("true", "false") if key == "sp" else not (value.isdigit() and int(value) > 0)
         if key not in _KEYS or wrong:
-            raise ValueError(
+            raise CheckpointError(
                 f"--layout: {item!r} is not understood; write it like tp=2,pp=2,sp=true ({', '.join(_KEYS)})"
             )
         values[_KEYS[key]] = value == "true" if key == "sp" else int(value)
