@@ -1,0 +1,91 @@
+"""The shell scripts: their syntax, and what set-up says when it cannot go on."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SCRIPTS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "scripts").rglob("*.sh"))
+
+
+def bash(*arguments: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [shutil.which("bash") or "bash", *arguments],
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def bare(tmp_path) -> Path:
+    """A folder with the set-up script and what it reads, and no environment."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(REPOSITORY / "scripts/setup.sh", tmp_path / "scripts")
+    for name in ("setup.py", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, ".ci/run"])
+def test_syntax(name):
+    assert bash("-n", name).stderr == ""
+
+
+def test_help_says_what_it_does():
+    result = bash("scripts/setup.sh", "--help")
+    assert result.returncode == 0
+    assert "--system" in result.stdout
+
+
+def test_an_unknown_argument():
+    result = bash("scripts/setup.sh", "--sistem")
+    assert result.returncode == 1
+    assert "unknown argument --sistem; known: --system" in result.stderr
+
+
+def test_a_python_that_does_not_fit(bare):
+    old = bare / "old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    result = bash("scripts/setup.sh", cwd=bare, PYTHON=str(old))
+    assert result.returncode == 1
+    assert f"PYTHON={old} is not a working Python 3.11 or 3.12" in result.stderr
+    assert not (bare / ".venv").exists()
+
+
+def test_no_python_at_all(bare):
+    programs = bare / "bin"
+    programs.mkdir()
+    for name in ("dirname", "cat", "cksum"):
+        (programs / name).symlink_to(shutil.which(name))
+    result = bash("scripts/setup.sh", cwd=bare, PATH=str(programs))
+    assert result.returncode == 1
+    assert "Python 3.11 or 3.12 is needed" in result.stderr
+    assert "Way out" in result.stderr
+
+
+def test_a_broken_environment_is_not_overwritten(bare):
+    (bare / ".venv").mkdir()
+    result = bash("scripts/setup.sh", cwd=bare)
+    assert result.returncode == 1
+    assert "remove .venv and run this again" in result.stderr
+    assert list((bare / ".venv").iterdir()) == []
+
+
+def test_debian_packages_are_left_out_where_apt_is_not(bare):
+    (bare / ".venv").mkdir()
+    programs = bare / "bin"
+    programs.mkdir()
+    for name in ("dirname", "cat", "cksum"):
+        (programs / name).symlink_to(shutil.which(name))
+    result = bash("scripts/setup.sh", "--system", cwd=bare, PATH=str(programs))
+    assert "skipped Debian packages (ffmpeg): no apt on this system" in result.stdout
