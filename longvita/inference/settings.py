@@ -119,8 +119,8 @@ def _from_model(model: str) -> tuple[Config, str]:
 
         config = training_config(folder)
         return config.model_copy(update={"inference": _capped(config)}), config.data.tokenizer
-    place = local_folder(model, weights=False)
-    config = Config(name=place.name, model=model_config_from_folder(place))
+    place = local_folder(model)
+    config = Config(name=Path(model).resolve().name, model=model_config_from_folder(place))
     return config.model_copy(update={"inference": _capped(config)}), str(place)
 
 

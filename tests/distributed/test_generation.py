@@ -133,6 +133,11 @@ def conversation(engine: Engine) -> dict[str, Any]:
         prefilled: list[int] = []
         reused = list(engine.stream(turn, Sampling(max_new_tokens=6), progress=prefilled.append))
         result[name] = {"tokens": reused, "prefilled": prefilled}
+    # Two tokens of an answer are taken, then the consumer stops.
+    taken = engine.stream(grown, Sampling(max_new_tokens=6))
+    next(taken), next(taken)
+    taken.close()
+    result["after_stop"] = list(engine.stream(changed, Sampling(max_new_tokens=6)))
     for name, turn in {"grown": grown, "changed": changed}.items():
         engine.reset()
         result[name]["fresh"] = list(engine.stream(turn, Sampling(max_new_tokens=6)))
@@ -217,6 +222,7 @@ def test_a_conversation_reuses_the_cache_and_answers_as_if_fresh(results: list[d
         # The same prompt again leaves only its last token.
         assert talk["same"]["prefilled"] == [78]
         assert talk["same"]["tokens"] == talk["changed"]["tokens"]
+        assert talk["after_stop"] == talk["changed"]["fresh"]
 
 
 def test_sampling_gives_the_same_tokens_at_every_layout(
