@@ -123,23 +123,32 @@ class LongVITA(MegatronModule):
                 self.groups,
                 split=self.config.sequence_parallel,
             )
-            features = self.encode_tiles(batch.tiles).flatten(0, 1)
-            rows = exchange_rows(features, plan, self.groups.tp_cp)
+            rows = exchange_rows(self._own_rows(batch), plan, self.groups.tp_cp)
             embeddings = embeddings.index_copy(0, plan.positions, rows[:, None].to(embeddings.dtype))
-        if len(batch.tiles) == 0 and self._vision_is_trained():
-            embeddings = embeddings + self._nothing(embeddings)
+        elif self._vision_is_trained():
+            embeddings = embeddings + self._blank_rows(batch).sum() * 0.0
         return embeddings
+
+    def _own_rows(self, batch: LocalBatch) -> Tensor:
+        """Feature rows [n_local * tokens per tile, h] of this rank's tiles.
+
+        A rank without tiles sends none, but through the same graph as the others: the exchange is a collective in the
+        backward pass too, and every rank has to come to it.
+        """
+        if len(batch.tiles) == 0 and self._vision_is_trained():
+            return self._blank_rows(batch)[:0]
+        return self.encode_tiles(batch.tiles).flatten(0, 1)
 
     def _vision_is_trained(self) -> bool:
         trainable = self.settings.training.trainable
         return self.training and torch.is_grad_enabled() and ("vision" in trainable or "projector" in trainable)
 
-    def _nothing(self, like: Tensor) -> Tensor:
-        """Zero, computed by the tower from a blank tile: a rank without tiles still gives every parameter a gradient,
-        so that overlapped gradient reductions start on every rank.
+    def _blank_rows(self, batch: LocalBatch) -> Tensor:
+        """Rows [tokens per tile, h] of a blank tile, to be multiplied by zero or left out: a rank without tiles still
+        gives every parameter a gradient, so that overlapped gradient reductions start on every rank.
         """
         size = self.settings.model.vision.image_size
-        return self.encode_tiles(like.new_zeros((1, 3, size, size))).sum() * 0.0
+        return self.encode_tiles(batch.tiles.new_zeros((1, 3, size, size)))[0]
 
     def _loss(self, hidden: Tensor, batch: LocalBatch) -> tuple[Tensor, Tensor, Tensor]:
         labels = batch.labels[0]
