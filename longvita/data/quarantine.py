@@ -73,6 +73,8 @@ class QuarantineFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
+                if _ends_amid_a_line(self.path):
+                    os.write(descriptor, b"\n")
                 for entry in new:
                     os.write(descriptor, (entry.to_json() + "\n").encode())
             finally:
@@ -81,16 +83,28 @@ class QuarantineFile:
 
 
 def read_quarantine(path: str | Path) -> list[SetAside]:
-    """The entries of a quarantine file, each once; none if there is no file. A last line cut by a crash is left out."""
+    """The entries of a quarantine file, each once; none if there is no file. A line that a crash cut is left out."""
     path = Path(path)
     if not path.exists():
         return []
     entries: dict[tuple, SetAside] = {}
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
             entry = SetAside.from_json(line)
-            entries.setdefault(entry.key, entry)
+        except ValueError:
+            continue  # The end of the file, or a line that a crash cut: its sample is found again.
+        entries.setdefault(entry.key, entry)
     return list(entries.values())
+
+
+def _ends_amid_a_line(path: Path) -> bool:
+    """Whether the last write to the file was cut by a crash."""
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end == 0:
+            return False
+        file.seek(end - 1)
+        return file.read() != b"\n"
 
 
 def count_reasons(entries: Iterable[SetAside]) -> dict[str, int]:

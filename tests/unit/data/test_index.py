@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import concurrent.futures
+import json
+
+import numpy as np
+import pytest
+
+from longvita.data import index as index_module
+from longvita.data.catalog import build_catalog, make_template, measure
+from longvita.data.errors import DataError, Reason
+from longvita.data.index import IndexSettings, build_index, load_index
+from longvita.data.media import image, video
+from longvita.data.media.item import MediaSettings
+from longvita.data.quarantine import QuarantineFile, SetAside, count_reasons, read_quarantine
+from tests.unit.data.material import conversation, data_config, write_jsonl
+
+SETTINGS = MediaSettings(image_size=28, max_num_tiles=4, max_num_frames=8)
+
+GOOD = [
+    conversation("hello"),
+    conversation("<image>?", images=["one.png"]),
+    conversation("<video>then<image>", images=["wide.jpg"], videos=["clip.mp4"]),
+    conversation("<video>?", videos=["frames"]),
+]
+BROKEN = {
+    Reason.INVALID_JSON: ["{oops", '{"messages": [', "nonsense"],
+    Reason.INVALID_SAMPLE: ["[]", {"messages": []}, {"messages": [{"role": "robot", "content": "x"}]}],
+    Reason.EMPTY_TURN: [conversation(""), conversation("x", "  ")],
+    Reason.NO_ANSWER: [{"messages": [{"role": "user", "content": "x"}]}],
+    Reason.MARK_COUNT: [conversation("<image>"), conversation("x", images=["one.png"])],
+    Reason.MISSING_FILE: [
+        conversation("<image>", images=["none.png"]),
+        conversation("<video>", videos=["none.mp4"]),
+        conversation("<video>", videos=["nowhere"]),
+    ],
+    Reason.BROKEN_PICTURE: [conversation("<image>", images=["text.png"]), conversation("<image>", images=["frames"])],
+    Reason.BROKEN_VIDEO: [
+        conversation("<video>", videos=[name]) for name in ("zero.mp4", "text.mp4", "audio.mp4", "empty", "one.png/x")
+    ],
+}
+# What is below a file does not exist.
+BROKEN[Reason.MISSING_FILE].append(BROKEN[Reason.BROKEN_VIDEO].pop())
+
+
+def settings_of(folder):
+    return IndexSettings("web", str(folder / "media"), 1.0)
+
+
+def test_places_lengths_and_headers(folder, template):
+    path = write_jsonl(folder / "a.jsonl", GOOD)
+    index = build_index(path, template, settings_of(folder))
+    assert len(index) == 4
+    assert index.broken == ()
+    content = path.read_bytes()
+    for number, sample in enumerate(GOOD):
+        start, size = index.offsets[number], index.sizes[number]
+        assert json.loads(content[start : start + size]) == sample
+    facts = index.facts(2)
+    assert [(picture.width, picture.height) for picture in facts.pictures] == [(120, 40)]
+    assert facts.videos == (video.VideoFacts(40, 4.0),)
+    assert index.facts(3).videos == (video.VideoFacts(11, 1.0, is_folder=True),)
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_what_cannot_be_used(folder, template, reason):
+    path = write_jsonl(folder / "a.jsonl", [GOOD[0], *BROKEN[reason], GOOD[1]])
+    index = build_index(path, template, settings_of(folder))
+    assert [entry.reason for entry in index.broken] == [reason] * len(BROKEN[reason])
+    assert [entry.line for entry in index.broken] == list(range(2, 2 + len(BROKEN[reason])))
+    assert index.lines.tolist() == [1, 2 + len(BROKEN[reason])]
+
+
+def test_blank_lines_and_a_missing_last_newline(folder, template):
+    path = folder / "a.jsonl"
+    path.write_text("\n" + json.dumps(GOOD[0]) + "\n  \n" + json.dumps(GOOD[1]))
+    index = build_index(path, template, settings_of(folder))
+    assert index.lines.tolist() == [2, 4]
+    assert index.broken == ()
+
+
+def test_nothing_is_decoded(folder, template, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(image, "to_upright_rgb", refuse)
+    monkeypatch.setattr(video, "_read_with_decord", refuse)
+    monkeypatch.setattr("av.VideoStream.decode", refuse, raising=False)
+    index = build_index(write_jsonl(folder / "a.jsonl", GOOD), template, settings_of(folder))
+    assert len(index) == 4
+
+
+class TestCache:
+    def test_is_used_until_something_changes(self, folder, template, monkeypatch):
+        path = write_jsonl(folder / "a.jsonl", [*GOOD, "{oops"])
+        first = load_index(path, template, settings_of(folder), folder / "cache")
+        built = []
+        real = index_module.build_index
+        monkeypatch.setattr(index_module, "build_index", lambda *a: built.append(1) or real(*a))
+        again = load_index(path, template, settings_of(folder), folder / "cache")
+        assert built == []
+        assert again.broken == first.broken
+        for name in ("offsets", "sizes", "lines", "text_tokens", "media_starts", "media"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+        load_index(path, template, IndexSettings("web", str(folder / "media"), 0.5), folder / "cache")
+        write_jsonl(path, GOOD)
+        assert len(load_index(path, template, settings_of(folder), folder / "cache").broken) == 0
+        assert len(built) == 2
+
+    def test_processes_that_ask_at_once_get_the_same(self, folder, template):
+        path = write_jsonl(folder / "a.jsonl", GOOD * 5)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            indexes = list(
+                pool.map(lambda _: load_index(path, template, settings_of(folder), folder / "cache"), range(4))
+            )
+        assert [len(index) for index in indexes] == [20] * 4
+        assert len(list((folder / "cache").glob("*.npz"))) == 1
+
+    def test_a_missing_data_file(self, folder, template):
+        with pytest.raises(DataError, match=r"none.jsonl of source 'web' does not exist; see data.data_root"):
+            load_index(folder / "none.jsonl", template, settings_of(folder), folder / "cache")
+
+
+class TestMeasure:
+    def measured(self, folder, template, samples, sequence_length, settings=SETTINGS):
+        path = write_jsonl(folder / "a.jsonl", samples)
+        index = build_index(path, template, settings_of(folder))
+        return measure(index, template, settings, sequence_length, "web", str(path))
+
+    def test_lengths_are_those_of_the_encoded_samples(self, folder, template):
+        measured = self.measured(folder, template, GOOD, 4096)
+        assert measured.tiles.tolist() == [0, 5, 4 + 8, 8]
+        assert measured.usable.tolist() == [0, 1, 2, 3]
+        assert measured.frame_limits.tolist() == [8] * 4
+
+    def test_a_video_is_cut_to_the_most_frames_that_fit(self, folder, template):
+        whole = self.measured(folder, template, GOOD, 4096)
+        length = int(whole.lengths[3])
+        cut = self.measured(folder, template, GOOD, length - 4)
+        assert cut.frame_limits.tolist() == [8, 8, 8 if whole.lengths[2] <= length - 4 else cut.frame_limits[2], 6]
+        assert cut.lengths[3] == length - 2 * template.tokens_per_frame
+        assert cut.tiles[3] == 6
+
+    def test_too_long_all_the_same(self, folder, template):
+        samples = [conversation("x" * 90), conversation("<video>" + "x" * 90, videos=["clip.mp4"]), GOOD[0]]
+        measured = self.measured(folder, template, samples, 100)
+        assert measured.usable.tolist() == [2]
+        assert [entry.reason for entry in measured.too_long] == [Reason.TOO_LONG] * 2
+        assert [entry.line for entry in measured.too_long] == [1, 2]
+        assert "do not fit data.sequence_length 100" in measured.too_long[0].detail
+        assert measured.too_long[1].detail.endswith("even at one frame a video")
+
+
+class TestCatalog:
+    def test_ratio_num_and_sources(self, folder):
+        write_jsonl(folder / "a.jsonl", [conversation(f"a{number}") for number in range(10)])
+        write_jsonl(folder / "b.jsonl", [conversation(f"b{number}") for number in range(4)])
+        sources = {
+            "a": {"data_paths": ["a.jsonl"], "ratio": 0.5},
+            "b": {"data_paths": ["b.jsonl"], "ratio": 2.0},
+            "off": {"data_paths": ["none.jsonl"], "ratio": 0.0},
+        }
+        config = data_config(folder, sources)
+        catalog = build_catalog(config, make_template(config), config.data.dataset)
+        names = [catalog.source_of(sample) for sample in catalog.taken]
+        assert names == ["a"] * 5 + ["b"] * 8
+        request = catalog.request(int(catalog.taken[-1]))
+        assert (request.source, request.path) == ("b", str(folder / "b.jsonl"))
+        assert request.length == catalog.lengths[catalog.taken[-1]]
+
+    def test_an_empty_mix_is_an_error(self, folder):
+        write_jsonl(folder / "a.jsonl", ["{oops", conversation("x" * 300)])
+        config = data_config(folder, {"a": {"data_paths": ["a.jsonl"]}})
+        with pytest.raises(DataError, match=r"no sample to train on in a: 0 can be used.*invalid_json.*too_long"):
+            build_catalog(config, make_template(config), config.data.dataset)
+
+    def test_a_vocabulary_that_is_too_small(self, folder):
+        config = data_config(folder, {})
+        language = config.model.language.model_copy(update={"vocab_size": 200})
+        model = config.model.model_copy(update={"language": language})
+        with pytest.raises(DataError, match=r"model.language.vocab_size is 200"):
+            make_template(config.model_copy(update={"model": model}))
+
+
+class TestQuarantineFile:
+    ENTRIES = [
+        SetAside("a", "a.jsonl", 3, Reason.EMPTY_TURN, "turn 0 has\u2028no text"),
+        SetAside("a", "a.jsonl", 4, Reason.BROKEN_VIDEO, "图 cannot be decoded\nat all"),
+    ]
+
+    def test_each_entry_once_over_restarts(self, tmp_path):
+        path = tmp_path / "run" / "quarantine.jsonl"
+        assert QuarantineFile(path).add(self.ENTRIES[:1]) == 1
+        again = QuarantineFile(path)
+        assert again.add(self.ENTRIES) == 1
+        assert again.add(self.ENTRIES) == 0
+        assert read_quarantine(path) == self.ENTRIES
+        assert count_reasons(read_quarantine(path)) == {"empty_turn": 1, "broken_video": 1}
+
+    def test_a_last_line_cut_by_a_crash(self, tmp_path):
+        path = tmp_path / "quarantine.jsonl"
+        QuarantineFile(path).add(self.ENTRIES)
+        path.write_bytes(path.read_bytes()[:-20])
+        assert read_quarantine(path) == self.ENTRIES[:1]
+        assert QuarantineFile(path).add(self.ENTRIES) == 1
+        assert read_quarantine(path)[-1] == self.ENTRIES[1]
+
+    def test_no_file(self, tmp_path):
+        assert read_quarantine(tmp_path / "none.jsonl") == []

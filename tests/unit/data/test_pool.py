@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from longvita.data import pool as pool_module
+from longvita.data.catalog import build_catalog, make_template
+from longvita.data.document import Document, DocumentReader
+from longvita.data.errors import MediaError, Reason, SampleError
+from longvita.data.pool import InlineReader, WorkerPool
+from longvita.data.worker import WorkerSetup
+from tests.unit.data.material import conversation, data_config, write_jsonl
+
+SAMPLES = [
+    conversation("hello"),
+    conversation("<image>?", images=["wide.jpg"]),
+    conversation("<video>?", videos=["clip.mp4"]),
+    conversation("<video>?", videos=["cut.mp4"]),
+]
+
+
+class Stuff:
+    """Requests for the samples above, with every tile wanted, and what reads them."""
+
+    def __init__(self, folder):
+        write_jsonl(folder / "a.jsonl", SAMPLES)
+        config = data_config(folder, {"a": {"data_paths": ["a.jsonl"]}})
+        self.template = make_template(config)
+        catalog = build_catalog(config, self.template, config.data.dataset)
+        requests = [catalog.request(sample) for sample in range(len(SAMPLES))]
+        self.requests = [dataclasses.replace(request, wanted=tuple(range(request.num_tiles))) for request in requests]
+        self.settings = catalog.settings
+
+    def pool(self, workers=1, **settings):
+        changed = dataclasses.replace(self.settings, **settings)
+        return WorkerPool(WorkerSetup(self.template.tokenizer.to_json(), 1, changed), workers)
+
+    def inline(self):
+        return InlineReader(DocumentReader(self.template, self.settings))
+
+
+@pytest.fixture
+def stuff(folder):
+    return Stuff(folder)
+
+
+def same(left, right):
+    if isinstance(left, SampleError):
+        return isinstance(right, SampleError) and (left.reason, left.detail) == (right.reason, right.detail)
+    pairs = [
+        (left.encoded.input_ids, right.encoded.input_ids),
+        (left.encoded.labels, right.encoded.labels),
+        (left.encoded.tile_starts, right.encoded.tile_starts),
+        (left.pixels, right.pixels),
+    ]
+    return all(np.array_equal(one, other) for one, other in pairs)
+
+
+def test_workers_and_the_training_process_read_the_same(stuff):
+    pool, inline = stuff.pool(2), stuff.inline()
+    try:
+        for task in range(4):
+            requests = stuff.requests[task:] + stuff.requests[:task]
+            pool.submit(task, requests)
+            inline.submit(task, requests)
+        pool.submit(4, [])
+        for task in range(4):
+            pairs = zip(pool.result(task), inline.result(task), strict=True)
+            assert all(same(left, right) for left, right in pairs)
+        assert pool.result(4) == []
+    finally:
+        pool.close()
+
+
+def test_a_video_that_breaks_while_it_is_decoded(stuff):
+    reader = stuff.inline()
+    reader.submit(0, stuff.requests)
+    results = reader.result(0)
+    assert [type(result) for result in results] == [Document, Document, Document, MediaError]
+    assert results[3].reason == Reason.BROKEN_VIDEO
+    assert [result.pixels.shape for result in results[:3]] == [(0, 28, 28, 3), (4, 28, 28, 3), (8, 28, 28, 3)]
+
+
+def test_only_wanted_tiles_are_decoded(stuff):
+    request = dataclasses.replace(stuff.requests[2], wanted=(3, 4))
+    every, some = stuff.inline(), stuff.inline()
+    every.submit(0, [stuff.requests[2]])
+    some.submit(0, [request])
+    np.testing.assert_array_equal(some.result(0)[0].pixels, every.result(0)[0].pixels[3:5])
+    # A broken video does no harm where none of its frames is wanted.
+    some.submit(1, [dataclasses.replace(stuff.requests[3], wanted=())])
+    assert isinstance(some.result(1)[0], Document)
+
+
+def test_a_file_that_changed_is_an_error(stuff, folder):
+    write_jsonl(folder / "a.jsonl", [conversation("jello"), *SAMPLES[1:]])
+    write_jsonl(folder / "a.jsonl", [conversation("hello, longer than before"), *SAMPLES[1:]])
+    reader = stuff.inline()
+    reader.submit(0, stuff.requests[:1])
+    with pytest.raises(RuntimeError, match="a.jsonl:1 differs from what was indexed"):
+        reader.result(0)
+    pool = stuff.pool()
+    try:
+        pool.submit(0, stuff.requests[:1])
+        with pytest.raises(RuntimeError, match="a.jsonl:1 differs from what was indexed"):
+            pool.result(0)
+    finally:
+        pool.close()
+
+
+@pytest.fixture
+def crashing_decoder(monkeypatch, tmp_path):
+    """Workers that end, or hang, at each frame of a video."""
+
+    def install(action):
+        (tmp_path / "code").mkdir()
+        (tmp_path / "code" / "decord.py").write_text(f"import os, time\n{action}\n")
+        monkeypatch.setattr(sys, "path", [str(tmp_path / "code"), *sys.path])
+
+    return install
+
+
+def test_a_decoder_that_crashes_costs_one_document(stuff, crashing_decoder):
+    crashing_decoder("os._exit(7)")
+    pool = stuff.pool()
+    try:
+        pool.submit(0, stuff.requests)
+        pool.submit(1, stuff.requests[:2])
+        first, second = pool.result(0), pool.result(1)
+    finally:
+        pool.close()
+    assert [type(result) for result in first] == [Document, Document, SampleError, SampleError]
+    assert first[2].reason == Reason.BROKEN_VIDEO
+    assert "ended (exit code 7)" in first[2].detail
+    assert [type(result) for result in second] == [Document, Document]
+
+
+def test_a_decoder_that_hangs_costs_one_document(stuff, crashing_decoder, monkeypatch):
+    crashing_decoder("time.sleep(1000)")
+    # The limit leaves room for a slow start of the worker: silence counts from when it is given its task.
+    monkeypatch.setattr(pool_module, "GRACE_SECONDS", 3.0)
+    pool = stuff.pool(stall_seconds=1.0)
+    try:
+        pool.submit(0, stuff.requests[1:3])
+        results = pool.result(0)
+    finally:
+        pool.close()
+    assert [type(result) for result in results] == [Document, SampleError]
+    assert "no sign of life for 4 s" in results[1].detail
+
+
+def test_workers_that_cannot_start_are_an_error(stuff, monkeypatch, tmp_path):
+    (tmp_path / "tokenizers.py").write_text("raise ImportError('not here')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    pool = stuff.pool()
+    try:
+        pool.submit(0, stuff.requests)
+        with pytest.raises(RuntimeError, match="data workers end again and again"):
+            pool.result(0)
+    finally:
+        pool.close()
+
+
+def test_closing_ends_the_workers(stuff):
+    pool = stuff.pool(2)
+    processes = [worker.process for worker in pool._workers]
+    pool.submit(0, stuff.requests)
+    pool.close()
+    pool.close()
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_workers_end_with_the_process_they_serve(stuff, tmp_path):
+    """Killed without a chance to close, it leaves nobody behind."""
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from longvita.data.pool import WorkerPool\n"
+        "from longvita.data.worker import WorkerSetup\n"
+        "from longvita.data.media.item import MediaSettings\n"
+        "pool = WorkerPool(WorkerSetup(Path(sys.argv[1]).read_text(), 1, MediaSettings()), 2)\n"
+        "print(*(worker.process.pid for worker in pool._workers), flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    (tmp_path / "tokenizer.json").write_text(stuff.template.tokenizer.to_json())
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "tokenizer.json")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        workers = [int(word) for word in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.kill()
+    deadline = time.monotonic() + 60
+    while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(worker) for worker in workers)
+
+
+def alive(process_id):
+    try:
+        with open(f"/proc/{process_id}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_does_without_torch():
+    code = "import sys, longvita.data.worker; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert result.stdout.split() == ["False", "False"]
