@@ -5,9 +5,10 @@ The first process reads the lines and sends each to the others, so that all of t
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -128,19 +129,45 @@ class ChatSession:
         messages = conversation.with_question(question)
         prompt = self._everywhere(lambda: self.engine.encode(messages, conversation.images, conversation.videos))
         answer = ""
-        with prefill_progress(len(prompt), visible=is_first_process()) as progress:
-            try:
-                for piece in self.engine.answer(prompt, progress=progress):
-                    answer += piece
-                    self.console.print(piece, end="", markup=False, highlight=False)
-            except KeyboardInterrupt:
-                if self.control is not None:
-                    raise  # The other processes are at a token that this one would never reach.
+        with prefill_progress(len(prompt), visible=is_first_process()) as progress, self._stoppable() as stopped:
+            for piece in self.engine.answer(prompt, progress=progress):
+                answer += piece
+                self.console.print(piece, end="", markup=False, highlight=False)
+                if stopped():
+                    break
         self.console.print()
         if answer.strip():
             conversation.keep(messages, answer)
         else:
             self._say("(no answer; the question is forgotten)", "dim")
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[Callable[[], bool]]:
+        """A function that tells, alike on every process, whether Ctrl-C has been pressed in the first one.
+
+        Pressed again before anyone asked, Ctrl-C ends the chat.
+        """
+        pressed = [False]
+
+        def press(number: int, frame: Any) -> None:
+            if pressed[0]:
+                raise KeyboardInterrupt
+            pressed[0] = True
+
+        def stopped() -> bool:
+            answer = list(pressed)
+            if self.control is not None:
+                dist.broadcast_object_list(answer, src=0, group=self.control)
+            return answer[0]
+
+        if not is_first_process():
+            yield stopped
+            return
+        previous = signal.signal(signal.SIGINT, press)
+        try:
+            yield stopped
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     def _everywhere(self, work: Any) -> Any:
         """The result of `work`, or on every process the UserError that one of them met."""

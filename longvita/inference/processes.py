@@ -18,6 +18,7 @@ from longvita.inference.settings import OptionError, Settings
 from longvita.platforms.base import KNOWN_WARNINGS
 
 EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
 _KNOWN_HERE = (
     (UserWarning, "Apex is not installed"),
     (UserWarning, "full scope is deprecated"),
@@ -48,6 +49,8 @@ def in_process(work: Callable[[Settings, dict[str, Any]], int], payload: dict[st
         if alone or is_first_process():
             print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def quieten() -> None:

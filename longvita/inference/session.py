@@ -55,7 +55,7 @@ def _with_precision(settings: Settings, platform: Any) -> Config:
 
 def raise_together(error: str, group: dist.ProcessGroup | None = None) -> None:
     """Raises UserError on every rank when `error` is not empty on one: alone, it would leave the others waiting."""
-    errors = [error] * dist.get_world_size()
+    errors = [error] * (dist.get_world_size() if dist.is_initialized() else 1)
     if len(errors) > 1:
         dist.all_gather_object(errors, error, group=group)
     for text in filter(None, errors):
