@@ -65,6 +65,8 @@ def write_checkpoint(models: Sequence[LongVITA], config: Config, folder: Path, p
     """
     from megatron.core import dist_checkpointing
 
+    from longvita.training.snapshot import SnapshotStrategy
+
     partial = folder.with_name(f".{folder.name}.partial")
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -72,7 +74,7 @@ def write_checkpoint(models: Sequence[LongVITA], config: Config, folder: Path, p
     dist.barrier()
     metadata = {"distrib_optim_sharding_type": platform.optimizer_sharding_type, "chained_optim_avoid_prefix": True}
     weights = {f"chunk{index}": model.sharded_state_dict(metadata=metadata) for index, model in enumerate(models)}
-    dist_checkpointing.save({"weights": weights}, str(partial), content_metadata=metadata)
+    dist_checkpointing.save({"weights": weights}, str(partial), SnapshotStrategy(), content_metadata=metadata)
     if dist.get_rank() == 0:
         write_json(partial / CONFIG, dump(config))
         manifest.write_manifest(partial, {})

@@ -17,12 +17,14 @@ from longvita.checkpoint.hf_config import long_vita_settings, model_config_from_
 from longvita.checkpoint.hf_names import INTERNVL, LONG_VITA
 from longvita.checkpoint.internvl import write_internvl
 from longvita.checkpoint.inventory import hf_tensors, parameter_names
+from longvita.checkpoint.sources import load_weights, model_config, write_checkpoint
 from longvita.config.schema import Config
 from longvita.model.build import build_model
 from longvita.model.initialisation import global_names
 from longvita.parallel.groups import initialize
 from longvita.platforms import get
 from longvita.quickstart.tokenizer import train_tokenizer
+from longvita.training import manifest
 from tests.distributed.helpers import run_distributed
 from tests.distributed.mixed_batch import tiny_config
 
@@ -160,12 +162,22 @@ def test_an_error_on_one_stage_is_raised_on_every_rank(tmp_path: Path):
         assert part in texts[0]
 
 
-def test_a_folder_becomes_a_checkpoint_of_ours_and_a_folder_again(tmp_path: Path, tokenizer: str):
-    """`longvita convert` to our own format in one layout, and from it in another."""
+def write_ours(rank: int, world: int, config: Config, source: str, target: str) -> None:
+    platform = get("cpu")
+    platform.activate()
+    groups = initialize(config.layout, platform)
+    models = build_model(config, groups, platform)
+    load_weights(models, source, groups, platform)
+    write_checkpoint(models, config, Path(target), platform)
+
+
+def test_a_checkpoint_of_ours_becomes_a_folder_in_another_layout(tmp_path: Path):
+    """Folder, checkpoint at TP2, then `longvita convert` at PP2."""
     source = random_folder(tmp_path / "source")
     step = tmp_path / "checkpoint"
-    assert command.convert(str(source), str(step), "checkpoint", layout="tp=2", platform="cpu") == 0
-    assert (step / "manifest.json").is_file()
+    run_distributed(write_ours, 2, settings(LAYOUTS["tp2_sp"]), str(source), str(step))
+    assert manifest.find_damage(step) == []
+    assert model_config(step) == settings({}).model
     back = tmp_path / "back"
     assert command.convert(str(step), str(back), "long_vita", layout="pp=2", platform="cpu") == 0
     same(load_all(back), load_all(source))
