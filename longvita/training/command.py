@@ -81,3 +81,6 @@ def _quieten() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex).*not installed.*")
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated.*", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message="When using sequence parallelism it is recommended to set the environment"
+    )

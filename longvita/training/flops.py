@@ -50,7 +50,8 @@ def training_flops(model: ModelConfig, work: Workload, trainable: Iterable[str])
         "patches": 1 + vision,
         "vision_linear": 1 + 2 * vision,
         "vision_attention": 1 + 2 * vision,
-        "projector_first": 1 + projector + vision,
+        # The projector starts with a norm, whose weights lie before its first linear layer.
+        "projector_first": 1 + projector + (projector or vision),
         "projector_second": 1 + projector + (projector or vision),
         "language_linear": 2 + language,
         "language_attention": 3,
