@@ -14,13 +14,17 @@ from longvita.parallel.vision_sharding import assign_tiles
 SEQUENCE_LENGTH = 64
 MARKS = 2
 
-# Per sequence, its documents: (tokens, tiles). Several pictures; text alone beside a picture; a video; text alone.
+# Per sequence, its documents: (tokens, tiles). Several pictures; text alone beside a picture; a video; text alone. They
+# make up the mixed batch; the last, with one tile, is for tests of ranks that have none.
 SEQUENCES: list[list[tuple[int, int]]] = [
     [(40, 3), (17, 1)],
     [(13, 0), (30, 2), (9, 0)],
     [(60, 8)],
     [(21, 0), (33, 0)],
+    [(50, 1)],
 ]
+MIXED = (0, 1, 2, 3)
+TEXT_ALONE, ONE_TILE = 3, 4
 
 
 def tiny_config(**sections: dict[str, Any]) -> Config:
@@ -53,7 +57,7 @@ def tiny_config(**sections: dict[str, Any]) -> Config:
         "data": {"sequence_length": SEQUENCE_LENGTH, "max_num_frames": 8},
         "training": {
             "precision": "fp32",
-            "global_batch_size": len(SEQUENCES),
+            "global_batch_size": len(MIXED),
             "train_iterations": 10,
             "loss_chunk_size": 16,
             "vision_chunk_size": 3,
@@ -118,9 +122,7 @@ def make_batch(sequences: list[int], config: Config, groups: Any, seed: int = 0)
     )
 
 
-def micro_batches(
-    config: Config, groups: Any, seed: int = 0, sequences: Sequence[int] = range(len(SEQUENCES))
-) -> list[LocalBatch]:
+def micro_batches(config: Config, groups: Any, seed: int = 0, sequences: Sequence[int] = MIXED) -> list[LocalBatch]:
     """This rank's micro batches of one global batch: the batch's k-th sequence goes to replica k % DP."""
     size = config.training.micro_batch_size
     mine = list(sequences[groups.dp_rank :: groups.dp_size])

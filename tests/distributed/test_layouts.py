@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.distributed.helpers import run_distributed
-from tests.distributed.mixed_batch import SEQUENCES, micro_batches, tiny_config
+from tests.distributed.mixed_batch import MIXED, ONE_TILE, TEXT_ALONE, micro_batches, tiny_config
 from tests.distributed.whole_tensors import local_parts, whole_tensors
 
 TOLERANCE = 1e-5
@@ -53,9 +53,7 @@ def _gather_gradients(state: Any) -> None:
                 dist.all_gather_into_tensor(bucket.grad_data, shard, group=state.groups.dp)
 
 
-def _run(
-    rank: int, size: int, sections: dict[str, Any], sequences: tuple[int, ...] = tuple(range(len(SEQUENCES)))
-) -> dict[str, Any]:
+def _run(rank: int, size: int, sections: dict[str, Any], sequences: tuple[int, ...] = MIXED) -> dict[str, Any]:
     """Gradients of the first batch, then the parameters after three steps of the optimizer, of this rank."""
     from longvita.parallel.groups import initialize
     from longvita.platforms import get
@@ -88,7 +86,7 @@ def _run(
 
 
 @cache
-def _reference(sequences: tuple[int, ...] = tuple(range(len(SEQUENCES)))) -> dict[str, Any]:
+def _reference(sequences: tuple[int, ...] = MIXED) -> dict[str, Any]:
     return run_distributed(_run, 1, {}, sequences)[0]
 
 
@@ -107,11 +105,11 @@ def test_loss_gradients_and_steps_equal_one_process(layout: str) -> None:
     _compare(_reference(), run_distributed(_run, size, sections))
 
 
-@pytest.mark.parametrize("sections", [{}, {"layout": {"tensor_parallel": 2}}], ids=["DP2", "TP2"])
-def test_ranks_without_a_picture_take_part(sections: dict[str, Any]) -> None:
-    """At DP2 one replica's whole batch is text; at TP2 a micro batch of text follows one with pictures."""
-    text_only, pictures = 3, 1
-    sequences = (text_only, pictures)
+@pytest.mark.parametrize("layout", ["DP2", "TP2", "TP2+SP"])
+def test_ranks_without_a_picture_take_part(layout: str) -> None:
+    """At DP2 one replica's whole batch is text; at TP2 one rank has no tile of the second micro batch."""
+    _, sections = LAYOUTS[layout]
+    sequences = (TEXT_ALONE, ONE_TILE)
     _compare(_reference(sequences), run_distributed(_run, 2, sections, sequences))
 
 
