@@ -22,8 +22,7 @@ from rich.table import Table
 
 from longvita.config import load
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.catalog import Catalog, build_catalog, make_template
-from longvita.data.loader import plan_epoch
+from longvita.data.catalog import Catalog, build_catalog, make_template, plan_epoch
 from longvita.data.packing import EpochPlan
 from longvita.data.quarantine import count_reasons
 from longvita.data.template import ChatTemplate

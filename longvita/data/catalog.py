@@ -19,7 +19,8 @@ from longvita.data.errors import DataError, Reason
 from longvita.data.index import FileIndex, IndexSettings, load_index
 from longvita.data.media.item import MediaFacts, MediaSettings
 from longvita.data.media.video import most_frames_that_fit
-from longvita.data.mixture import take
+from longvita.data.mixture import shuffle, take
+from longvita.data.packing import EpochPlan
 from longvita.data.quarantine import SetAside, count_reasons
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import load_tokenizer
@@ -164,6 +165,12 @@ def build_catalog(config: Config, template: ChatTemplate, sources: dict[str, Dat
             f"data.sequence_length {config.data.sequence_length}"
         )
     return Catalog(files, settings)
+
+
+def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> EpochPlan:
+    """The sequences of one epoch of a catalog."""
+    samples = shuffle(catalog.taken, config.seed, epoch)
+    return EpochPlan(samples, catalog.lengths[samples], config.data.sequence_length, config.seed, epoch)
 
 
 def _open_file(

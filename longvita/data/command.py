@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
@@ -40,8 +39,8 @@ class EncodeOptions:
     as_json: bool
 
 
-def encode(options: EncodeOptions, out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Prints each sample's tokens on `out`, as one JSON object or one line to read, and what is broken on `err`.
+def encode(options: EncodeOptions) -> int:
+    """Prints each sample's tokens on stdout, as one JSON object or one line to read, and what is broken on stderr.
 
     Returns the exit code: 0 if every sample could be encoded, 1 if some could not. Raises DataError if there is no such
     file, TokenizerError for the tokenizer.
@@ -53,12 +52,12 @@ def encode(options: EncodeOptions, out: TextIO = sys.stdout, err: TextIO = sys.s
     for line, result in _encode_lines(options, template):
         if isinstance(result, SampleError):
             broken.append(SetAside.because(result, "", options.file, line))
-            _print_broken(broken[-1], options.as_json, err)
+            _print_broken(broken[-1], options.as_json)
             continue
         encoded += 1
-        print(_as_json(result) if options.as_json else _as_text(line, result), file=out, flush=True)
+        print(_as_json(result) if options.as_json else _as_text(line, result), flush=True)
     reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(broken).items())
-    print(f"{encoded} samples encoded, {len(broken)} broken{f' ({reasons})' if reasons else ''}", file=err)
+    print(f"{encoded} samples encoded, {len(broken)} broken{f' ({reasons})' if reasons else ''}", file=sys.stderr)
     return SOME_BROKEN if broken else ALL_ENCODED
 
 
@@ -100,8 +99,8 @@ def _as_text(line: int, encoded: EncodedSample) -> str:
     return f"line {line}: {len(encoded.input_ids)} tokens, {loss} with loss, {encoded.num_tiles} tiles"
 
 
-def _print_broken(entry: SetAside, as_json: bool, err: TextIO) -> None:
+def _print_broken(entry: SetAside, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"line": entry.line, "reason": entry.reason, "detail": entry.detail}), file=err)
+        print(json.dumps({"line": entry.line, "reason": entry.reason, "detail": entry.detail}), file=sys.stderr)
     else:
-        print(f"line {entry.line}: {entry.reason}: {entry.detail}", file=err)
+        print(f"line {entry.line}: {entry.reason}: {entry.detail}", file=sys.stderr)

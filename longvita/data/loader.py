@@ -23,11 +23,10 @@ from longvita.config.schema import Config, DatasetConfig
 from longvita.data.agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
 from longvita.data.assemble import PlacedDocument, assemble
 from longvita.data.batch import LocalBatch
-from longvita.data.catalog import Catalog, build_catalog, make_template
+from longvita.data.catalog import Catalog, build_catalog, make_template, plan_epoch
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import DataError, SampleError
-from longvita.data.mixture import shuffle
-from longvita.data.packing import EpochPlan, SequenceStream
+from longvita.data.packing import SequenceStream
 from longvita.data.pool import InlineReader, WorkerPool
 from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
 from longvita.data.template import ChatTemplate
@@ -244,12 +243,6 @@ def _sources(config: Config, split: str) -> dict[str, DatasetConfig]:
         known = ["train", *(VALIDATION + name for name in config.data.validation)]
         raise DataError(f"there is no split {split!r}; known are {', '.join(known)}")
     return {source: config.data.validation[source]}
-
-
-def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> EpochPlan:
-    """The sequences of one epoch of a catalog."""
-    samples = shuffle(catalog.taken, config.seed, epoch)
-    return EpochPlan(samples, catalog.lengths[samples], config.data.sequence_length, config.seed, epoch)
 
 
 def _start_reading(config: Config, catalog: Catalog, template: ChatTemplate) -> InlineReader | WorkerPool:

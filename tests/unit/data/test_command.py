@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from longvita.cli import app
+from longvita.config import to_yaml
+from longvita.data.errors import DataError
+from longvita.data.template import IGNORED_LABEL
+from tests.unit.data.material import conversation, data_config, write_jsonl
+
+SAMPLES = [
+    conversation("hello"),
+    conversation("<image>?", images=["wide.jpg"]),
+    conversation("<video>?", videos=["clip.mp4"]),
+]
+BROKEN = ["{oops", conversation(""), conversation("<video>", videos=["cut.mp4"])]
+
+
+def run(folder, samples, *options):
+    path = write_jsonl(folder / "a.jsonl", samples)
+    arguments = ["--tokenizer", folder / "tokenizer", "--media-root", folder / "media", "--tokens-per-tile", 4]
+    arguments += ["--image-size", 28, "--max-tiles", 4, *options]
+    return CliRunner().invoke(app, ["data", "encode", str(path), *map(str, arguments)])
+
+
+def test_one_object_a_sample(folder, tokenizer):
+    result = run(folder, SAMPLES, "--json", "--max-frames", 5)
+    assert result.exit_code == 0
+    objects = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [set(value) for value in objects] == [{"input_ids", "labels", "tile_starts", "num_tiles"}] * 3
+    assert [value["num_tiles"] for value in objects] == [0, 4, 5]
+    for value in objects:
+        assert len(value["input_ids"]) == len(value["labels"])
+        answer = [label for label in value["labels"] if label != IGNORED_LABEL]
+        assert tokenizer.decode(answer) == "yes<|im_end|>\n"
+        starts = np.asarray(value["tile_starts"], int)
+        assert all(len(set(value["input_ids"][start : start + 4])) == 1 for start in starts)
+    assert "3 samples encoded, 0 broken" in result.stderr
+
+
+def test_frames_a_second(folder):
+    result = run(folder, SAMPLES[2:], "--json", "--max-fps", 0.3)
+    assert json.loads(result.stdout)["num_tiles"] == 3
+
+
+def test_broken_samples_are_told_and_counted(folder):
+    result = run(folder, [SAMPLES[0], *BROKEN, SAMPLES[1]], "--json")
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 2
+    *errors, summary = result.stderr.splitlines()
+    told = [json.loads(line) for line in errors if line.startswith("{")]
+    assert [(value["line"], value["reason"]) for value in told] == [
+        (2, "invalid_json"),
+        (3, "empty_turn"),
+        (4, "broken_video"),
+    ]
+    assert summary.startswith("2 samples encoded, 3 broken (")
+    assert "broken_video 1" in summary
+
+
+def test_headers_only_does_not_see_lost_frames(folder):
+    assert run(folder, BROKEN[2:], "--json", "--headers-only").exit_code == 0
+
+
+def test_to_read(folder):
+    result = run(folder, SAMPLES[1:2])
+    assert result.stdout.startswith("line 1: ")
+    assert result.stdout.rstrip().endswith("5 with loss, 4 tiles")
+
+
+def test_no_such_file(folder):
+    result = CliRunner().invoke(app, ["data", "encode", "none.jsonl", "--tokenizer", str(folder / "tokenizer")])
+    assert isinstance(result.exception, DataError)
+    assert "none.jsonl does not exist" in str(result.exception)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_inspect_data(folder, repository, held_out):
+    write_jsonl(folder / "a.jsonl", SAMPLES * 10 + BROKEN)
+    source = {"a": {"data_paths": ["a.jsonl"]}}
+    config = data_config(folder, source, **({"validation": source} if held_out else {}))
+    fitting = config.inference.model_copy(update={"max_seq_len": 1024, "max_new_tokens": 64})
+    (folder / "config.yaml").write_text(to_yaml(config.model_copy(update={"inference": fitting})))
+    command = [sys.executable, str(repository / "tools" / "inspect_data.py"), str(folder / "config.yaml")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "sequences of 256 tokens an epoch" in result.stdout
+    assert "invalid_json 1, empty_turn 1" in result.stdout
+    assert ("held out: sources" in result.stdout) == held_out
+    assert "   0 |A" in result.stdout
