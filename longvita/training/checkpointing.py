@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import CheckpointingException
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from torch.distributed.checkpoint import CheckpointException
 
 from longvita.checkpoint.errors import CheckpointError
@@ -61,7 +62,8 @@ class Checkpointer:
     def __init__(self, root: Path, keep: int, platform: Platform):
         self.root, self.keep, self.platform = root, keep, platform
         self._pending: _Pending | None = None
-        self._checked_sharding = False
+        self._snapshots = SnapshotStrategy()
+        self._strategy: FullyParallelSaveStrategyWrapper | None = None
         if dist.get_rank() == 0:
             root.mkdir(parents=True, exist_ok=True)
             for leftover in [*root.glob(f"{_PARTIAL}*"), *root.glob(f"{_REPLACED}*")]:
@@ -75,21 +77,25 @@ class Checkpointer:
         """
         self.poll(wait=True)
         folder = self._partial_folder(state.iteration)
-        strategy = SnapshotStrategy()
+        first = self._strategy is None
+        if self._strategy is None:
+            # Data-parallel replicas share out what they hold alike; how, is settled once.
+            self._strategy = FullyParallelSaveStrategyWrapper(
+                self._snapshots, state.groups.dp_cp, do_cache_distribution=True
+            )
         request = dist_checkpointing.save(
             _sharded_state(state),
             str(folder),
-            strategy,
+            self._strategy,
             # The sharding is the same each time; exchanging and checking it once is enough.
-            validate_access_integrity=not self._checked_sharding,
+            validate_access_integrity=first,
             async_sharded_save=True,
             preprocess_common_before_consistancy_check=_nothing,
             content_metadata=_metadata(self.platform),
         )
-        self._checked_sharding = True
-        if request is None or strategy.writer is None:
+        if request is None or self._snapshots.writer is None:
             raise CheckpointError(f"megatron-core did not plan the checkpoint of step {state.iteration}")
-        write = BackgroundWrite(request, strategy.writer)
+        write = BackgroundWrite(request, self._snapshots.writer)
         self._pending = _Pending(state.iteration, folder, write, state.config)
 
     def poll(self, wait: bool = False) -> Path | None:

@@ -131,8 +131,8 @@ class Run:
                 self.metrics.validation(losses)
 
     def _save(self) -> None:
-        """Save the state, unless it is saved already. Runs without a step have nothing to save but their weights."""
-        if self.saved == self.state.iteration:
+        """Save the state, unless it is saved already, or no step has been done."""
+        if self.state.iteration in (0, self.saved):
             return
         self.checkpointer.save(self.state)
         self.saved = self.state.iteration

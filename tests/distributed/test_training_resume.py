@@ -12,6 +12,7 @@ import torch
 from longvita.checkpoint.errors import CheckpointError
 from longvita.training import manifest
 from longvita.training.checkpointing import Checkpointer, find_newest, load_state, load_weights
+from longvita.training.snapshot import SnapshotWriter
 from tests.distributed.helpers import run_distributed
 from tests.distributed.training_runs import go_on, run_config, start, tensors, unequal
 
@@ -210,6 +211,33 @@ def test_old_ones_are_removed_and_damaged_ones_refused(tmp_path):
     (warning,), none = results[0][-1], results[1][-1]
     assert "checkpoint step_00000004 is refused" in warning and "bytes instead of" in warning
     assert none == []
+
+
+def failing(rank, world_size, folder):
+    """The disk is full on one rank."""
+    root = Path(folder)
+    state, checkpointer = save_after(run_config("dp2"), root)
+    whole = checkpointer.poll(wait=True)
+    files = {path.name for path in whole.iterdir()}
+    go_on(state, 1)
+    if rank == 1:
+        SnapshotWriter.write = full_disk
+    checkpointer.save(state)
+    with pytest.raises(CheckpointError) as caught:
+        checkpointer.poll(wait=True)
+    return files, str(caught.value), find_newest(root).name
+
+
+def full_disk(writer):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_failed_write_is_told_on_every_rank_and_leaves_the_one_before(tmp_path):
+    for files, message, newest in run_distributed(failing, 2, str(tmp_path)):
+        # Replicas share out what they write.
+        assert {"__0_0.distcp", "__1_0.distcp", "common.pt", ".metadata", "config.json", "manifest.json"} <= files
+        assert "step 4 was not written: rank 1: OSError" in message and "No space left" in message
+        assert newest == "step_00000003"
 
 
 def misfits(rank, world_size, folder):
