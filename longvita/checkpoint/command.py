@@ -18,7 +18,7 @@ from longvita.config.checks import find_problems, replica_size
 from longvita.config.errors import ConfigError
 from longvita.config.schema import Config, TrainingConfig
 from longvita.errors import UserError
-from longvita.launcher import launch, world_size_of_launcher
+from longvita.launcher import current_place, launch, world_size_of_launcher
 
 FORMATS = ("long_vita", "internvl", "checkpoint")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -59,17 +59,26 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"--dtype {dtype!r} is none of {', '.join(DTYPES)}")
     folder, start = Path(target), time.monotonic()
+    with_model = is_training_checkpoint(source) or layout_format == "checkpoint"
+    if not with_model and not _is_first_process():
+        return 0  # tensors stream from folder to folder: the first process does it alone
     _check_target(folder)
     options = {"format": layout_format, "tokenizer": tokenizer, "dtype": dtype, "max_shard_size": max_shard_size}
-    if is_training_checkpoint(source) or layout_format == "checkpoint":
+    if with_model:
         code = _convert_with_model(source, folder, layout, platform, options)
     else:
         held = load_source_tokenizer(source, tokenizer)
         convert_folder(source, folder, layout_format, held, max_shard_size, DTYPES[dtype] if dtype else None)
         code = 0
-    if code == 0:
+    if code == 0 and _is_first_process():
         _report_conversion(source, folder, layout_format, time.monotonic() - start, as_json)
     return code
+
+
+def _is_first_process() -> bool:
+    """True in a process that was started alone, and in rank 0 of a launcher's."""
+    place = current_place()
+    return place is None or place.rank == 0
 
 
 def _check_target(folder: Path) -> None:
@@ -125,11 +134,6 @@ def _processes(config: Config) -> int:
 
 
 def _report_conversion(source: str, folder: Path, layout_format: str, seconds: float, as_json: bool) -> None:
-    from longvita.launcher import current_place
-
-    place = current_place()
-    if place is not None and place.rank != 0:
-        return
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if as_json:
         facts = {

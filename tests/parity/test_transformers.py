@@ -20,7 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from longvita.checkpoint.hf_config import read_json
+from longvita.checkpoint.hf_config import model_config_from_folder, read_json
 from longvita.checkpoint.internvl import write_internvl_files
 from longvita.config.schema import ModelConfig
 from longvita.data.media.image import Grid, tile_image
@@ -86,6 +86,24 @@ def test_the_native_export_generates(exported):
 def test_an_export_read_back_computes_the_same_logits(exported, inputs, layout: str):
     folder, ours = exported
     source = {"vision+projector+language": str(folder / layout)}
+    (found,) = run_distributed(logits_from, 1, source, {}, *inputs)
+    assert torch.equal(found["logits"], ours)
+
+
+@pytest.mark.parametrize("form", ["as it saves", "as its modules"])
+def test_what_transformers_saves_is_read(exported, inputs, tmp_path: Path, form: str):
+    """A native folder that went through transformers, under either form of its names."""
+    folder, ours = exported
+    model = AutoModelForImageTextToText.from_pretrained(folder / "internvl")
+    if form == "as it saves":
+        model.save_pretrained(tmp_path)
+    else:
+        model.config.save_pretrained(tmp_path)
+        tensors = {name: value.clone() for name, value in model.state_dict().items()}
+        assert "model.language_model.norm.weight" in tensors
+        save_file(tensors, tmp_path / "model.safetensors")
+    assert model_config_from_folder(tmp_path).projector == tiny_config().model.projector
+    source = {"vision+projector+language": str(tmp_path)}
     (found,) = run_distributed(logits_from, 1, source, {}, *inputs)
     assert torch.equal(found["logits"], ours)
 
