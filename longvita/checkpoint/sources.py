@@ -25,9 +25,8 @@ CONFIG = "config.json"
 
 
 def is_training_checkpoint(source: str | Path) -> bool:
-    """Whether the name is a folder with a checkpoint of ours, or with numbered ones."""
-    folder = Path(source)
-    return (folder / manifest.MANIFEST).is_file() or bool(manifest.step_folders(folder))
+    """Whether the name is a checkpoint of ours, a folder of numbered ones, or the output folder of a run."""
+    return manifest.is_checkpoint(Path(source))
 
 
 def model_config(source: str | Path) -> ModelConfig:
@@ -39,7 +38,7 @@ def model_config(source: str | Path) -> ModelConfig:
 
 def training_config(folder: Path) -> Config:
     """The Config that a training checkpoint of ours was made with (of the newest one in a folder of several)."""
-    candidates = [folder, *manifest.step_folders(folder)]
+    candidates = [folder, *manifest.step_folders(manifest.numbered_root(folder) or folder)]
     found = next((path for path in candidates if (path / CONFIG).is_file()), None)
     if found is None:
         raise CheckpointError(f"{folder} has no {CONFIG}; it is no whole checkpoint")

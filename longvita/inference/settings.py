@@ -114,7 +114,7 @@ def resolve(model: str, options: Options, processes: int | None) -> Settings:
 def _from_model(model: str) -> tuple[Config, str]:
     """The config that comes with a model and the folder of its tokenizer ("" if it names none)."""
     folder = Path(model).expanduser()
-    if (folder / manifest.MANIFEST).is_file() or manifest.step_folders(folder):
+    if manifest.is_checkpoint(folder):
         from longvita.checkpoint.sources import training_config  # here: it imports the model
 
         config = training_config(folder)

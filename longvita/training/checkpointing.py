@@ -257,26 +257,12 @@ def _load_weights(models: list[LongVITA], loaded: dict[str, Any]) -> None:
         model.load_state_dict(loaded[f"chunk{index}"])
 
 
-def checkpoint_root(output: Path) -> Path:
-    """Where a run with this output folder keeps its checkpoints."""
-    return output / "checkpoints"
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` is a checkpoint of ours, holds numbered ones, or is the output folder of a run that has some."""
-    return (folder / manifest.MANIFEST).is_file() or _numbered(folder) is not None
-
-
-def _numbered(folder: Path) -> Path | None:
-    return next((root for root in (folder, checkpoint_root(folder)) if manifest.step_folders(root)), None)
-
-
 def whole_checkpoint(folder: Path) -> Path:
     """The checkpoint that `folder` is, or the newest whole one in it or in its `checkpoints` folder; a collective.
 
     Raises CheckpointError when there is none, or when `folder` itself is damaged.
     """
-    root = _numbered(folder)
+    root = manifest.numbered_root(folder)
     if root is not None:
         newest = find_newest(root)
         if newest is None:

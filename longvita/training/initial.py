@@ -9,7 +9,8 @@ from longvita.config.schema import Config
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
-from longvita.training.checkpointing import is_checkpoint, load_weights, whole_checkpoint
+from longvita.training.checkpointing import load_weights, whole_checkpoint
+from longvita.training.manifest import is_checkpoint
 
 
 def read_initial_weights(models: list[LongVITA], config: Config, groups: ParallelGroups, platform: Platform) -> None:

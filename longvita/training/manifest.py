@@ -42,6 +42,21 @@ def step_folders(root: Path) -> list[Path]:
     return [folder for _, folder in sorted(found, reverse=True)]
 
 
+def checkpoint_root(output: Path) -> Path:
+    """Where a run with this output folder keeps its checkpoints."""
+    return output / "checkpoints"
+
+
+def numbered_root(folder: Path) -> Path | None:
+    """The folder of numbered checkpoints that `folder` is, or has as a run's output folder; None for others."""
+    return next((root for root in (folder, checkpoint_root(folder)) if step_folders(root)), None)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` is a checkpoint of ours, holds numbered ones, or is the output folder of a run that has some."""
+    return (folder / MANIFEST).is_file() or numbered_root(folder) is not None
+
+
 def digest(path: Path) -> Digest:
     """Size and checksum of a file."""
     checksum, size = hashlib.sha256(), 0

@@ -171,6 +171,7 @@ class _Progress:
             TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             console=self._console,
+            refresh_per_second=2,
         )
         self._task = self._bar.add_task(config.name, total=self._total, completed=iteration, status="")
 

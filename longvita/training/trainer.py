@@ -19,8 +19,9 @@ from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
-from longvita.training.checkpointing import Checkpointer, checkpoint_root, find_newest, load_state
+from longvita.training.checkpointing import Checkpointer, find_newest, load_state
 from longvita.training.initial import read_initial_weights
+from longvita.training.manifest import checkpoint_root
 from longvita.training.metrics import Metrics
 from longvita.training.report import write_report
 from longvita.training.signals import StopReason, StopWatch
