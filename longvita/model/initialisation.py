@@ -18,6 +18,8 @@ from torch import Tensor
 from longvita.config.schema import Config
 from longvita.parallel.groups import ParallelGroups
 
+EMBEDDING_WEIGHT = "language_model.embedding.word_embeddings.weight"
+OUTPUT_WEIGHT = "language_model.output_layer.weight"
 RESIDUAL_OUTPUTS = ("linear_proj.weight", "mlp.linear_fc2.weight")
 
 
@@ -25,6 +27,9 @@ def initialise(model: torch.nn.Module, config: Config, groups: ParallelGroups) -
     """Draws every parameter of a model chunk: normal weights, zero biases, unit norms, layer scales as configured."""
     with torch.no_grad():
         for name, parameter in global_names(model):
+            if config.model.language.tie_word_embeddings and name == OUTPUT_WEIGHT:
+                # The last pipeline stage's copy of the shared weight starts as the first stage's.
+                name = EMBEDDING_WEIGHT
             if name.endswith(".scale"):
                 parameter.fill_(config.model.vision.layer_scale_init)
             elif name.endswith("bias"):

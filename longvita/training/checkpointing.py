@@ -6,10 +6,12 @@ position in the data, random states and the config.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,9 +170,34 @@ def _sharded_weights(models: list[LongVITA], platform: Platform) -> dict[str, An
 
 def _sharded_state(state: TrainingState, loading: bool = False) -> dict[str, Any]:
     weights = _sharded_weights(state.models, state.platform)
-    optimizer = state.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_metadata(state.platform))
+    with _positions_without_padding(state.optimizer):
+        optimizer = state.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_metadata(state.platform))
     sharded = {"weights": weights, "optimizer": optimizer}
     return sharded if loading else sharded | {"run": _run_facts(state)}
+
+
+@contextlib.contextmanager
+def _positions_without_padding(optimizer: Any) -> Iterator[None]:
+    """Puts each parameter's position in its buffer where the fully reshardable format looks for it.
+
+    megatron-core 0.16.1 gathers the optimizer's state bucket by bucket without the padding at their ends, but cuts the
+    parameters out of it at positions that count that padding: from the second bucket on (shared embeddings have one of
+    their own, models above 40 million parameters have several) each would be stored with its neighbour's values.
+    """
+    buffers = [buffer for one in optimizer.chained_optimizers for buffer in getattr(one, "buffers", [])]
+    padded = [buffer.param_index_map for buffer in buffers]
+    try:
+        for buffer in buffers:
+            sizes = [bucket.numel_unpadded for bucket in buffer.buckets]
+            shifts = [bucket.offset - sum(sizes[:index]) for index, bucket in enumerate(buffer.buckets)]
+            buffer.param_index_map = {
+                parameter: (start - shifts[bucket], end - shifts[bucket], bucket)
+                for parameter, (start, end, bucket) in buffer.param_index_map.items()
+            }
+        yield
+    finally:
+        for buffer, positions in zip(buffers, padded, strict=True):
+            buffer.param_index_map = positions
 
 
 def _run_facts(state: TrainingState) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.training import manifest
+from longvita.training import state as state_module
 from longvita.training.checkpointing import Checkpointer, find_newest, load_state, load_weights
 from longvita.training.snapshot import SnapshotWriter
 from tests.distributed.helpers import run_distributed
@@ -146,6 +148,29 @@ def test_interleaved_and_uneven_stages(tmp_path):
     assert found == expected
     assert different == []
     assert [loss for loss, _ in uneven] == pytest.approx([loss for loss, _ in expected], rel=1e-6)
+
+
+def several_buckets(rank, world_size, folder):
+    """Gradient buckets of odd sizes: small ones, and the shared embedding's own on both stages."""
+    whole = state_module.DistributedDataParallelConfig
+    state_module.DistributedDataParallelConfig = functools.partial(whole, bucket_size=3000)
+    small = resumed_alike("dp2", {}, Path(folder) / "small")
+    buckets = len(start(run_config("dp2")).chunks[0].bucket_groups)
+    state_module.DistributedDataParallelConfig = whole
+    tied = {"model": {"language": {"tie_word_embeddings": True}}}
+    state, checkpointer = save_after(run_config("pp2", **tied), Path(folder) / "tied")
+    expected = go_on(state, 3)
+    checkpointer.poll(wait=True)
+    found = go_on(resume(run_config("pp2", **tied), Path(folder) / "tied"), 3)
+    other = go_on(resume(run_config("dp2", **tied), Path(folder) / "tied"), 3)
+    return small[0], buckets, expected, found, other
+
+
+def test_several_buckets_and_shared_embeddings(tmp_path):
+    tensor_count, buckets, expected, found, other = run_distributed(several_buckets, 2, str(tmp_path))[0]
+    assert tensor_count > 30 and buckets > 5
+    assert found == expected
+    assert [loss for loss, _ in other] == pytest.approx([loss for loss, _ in expected], rel=1e-6)
 
 
 def overwritten(rank, world_size, folder):
