@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import concurrent.futures
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,6 +46,18 @@ BROKEN[Reason.MISSING_FILE].append(BROKEN[Reason.BROKEN_VIDEO].pop())
 
 def settings_of(folder):
     return IndexSettings("web", str(folder / "media"), 1.0)
+
+
+COUNT_SAMPLES = """
+import sys
+from pathlib import Path
+from longvita.data.index import IndexSettings, load_index
+from longvita.data.template import ChatTemplate
+from longvita.data.tokenizer import LongVITATokenizer
+path, tokenizer, media, cache = sys.argv[1:]
+template = ChatTemplate(LongVITATokenizer.from_json(Path(tokenizer).read_text()), 1)
+print(len(load_index(path, template, IndexSettings("web", media, 1.0), cache)))
+"""
 
 
 def test_places_lengths_and_headers(folder, template):
@@ -109,11 +122,18 @@ class TestCache:
 
     def test_processes_that_ask_at_once_get_the_same(self, folder, template):
         path = write_jsonl(folder / "a.jsonl", GOOD * 5)
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            indexes = list(
-                pool.map(lambda _: load_index(path, template, settings_of(folder), folder / "cache"), range(4))
-            )
-        assert [len(index) for index in indexes] == [20] * 4
+        (folder / "tokenizer.txt").write_text(template.tokenizer.to_json())
+        command = [
+            sys.executable,
+            "-c",
+            COUNT_SAMPLES,
+            path,
+            folder / "tokenizer.txt",
+            folder / "media",
+            folder / "cache",
+        ]
+        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["20", "20"]
         assert len(list((folder / "cache").glob("*.npz"))) == 1
 
     def test_a_missing_data_file(self, folder, template):

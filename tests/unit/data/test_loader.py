@@ -12,6 +12,7 @@ import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from longvita.data import agreement
 from longvita.data.batch import IGNORED_LABEL
 from longvita.data.catalog import make_template
 from longvita.data.errors import DataError
@@ -167,10 +168,18 @@ def test_goes_on_from_what_was_consumed(config):
 def on_ranks(config, ranks, count):
     """The batches of all ranks of a replica, which run side by side and agree through one store."""
     store = dist.HashStore()
+    loaders = [build_loader(config, rank, store=store) for rank in ranks]
     with concurrent.futures.ThreadPoolExecutor(len(ranks)) as pool:
-        return list(pool.map(lambda rank: batches(config, count, rank, store=store), ranks))
+        return list(pool.map(lambda loader: [next(loader) for _ in range(count)], loaders))
 
 
+@pytest.fixture
+def short_timeout(monkeypatch):
+    """A rank that fails leaves the others waiting for seconds only."""
+    monkeypatch.setattr(agreement, "TIMEOUT_SECONDS", 30.0)
+
+
+@pytest.mark.usefixtures("short_timeout")
 class TestReplica:
     RANKS = [
         LoaderRanks(vision_rank=rank, vision_size=2, stage=stage, num_stages=2) for stage in (0, 1) for rank in (0, 1)
