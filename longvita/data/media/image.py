@@ -165,28 +165,35 @@ def open_picture(path: str | os.PathLike) -> Image.Image:
 
     Raises MediaError for a missing file, one that is no picture or is cut off, and one larger than MAX_PIXELS.
     """
+    check_regular_file(path, "picture")
     try:
         with Image.open(path) as picture:
             _check_size(picture.size)
             return to_upright_rgb(picture)
     except MediaError as error:
         raise MediaError(error.reason, f"picture {path}: {error.detail}") from error
-    except FileNotFoundError as error:
-        raise MediaError(Reason.MISSING_FILE, f"picture {path} does not exist") from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them.
         raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {_tell(error)}") from error
 
 
+def check_regular_file(path: str | os.PathLike, noun: str) -> None:
+    """Raises MediaError if there is no file at `path`, or something that is no file and might block its reader."""
+    if not os.path.exists(path):
+        raise MediaError(Reason.MISSING_FILE, f"{noun} {path} does not exist")
+    if not os.path.isfile(path):
+        reason = Reason.BROKEN_PICTURE if noun == "picture" else Reason.BROKEN_VIDEO
+        raise MediaError(reason, f"{noun} {path} is no regular file")
+
+
 def probe_picture(path: str | os.PathLike) -> tuple[int, int]:
     """Width and height in pixels of the upright picture, from its header alone. Raises as `open_picture` does."""
+    check_regular_file(path, "picture")
     try:
         with Image.open(path) as picture:
             _check_size(picture.size)
             return upright_size(picture)
     except MediaError as error:
         raise MediaError(error.reason, f"picture {path}: {error.detail}") from error
-    except FileNotFoundError as error:
-        raise MediaError(Reason.MISSING_FILE, f"picture {path} does not exist") from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them.
         raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {_tell(error)}") from error
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
-from longvita.data.media.image import MAX_PIXELS, open_picture
+from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_picture
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Pictures that count as frames of a folder."""
@@ -127,8 +127,7 @@ def probe_video(path: str | os.PathLike) -> VideoFacts:
         if num_frames == 0:
             raise MediaError(Reason.BROKEN_VIDEO, f"video {path} is a folder without a .png, .jpg or .jpeg file")
         return VideoFacts(num_frames, 1.0, is_folder=True)
-    if not path.exists():
-        raise MediaError(Reason.MISSING_FILE, f"video {path} does not exist")
+    check_regular_file(path, "video")
     import av
 
     try:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -169,6 +171,9 @@ class TestDamage:
             with pytest.raises(MediaError, match="400 x 300 pixels are more than the 100000"):
                 read(tmp_path / "bomb.png")
 
-    def test_a_folder_is_no_picture(self, tmp_path):
-        with pytest.raises(MediaError):
-            open_picture(tmp_path)
+    def test_a_folder_or_pipe_is_no_picture(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.png")
+        for path in (tmp_path, tmp_path / "pipe.png"):
+            for read in (open_picture, probe_picture):
+                with pytest.raises(MediaError, match="is no regular file"):
+                    read(path)

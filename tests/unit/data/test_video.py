@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 
 import numpy as np
@@ -157,6 +158,11 @@ class TestDamage:
         with pytest.raises(MediaError, match="does not exist") as caught:
             probe_video(tmp_path / "none.mp4")
         assert caught.value.reason == Reason.MISSING_FILE
+
+    def test_a_pipe_is_no_video(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.mp4")
+        with pytest.raises(MediaError, match="is no regular file"):
+            probe_video(tmp_path / "pipe.mp4")
 
     def test_index_lost(self, tmp_path):
         path = write_video(tmp_path / "whole.mp4")
