@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from longvita.data.sample import parse_turns
+from longvita.data.sample import Turn
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import load_tokenizer
 from longvita.quickstart import digits, questions, tokenizer, videos
@@ -50,17 +50,23 @@ _PIECE = 100
 class Sizes:
     """How many samples of each kind are written."""
 
-    variants: int = 8
+    variants: int = 4
     """Pictures drawn of each scan."""
     train: dict[str, int] = field(
-        default_factory=lambda: {"digit": 4000, "pictures": 12000, "short_videos": 2000, "long_videos": 800, "needles": 500}
+        default_factory=lambda: {
+            "digit": 4000,
+            "pictures": 15000,
+            "short_videos": 1600,
+            "long_videos": 450,
+            "needles": 400,
+        }
     )
     """Training samples of each source."""
     held_out: dict[str, int] = field(
         default_factory=lambda: {"digit": 1000, "pictures": 1000, "short_videos": 100, "long_videos": 300}
     )
     """Held-out samples of each source but the needles."""
-    needles: dict[int, int] = field(default_factory=lambda: {330: 20, 160: 8, 80: 8})
+    needles: dict[int, int] = field(default_factory=lambda: {330: 20, 160: 6, 80: 6})
     """Frames of stage 4's held-out videos, and how many of them stand at each depth."""
 
 
@@ -134,13 +140,12 @@ def _about_pictures(
     rng: np.random.Generator,
     count_tokens: Callable[[Sample], int],
 ) -> tuple[Sample, dict]:
-    shown = questions.draw_scans(int(rng.integers(1, questions.MAX_PICTURES + 1)), scans, labels, rng)
+    shown = questions.choose_scans(int(rng.integers(1, questions.MAX_PICTURES + 1)), scans, labels, rng)
     if split == "train":
-        budget = SHORT_SEQUENCE
-        return questions.about_pictures(shown, labels, rng, token_budget=budget, count_tokens=count_tokens), {}
+        return questions.much_about_pictures(shown, labels, rng, SHORT_SEQUENCE, count_tokens), {}
     kinds = list(questions.PICTURE_QUESTIONS)
     kind = kinds[number % len(kinds)]
-    return questions.about_pictures(shown, labels, rng, kind=kind), {"kind": kind}
+    return questions.about_pictures(shown, labels, rng, kind), {"kind": kind}
 
 
 def _generator(split: str, source: str, number: int) -> np.random.Generator:
@@ -239,9 +244,13 @@ def _token_counter(folder: str) -> Callable[[Sample], int]:
     """Counts the tokens of a sample of pictures."""
     template = ChatTemplate(load_tokenizer(folder), TOKENS_PER_TILE)
 
+    @functools.cache
+    def turn_length(role: str, text: str) -> int:
+        return template.text_length((Turn(role, text),))
+
     def count(sample: Sample) -> int:
-        tiles = len(sample.drawings) * template.tokens_per_frame
-        return template.text_length(parse_turns(sample.messages())) + tiles
+        turns = sum(turn_length(message["role"], message["content"]) for message in sample.messages())
+        return turns + len(sample.drawings) * template.tokens_per_frame
 
     return count
 

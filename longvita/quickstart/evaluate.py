@@ -1,0 +1,87 @@
+"""Accuracy on held-out digits: an answer counts when each of its tokens is the most probable one.
+
+The answers are read in one pass over packed sequences, each token after the right ones before it (teacher forcing). For
+greedy decoding that is the same as the generated answer being right: the first token that differs ends both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from longvita import platforms
+from longvita.config import load
+from longvita.config.schema import Config
+from longvita.data.batch import IGNORED_LABEL, LocalBatch
+from longvita.data.loader import VALIDATION, build_loader
+from longvita.launcher import init_distributed, launch
+from longvita.model.build import build_model
+from longvita.model.long_vita import LongVITA
+from longvita.parallel.groups import ParallelGroups, initialize
+from longvita.training.checkpointing import load_weights, whole_checkpoint
+
+EVALUATION_LAYOUT = ("layout.tensor_parallel=1", "layout.pipeline_parallel=1", "layout.sequence_parallel=false")
+"""Every stage is evaluated data parallel, whatever layout it was trained at."""
+
+
+def held_out_accuracy(config: Path, overrides: list[str], checkpoint: Path, result: Path, processes: int) -> dict:
+    """Right and all answers of each source of data.validation: {source: [right, all]}, also written to `result`.
+
+    Raises RuntimeError if a process fails.
+    """
+    payload = {"config": str(config), "overrides": overrides, "checkpoint": str(checkpoint), "result": str(result)}
+    if launch("longvita.quickstart.evaluate:run", payload, processes) != 0:
+        raise RuntimeError(f"the evaluation of {checkpoint} failed; its output stands above")
+    return json.loads(result.read_text())
+
+
+def run(payload: dict[str, Any]) -> int:
+    """What each process does."""
+    config = load(payload["config"], [*payload["overrides"], *EVALUATION_LAYOUT])
+    platform = platforms.get(config.platform)
+    platform.activate()
+    init_distributed(platform)
+    groups = initialize(config.layout, platform)
+    models = build_model(config, groups, platform, fresh=False)
+    load_weights(models, whole_checkpoint(Path(payload["checkpoint"])), platform)
+    counts = {source: count_right(models[0], config, groups, source) for source in config.data.validation}
+    if dist.get_rank() == 0:
+        Path(payload["result"]).write_text(json.dumps(counts))
+    dist.barrier()
+    return 0
+
+
+@torch.no_grad()
+def count_right(model: LongVITA, config: Config, groups: ParallelGroups, source: str) -> list[int]:
+    """Right and all answers of one source, over all replicas."""
+    model.eval()
+    counts = torch.zeros(2, dtype=torch.int64)
+    with contextlib.closing(build_loader(config, groups, 0, VALIDATION + source)) as loader:
+        for batch in loader:
+            found = right_documents(model, batch)
+            # The replicas end together: the loader pads the last sequences, and goes on with padding alone.
+            more = torch.tensor([found.numel()])
+            dist.all_reduce(more, group=groups.dp)
+            if not more:
+                break
+            counts += torch.tensor([int(found.sum()), found.numel()])
+    dist.all_reduce(counts, group=groups.dp)
+    return counts.tolist()
+
+
+def right_documents(model: LongVITA, batch: LocalBatch) -> torch.Tensor:
+    """Whether each document with an answer has all its answer's tokens right: [documents] bool."""
+    labels = batch.labels[0]
+    positions = torch.nonzero(labels != IGNORED_LABEL)[:, 0]
+    if len(positions) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    batch.logit_positions = positions
+    right = model(batch, mode="last").argmax(dim=1) == labels[positions]
+    document = torch.bucketize(positions, batch.cu_seqlens[1:].long(), right=True)
+    wrong = torch.bincount(document[~right], minlength=len(batch.cu_seqlens) - 1)
+    return wrong[document.unique()] == 0

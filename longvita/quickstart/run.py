@@ -1,0 +1,195 @@
+"""The quickstart: builds the data, trains the four stages, exports, checks, asks, reports.
+
+    python -m longvita.quickstart.run
+
+Stages that are done are not trained again: the command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from longvita.checkpoint.command import convert
+from longvita.config import load
+from longvita.data.media.image import open_picture
+from longvita.quickstart.build import DEPTHS, TOKENIZER, Sizes, build, needle_source
+from longvita.quickstart.evaluate import held_out_accuracy
+from longvita.quickstart.export_check import largest_difference
+from longvita.quickstart.picture import first_frames, in_terminal
+from longvita.quickstart.report import Answer, write_html
+
+CONFIGS = Path("configs/train/quickstart")
+OUTPUT = Path("runs/quickstart")
+DATA = OUTPUT / "data"
+PROCESSES = 2
+console = Console()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the four stages: the runs that train it, in order, and the sources that score it."""
+
+    name: str
+    title: str
+    runs: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def needle_sources() -> tuple[str, ...]:
+    """Stage 4's held-out sources, the longest videos first."""
+    return tuple(needle_source(frames, depth) for frames in Sizes().needles for depth in DEPTHS)
+
+
+STAGES = (
+    Stage("stage1", "the digit of one picture", ("stage1",), ("digit",)),
+    Stage("stage2", "questions about one to six pictures", ("stage2",), ("pictures",)),
+    Stage("stage3", "the digit after the marker in a video", ("stage3_short", "stage3"), ("long_videos",)),
+    Stage("stage4", "the one digit in a long video", ("stage4",), needle_sources()),
+)
+
+
+def main() -> int:
+    """The whole way; the exit code."""
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    say("writing pictures, videos, questions and a tokenizer made from scikit-learn's scanned digits")
+    build(DATA)
+    stages, scores = [], {}
+    for stage in STAGES:
+        code = train(stage)
+        if code != 0:
+            return code
+        scores[stage.name] = score(stage, stage.name)
+        stages.append(summary(stage, scores[stage.name]))
+        say(f"{stage.name}: {stages[-1]['accuracy']:.3f} of the held-out questions right")
+    again = score(STAGES[1], "stage4")
+    code = export()
+    if code != 0:
+        return code
+    difference = largest_difference(
+        CONFIGS / "stage2.yaml", "pictures", OUTPUT / "stage4", OUTPUT / "export", OUTPUT / "export_check.json"
+    )
+    report = {
+        "stages": stages,
+        "short_context_accuracy_after": share(again, STAGES[1].sources),
+        "export_max_abs_logit_difference": difference,
+        "seconds": time.monotonic() - started,
+    }
+    (OUTPUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    answers = ask()
+    write_html(OUTPUT, report, scores["stage4"], answers, [run for stage in STAGES for run in stage.runs])
+    tell(report)
+    return 0
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    console.print(f"[bold]quickstart[/bold] {text}")
+
+
+def longvita(*arguments: str) -> int:
+    """Runs the command line as a user would; the exit code."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "longvita", *arguments], env=environment, check=False).returncode
+
+
+def train(stage: Stage) -> int:
+    """Trains what is left of a stage."""
+    for run in stage.runs:
+        done = OUTPUT / run / "report.json"
+        if done.exists() and json.loads(done.read_text())["reason"] == "complete":
+            continue
+        say(f"{stage.name}, {stage.title}: longvita train {CONFIGS / run}.yaml")
+        code = longvita("train", str(CONFIGS / f"{run}.yaml"))
+        if code != 0:
+            return code
+    return 0
+
+
+def score(stage: Stage, weights: str) -> dict[str, list[int]]:
+    """Right and all answers of a stage's held-out sources, by the weights after stage `weights`."""
+    result = OUTPUT / f"{stage.name}_held_out_after_{weights}.json"
+    config = CONFIGS / f"{stage.runs[-1]}.yaml"
+    sources = {name: {"data_paths": [str(DATA / "held_out" / f"{name}.jsonl")]} for name in stage.sources}
+    overrides = [f"data.validation={json.dumps(sources)}", "training.validation_sequences=1000"]
+    return held_out_accuracy(config, overrides, OUTPUT / weights, result, PROCESSES)
+
+
+def share(counts: dict[str, list[int]], sources: tuple[str, ...]) -> float:
+    """Share of right answers over some sources."""
+    return sum(counts[name][0] for name in sources) / sum(counts[name][1] for name in sources)
+
+
+def summary(stage: Stage, counts: dict[str, list[int]]) -> dict:
+    """What report.json says about a stage. Stage 4's accuracy is that at the longest videos."""
+    config = load(CONFIGS / f"{stage.runs[-1]}.yaml")
+    reports = [json.loads((OUTPUT / run / "report.json").read_text()) for run in stage.runs]
+    sources = stage.sources[: len(DEPTHS)] if stage.name == "stage4" else stage.sources
+    layout = config.layout
+    replica = layout.tensor_parallel * layout.pipeline_parallel
+    names = {"TP": layout.tensor_parallel, "PP": layout.pipeline_parallel, "DP": PROCESSES // replica}
+    text = " ".join(f"{name}{size}" for name, size in names.items() if size > 1)
+    return {
+        "name": stage.name,
+        "layout": text + (" SP" if layout.sequence_parallel else ""),
+        "sequence_length": config.data.sequence_length,
+        "seconds": sum(report["seconds"] for report in reports),
+        "loss": reports[-1]["loss"],
+        "accuracy": share(counts, sources),
+        "questions": sum(counts[name][1] for name in sources),
+    }
+
+
+def export() -> int:
+    """Both Hugging Face layouts of the last stage's weights."""
+    for layout in ("long_vita", "internvl"):
+        target = OUTPUT / "export" / layout
+        if (target / "config.json").exists():
+            continue
+        code = convert(str(OUTPUT / "stage4"), str(target), layout, tokenizer=str(DATA / TOKENIZER), platform="cpu")
+        if code != 0:
+            return code
+    return 0
+
+
+def ask() -> list[Answer]:
+    """Asks the exported model about a held-out picture and a held-out video, beside what is asked about."""
+    answers = []
+    for source, option, key in (("digit", "--image", "images"), ("long_videos", "--video", "videos")):
+        line = json.loads((DATA / "held_out" / f"{source}.jsonl").read_text().splitlines()[0])
+        path = DATA / line[key][0]
+        question, right = (message["content"] for message in line["messages"])
+        shown = [open_picture(path)] if key == "images" else first_frames(path, 64)
+        command = ["generate", str(OUTPUT / "export" / "long_vita"), "--question", question, option, str(path)]
+        finished = subprocess.run(
+            [sys.executable, "-m", "longvita", *command], capture_output=True, text=True, check=True
+        )
+        answers.append(Answer(path.name, question, finished.stdout.strip(), right, shown))
+        console.print(in_terminal(shown[:8]))
+        console.print(f"{path}\nquestion: {question!r}\nanswer: {finished.stdout.strip()!r} (right: {right!r})")
+    return answers
+
+
+def tell(report: dict) -> None:
+    """The figures of the end."""
+    for stage in report["stages"]:
+        say(
+            f"{stage['name']} ({stage['layout']}, {stage['sequence_length']} tokens, {stage['seconds']:.0f} s): "
+            f"accuracy {stage['accuracy']:.3f} on {stage['questions']} questions about digits never trained on"
+        )
+    say(f"stage 2 asked again after stage 4: {report['short_context_accuracy_after']:.3f}")
+    say(f"largest difference of a logit of the exported folders: {report['export_max_abs_logit_difference']:.1e}")
+    say(f"{report['seconds'] / 60:.1f} minutes; see {OUTPUT / 'report.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Sets up, then trains a small Long-VITA in four stages on real digits, exports it, and asks it about a picture and a video.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup.sh
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -W ignore -m longvita.quickstart.run "$@"
