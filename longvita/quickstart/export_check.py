@@ -55,7 +55,10 @@ def run(payload: dict[str, Any]) -> int:
     batch = next(build_loader(config, groups, 0, VALIDATION + payload["source"]))
     ours = model(batch, mode="logits")
     export = Path(payload["export"])
-    readers = {"long_vita": PublishedReader(export / "long_vita"), "internvl": NativeReader(export / "internvl")}
+    readers: dict[str, PublishedReader | NativeReader] = {
+        "long_vita": PublishedReader(export / "long_vita"),
+        "internvl": NativeReader(export / "internvl"),
+    }
     differences = dict.fromkeys(readers, 0.0)
     bounds = batch.cu_seqlens.tolist()
     for start, end, name in zip(bounds, bounds[1:], batch.document_sources, strict=False):
