@@ -7,6 +7,7 @@ own.
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import json
@@ -42,7 +43,8 @@ SHORT_SEQUENCE = 128
 """Length of stage 2's sequences, tokens."""
 TOKENS_PER_TILE = 4
 """Tokens of a tile of the quickstart's model."""
-_COMPLETE = "complete.json"
+COMPLETE = "complete.json"
+"""File that tells what the finished data was made from."""
 _PIECE = 100
 
 
@@ -85,17 +87,20 @@ def build(folder: Path, sizes: Sizes | None = None, processes: int = 2) -> None:
     """Writes everything below `folder`, unless the same data is there already."""
     sizes = sizes or Sizes()
     stamp = {"sizes": json.loads(json.dumps(asdict(sizes))), "code": _fingerprint()}
-    if (folder / _COMPLETE).exists() and json.loads((folder / _COMPLETE).read_text()) == stamp:
+    if (folder / COMPLETE).exists() and json.loads((folder / COMPLETE).read_text()) == stamp:
         return
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     tokenizer.train_tokenizer(tokenizer.task_texts(), draft / TOKENIZER)
     jobs = list(_jobs(draft, sizes))
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(_work, jobs):
-            pass
+    if processes == 1:
+        for job in jobs:
+            _work(job)
+    else:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            collections.deque(pool.map(_work, jobs), maxlen=0)
     _join(draft)
-    (draft / _COMPLETE).write_text(json.dumps(stamp))
+    (draft / COMPLETE).write_text(json.dumps(stamp))
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
 

@@ -24,6 +24,7 @@ from longvita.model.build import build_model
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups, initialize
 from longvita.training.checkpointing import load_weights, whole_checkpoint
+from longvita.training.manifest import write_atomically
 
 EVALUATION_LAYOUT = ("layout.tensor_parallel=1", "layout.pipeline_parallel=1", "layout.sequence_parallel=false")
 """Every stage is evaluated data parallel, whatever layout it was trained at."""
@@ -51,7 +52,7 @@ def run(payload: dict[str, Any]) -> int:
     load_weights(models, whole_checkpoint(Path(payload["checkpoint"])), platform)
     counts = {source: count_right(models[0], config, groups, source) for source in config.data.validation}
     if dist.get_rank() == 0:
-        Path(payload["result"]).write_text(json.dumps(counts))
+        write_atomically(Path(payload["result"]), json.dumps(counts))
     dist.barrier()
     return 0
 

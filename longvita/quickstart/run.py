@@ -2,13 +2,16 @@
 
     python -m longvita.quickstart.run
 
-Stages that are done are not trained again: the command goes on where it was stopped.
+Stages that are done are not trained again: the command goes on where it was stopped. A change of the data, of a
+config or of an earlier stage starts the stages after it anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,9 +22,9 @@ import torch
 from rich.console import Console
 
 from longvita.checkpoint.command import convert
-from longvita.config import load
+from longvita.config import dump, load
 from longvita.data.media.image import open_picture
-from longvita.quickstart.build import DEPTHS, TOKENIZER, Sizes, build, needle_source
+from longvita.quickstart.build import COMPLETE, DEPTHS, TOKENIZER, Sizes, build, needle_source
 from longvita.quickstart.evaluate import held_out_accuracy
 from longvita.quickstart.export_check import largest_difference
 from longvita.quickstart.picture import first_frames, in_terminal
@@ -30,6 +33,8 @@ from longvita.quickstart.report import Answer, write_html
 CONFIGS = Path("configs/train/quickstart")
 OUTPUT = Path("runs/quickstart")
 DATA = OUTPUT / "data"
+ORIGIN = "origin.txt"
+"""File in each folder that tells what it was made from."""
 PROCESSES = 2
 console = Console()
 
@@ -63,6 +68,7 @@ def main() -> int:
     started = time.monotonic()
     say("writing pictures, videos, questions and a tokenizer made from scikit-learn's scanned digits")
     build(DATA)
+    drop_what_is_outdated()
     stages, scores = [], {}
     for stage in STAGES:
         code = train(stage)
@@ -102,6 +108,19 @@ def longvita(*arguments: str) -> int:
     return subprocess.run([sys.executable, "-m", "longvita", *arguments], env=environment, check=False).returncode
 
 
+def drop_what_is_outdated() -> None:
+    """Removes the folders that were made from other data, another config or another stage than there is now."""
+    origin = (DATA / COMPLETE).read_text()
+    configs = {run: json.dumps(dump(load(CONFIGS / f"{run}.yaml"))) for stage in STAGES for run in stage.runs}
+    for folder, config in [*configs.items(), ("export", "")]:
+        origin = hashlib.sha256(f"{origin}\n{config}".encode()).hexdigest()
+        note = OUTPUT / folder / ORIGIN
+        if not note.exists() or note.read_text() != origin:
+            shutil.rmtree(OUTPUT / folder, ignore_errors=True)
+            note.parent.mkdir(parents=True)
+            note.write_text(origin)
+
+
 def train(stage: Stage) -> int:
     """Trains what is left of a stage."""
     for run in stage.runs:
@@ -117,7 +136,9 @@ def train(stage: Stage) -> int:
 
 def score(stage: Stage, weights: str) -> dict[str, list[int]]:
     """Right and all answers of a stage's held-out sources, by the weights after stage `weights`."""
-    result = OUTPUT / f"{stage.name}_held_out_after_{weights}.json"
+    result = OUTPUT / weights / f"held_out_{stage.name}.json"
+    if result.exists():
+        return json.loads(result.read_text())
     config = CONFIGS / f"{stage.runs[-1]}.yaml"
     sources = {name: {"data_paths": [str(DATA / "held_out" / f"{name}.jsonl")]} for name in stage.sources}
     overrides = [f"data.validation={json.dumps(sources)}", "training.validation_sequences=1000"]
@@ -152,12 +173,14 @@ def summary(stage: Stage, counts: dict[str, list[int]]) -> dict:
 def export() -> int:
     """Both Hugging Face layouts of the last stage's weights."""
     for layout in ("long_vita", "internvl"):
-        target = OUTPUT / "export" / layout
-        if (target / "config.json").exists():
+        target, draft = OUTPUT / "export" / layout, OUTPUT / "export" / f".{layout}"
+        if target.exists():
             continue
-        code = convert(str(OUTPUT / "stage4"), str(target), layout, tokenizer=str(DATA / TOKENIZER), platform="cpu")
+        shutil.rmtree(draft, ignore_errors=True)
+        code = convert(str(OUTPUT / "stage4"), str(draft), layout, tokenizer=str(DATA / TOKENIZER), platform="cpu")
         if code != 0:
             return code
+        draft.rename(target)
     return 0
 
 

@@ -53,9 +53,9 @@ def test_any_number_of_processes_writes_the_same(data, tmp_path):
 def test_finished_data_is_kept_and_other_data_replaced(data, tmp_path, monkeypatch):
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / building._COMPLETE).write_text((data / building._COMPLETE).read_text())
+    (folder / building.COMPLETE).write_text((data / building.COMPLETE).read_text())
     build(folder, SMALL)
-    assert [path.name for path in folder.iterdir()] == [building._COMPLETE], "the same data was written again"
+    assert [path.name for path in folder.iterdir()] == [building.COMPLETE], "the same data was written again"
     monkeypatch.setattr(building, "_fingerprint", lambda: "other code")
     build(folder, SMALL, processes=1)
     assert (folder / "train" / "digit.jsonl").exists()

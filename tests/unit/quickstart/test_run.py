@@ -1,0 +1,115 @@
+"""What is kept and what is made again when the quickstart runs a second time, and the figures it reports."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from longvita.config import load
+from longvita.quickstart import run as quickstart
+from longvita.quickstart.build import DEPTHS, Sizes
+from longvita.quickstart.run import STAGES, drop_what_is_outdated, needle_sources, share, summary
+from tests.conftest import REPOSITORY
+
+RUNS = [run for stage in STAGES for run in stage.runs]
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch) -> Path:
+    """The quickstart's folder, elsewhere, with its data there and its configs copied."""
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    for run in RUNS:
+        text = (REPOSITORY / quickstart.CONFIGS / f"{run}.yaml").read_text()
+        (configs / f"{run}.yaml").write_text(text.replace("../../", f"{REPOSITORY}/configs/"))
+    folder = tmp_path / "runs"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "complete.json").write_text("first data")
+    monkeypatch.setattr(quickstart, "OUTPUT", folder)
+    monkeypatch.setattr(quickstart, "DATA", folder / "data")
+    monkeypatch.setattr(quickstart, "CONFIGS", configs)
+    return folder
+
+
+def kept(output: Path) -> set[str]:
+    """Fills every folder, drops what is outdated, and tells which folders kept their content."""
+    for name in (*RUNS, "export"):
+        (output / name).mkdir(exist_ok=True)
+        (output / name / "content").touch()
+    drop_what_is_outdated()
+    return {name for name in (*RUNS, "export") if (output / name / "content").exists()}
+
+
+def test_everything_is_kept_when_nothing_changed(output):
+    drop_what_is_outdated()
+    assert kept(output) == {*RUNS, "export"}
+
+
+def test_folders_of_unknown_origin_are_made_again(output):
+    assert kept(output) == set()
+
+
+def test_other_data_starts_all_stages_anew(output):
+    drop_what_is_outdated()
+    (output / "data" / "complete.json").write_text("other data")
+    assert kept(output) == set()
+
+
+def test_another_config_starts_its_stage_and_those_after_it_anew(output):
+    drop_what_is_outdated()
+    config = quickstart.CONFIGS / "stage3.yaml"
+    steps = load(config).training.train_iterations
+    config.write_text(config.read_text().replace(f"train_iterations: {steps}", f"train_iterations: {steps + 1}"))
+    assert kept(output) == set(RUNS[: RUNS.index("stage3")])
+
+
+def test_finished_stages_are_not_trained_again(output, monkeypatch):
+    trained = []
+    monkeypatch.setattr(quickstart, "longvita", lambda *arguments: trained.append(Path(arguments[1]).stem) or 0)
+    for run, reason in (("stage3_short", "complete"), ("stage3", "sigterm")):
+        (output / run).mkdir()
+        (output / run / "report.json").write_text(json.dumps({"reason": reason}))
+    assert quickstart.train(STAGES[2]) == 0
+    assert trained == ["stage3"]
+
+
+def test_a_failed_stage_ends_the_quickstart_with_its_code(output, monkeypatch):
+    monkeypatch.setattr(quickstart, "longvita", lambda *arguments: 7)
+    assert quickstart.train(STAGES[2]) == 7
+
+
+def test_stage_4_is_judged_by_its_longest_videos():
+    longest = max(Sizes().needles)
+    counts = {name: [0, 6] for name in needle_sources()}
+    counts |= {name: [19, 20] for name in needle_sources()[: len(DEPTHS)]}
+    assert all(name.startswith(f"needles_{longest}_") for name in needle_sources()[: len(DEPTHS)])
+    assert share(counts, needle_sources()[: len(DEPTHS)]) == pytest.approx(0.95)
+
+
+def test_summary(output):
+    for run, seconds in (("stage3_short", 20.0), ("stage3", 30.0)):
+        (output / run).mkdir()
+        (output / run / "report.json").write_text(json.dumps({"seconds": seconds, "loss": seconds / 100}))
+    found = summary(STAGES[2], {"long_videos": [285, 300]})
+    assert found == {
+        "name": "stage3", "layout": "PP2", "sequence_length": 512, "seconds": 50.0, "loss": 0.3, "accuracy": 0.95,
+        "questions": 300,
+    }  # fmt: skip
+
+
+def test_layouts_and_contexts_change_from_stage_to_stage():
+    configs = [load(REPOSITORY / "configs/train/quickstart" / f"{stage.runs[-1]}.yaml") for stage in STAGES]
+    layouts = [(c.layout.tensor_parallel, c.layout.pipeline_parallel, c.layout.sequence_parallel) for c in configs]
+    assert len(set(layouts)) == len(STAGES), "each stage reads the checkpoint of another layout"
+    assert [c.data.sequence_length for c in configs] == [128, 128, 512, 2048]
+    assert len({c.seed for c in configs}) == 1
+
+
+def test_runs_start_where_the_one_before_ended():
+    configs = [load(REPOSITORY / "configs/train/quickstart" / f"{run}.yaml") for run in RUNS]
+    assert configs[0].checkpoint.initial is None
+    for before, after in itertools.pairwise(configs):
+        assert after.checkpoint.initial == before.output
