@@ -44,8 +44,8 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List the deselected tests by name; pytest itself only counts them."""
-    if _left_out:
+    """List by name the tests that markers leave out; pytest itself only counts them."""
+    if _left_out and not terminalreporter.config.option.keyword:
         terminalreporter.section("deselected (tests that need an accelerator are, by default)")
         for name in sorted(_left_out):
             terminalreporter.write_line(name)

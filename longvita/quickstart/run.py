@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -103,9 +102,8 @@ def say(text: str) -> None:
 
 
 def longvita(*arguments: str) -> int:
-    """Runs the command line as a user would; the exit code."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "longvita", *arguments], env=environment, check=False).returncode
+    """Runs the command line as a user would; the exit code. scripts/quickstart.sh sets one thread a process."""
+    return subprocess.run([sys.executable, "-m", "longvita", *arguments], check=False).returncode
 
 
 def drop_what_is_outdated() -> None:
