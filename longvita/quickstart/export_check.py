@@ -101,9 +101,11 @@ class PublishedReader:
         self.weights: dict[str, Tensor] = {}
         for file in sorted(folder.glob("*.safetensors")):
             self.weights.update(load_file(file))
-        names = set(Qwen2Config().to_dict())
+        # transformers 5 takes rope_theta, but no longer lists it among a config's own names.
+        names = {*Qwen2Config().to_dict(), "rope_theta"}
         settings = {key: value for key, value in self.config.items() if key in names - {"architectures", "model_type"}}
-        self.language: Any = Qwen2ForCausalLM(Qwen2Config(**settings)).eval()
+        rope = {"rope_type": "default", "rope_theta": self.config["rope_theta"]}
+        self.language: Any = Qwen2ForCausalLM(Qwen2Config(**settings, rope_parameters=rope)).eval()
         vision = ("model.vision_model.", "model.vision_projection.")
         state = {name: value for name, value in self.weights.items() if not name.startswith(vision)}
         self.language.load_state_dict(state, strict=True)
