@@ -52,15 +52,15 @@ _PIECE = 100
 class Sizes:
     """How many samples of each kind are written."""
 
-    variants: int = 4
+    variants: int = 16
     """Pictures drawn of each scan."""
     train: dict[str, int] = field(
         default_factory=lambda: {
-            "digit": 4000,
+            "digit": 6000,
             "pictures": 15000,
             "short_videos": 1600,
             "long_videos": 450,
-            "needles": 400,
+            "needles": 500,
         }
     )
     """Training samples of each source."""
