@@ -39,7 +39,7 @@ NEEDLE = (42, 330)
 """Fewest and most frames of stage 4's videos."""
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Where the digit stands in stage 4's held-out videos, from the first frame to the last."""
-SHORT_SEQUENCE = 128
+PICTURES_SEQUENCE = 192
 """Length of stage 2's sequences, tokens."""
 TOKENS_PER_TILE = 4
 """Tokens of a tile of the quickstart's model."""
@@ -56,11 +56,11 @@ class Sizes:
     """Pictures drawn of each scan."""
     train: dict[str, int] = field(
         default_factory=lambda: {
-            "digit": 6000,
-            "pictures": 15000,
+            "digit": 9500,
+            "pictures": 8000,
             "short_videos": 1600,
             "long_videos": 450,
-            "needles": 500,
+            "needles": 400,
         }
     )
     """Training samples of each source."""
@@ -147,7 +147,7 @@ def _about_pictures(
 ) -> tuple[Sample, dict]:
     shown = questions.choose_scans(int(rng.integers(1, questions.MAX_PICTURES + 1)), scans, labels, rng)
     if split == "train":
-        return questions.much_about_pictures(shown, labels, rng, SHORT_SEQUENCE, count_tokens), {}
+        return questions.much_about_pictures(shown, labels, rng, PICTURES_SEQUENCE, count_tokens), {}
     kinds = list(questions.PICTURE_QUESTIONS)
     kind = kinds[number % len(kinds)]
     return questions.about_pictures(shown, labels, rng, kind), {"kind": kind}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +32,38 @@ EVALUATION_LAYOUT = ("layout.tensor_parallel=1", "layout.pipeline_parallel=1", "
 """Every stage is evaluated data parallel, whatever layout it was trained at."""
 
 
-def held_out_accuracy(config: Path, overrides: list[str], checkpoint: Path, result: Path, processes: int) -> dict:
-    """Right and all answers of each source of data.validation: {source: [right, all]}, also written to `result`.
+@dataclass(frozen=True)
+class Exam:
+    """The held-out sources of a config, asked of a checkpoint."""
 
-    Raises RuntimeError if a process fails.
-    """
-    payload = {"config": str(config), "overrides": overrides, "checkpoint": str(checkpoint), "result": str(result)}
-    if launch("longvita.quickstart.evaluate:run", payload, processes) != 0:
-        raise RuntimeError(f"the evaluation of {checkpoint} failed; its output stands above")
-    return json.loads(result.read_text())
+    config: Path
+    overrides: tuple[str, ...]
+    """Laid over the config; data.validation holds the sources then."""
+    checkpoint: Path
+    result: Path
+    """File for the right and all answers of each source, {source: [right, all]}."""
+
+
+def hold(exams: Sequence[Exam], processes: int) -> None:
+    """Writes the result of each exam, all in the same processes. Raises RuntimeError if one fails."""
+    if launch("longvita.quickstart.evaluate:run", {"exams": tuple(exams)}, processes) != 0:
+        raise RuntimeError("the evaluation failed; its output stands above")
 
 
 def run(payload: dict[str, Any]) -> int:
     """What each process does."""
-    config = load(payload["config"], [*payload["overrides"], *EVALUATION_LAYOUT])
-    platform = platforms.get(config.platform)
+    configs = [load(exam.config, [*exam.overrides, *EVALUATION_LAYOUT]) for exam in payload["exams"]]
+    platform = platforms.get(configs[0].platform)
     platform.activate()
     init_distributed(platform)
-    groups = initialize(config.layout, platform)
-    models = build_model(config, groups, platform, fresh=False)
-    load_weights(models, whole_checkpoint(Path(payload["checkpoint"])), platform)
-    counts = {source: count_right(models[0], config, groups, source) for source in config.data.validation}
-    if dist.get_rank() == 0:
-        write_atomically(Path(payload["result"]), json.dumps(counts))
-    dist.barrier()
+    groups = initialize(configs[0].layout, platform)
+    for exam, config in zip(payload["exams"], configs, strict=True):
+        models = build_model(config, groups, platform, fresh=False)
+        load_weights(models, whole_checkpoint(exam.checkpoint), platform)
+        counts = {source: count_right(models[0], config, groups, source) for source in config.data.validation}
+        if dist.get_rank() == 0:
+            write_atomically(exam.result, json.dumps(counts))
+        dist.barrier()
     return 0
 
 

@@ -1,9 +1,9 @@
 """The questions of the four stages, with their answers.
 
 A sample is a list of things to draw and a conversation about them. What makes the tasks learnable in minutes: a name
-stands in the text before each picture, an answer repeats the question's words before it tells the value ("B?" -
-"B seven", "count six?" - "count six two"), and a training sample asks as many questions as its sequence holds, each in
-a turn of its own.
+stands in the text after each picture, an answer repeats the question's words before it tells the value ("B?" -
+"B seven", "count six?" - "count six two"), and a training sample asks as many questions as its sequence holds, in turns
+as short as those it is asked in later.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ NAME_THE_DIGIT = "digit?"
 """The question of stages 1 and 4: which digit is seen."""
 AFTER_THE_MARKER = "after?"
 """The question of stage 3: which digit comes right after the marker."""
-_MORE_QUESTIONS = 10
-"""Questions, at most, that a stage 2 sample for training asks beside its pictures' names."""
+_WEIGHTS = {"name": 1.5, "count": 4.0, "any": 1.5, "largest": 1.5, "smallest": 1.0, "last": 0.75, "pictures": 0.25}
+"""How often a stage 2 sample for training asks questions of each kind; those that are hard to learn more often."""
 _FEW_DIGITS = 3
 """Different digits, at most, of the half of the stage 2 samples in which digits repeat."""
 
@@ -59,7 +59,7 @@ class Sample:
     is_video: bool
     turns: tuple[Question, ...]
     named: bool = False
-    """Whether each picture has its name in the text before it."""
+    """Whether each picture has its name in the text after it."""
 
     def messages(self) -> list[dict[str, str]]:
         """The conversation in the form of the published JSONL, with a mark where each picture or the video stands."""
@@ -73,7 +73,7 @@ class Sample:
         if self.is_video:
             return "<video>\n"
         names = NAMES[: len(self.drawings)] if self.named else ""
-        return "".join(f"{name}:<image>\n" for name in names) or "<image>\n" * len(self.drawings)
+        return "".join(f"<image>{name}\n" for name in names) or "<image>\n" * len(self.drawings)
 
 
 def name_the_digit(scan: int, labels: np.ndarray) -> Sample:
@@ -137,30 +137,26 @@ def much_about_pictures(
     token_budget: int,
     count_tokens: Callable[[Sample], int],
 ) -> Sample:
-    """Stage 2, training: a question of any kind, then in one turn every picture's name and other questions, shuffled,
-    as many as the sample takes within `token_budget` tokens. A line of the answer for each, in their order.
+    """Stage 2, training: different questions, a turn each, as many as fit; then every picture's name, all in one turn.
+
+    The sample takes `token_budget` tokens at most, if the names alone do.
     """
     digits = [int(labels[scan]) for scan in scans]
     kinds = list(PICTURE_QUESTIONS)
-    first = _other_question(digits, rng, kinds)
-    more = [_answered(NAMES[index], digit) for index, digit in enumerate(digits)]
-    more += [_other_question(digits, rng, kinds) for _ in range(_MORE_QUESTIONS)]
-    sample, asked = _named_pictures(scans, [first]), []
-    for index in rng.permutation(len(more)):
-        asked.append(more[index])
-        longer = _named_pictures(scans, [first, _joined(asked)])
+    weights = np.array([_WEIGHTS[kind] for kind in kinds])
+    names = [_answered(NAMES[index], digits[index]) for index in rng.permutation(len(digits))]
+    all_names = Question("\n".join(q.text for q in names), "\n".join(q.answer for q in names))
+    asked: list[Question] = []
+    sample = _named_pictures(scans, [all_names])
+    while True:
+        question = PICTURE_QUESTIONS[kinds[rng.choice(len(kinds), p=weights / weights.sum())]](digits, rng)
+        if question in asked:
+            continue
+        asked.append(question)
+        longer = _named_pictures(scans, [*asked, all_names])
         if count_tokens(longer) > token_budget:
-            break
+            return sample
         sample = longer
-    return sample
-
-
-def _joined(questions: Sequence[Question]) -> Question:
-    return Question("\n".join(q.text for q in questions), "\n".join(q.answer for q in questions))
-
-
-def _other_question(digits: Sequence[int], rng: np.random.Generator, kinds: Sequence[str]) -> Question:
-    return PICTURE_QUESTIONS[kinds[int(rng.integers(len(kinds)))]](digits, rng)
 
 
 def _named_pictures(scans: Sequence[int], turns: Sequence[Question]) -> Sample:

@@ -24,7 +24,7 @@ from longvita.checkpoint.command import convert
 from longvita.config import dump, load
 from longvita.data.media.image import open_picture
 from longvita.quickstart.build import COMPLETE, DEPTHS, TOKENIZER, Sizes, build, needle_source
-from longvita.quickstart.evaluate import held_out_accuracy
+from longvita.quickstart.evaluate import Exam, hold
 from longvita.quickstart.export_check import largest_difference
 from longvita.quickstart.picture import first_frames, in_terminal
 from longvita.quickstart.report import Answer, write_html
@@ -68,15 +68,11 @@ def main() -> int:
     say("writing pictures, videos, questions and a tokenizer made from scikit-learn's scanned digits")
     build(DATA)
     drop_what_is_outdated()
-    stages, scores = [], {}
     for stage in STAGES:
         code = train(stage)
         if code != 0:
             return code
-        scores[stage.name] = score(stage, stage.name)
-        stages.append(summary(stage, scores[stage.name]))
-        say(f"{stage.name}: {stages[-1]['accuracy']:.3f} of the held-out questions right")
-    again = score(STAGES[1], "stage4")
+    scores, again = examine()
     code = export()
     if code != 0:
         return code
@@ -84,7 +80,7 @@ def main() -> int:
         CONFIGS / "stage2.yaml", "pictures", OUTPUT / "stage4", OUTPUT / "export", OUTPUT / "export_check.json"
     )
     report = {
-        "stages": stages,
+        "stages": [summary(stage, scores[stage.name]) for stage in STAGES],
         "short_context_accuracy_after": share(again, STAGES[1].sources),
         "export_max_abs_logit_difference": difference,
         "seconds": time.monotonic() - started,
@@ -132,15 +128,27 @@ def train(stage: Stage) -> int:
     return 0
 
 
-def score(stage: Stage, weights: str) -> dict[str, list[int]]:
-    """Right and all answers of a stage's held-out sources, by the weights after stage `weights`."""
-    result = OUTPUT / weights / f"held_out_{stage.name}.json"
-    if result.exists():
-        return json.loads(result.read_text())
-    config = CONFIGS / f"{stage.runs[-1]}.yaml"
+def examine() -> tuple[dict[str, dict[str, list[int]]], dict[str, list[int]]]:
+    """Right and all answers of each stage's held-out sources, and stage 2's by the weights after stage 4."""
+    exams = {stage.name: exam(stage, stage.name) for stage in STAGES}
+    again = exam(STAGES[1], "stage4")
+    missing = [e for e in (*exams.values(), again) if not e.result.exists()]
+    if missing:
+        say("asking about digits never trained on")
+        hold(missing, PROCESSES)
+    scores = {name: json.loads(e.result.read_text()) for name, e in exams.items()}
+    return scores, json.loads(again.result.read_text())
+
+
+def exam(stage: Stage, weights: str) -> Exam:
+    """A stage's held-out sources, asked of the weights after stage `weights`."""
     sources = {name: {"data_paths": [str(DATA / "held_out" / f"{name}.jsonl")]} for name in stage.sources}
-    overrides = [f"data.validation={json.dumps(sources)}", "training.validation_sequences=1000"]
-    return held_out_accuracy(config, overrides, OUTPUT / weights, result, PROCESSES)
+    return Exam(
+        CONFIGS / f"{stage.runs[-1]}.yaml",
+        (f"data.validation={json.dumps(sources)}", "training.validation_sequences=1000"),
+        OUTPUT / weights,
+        OUTPUT / weights / f"held_out_{stage.name}.json",
+    )
 
 
 def share(counts: dict[str, list[int]], sources: tuple[str, ...]) -> float:

@@ -64,6 +64,6 @@ def task_texts() -> list[str]:
     from longvita.quickstart import questions as q
 
     subjects = (*q.NAMES, *q.SUBJECTS)
-    lines = ["system", "user", "assistant", *(f"{name}:" for name in q.NAMES)]
+    lines = ["system", "user", "assistant"]
     lines += [f"{subject}?" for subject in subjects]
     return lines + [f"{subject} {word}?" for subject in subjects for word in (*q.WORDS, "yes", "no")]

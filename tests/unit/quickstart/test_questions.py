@@ -67,7 +67,7 @@ def test_messages_name_each_picture():
     rng = np.random.default_rng(5)
     sample = questions.about_pictures([0, 1, 2], DATA.labels, rng, "last")
     user, assistant = sample.messages()
-    assert user == {"role": "user", "content": "A:<image>\nB:<image>\nC:<image>\nlast?"}
+    assert user == {"role": "user", "content": "<image>A\n<image>B\n<image>C\nlast?"}
     assert assistant == {"role": "assistant", "content": f"last {WORDS[DATA.labels[2]]}"}
 
 
