@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvita.errors import UserError
+from longvita.known_warnings import ignore_known_warnings
 
 if TYPE_CHECKING:
     from longvita.platforms.base import Platform
@@ -96,6 +97,7 @@ def launch(target: str, payload: dict[str, Any], processes: int) -> int:
     if processes < 1:
         raise LaunchError(f"processes is {processes}: at least 1 is needed")
     if current_place() is not None or processes == 1:
+        ignore_known_warnings()
         return _resolve(target)(payload)
     with tempfile.TemporaryDirectory(prefix="longvita-") as folder:
         path = Path(folder) / "call.pickle"
@@ -249,6 +251,7 @@ def _run_child(call: str, parent: int) -> int:
     die_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_FORWARDED_SIGNALS, signal.SIGCHLD})
     # A script of tools/ finds its neighbours through its own folder on the path; so must its processes.
+    ignore_known_warnings()
     sys.path, target, payload = pickle.loads(Path(call).read_bytes())
     return _resolve(target)(payload)
 

@@ -6,7 +6,6 @@ Imports neither the model nor megatron-core, so that what is refused is refused 
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +14,10 @@ from longvita.checkpoint.errors import CheckpointError, SharedCheckpointError
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
 from longvita.errors import UserError
 from longvita.inference.settings import OptionError, Settings
-from longvita.platforms.base import KNOWN_WARNINGS
+from longvita.known_warnings import ignore_known_warnings
 
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
-_KNOWN_HERE = (
-    (UserWarning, "Apex is not installed"),
-    (UserWarning, "full scope is deprecated"),
-    (UserWarning, "When using async grad allreduce"),
-    (FutureWarning, "`rope_scaling` is deprecated"),
-)
 
 
 def is_first_process() -> bool:
@@ -55,8 +48,7 @@ def in_process(work: Callable[[Settings, dict[str, Any]], int], payload: dict[st
 
 def quieten() -> None:
     """Leaves out what libraries say on every start and no one can act on; before they are imported."""
-    for category, message in (*KNOWN_WARNINGS, *_KNOWN_HERE):
-        warnings.filterwarnings("ignore", message=message, category=category)
+    ignore_known_warnings()
     from transformers.utils import logging
 
     # It knows no model type long_vita, which the tokenizer beside the model's config does not need.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from longvita.errors import UserError
+from longvita.known_warnings import ignore_known_warnings
 from megatron_patches import patch
 
 if TYPE_CHECKING:
@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_patches.patch import AppliedPatch, Patch
-
-
-KNOWN_WARNINGS = (
-    # megatron-core at import, of what it goes on without
-    (UserWarning, ".*(Transformer Engine|Apex).*not installed"),
-    # megatron-core 0.16.1 with newer torch
-    (FutureWarning, ".*is deprecated. Please use `torch.distributed"),
-    (FutureWarning, "`load_state_dict` is deprecated"),
-    (FutureWarning, "Please use DTensor instead"),
-)
-"""Warnings of the libraries that are true, repeated in every process, and nothing that a user could act on."""
 
 
 class PlatformError(UserError, RuntimeError):
@@ -86,8 +75,7 @@ class Platform(ABC):
 
         Raises megatron_patches.patch.PatchError if one does not fit what is installed.
         """
-        for category, message in KNOWN_WARNINGS:
-            warnings.filterwarnings("ignore", message=message, category=category)
+        ignore_known_warnings()
         return patch.apply(self.patches())
 
     def deactivate(self) -> None:

@@ -8,6 +8,7 @@ import platform
 import resource
 import sys
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from megatron_patches.patch import Patch
+    from megatron_patches.patch import AppliedPatch, Patch
 
 MATMUL_SIZE = 1024
 """Side of the square matrices multiplied to measure the peak."""
@@ -57,6 +58,13 @@ class CPUPlatform(Platform):
         from megatron_patches import cpu
 
         return cpu.patches()
+
+    def activate(self) -> list[AppliedPatch]:
+        """Applies the patches; see Platform.activate."""
+        # megatron-core's advice on the order in which a GPU takes up kernels.
+        advice = "When using (async grad allreduce|sequence parallelism) it is recommended"
+        warnings.filterwarnings("ignore", message=advice, category=UserWarning)
+        return super().activate()
 
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
         """No fused GPU kernels, and pipeline messages that cannot be mixed up between two stages."""

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import re
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def check(config: Config) -> None:
 
 def run(payload: dict[str, Any]) -> int:
     """One process of a training run; what the launcher calls."""
-    _quieten()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     from longvita.training.trainer import train as train_in_process
 
     try:
@@ -74,13 +73,3 @@ def _is_first_to_say(text: str) -> bool:
         return True
     store = dist.distributed_c10d._get_default_store()
     return store.add(f"longvita/error/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
-
-
-def _quieten() -> None:
-    """Leave out what libraries say on every start and no one can act on."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|apex).*not installed.*")
-    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated.*", category=FutureWarning)
-    warnings.filterwarnings(
-        "ignore", message="When using sequence parallelism it is recommended to set the environment"
-    )
