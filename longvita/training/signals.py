@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from enum import IntEnum
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
 
 EXIT_COMPLETE = 0
 """All steps are done."""
@@ -85,6 +85,10 @@ class StopWatch:
 
     def agree(self, device: torch.device) -> StopReason:
         """The same answer on every rank: the highest of all ranks' wishes. A collective over the whole world."""
+        # Not at the top: the command that starts the processes reads the exit codes alone.
+        import torch
+        import torch.distributed as dist
+
         wish = torch.tensor(int(self.wish), dtype=torch.int32, device=device)
         dist.all_reduce(wish, op=dist.ReduceOp.MAX)
         return StopReason(int(wish))
