@@ -70,13 +70,13 @@ def current_place() -> ProcessPlace | None:
             _required("MASTER_ADDR"),
             _integer("MASTER_PORT"),
         )
-    if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
+    if "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1":
         return ProcessPlace(
             _integer("SLURM_PROCID"),
             _integer("SLURM_NTASKS"),
             _integer("SLURM_LOCALID"),
             os.environ.get("MASTER_ADDR") or _first_slurm_host(),
-            int(os.environ.get("MASTER_PORT") or 20000 + _integer("SLURM_JOB_ID") % 10000),
+            int(os.environ.get("MASTER_PORT") or _port_of_slurm_step()),
         )
     return None
 
@@ -152,6 +152,11 @@ def _integer(name: str) -> int:
     if not value.isdigit():
         raise LaunchError(f"environment variable {name} is {value!r}: a whole number is needed")
     return int(value)
+
+
+def _port_of_slurm_step() -> int:
+    """The same on all nodes, another for each step of a job, as steps may run side by side."""
+    return 20000 + (_integer("SLURM_JOB_ID") + 97 * _integer("SLURM_STEP_ID")) % 10000
 
 
 def _first_slurm_host() -> str:

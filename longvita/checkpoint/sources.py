@@ -26,13 +26,13 @@ CONFIG = "config.json"
 
 def is_training_checkpoint(source: str | Path) -> bool:
     """Whether the name is a checkpoint of ours, a folder of numbered ones, or the output folder of a run."""
-    return manifest.is_checkpoint(Path(source))
+    return manifest.is_checkpoint(Path(source).expanduser())
 
 
 def model_config(source: str | Path) -> ModelConfig:
     """The ModelConfig of any source. Raises CheckpointError when its config is absent or not ours to run."""
     if is_training_checkpoint(source):
-        return training_config(Path(source)).model
+        return training_config(Path(source).expanduser()).model
     return model_config_from_folder(local_folder(source, weights=True))
 
 
@@ -50,7 +50,7 @@ def load_weights(models: Sequence[LongVITA], source: str | Path, groups: Paralle
     if is_training_checkpoint(source):
         from longvita.training import checkpointing
 
-        checkpointing.load_weights(list(models), checkpointing.whole_checkpoint(Path(source)), platform)
+        checkpointing.load_weights(list(models), checkpointing.whole_checkpoint(Path(source).expanduser()), platform)
     else:
         from longvita.checkpoint.hf import read_weights
 

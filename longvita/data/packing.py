@@ -118,10 +118,6 @@ class SequenceStream:
             if epoch == len(self._starts):
                 self._starts.append(self._starts[-1] + plan.num_sequences)
 
-    def epoch_of(self, number: int) -> int:
-        """Epoch of a sequence that was asked for."""
-        return bisect.bisect_right(self._starts, number) - 1
-
     def _plan(self, epoch: int) -> EpochPlan:
         if epoch not in self._plans:
             self._plans = {epoch: self._plan_epoch(epoch)}

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from longvita.data.media.image import normalise
 from longvita.data.media.item import (
-    MediaFacts,
     MediaItem,
     MediaSettings,
     Source,
@@ -20,22 +19,8 @@ from longvita.data.media.item import (
     order_media,
     probe_media,
 )
-from longvita.data.media.video import most_frames_that_fit
 from longvita.data.sample import Turn, parse_turns
 from longvita.data.template import ChatTemplate, mark_order
-from longvita.errors import UserError
-
-
-class PromptTooLongError(UserError, ValueError):
-    """A prompt that exceeds the limit; tells the largest frame limit that fits, if one does."""
-
-    def __init__(self, length: int, limit: int, max_num_frames: int | None):
-        if max_num_frames is None:
-            way_out = "no number of video frames makes it fit: shorten the text, drop pictures or raise --max_seq_len"
-        else:
-            way_out = f"--max_num_frame {max_num_frames} fits, or raise --max_seq_len"
-        super().__init__(f"the prompt has {length} tokens, the limit is {limit}; {way_out}")
-        self.length, self.limit, self.max_num_frames = length, limit, max_num_frames
 
 
 @dataclass(frozen=True)
@@ -68,21 +53,16 @@ def encode_prompt(
     videos: Sequence[str | os.PathLike],
     template: ChatTemplate,
     settings: MediaSettings,
-    max_length: int | None = None,
 ) -> Prompt:
     """A prompt of {"role", "content"} messages (or Turns), ending where the assistant's answer begins.
 
     images: paths or PIL pictures, one for each `<image>` in the messages; videos: paths, one for each `<video>`. Where
     none are given, the marks are text like any other; control tokens in the text always are. Only headers are read.
-    Raises SampleError (a turn without text, marks that do not match), MediaError (a file that cannot be read) and
-    PromptTooLongError if the prompt is longer than `max_length` tokens.
+    Raises SampleError (a turn without text, marks that do not match) and MediaError (a file that cannot be read).
     """
     turns = parse_turns(messages)
     facts = probe_media(images, videos, settings.max_fps)
     encoded = template.encode_prompt(turns, facts.grids(settings), facts.frame_counts(settings))
-    length = len(encoded.input_ids)
-    if max_length is not None and length > max_length:
-        raise PromptTooLongError(length, max_length, _fitting_frames(length, max_length, facts, template, settings))
     return Prompt(
         input_ids=torch.from_numpy(encoded.input_ids),
         tile_starts=torch.from_numpy(encoded.tile_starts),
@@ -94,13 +74,3 @@ def encode_prompt(
 def _given_marks(turns: Sequence[Turn], images: Sequence, videos: Sequence) -> list[bool]:
     """mark_order, of the marks alone that stand for something."""
     return [video for video in mark_order(turns) if (videos if video else images)]
-
-
-def _fitting_frames(
-    length: int, limit: int, facts: MediaFacts, template: ChatTemplate, settings: MediaSettings
-) -> int | None:
-    if not facts.videos:
-        return None
-    without_frames = length - sum(facts.frame_counts(settings)) * template.tokens_per_frame
-    room = (limit - without_frames) // template.tokens_per_frame
-    return most_frames_that_fit(facts.videos, settings.max_fps, settings.max_num_frames, room)

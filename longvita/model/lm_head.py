@@ -21,10 +21,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, group: dist.ProcessGroup, chunk: int
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        group: dist.ProcessGroup,
+        chunk: int,
+        differentiate: bool,
     ) -> tuple[Tensor, Tensor]:
         losses = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
-        need_rows, need_weight = ctx.needs_input_grad[:2]
+        need_rows, need_weight = (differentiate and needed for needed in ctx.needs_input_grad[:2])
         grad_rows = torch.zeros_like(rows) if need_rows else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         first = group.rank() * len(weight)
@@ -49,14 +55,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         grad_rows, grad_weight = ctx.saved_tensors
         scale = grads[0]
         if grad_rows is not None:
             grad_rows = grad_rows * scale.to(grad_rows.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
-        return grad_rows, grad_weight, None, None, None
+        return grad_rows, grad_weight, None, None, None, None
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,7 +98,7 @@ def chunked_cross_entropy(
     if len(rows) == 0:
         # Keeps the graph whole, so that every parameter has a gradient and every rank takes part in the reductions.
         return rows.float().sum() + 0.0 * weight.float().sum(), rows.new_zeros(0, dtype=torch.float32)
-    return _ChunkedCrossEntropy.apply(rows, weight, targets, group, chunk)
+    return _ChunkedCrossEntropy.apply(rows, weight, targets, group, chunk, torch.is_grad_enabled())
 
 
 class _GatherSelected(torch.autograd.Function):

@@ -23,7 +23,7 @@ from rich.console import Console
 from longvita.checkpoint.command import convert
 from longvita.config import dump, load
 from longvita.data.media.image import open_picture
-from longvita.quickstart.build import COMPLETE, DEPTHS, TOKENIZER, Sizes, build, needle_source
+from longvita.quickstart.build import COMPLETE, DEPTHS, LONG, TOKENIZER, Sizes, build, needle_source
 from longvita.quickstart.evaluate import Exam, hold
 from longvita.quickstart.export_check import largest_difference
 from longvita.quickstart.picture import first_frames, in_terminal
@@ -197,8 +197,10 @@ def ask() -> list[Answer]:
         line = json.loads((DATA / "held_out" / f"{source}.jsonl").read_text().splitlines()[0])
         path = DATA / line[key][0]
         question, right = (message["content"] for message in line["messages"])
-        shown = [open_picture(path)] if key == "images" else first_frames(path, 64)
+        shown = [open_picture(path)] if key == "images" else first_frames(path, LONG[1])
         command = ["generate", str(OUTPUT / "export" / "long_vita"), "--question", question, option, str(path)]
+        if key == "videos":
+            command += ["--max-num-frames", str(LONG[1])]
         finished = subprocess.run(
             [sys.executable, "-m", "longvita", *command], capture_output=True, text=True, check=True
         )

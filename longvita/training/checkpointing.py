@@ -301,16 +301,14 @@ def whole_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def checkpoint_config(folder: Path) -> Config:
-    """The config of the run that wrote the checkpoint `folder`."""
-    return Config.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
-
-
 _SAME_FIELDS = (
     "model",
     "seed",
     "data.sequence_length",
     "data.isolate_documents",
+    "data.max_num_tiles",
+    "data.max_num_frames",
+    "data.max_fps",
     "training.trainable",
     "training.precision",
     "optimizer.vision_lr_mult",
@@ -336,8 +334,12 @@ def _differing(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     for part in ("vision", "projector", "language"):
         old, new = saved["model"][part], current["model"][part]
         names += [f"model.{part}.{key}" for key in new if old.get(key) != new[key]]
-    mixes = [{name: (s["ratio"], s["num"]) for name, s in c["data"]["dataset"].items()} for c in (saved, current)]
-    return names + (["data.dataset"] if mixes[0] != mixes[1] else [])
+    return names + (["data.dataset"] if _mix(saved) != _mix(current) else [])
+
+
+def _mix(config: dict[str, Any]) -> dict[str, tuple]:
+    sources = config["data"]["dataset"]
+    return {name: (source["ratio"], source["num"], source["data_paths"]) for name, source in sources.items()}
 
 
 def _field(values: Any, name: str) -> Any:

@@ -14,7 +14,7 @@ from longvita.config import Config, ConfigError, check_world_size, dump
 from longvita.config.checks import replica_size
 from longvita.config.errors import Problem
 from longvita.errors import UserError
-from longvita.training.signals import EXIT_REFUSED
+from longvita.training.signals import EXIT_FAILED, EXIT_REFUSED
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -45,24 +45,30 @@ def check(config: Config) -> None:
         )
     for field in ("initial", "initial_language", "initial_vision"):
         name = getattr(config.checkpoint, field)
-        if name is not None and not Path(name).expanduser().is_dir() and not _HUB_ID.fullmatch(name):
+        if name is not None and not Path(name).expanduser().is_dir() and not _is_hub_id(name):
             message, way_out = "is neither a folder here nor a Hub id (OWNER/NAME)", "check the path"
             problems.append(Problem(message, f"checkpoint.{field}", name, way_out=way_out))
     if problems:
         raise ConfigError(problems)
 
 
+def _is_hub_id(name: str) -> bool:
+    """Whether a name that is no folder here can be OWNER/NAME; not when its first part is a folder: a mistyped path."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).parent.is_dir()
+
+
 def run(payload: dict[str, Any]) -> int:
     """One process of a training run; what the launcher calls."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    from longvita.training.step import TrainingError
     from longvita.training.trainer import train as train_in_process
 
     try:
         return train_in_process(Config.model_validate(payload["config"]))
-    except UserError as error:
+    except (UserError, TrainingError) as error:
         if _is_first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_REFUSED
+        return EXIT_FAILED if isinstance(error, TrainingError) else EXIT_REFUSED
 
 
 def _is_first_to_say(text: str) -> bool:

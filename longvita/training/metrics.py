@@ -57,20 +57,23 @@ class Metrics:
     def _reset(self) -> None:
         self._seconds = self._flops = 0.0
         self._steps = self._tokens = self._tiles = 0
+        self._unwritten: StepFigures | None = None
 
     def __enter__(self) -> Metrics:
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._unwritten is not None:
+            self._write_step(self._unwritten)
         self._progress.stop()
         if self._board is not None:
             self._board.close()
 
     def step(self, iteration: int, figures: StepFigures, seconds: float) -> None:
-        """Note a step that took `seconds`; written every logging.interval steps and at the last one."""
+        """Note a step that took `seconds`; written every logging.interval steps and at the last one of this process."""
         work = figures.batch.work
-        self.iteration = iteration
+        self.iteration, self._unwritten = iteration, figures
         self._steps += 1
         self._seconds += seconds
         self._tokens += work.tokens
@@ -115,13 +118,16 @@ class Metrics:
         self._scalars(flat)
         self._progress.step(self.iteration, figures, speed, self._steps)
 
-    def validation(self, losses: dict[str, float]) -> None:
+    def validation(self, losses: dict[str, float | None]) -> None:
         """Note the held-out loss of each source after the newest step."""
         self._append({"step": self.iteration, "validation": losses})
-        self._scalars({f"validation/{source}": loss for source, loss in losses.items()})
+        self._scalars({f"validation/{source}": loss for source, loss in losses.items() if loss is not None})
         self._progress.say(
             f"step {self.iteration}: held-out loss "
-            + ", ".join(f"{source} {loss:.4f}" for source, loss in losses.items())
+            + ", ".join(
+                f"{source} {loss:.4f}" if loss is not None else f"{source}: nothing could be read"
+                for source, loss in losses.items()
+            )
         )
 
     def say(self, text: str) -> None:

@@ -1,7 +1,7 @@
 """Stopping early: SIGTERM, SIGINT or a time limit save a checkpoint and end the run with a known exit code.
 
 The exit codes of `longvita train`: 0 when all steps are done, 2 when the config or the files it names are refused, and
-those below for a run that has saved its state and goes on from there when started again. Any other code is a failure.
+1 when it fails later, and those below for a run that has saved its state and goes on from there when started again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EXIT_COMPLETE = 0
 """All steps are done."""
+EXIT_FAILED = 1
+"""Steps were done, and then one could not be, or its checkpoint could not be written."""
 EXIT_REFUSED = 2
 """The config, or a file that it names, was refused before anything started."""
 EXIT_SIGTERM = 75

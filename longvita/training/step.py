@@ -94,6 +94,8 @@ class _Counter:
 def train_step(state: TrainingState, batches: Iterable[LocalBatch], micro_batches: int | None = None) -> StepFigures:
     """Forward and backward passes over this replica's micro batches, then one clipped optimizer step.
 
+    A global batch without a loss token, as when none of its files can be read, changes no weight.
+
     `batches` yields this rank's micro batches, on any device; `micro_batches` of them are taken
     (state.micro_batches when absent). All ranks must call it together. Raises TrainingError when the gradient norm is
     not finite; the weights are lost then, the newest checkpoint is not.
@@ -105,7 +107,7 @@ def train_step(state: TrainingState, batches: Iterable[LocalBatch], micro_batche
     sources = tuple(state.config.data.dataset)
     losses, batch = forward_backward(state, batches, micro_batches or state.micro_batches, sources)
     state.scheduler.step(1)
-    _, grad_norm, _ = state.optimizer.step()
+    grad_norm = state.optimizer.step()[1] if losses.loss_tokens else 0.0
     state.iteration += 1
     if not math.isfinite(grad_norm):
         raise TrainingError(

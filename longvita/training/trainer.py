@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from longvita import launcher, platforms
+from longvita.checkpoint.errors import CheckpointError
 from longvita.config import check_world_size
 from longvita.config.schema import Config
 from longvita.data.batch import LocalBatch
@@ -26,7 +27,7 @@ from longvita.training.metrics import Metrics
 from longvita.training.report import write_report
 from longvita.training.signals import StopReason, StopWatch
 from longvita.training.state import TrainingState, build_state
-from longvita.training.step import StepFigures, train_step
+from longvita.training.step import StepFigures, TrainingError, train_step
 from longvita.training.validation import held_out_losses
 
 
@@ -82,14 +83,17 @@ class Run:
         return Metrics(self.output, self.config, self.state.iteration, dist.get_world_size(), peak)
 
     def run(self) -> int:
-        """Steps until all are done or a stop is asked for; then the last checkpoint and the report."""
-        if self.metrics is None:
-            reason = self._loop()
-        else:
-            with self.metrics:
+        """Steps until all are done or a stop is asked for; then the last checkpoint and the report.
+
+        Raises TrainingError when a step cannot be done or a checkpoint not be written.
+        """
+        try:
+            with self.metrics or contextlib.nullcontext():
                 reason = self._loop()
-        self._save()
-        self.checkpointer.poll(wait=True)
+            self._save()
+            self.checkpointer.poll(wait=True)
+        except CheckpointError as error:
+            raise TrainingError(str(error)) from error
         if self.metrics is not None:
             self._finish(reason)
         dist.barrier()

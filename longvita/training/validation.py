@@ -10,17 +10,18 @@ from longvita.training.state import TrainingState
 from longvita.training.step import evaluate
 
 
-def held_out_losses(state: TrainingState) -> dict[str, float]:
+def held_out_losses(state: TrainingState) -> dict[str, float | None]:
     """Mean loss of each source of data.validation over its first training.validation_sequences packed sequences.
 
-    The same sequences each time and at every layout, so that losses compare. A collective over the whole world.
+    None for a source of which nothing could be read. The same sequences each time and at every layout, so that losses
+    compare. A collective over the whole world.
     """
     micro_batches = validation_micro_batches(state)
-    losses = {}
+    losses: dict[str, float | None] = {}
     for source in state.config.data.validation:
         with contextlib.closing(build_loader(state.config, state.groups, 0, VALIDATION + source)) as loader:
             figures, _ = evaluate(state, loader, micro_batches, (source,))
-        losses[source] = figures.loss
+        losses[source] = figures.loss if figures.loss_tokens else None
     return losses
 
 

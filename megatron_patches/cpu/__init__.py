@@ -7,13 +7,12 @@ from megatron_patches.patch import Patch
 
 def patches() -> list[Patch]:
     """The CPU platform's patches. Imports the parts of megatron-core that they are about."""
-    from megatron_patches.cpu import adam, async_save, pipeline, rng, tensor_methods, torch_names
+    from megatron_patches.cpu import adam, pipeline, rng, tensor_methods, torch_names
 
     return [
         *torch_names.PATCHES,
         *tensor_methods.PATCHES,
         *rng.PATCHES,
         *adam.PATCHES,
-        *async_save.PATCHES,
         *pipeline.PATCHES,
     ]

@@ -7,13 +7,14 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from longvita.data.batch import IGNORED_LABEL
 from longvita.training.flops import Workload, training_flops
 from longvita.training.step import TrainingError, evaluate, forward_backward, train_step
 from tests.distributed.helpers import run_distributed
-from tests.distributed.training_runs import go_on, run_config, start
+from tests.distributed.training_runs import go_on, run_config, start, tensors
 from tests.tiny import batches, micro_batch, sequence
 
 
@@ -75,17 +76,55 @@ def no_loss(rank, world_size, layout):
     empty = [micro_batch([number], config, state.groups) for number in range(state.micro_batches)]
     for batch in empty:
         batch.labels.fill_(IGNORED_LABEL)
+    before = tensors(state)
     step = train_step(state, empty)
-    finite = all(bool(p.isfinite().all()) for model in state.models for p in model.parameters())
-    return step.losses.loss, step.losses.loss_tokens, step.grad_norm, finite, go_on(state, 1)[0]
+    after = tensors(state)
+    same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    return step.losses.loss, step.losses.loss_tokens, step.grad_norm, same, go_on(state, 1)[0]
 
 
 @pytest.mark.parametrize("layout", ["tp2_sp", "pp2"])
-def test_a_global_batch_without_loss_changes_nothing_to_nan(layout):
-    for loss, tokens, norm, finite, (after, after_norm) in run_distributed(no_loss, 2, layout):
+def test_a_global_batch_without_loss_changes_no_weight(layout):
+    for loss, tokens, norm, same, (after, after_norm) in run_distributed(no_loss, 2, layout):
         assert (loss, tokens, norm) == (0.0, 0, 0.0)
-        assert finite
+        assert same
         assert math.isfinite(after) and after_norm > 0
+
+
+class WidestLogits(TorchDispatchMode):
+    """Notes the most rows of any tensor made with as many columns as this rank has words."""
+
+    def __init__(self, config, state):
+        super().__init__()
+        self.columns = config.model.language.vocab_size // state.groups.tp_size
+        self.hidden = config.model.language.hidden_size
+        self.rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, (tuple, list)) else (output,):
+            if torch.is_tensor(tensor) and tensor.dim() > 1 and tensor.shape[-1] == self.columns:
+                rows = tensor.numel() // self.columns
+                self.rows = max(self.rows, 0 if rows == self.hidden else rows)
+        return output
+
+
+def widest_logits(rank, world_size, layout, chunk):
+    # A vocabulary that no other size of the model is like, whole or halved.
+    config = run_config(layout, model={"language": {"vocab_size": 144}}, training={"loss_chunk_size": chunk})
+    state = start(config)
+    with WidestLogits(config, state) as watch:
+        losses = train_step(state, batches(config, state.groups)).losses
+    return watch.rows, losses.loss_tokens
+
+
+@pytest.mark.parametrize(("layout", "processes"), [({}, 1), ("tp2_sp", 2)])
+def test_a_step_never_holds_the_logits_of_all_tokens(layout, processes):
+    """From the model's input to its last gradient: nothing of [tokens, vocabulary / TP] exists."""
+    for rows, _ in run_distributed(widest_logits, processes, layout, 8):
+        assert rows == 8
+    for rows, loss_tokens in run_distributed(widest_logits, processes, layout, 1024):
+        assert 8 < rows <= loss_tokens, "only positions that carry loss have logits"
 
 
 def not_finite(rank, world_size):

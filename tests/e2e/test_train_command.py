@@ -13,7 +13,7 @@ import pytest
 from longvita.config import ConfigError, load
 from longvita.training import command, manifest
 from longvita.training.metrics import read_metrics
-from longvita.training.signals import EXIT_SIGTERM, EXIT_TIME_LIMIT
+from longvita.training.signals import EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT
 from tests.distributed.helpers import free_port
 from tests.e2e.training_material import STEPS, log_of, losses_of, start, start_train, write_run
 
@@ -91,6 +91,24 @@ def check_reports(output):
     assert kept == [STEPS, STEPS - 3]
 
 
+def test_ctrl_c_saves_and_ends_with_its_code(tmp_path):
+    config, output = write_run(tmp_path), tmp_path / "run"
+    process = start_train(config, "training.train_iterations=1000000", "logging.interval=1000")
+    deadline = time.monotonic() + PATIENCE
+    while "starts at step 0" not in log_of(tmp_path):
+        assert process.poll() is None and time.monotonic() < deadline, log_of(tmp_path)
+        time.sleep(0.05)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=PATIENCE) == EXIT_SIGINT, log_of(tmp_path)
+    stopped = manifest.step_of(manifest.step_folders(output / "checkpoints")[0])
+    # The steps since the last written line are in the metrics too.
+    assert max(losses_of(output)) == stopped > 0
+    report = json.loads((output / "report.json").read_text())
+    assert (report["reason"], report["iterations"]) == ("sigint", stopped)
+    assert report["tokens"] > 0
+
+
 def test_time_limit_and_start_from_a_checkpoint(tmp_path):
     config = write_run(tmp_path)
     single = ["layout.processes=1", "data.num_workers=0", "training.train_iterations=1000000"]
@@ -119,6 +137,7 @@ def test_time_limit_and_start_from_a_checkpoint(tmp_path):
     [
         (["layout.context_parallel=2"], "layout.context_parallel"),
         (["checkpoint.initial_vision=/no/such/folder"], "checkpoint.initial_vision"),
+        (["checkpoint.initial=tests/no_such_run"], "checkpoint.initial"),
         (["layout.processes=3", "layout.tensor_parallel=2"], "processes"),
     ],
 )

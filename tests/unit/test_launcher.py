@@ -108,6 +108,8 @@ def test_place_under_srun(monkeypatch, nodes, first):
     place = current_place()
     assert (place.rank, place.world_size, place.local_rank) == (1, 2, 0)
     assert (place.master_address, place.master_port) == (first, 22345)
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert current_place().master_port == 22442, "two steps of a job run side by side"
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "5")
     assert (current_place().master_address, current_place().master_port) == ("10.0.0.1", 5)
@@ -117,4 +119,11 @@ def test_a_batch_script_is_not_an_srun_task(monkeypatch):
     clear_launchers(monkeypatch)
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert current_place() is None
+
+
+def test_a_shell_that_srun_started_alone_is_not_a_task_of_a_run(monkeypatch):
+    clear_launchers(monkeypatch)
+    for name, value in {"PROCID": 0, "NTASKS": 1, "LOCALID": 0, "STEP_ID": 0, "JOB_ID": 7}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert current_place() is None

@@ -8,7 +8,7 @@ from longvita.data.errors import MediaError, SampleError
 from longvita.data.media.image import normalise, open_picture, tile_image
 from longvita.data.media.item import MediaSettings
 from longvita.data.media.video import frame_indices, read_frames
-from longvita.data.prompt import PromptTooLongError, encode_prompt
+from longvita.data.prompt import encode_prompt
 from tests.unit.data.material import picture
 
 SETTINGS = MediaSettings(image_size=28, max_num_tiles=4, max_num_frames=8, max_fps=1.0)
@@ -46,26 +46,6 @@ def test_a_picture_in_memory(template):
 def test_a_folder_of_frames(stock, template):
     prompt = encode_prompt(ask("<video>?"), [], [stock / "media/frames"], template, SETTINGS)
     assert prompt.decode().shape == (8, 3, 28, 28)
-
-
-def test_too_long_names_the_frames_that_fit(stock, template):
-    clip = stock / "media/clip.mp4"
-    whole = encode_prompt(ask("<video>?"), [], [clip], template, SETTINGS)
-    limit = len(whole.input_ids) - 4 * template.tokens_per_frame
-    with pytest.raises(PromptTooLongError) as caught:
-        encode_prompt(ask("<video>?"), [], [clip], template, SETTINGS, max_length=limit)
-    assert caught.value.max_num_frames == 4
-    assert f"{len(whole.input_ids)} tokens" in str(caught.value)
-    assert f"limit is {limit}; --max_num_frame 4 fits" in str(caught.value)
-    fewer = MediaSettings(image_size=28, max_num_tiles=4, max_num_frames=4)
-    assert len(encode_prompt(ask("<video>?"), [], [clip], template, fewer, max_length=limit).input_ids) <= limit
-
-
-@pytest.mark.parametrize("videos, text", [([], "hello"), (["clip.mp4"], "<video>")])
-def test_too_long_whatever_the_frames(stock, template, videos, text):
-    paths = [stock / "media" / path for path in videos]
-    with pytest.raises(PromptTooLongError, match="no number of video frames makes it fit"):
-        encode_prompt(ask(text), [], paths, template, SETTINGS, max_length=10)
 
 
 @pytest.mark.parametrize("text, images", [("?", ["one.png"]), ("<image>", ["one.png", "one.png"])])
