@@ -26,12 +26,11 @@ from longvita.checkpoint.tokenizer_files import (
     write_tokenizer,
 )
 from longvita.config.schema import Config, ModelConfig
+from longvita.data.media.image import IMAGE_MEAN, IMAGE_STD
 
 if TYPE_CHECKING:
     from longvita.parallel.groups import ParallelGroups
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 _BICUBIC = 3  # PIL's number for it
 
 

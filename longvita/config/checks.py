@@ -13,9 +13,7 @@ from typing import Any
 
 from longvita.config.errors import ABSENT, ConfigError, Problem, Source
 from longvita.config.schema import Config, DatasetConfig
-
-TILE_MARKERS = 2
-"""Tokens around a tile's own: <img> </img>, <patch> </patch> or <vid> </vid>."""
+from longvita.data.sample import TILE_MARKERS
 
 
 def find_problems(config: Config) -> list[Problem]:

@@ -17,13 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from longvita.data.media.image import Grid
-from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Turn, check_marks
+from longvita.data.sample import IMAGE_MARK, TILE_MARKERS, VIDEO_MARK, Turn, check_marks
 from longvita.data.tokenizer import LongVITATokenizer
 
 IGNORED_LABEL = -100
 """Label of a position that carries no loss."""
-MARKERS_PER_TILE = 2
-"""Tokens around each tile: its start and its end."""
 MARKS = re.compile(f"({re.escape(IMAGE_MARK)}|{re.escape(VIDEO_MARK)})")
 
 
@@ -64,7 +62,7 @@ class ChatTemplate:
     @property
     def tokens_per_frame(self) -> int:
         """Tokens of a tile with the markers around it."""
-        return self.tokens_per_tile + MARKERS_PER_TILE
+        return self.tokens_per_tile + TILE_MARKERS
 
     def picture_length(self, grid: Grid) -> int:
         """Tokens of a picture cut by `grid`."""

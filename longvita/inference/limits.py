@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longvita.config.checks import TILE_MARKERS
 from longvita.config.schema import Config
 from longvita.data.media.video import VideoFacts, count_frames, most_frames_that_fit
+from longvita.data.sample import TILE_MARKERS
 from longvita.errors import UserError
 
 
