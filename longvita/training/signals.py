@@ -1,6 +1,6 @@
 """Stopping early: SIGTERM, SIGINT or a time limit save a checkpoint and end the run with a known exit code.
 
-The exit codes of `longvita train`: 0 when all steps are done, 2 when the config or the files it names are refused, and
+The exit codes of `longvita train`: 0 when all steps are done, 2 when the config or the files it names are refused,
 1 when it fails later, and those below for a run that has saved its state and goes on from there when started again.
 """
 

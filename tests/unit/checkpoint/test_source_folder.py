@@ -80,9 +80,11 @@ def test_long_lists_are_cut_and_counted(tmp_path: Path):
 def test_computed_buffers_and_other_parts_are_left_alone(tmp_path: Path):
     tensors = random_tensors(LONG_VITA)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(2)
-    SourceFolder(write(tmp_path / "whole", tensors), MODEL)
+    whole = SourceFolder(write(tmp_path / "whole", tensors), MODEL)
     tensors["score.weight"] = torch.zeros(1)
-    SourceFolder(write(tmp_path / "more", tensors), MODEL, parts=("language",))
+    language = SourceFolder(write(tmp_path / "more", tensors), MODEL, parts=("language",))
+    for source in (whole, language):
+        assert torch.equal(parameter(source, "language_model.decoder.layers.1.mlp.linear_fc2.weight"), tensors[DOWN])
 
 
 def test_a_wrong_shape_is_told_with_both_shapes(tmp_path: Path):
