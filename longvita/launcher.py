@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import gc
 import importlib
 import os
 import pickle
@@ -258,7 +259,9 @@ def _run_child(call: str, parent: int) -> int:
     # A script of tools/ finds its neighbours through its own folder on the path; so must its processes.
     ignore_known_warnings()
     sys.path, target, payload = pickle.loads(Path(call).read_bytes())
-    return _resolve(target)(payload)
+    code = _resolve(target)(payload)
+    gc.freeze()  # else the interpreter's last collection walks the libraries' objects, for more than a second
+    return code
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def convert(
     `dtype` is bf16, fp32 or None for the source's; `layout` is how the model is built on the way, where one is.
     """
     from longvita.checkpoint.convert import convert_folder
+    from longvita.checkpoint.media_limits import read_media_limits, write_media_limits
     from longvita.checkpoint.sources import is_training_checkpoint
 
     if layout_format not in FORMATS:
@@ -71,6 +72,8 @@ def convert(
         convert_folder(source, folder, layout_format, held, max_shard_size, DTYPES[dtype] if dtype else None)
         code = 0
     if code == 0 and _is_first_process():
+        if layout_format != "checkpoint":
+            write_media_limits(folder, read_media_limits(source))
         _report_conversion(source, folder, layout_format, time.monotonic() - start, as_json)
     return code
 
@@ -88,6 +91,7 @@ def _check_target(folder: Path) -> None:
 
 def _convert_with_model(source: str, folder: Path, layout: str, platform: str, options: dict[str, Any]) -> int:
     from longvita.checkpoint.internvl import check_internvl
+    from longvita.checkpoint.media_limits import read_media_limits
     from longvita.checkpoint.sources import model_config
 
     model = model_config(source)
@@ -97,6 +101,7 @@ def _convert_with_model(source: str, folder: Path, layout: str, platform: str, o
         name="convert",
         platform=platform,
         model=model,
+        data=read_media_limits(source),
         layout=parse_layout(layout),
         training=TrainingConfig(precision=options["dtype"] or source_precision(source)),
     )
@@ -120,7 +125,7 @@ def source_precision(source: str | Path) -> Literal["bf16", "fp32"]:
     from longvita.checkpoint.sources import is_training_checkpoint, training_config
 
     if is_training_checkpoint(source):
-        return training_config(Path(source)).training.precision
+        return training_config(source).training.precision
     config = read_json(local_folder(source) / "config.json")
     return "bf16" if config.get("torch_dtype", config.get("dtype")) == "bfloat16" else "fp32"
 
@@ -157,7 +162,7 @@ def load_source_tokenizer(source: str | Path, explicit: str | None) -> Any:
     if explicit is not None:
         return load_transformers_tokenizer(local_folder(explicit, weights=False))
     if is_training_checkpoint(source):
-        name = training_config(Path(source)).data.tokenizer
+        name = training_config(source).data.tokenizer
         return load_transformers_tokenizer(Path(name)) if name and Path(name).is_dir() else None
     folder = local_folder(source)
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.json")

@@ -32,12 +32,13 @@ def is_training_checkpoint(source: str | Path) -> bool:
 def model_config(source: str | Path) -> ModelConfig:
     """The ModelConfig of any source. Raises CheckpointError when its config is absent or not ours to run."""
     if is_training_checkpoint(source):
-        return training_config(Path(source).expanduser()).model
+        return training_config(source).model
     return model_config_from_folder(local_folder(source, weights=True))
 
 
-def training_config(folder: Path) -> Config:
+def training_config(source: str | Path) -> Config:
     """The Config that a training checkpoint of ours was made with (of the newest one in a folder of several)."""
+    folder = Path(source).expanduser()
     candidates = [folder, *manifest.step_folders(manifest.numbered_root(folder) or folder)]
     found = next((path for path in candidates if (path / CONFIG).is_file()), None)
     if found is None:

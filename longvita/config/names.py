@@ -80,6 +80,8 @@ def type_name(annotation: object) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return "one of " + ", ".join(str(argument) for argument in arguments)
+    if origin is typing.Annotated:
+        return type_name(arguments[0])
     if origin is list:
         return f"list of {type_name(arguments[0])}"
     if origin in (typing.Union, types.UnionType):

@@ -6,10 +6,14 @@ Sections are strict and immutable: an unknown key, a wrong type or a value outsi
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path on this machine; a ~ at its start is the home folder."""
 
 
 class Section(BaseModel):
@@ -121,24 +125,24 @@ class DatasetConfig(Section):
     """Share of each file's samples to take; above 1 repeats samples, 0 leaves the source out."""
     num: int = Field(999999999, ge=1)
     """Most samples to take from each file."""
-    data_paths: list[str] = Field(min_length=1)
+    data_paths: list[Place] = Field(min_length=1)
     """JSONL files of the source, relative to data.data_root."""
-    media_root: str | None = None
+    media_root: Place | None = None
     """Folder that the samples' picture and video paths are relative to; data.media_root when absent."""
 
 
 class DataConfig(Section):
     """What is read, how it is cut into tiles, frames and tokens, and how samples are packed."""
 
-    tokenizer: str = ""
+    tokenizer: Place = ""
     """Folder of the tokenizer (Hugging Face layout), with the 17 added tokens or without them."""
     dataset: dict[str, DatasetConfig] = {}
     """Training mix: source name to its files, ratio and cap."""
     validation: dict[str, DatasetConfig] = {}
     """Held-out sources, each with a loss of its own in the log."""
-    data_root: str = "."
+    data_root: Place = "."
     """Folder that data_paths are relative to."""
-    media_root: str = "."
+    media_root: Place = "."
     """Folder that picture and video paths are relative to."""
     sequence_length: int = Field(16384, ge=2)
     """Length of a packed sequence, tokens."""
@@ -154,7 +158,7 @@ class DataConfig(Section):
     """Processes per training process that decode and tokenize ahead; 0 does it in the training process."""
     decode_timeout_seconds: float = Field(120.0, gt=0)
     """Longest wait for one frame of a video or one picture, seconds; a sample that takes longer is set aside."""
-    index_cache: str | None = None
+    index_cache: Place | None = None
     """Folder for the indexes of the data files; "index" below output when absent."""
 
     def data_file(self, path: str) -> Path:
@@ -261,11 +265,11 @@ class OptimizerConfig(Section):
 class CheckpointConfig(Section):
     """Where weights come from and where checkpoints go."""
 
-    initial: str | None = None
+    initial: Place | None = None
     """Starting weights: a checkpoint folder of ours, a published Long-VITA folder or Hub id; fresh when absent."""
-    initial_language: str | None = None
+    initial_language: Place | None = None
     """Starting weights of the language model alone: a Qwen2.5 folder or Hub id."""
-    initial_vision: str | None = None
+    initial_vision: Place | None = None
     """Starting weights of the vision tower alone: an InternViT folder or Hub id."""
     save_interval: int = Field(0, ge=0)
     """Steps between checkpoints; 0 saves at the end only."""
@@ -308,7 +312,7 @@ class Config(Section):
 
     name: str = "run"
     """Name of the run."""
-    output: str = "runs/default"
+    output: Place = "runs/default"
     """Folder for checkpoints, metrics, the quarantine file and pictures."""
     platform: str = "auto"
     """Device platform, a name of longvita.platforms; auto takes the first one present."""

@@ -5,7 +5,9 @@ A function of its request alone, free of torch, so that it runs the same in the 
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +21,11 @@ from longvita.data.template import ChatTemplate, EncodedSample, mark_order
 
 if TYPE_CHECKING:
     from longvita.config.schema import Config
+
+logger = logging.getLogger(__name__)
+
+READ_WAITS = (1.0, 4.0, 15.0)
+"""Seconds between the tries to read a line of a data file."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,10 @@ class DocumentReader:
     def read(self, request: DocumentRequest, beat: Callable[[], None] = lambda: None) -> Document:
         """The tokens and the wanted tiles of one document.
 
-        Raises MediaError if a tile cannot be decoded, RuntimeError if the file changed since it was indexed.
+        Raises MediaError if a tile cannot be decoded, RuntimeError if the data file changed since it was indexed or
+        can't be read for some time.
         """
-        sample = self._read_sample(request)
+        sample = self._read_sample(request, beat)
         counts = request.facts.frame_counts(self.settings, request.max_num_frames)
         encoded = self.template.encode(sample.turns, request.facts.grids(self.settings), counts)
         if len(encoded.input_ids) != request.length or encoded.num_tiles != request.num_tiles:
@@ -93,14 +101,31 @@ class DocumentReader:
         return decode_tiles(items, self.settings, request.max_num_frames, request.wanted, beat)
 
     @staticmethod
-    def _read_sample(request: DocumentRequest) -> Sample:
-        with open(request.path, "rb") as file:
-            file.seek(request.offset)
-            line = file.read(request.size)
+    def _read_sample(request: DocumentRequest, beat: Callable[[], None]) -> Sample:
+        line = _read_bytes(request, beat)
         try:
             return parse_line(line)
         except SampleError as error:
             raise _changed(request, error.detail) from error
+
+
+def _read_bytes(request: DocumentRequest, beat: Callable[[], None]) -> bytes:
+    """A sample's line. A shared file system may fail for a moment: an error counts when it stays."""
+    for wait in (*READ_WAITS, None):
+        try:
+            with open(request.path, "rb") as file:
+                file.seek(request.offset)
+                return file.read(request.size)
+        except OSError as error:
+            if wait is None:
+                raise RuntimeError(
+                    f"{request.name} can't be read any more ({error}), after {len(READ_WAITS) + 1} tries in "
+                    f"{sum(READ_WAITS):.0f} s; start again when the file is back"
+                ) from error
+            logger.warning("%s: %s; reading it again in %.0f s", request.name, error, wait)
+            beat()
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
 
 
 def _changed(request: DocumentRequest, detail: str) -> RuntimeError:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from longvita.checkpoint.hf_config import model_config_from_folder
 from longvita.checkpoint.hub import local_folder
 from longvita.checkpoint.layout_option import parse_layout
+from longvita.checkpoint.media_limits import FIELDS, read_media_limits
+from longvita.checkpoint.sources import training_config
 from longvita.config import load
 from longvita.config.schema import Config, InferenceConfig, LayoutConfig
 from longvita.errors import UserError
@@ -26,7 +28,7 @@ class Options:
     """What the command line says; None where it says nothing."""
 
     config: str | None = None
-    """YAML file whose layout, inference, platform and frame settings are taken; the model stays the folder's."""
+    """YAML file whose layout, inference, platform, tiling and frame rate are taken; the model stays the folder's."""
     layout: str | None = None
     """tp=2,pp=2,sp=true."""
     tokenizer: str | None = None
@@ -91,8 +93,14 @@ def resolve(model: str, options: Options, processes: int | None) -> Settings:
     if options.config:
         chosen = load(options.config)
         # Tiling and frame rate belong to how the model was trained; a file without them leaves them alone.
+        limits = chosen.data.model_dump(include=FIELDS, exclude_unset=True)
         base = base.model_copy(
-            update={"layout": chosen.layout, "inference": chosen.inference, "platform": chosen.platform}
+            update={
+                "layout": chosen.layout,
+                "inference": chosen.inference,
+                "platform": chosen.platform,
+                "data": base.data.model_copy(update=limits),
+            }
         )
     layout = _layout(base, options, processes)
     config = base.model_copy(
@@ -115,12 +123,12 @@ def _from_model(model: str) -> tuple[Config, str]:
     """The config that comes with a model and the folder of its tokenizer ("" if it names none)."""
     folder = Path(model).expanduser()
     if manifest.is_checkpoint(folder):
-        from longvita.checkpoint.sources import training_config  # here: it imports the model
-
         config = training_config(folder)
         return config.model_copy(update={"inference": _capped(config)}), config.data.tokenizer
     place = local_folder(model)
-    config = Config(name=Path(model).resolve().name, model=model_config_from_folder(place))
+    config = Config(
+        name=Path(model).resolve().name, model=model_config_from_folder(place), data=read_media_limits(place)
+    )
     return config.model_copy(update={"inference": _capped(config)}), str(place)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from longvita.errors import UserError
 from longvita.known_warnings import ignore_known_warnings
 from megatron_patches import patch
 
 if TYPE_CHECKING:
+    import torch
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -116,6 +115,7 @@ class Platform(ABC):
         The tracker's states differ between TP ranks (dropout and initialisation of sharded weights); the default
         state is the same on all ranks of a TP group.
         """
+        import torch
         from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
         torch.manual_seed(seed)

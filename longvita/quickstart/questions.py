@@ -30,6 +30,8 @@ AFTER_THE_MARKER = "after?"
 """The question of stage 3: which digit comes right after the marker."""
 _WEIGHTS = {"name": 1.5, "count": 4.0, "any": 1.5, "largest": 1.5, "smallest": 1.0, "last": 0.75, "pictures": 0.25}
 """How often a stage 2 sample for training asks questions of each kind; those that are hard to learn more often."""
+_DRAWS = 1000
+"""Tries for a question that was not asked yet; the pictures may have no more of them."""
 _FEW_DIGITS = 3
 """Different digits, at most, of the half of the stage 2 samples in which digits repeat."""
 
@@ -137,7 +139,7 @@ def much_about_pictures(
     token_budget: int,
     count_tokens: Callable[[Sample], int],
 ) -> Sample:
-    """Stage 2, training: different questions, a turn each, as many as fit; then every picture's name, all in one turn.
+    """Stage 2, training: different questions, a turn each, as many as fit or as there are; then all names in one turn.
 
     The sample takes `token_budget` tokens at most, if the names alone do.
     """
@@ -148,15 +150,16 @@ def much_about_pictures(
     all_names = Question("\n".join(q.text for q in names), "\n".join(q.answer for q in names))
     asked: list[Question] = []
     sample = _named_pictures(scans, [all_names])
-    while True:
+    for _ in range(_DRAWS):
         question = PICTURE_QUESTIONS[kinds[rng.choice(len(kinds), p=weights / weights.sum())]](digits, rng)
         if question in asked:
             continue
         asked.append(question)
         longer = _named_pictures(scans, [*asked, all_names])
         if count_tokens(longer) > token_budget:
-            return sample
+            break
         sample = longer
+    return sample
 
 
 def _named_pictures(scans: Sequence[int], turns: Sequence[Question]) -> Sample:

@@ -45,7 +45,7 @@ def check(config: Config) -> None:
         )
     for field in ("initial", "initial_language", "initial_vision"):
         name = getattr(config.checkpoint, field)
-        if name is not None and not Path(name).expanduser().is_dir() and not _is_hub_id(name):
+        if name is not None and not Path(name).is_dir() and not _is_hub_id(name):
             message, way_out = "is neither a folder here nor a Hub id (OWNER/NAME)", "check the path"
             problems.append(Problem(message, f"checkpoint.{field}", name, way_out=way_out))
     if problems:

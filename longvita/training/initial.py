@@ -21,7 +21,7 @@ def read_initial_weights(models: list[LongVITA], config: Config, groups: Paralle
     """
     sources = config.checkpoint
     if sources.initial is not None:
-        folder = Path(sources.initial).expanduser()
+        folder = Path(sources.initial)
         if is_checkpoint(folder):
             load_weights(models, whole_checkpoint(folder), platform)
         else:

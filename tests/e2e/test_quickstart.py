@@ -38,5 +38,11 @@ def test_short_context_is_kept_after_the_long(report):
     assert report["short_context_accuracy_after"] >= before - LARGEST_FALL
 
 
+def test_exports_say_how_long_the_videos_of_training_were(quickstart):
+    for layout in ("long_vita", "internvl"):
+        config = json.loads((quickstart / "export" / layout / "config.json").read_text())
+        assert config["media_limits"] == {"max_num_tiles": 1, "max_num_frames": 330, "max_fps": 1.0}
+
+
 def test_exports_equal_the_model(report):
     assert report["export_max_abs_logit_difference"] < LARGEST_LOGIT_DIFFERENCE

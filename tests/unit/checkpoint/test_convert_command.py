@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from longvita.checkpoint import command
 from longvita.checkpoint.errors import CheckpointError
+from longvita.checkpoint.media_limits import read_media_limits, write_media_limits
 from longvita.cli import app
+from longvita.config.schema import DataConfig
 from longvita.quickstart.tokenizer import train_tokenizer
 
 
@@ -34,6 +36,8 @@ def test_to_internvl_and_back(golden: Path, tmp_path: Path, tokenizer: Path):
     assert (told["to"], told["format"]) == (str(native), "internvl")
     assert told["bytes"] > 1_000_000
     assert len(list(native.glob("model-*.safetensors"))) > 1
+    limits = DataConfig(max_num_tiles=6, max_num_frames=330)
+    write_media_limits(native, limits)
     done = CliRunner().invoke(app, ["convert", "--from", str(native), "--to", str(back)])
     assert done.exit_code == 0, done.output
     assert str(back) in done.output
@@ -41,6 +45,7 @@ def test_to_internvl_and_back(golden: Path, tmp_path: Path, tokenizer: Path):
     assert wanted.keys() == found.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert (back / "tokenizer.json").is_file(), "the source's own tokenizer goes with it"
+    assert read_media_limits(back) == limits, "and so do the tiles and frames it was trained with"
 
 
 @pytest.mark.parametrize(

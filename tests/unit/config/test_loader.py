@@ -33,6 +33,16 @@ def test_text_stays_text(write_yaml, text):
     assert load(write_yaml(f"name: {text}")).name == text
 
 
+def test_a_tilde_is_the_home_folder(write_yaml, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    data = "data: {media_root: '~', dataset: {a: {data_paths: [~/a.jsonl, b~]}}}"
+    path = write_yaml(f"output: ~/runs\ncheckpoint: {{initial: ~/a}}\n{data}")
+    config = load(path, ["data.tokenizer=~/words"])
+    assert (config.output, config.checkpoint.initial) == ("/home/someone/runs", "/home/someone/a")
+    assert (config.data.media_root, config.data.tokenizer) == ("/home/someone", "/home/someone/words")
+    assert config.data.dataset["a"].data_paths == ["/home/someone/a.jsonl", "b~"]
+
+
 def test_an_empty_file_is_the_defaults(write_yaml):
     assert load(write_yaml("")) == Config()
 

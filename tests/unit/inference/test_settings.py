@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from longvita.checkpoint.media_limits import write_media_limits
 from longvita.config import dump
-from longvita.config.schema import Config, LayoutConfig, ModelConfig
+from longvita.config.schema import Config, DataConfig, LayoutConfig, ModelConfig
 from longvita.errors import UserError
 from longvita.inference.layout import LayoutError, default_layout
 from longvita.inference.settings import Options, Settings, resolve
@@ -72,6 +75,27 @@ def test_options_go_before_the_config_file(folder: str, write_yaml) -> None:
     assert resolve(folder, Options(config=str(path), layout="pp=2"), 2).config.layout.pipeline_parallel == 2
 
 
+def test_pictures_are_cut_as_in_training(folder: str, tmp_path: Path, write_yaml) -> None:
+    trained = tmp_path / "trained"
+    shutil.copytree(folder, trained)
+    write_media_limits(trained, DataConfig(max_num_tiles=4, max_num_frames=330, max_fps=2.0))
+    data = resolve(str(trained), Options(), None).config.data
+    assert (data.max_num_tiles, data.max_num_frames, data.max_fps) == (4, 330, 2.0)
+    # A config file changes what it names and no more.
+    data = resolve(str(trained), Options(config=str(write_yaml("data: {max_fps: 0.5}"))), None).config.data
+    assert (data.max_num_tiles, data.max_num_frames, data.max_fps) == (4, 330, 0.5)
+
+
+def test_impossible_media_limits_are_refused(folder: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    path = damaged / "config.json"
+    for said in ({"max_num_tiles": 0}, [1]):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"media_limits": said}))
+        with pytest.raises(UserError, match=r"config.json: media_limits is .*, which no data section may say"):
+            resolve(str(damaged), Options(), None)
+
+
 def test_settings_travel_as_plain_data(folder: str) -> None:
     settings = resolve(folder, Options(layout="tp=2,sp=true"), None)
     assert Settings.from_payload(settings.payload()) == settings
@@ -82,8 +106,6 @@ def test_a_training_checkpoint_brings_its_config(tmp_path: Path) -> None:
     saved = Config.model_validate({"model": small, "data": {"tokenizer": "words", "max_fps": 2.0}})
     step = tmp_path / "step_00000005"
     step.mkdir()
-    import json
-
     (step / "config.json").write_text(json.dumps(dump(saved)))
     for place in (tmp_path, step):
         (step / "manifest.json").write_text("{}")

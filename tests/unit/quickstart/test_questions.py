@@ -63,6 +63,15 @@ def test_training_samples_ask_much_and_keep_to_their_budget():
             assert answer == right_answer(question, shown(sample))
 
 
+def test_a_training_sample_ends_when_everything_is_asked():
+    scans = questions.choose_scans(1, DATA.train, DATA.labels, np.random.default_rng(6))
+    sample = questions.much_about_pictures(scans, DATA.labels, np.random.default_rng(6), 10_000, words)
+    asked = [turn.text for turn in sample.turns]
+    # The name, largest, smallest, last, pictures, and count and any of each digit; then the names again.
+    assert len(asked) == 5 + 20 + 1
+    assert len(set(asked[:-1])) == 5 + 20
+
+
 def test_messages_name_each_picture():
     rng = np.random.default_rng(5)
     sample = questions.about_pictures([0, 1, 2], DATA.labels, rng, "last")
