@@ -34,6 +34,8 @@ from longvita.data.worker import WorkerSetup
 
 VALIDATION = "validation/"
 """Start of the split names of held-out sources."""
+SPARES = 3
+"""Sequences that are tried in the place of one in which every document turned out broken."""
 SHORTEST_HISTORY = 256
 """Fewest micro batches for which findings stay in the store."""
 
@@ -77,6 +79,10 @@ class LoaderRanks:
 class _MicroBatch:
     """A micro batch that is under way."""
 
+    task: int
+    """Its number among all that are read, those with spare sequences included."""
+    numbers: list[int]
+    """Its sequences in the stream."""
     requests: list[DocumentRequest]
     sequences: list[int]
     """Sequence of the micro batch that each document belongs to."""
@@ -114,12 +120,19 @@ class Loader(Iterator[LocalBatch]):
     def __next__(self) -> LocalBatch:
         while len(self._under_way) < self._ahead:
             number = self._next + len(self._under_way)
-            micro_batch = self._plan(number)
-            self._source.submit(number, micro_batch.requests)
-            self._under_way.append(micro_batch)
+            self._under_way.append(self._begin(number * (SPARES + 1), self._numbers(number)))
         micro_batch = self._under_way.popleft()
-        results = self._source.result(self._next)
-        findings = self._agree(self._next, micro_batch, results)
+        results, findings = self._finish(micro_batch)
+        for spare in range(1, SPARES + 1):
+            left = {micro_batch.sequences[i] for i in range(len(micro_batch.requests)) if i not in findings}
+            if len(left) == len(micro_batch.numbers) or self._end is not None:
+                break
+            # A later one stands in for a sequence of which nothing is left, the same at every layout, and comes again
+            # in its turn.
+            planned = enumerate(self._numbers(self._next))
+            numbers = [micro_batch.numbers[i] if i in left else number + spare for i, number in planned]
+            micro_batch = self._begin(micro_batch.task + 1, numbers)
+            results, findings = self._finish(micro_batch)
         self._next += 1
         return self._assemble(micro_batch, results, findings)
 
@@ -146,30 +159,45 @@ class Loader(Iterator[LocalBatch]):
             "fill": plan.fill,
         }
 
-    def _plan(self, number: int) -> _MicroBatch:
-        """The documents of micro batch `number` since the start, and who decodes their tiles: from counts alone."""
+    def _numbers(self, micro_batch: int) -> list[int]:
+        """The sequences of the stream that a micro batch, counted since the start, consists of."""
+        size = self.config.training.micro_batch_size
+        first = self._start + (micro_batch * self.ranks.dp_size + self.ranks.dp_rank) * size
+        return list(range(first, first + size))
+
+    def _begin(self, task: int, numbers: list[int]) -> _MicroBatch:
+        """Has the documents of these sequences read."""
+        micro_batch = self._plan(task, numbers)
+        self._source.submit(micro_batch.task, micro_batch.requests)
+        return micro_batch
+
+    def _finish(self, micro_batch: _MicroBatch) -> tuple[list[Document | SampleError], Findings]:
+        """What was read, and the documents that no rank of the replica can use."""
+        results = self._source.result(micro_batch.task)
+        return results, self._agree(micro_batch, results)
+
+    def _plan(self, task: int, numbers: list[int]) -> _MicroBatch:
+        """The documents of a micro batch of these sequences, and who decodes their tiles: from counts alone."""
         from longvita.parallel.vision_sharding import assign_tiles  # Its module needs megatron-core; workers do not.
 
-        size = self.config.training.micro_batch_size
-        first = self._start + (number * self.ranks.dp_size + self.ranks.dp_rank) * size
         requests: list[DocumentRequest] = []
         sequences: list[int] = []
-        for sequence in range(first, first + size):
+        for position, sequence in enumerate(numbers):
             if self._end is None or sequence < self._end:
                 documents = [self.catalog.request(sample) for sample in self.stream.sequence(sequence)]
                 requests += documents
-                sequences += [sequence - first] * len(documents)
+                sequences += [position] * len(documents)
         counts = np.asarray([request.num_tiles for request in requests], np.int64)
         owner_of_tile = assign_tiles(int(counts.sum()), self.ranks.vision_size).numpy()
         owners = np.split(owner_of_tile, np.cumsum(counts)[:-1]) if requests else []
         if self.ranks.stage == 0:
             requests = [_wanting(request, mine == self.ranks.vision_rank) for request, mine in zip(requests, owners)]
-        return _MicroBatch(requests, sequences, owners)
+        return _MicroBatch(task, numbers, requests, sequences, owners)
 
-    def _agree(self, number: int, micro_batch: _MicroBatch, results: list[Document | SampleError]) -> Findings:
+    def _agree(self, micro_batch: _MicroBatch, results: list[Document | SampleError]) -> Findings:
         own = {position: result for position, result in enumerate(results) if isinstance(result, SampleError)}
         deciders = np.unique(np.concatenate([*micro_batch.owners, np.zeros(0, np.int64)])).tolist()
-        findings = self._agreement.agree(number, own, deciders)
+        findings = self._agreement.agree(micro_batch.task, own, deciders)
         for position, error in findings.items():
             request = micro_batch.requests[position]
             entry = SetAside.because(error, request.source, request.path, request.line)
@@ -266,7 +294,7 @@ def _make_agreement(config: Config, ranks: LoaderRanks, split: str, store: Store
         name=f"longvita/data/{split}/{ranks.dp_rank}",
         process=f"{ranks.stage}/{ranks.vision_rank}",
         vision_rank=ranks.vision_rank if ranks.stage == 0 else None,
-        history=max(2 * step, SHORTEST_HISTORY),
+        history=max(2 * step, SHORTEST_HISTORY) * (SPARES + 1),
     )
 
 

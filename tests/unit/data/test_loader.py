@@ -227,7 +227,25 @@ class TestReplica:
                 assert contents(batch) == contents(single)
             torch.testing.assert_close(torch.cat([batch.tiles for batch in batch_of_rank]), single.tiles)
 
-    def test_a_batch_of_nothing_but_broken_videos_is_padding(self, folder, config):
+    @pytest.mark.parametrize("micro_batch_size", [1, 2])
+    def test_a_sequence_of_nothing_but_broken_videos_gives_way_to_a_later_one(self, folder, micro_batch_size):
+        """On every rank and for any number of replicas alike; the one that stands in comes again in its turn."""
+        write_jsonl(folder / "a.jsonl", [conversation("<video>" + 200 * "x", videos=["cut.mp4"])] * 2)
+        write_jsonl(folder / "b.jsonl", [conversation(f"{number} {200 * 'x'}") for number in range(6)])
+        config = data_config(folder, {name: {"data_paths": [f"{name}.jsonl"]} for name in "ab"})
+        config = changed(config, "training", micro_batch_size=micro_batch_size)
+        alone = batches(config, 16 // micro_batch_size)
+        single = [sequence for batch in alone for sequence in documents(batch)]
+        assert len(single) == 16 and len(set(map(str, single[:8]))) == 6, (
+            "each good one in an epoch of 8, two of them twice"
+        )
+        for batch in zip(*on_ranks(config, self.RANKS, 16 // micro_batch_size), strict=True):
+            assert len({str(contents(rank_batch)) for rank_batch in batch}) == 1
+        replicas = [batches(config, 8 // micro_batch_size, LoaderRanks(rank, 2)) for rank in (0, 1)]
+        shared = [batch for pair in zip(*replicas, strict=True) for batch in pair]
+        assert [sequence for batch in shared for sequence in documents(batch)] == single
+
+    def test_batches_of_nothing_but_broken_videos_are_padding(self, folder, config):
         samples = [conversation("<video>", videos=["cut.mp4"])] * 3
         write_jsonl(folder / "a.jsonl", samples)
         config = changed(config, "data", dataset={"a": config.data.dataset["a"]})
