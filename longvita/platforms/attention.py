@@ -131,6 +131,43 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     return out_a * weight_a[..., None] + out_b * weight_b[..., None], lse
 
 
+class FlashKernel:
+    """torch's flash kernel for CPU as an AttentionKernel (longvita.parallel.context_parallel.kernel)."""
+
+    def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
+        """See AttentionKernel."""
+        plan = plan_documents(tuple(bounds))
+        parts = [_forward(group.take(q), group.take(k), group.take(v), True, scale) for group in plan.groups]
+        out = plan.join([part for part, _ in parts])
+        return out, plan.join([lse[..., None] for _, lse in parts])[..., 0]
+
+    def causal_backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bounds: list[int], scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See AttentionKernel."""
+        plan = plan_documents(tuple(bounds))
+        parts = []
+        for group in plan.groups:
+            inputs = [group.take_gradient(grad), *(group.take(x) for x in (q, k, v, out))]
+            parts.append(_backward(inputs, group.take(lse[..., None])[..., 0].contiguous(), True, scale))
+        grad_q, grad_k, grad_v = (plan.join(list(batches)) for batches in zip(*parts))
+        return grad_q, grad_k, grad_v
+
+    def full_forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """See AttentionKernel."""
+        out, lse = _forward(_heads_first(q), _heads_first(k), _heads_first(v), False, scale)
+        return out[0].transpose(0, 1), lse[0].transpose(0, 1)
+
+    def full_backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See AttentionKernel."""
+        inputs = [_heads_first(x) for x in (grad, q, k, v, out)]
+        parts = _backward(inputs, lse.transpose(0, 1)[None].contiguous(), False, scale)
+        grad_q, grad_k, grad_v = (part[0].transpose(0, 1) for part in parts)
+        return grad_q, grad_k, grad_v
+
+
 class _DocumentAttention(torch.autograd.Function):
     """`attend_documents` as one node of the graph: slicing outside would copy whole gradients per document."""
 
@@ -147,12 +184,8 @@ class _DocumentAttention(torch.autograd.Function):
         q, k, v, out, *lses = ctx.saved_tensors
         parts = []
         for group, lse in zip(ctx.plan.groups, lses):
-            inputs = (group.take_gradient(grad_out), *(group.take(x) for x in (q, k, v, out)))
-            parts.append(
-                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    *inputs, lse, 0.0, True, scale=ctx.scale
-                )
-            )
+            inputs = [group.take_gradient(grad_out), *(group.take(x) for x in (q, k, v, out))]
+            parts.append(_backward(inputs, lse, True, ctx.scale))
         return *(ctx.plan.join(list(batches)) for batches in zip(*parts)), None, None
 
 
@@ -163,3 +196,8 @@ def _heads_first(x: Tensor) -> Tensor:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+
+
+def _backward(inputs: list[Tensor], lse: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; inputs: the output's gradient, q, k, v and the output."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*inputs, lse, 0.0, causal, scale=scale)

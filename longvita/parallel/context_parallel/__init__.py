@@ -1,0 +1,1 @@
+"""Exact attention over a sequence that is split over processes, one file per method."""

@@ -1,0 +1,37 @@
+"""What the methods of context parallelism need of a device: attention within one process."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class AttentionKernel(Protocol):
+    """Attention of rows that lie in this process. q [t, heads, d]; k and v [u, groups, d]; heads a multiple of groups.
+
+    Outputs are fp32: out [t, heads, d] and lse [t, heads], the logsumexp of each query's scaled scores.
+    """
+
+    def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
+        """(out, lse), causal inside each document; `bounds` are the documents' first rows, then t."""
+
+    def causal_backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bounds: list[int], scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v. `out` and `lse` may be those over more keys: the part of these keys results."""
+
+    def full_forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """(out, lse), every query over every key."""
+
+    def full_backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v, as for causal_backward."""
+
+
+def merge_into(out: Tensor, lse: Tensor, more_out: Tensor, more_lse: Tensor) -> None:
+    """Adds attention over other keys to (out [t, heads, d], lse [t, heads]), in place, as if over all of them."""
+    total = lse.logaddexp(more_lse)
+    out.mul_((lse - total).exp_()[..., None]).addcmul_(more_out, (more_lse - total).exp_()[..., None])
+    lse.copy_(total)
