@@ -8,12 +8,13 @@ import torch.distributed as dist
 
 from longvita.parallel.context_parallel.plan import plan_ring
 from longvita.parallel.context_parallel.ring import ring_attention
+from longvita.parallel.context_parallel.ulysses import ulysses_attention
 from longvita.parallel.placement import compact
 from longvita.parallel.sequence_layout import SequenceLayout, zigzag
 from longvita.platforms.attention import FlashKernel, attend_documents
 from tests.distributed.helpers import run_distributed
 
-HEADS, GROUPS, DIM = 6, 2, 16
+DIM = 16
 TOLERANCE = 1e-5
 """Absolute, of values and gradients of order one."""
 LENGTHS = {
@@ -23,11 +24,11 @@ LENGTHS = {
 }
 
 
-def whole_tensors(lengths: list[int]) -> list[torch.Tensor]:
+def whole_tensors(lengths: list[int], heads: int, groups: int) -> list[torch.Tensor]:
     """q, k, v and the gradient of the output, the same on every rank."""
     generator = torch.Generator().manual_seed(3)
     total = sum(lengths)
-    return [torch.randn(total, heads, DIM, generator=generator) for heads in (HEADS, GROUPS, GROUPS, HEADS)]
+    return [torch.randn(total, number, DIM, generator=generator) for number in (heads, groups, groups, heads)]
 
 
 def local_rows(layout: SequenceLayout, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,34 +40,64 @@ def local_rows(layout: SequenceLayout, rank: int) -> tuple[torch.Tensor, torch.T
     return rows, starts[documents[rows]] + positions[rows]
 
 
-def attend_split(rank: int, world: int, build, lengths: list[int]) -> list[torch.Tensor]:
+def ring(q, k, v, layout: SequenceLayout, rank: int) -> torch.Tensor:
+    return ring_attention(q, k, v, plan_ring(layout, rank), DIM**-0.5, FlashKernel(), dist.group.WORLD)
+
+
+def ulysses(q, k, v, layout: SequenceLayout, rank: int) -> torch.Tensor:
+    return ulysses_attention(q, k, v, layout, DIM**-0.5, attend_documents, dist.group.WORLD)
+
+
+def attend_split(rank: int, world: int, method, build, lengths: list[int], heads: int, groups: int):
+    """Output and gradients of the whole sequence, put together from all ranks."""
     layout = build(lengths, world)
     rows, tokens = local_rows(layout, rank)
-    local = [torch.zeros(layout.local_length, *x.shape[1:]) for x in whole_tensors(lengths)]
-    for part, x in zip(local, whole_tensors(lengths), strict=True):
+    whole = whole_tensors(lengths, heads, groups)
+    local = [torch.zeros(layout.local_length, *x.shape[1:]) for x in whole]
+    for part, x in zip(local, whole, strict=True):
         part[rows] = x[tokens]
     q, k, v, grad = local
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    out = ring_attention(*inputs, plan_ring(layout, rank), DIM**-0.5, FlashKernel(), dist.group.WORLD)
+    out = method(*inputs, layout, rank)
     out.backward(grad)
-    whole = [torch.zeros(sum(lengths), *x.shape[1:]) for x in (out, *inputs)]
-    for x, part in zip(whole, (out.detach(), *(x.grad for x in inputs)), strict=True):
+    joined = [torch.zeros(sum(lengths), *x.shape[1:]) for x in (out, *inputs)]
+    for x, part in zip(joined, (out.detach(), *(x.grad for x in inputs)), strict=True):
         x[tokens] = part[rows]
         dist.all_reduce(x)
-    return whole
+    return joined
 
 
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("build", [zigzag, compact], ids=["zigzag", "compact"])
-@pytest.mark.parametrize("world", [2, 3, 4])
-def test_ring_equals_one_process(world, build, lengths):
-    q, k, v, grad = whole_tensors(lengths)
+def check(world: int, method, build, lengths: list[int], heads: int, groups: int) -> None:
+    q, k, v, grad = whole_tensors(lengths, heads, groups)
     inputs = [x.requires_grad_() for x in (q, k, v)]
     bounds = torch.tensor([0, *lengths]).cumsum(0).tolist()
     out = attend_documents(*inputs, bounds, DIM**-0.5)
     out.backward(grad)
     expected = [out.detach(), *(x.grad for x in inputs)]
-    for found in run_distributed(attend_split, world, build, lengths):
+    for found in run_distributed(attend_split, world, method, build, lengths, heads, groups):
         for name, one, split in zip(("out", "dq", "dk", "dv"), expected, found, strict=True):
             difference = float((one - split).abs().max())
             assert difference < TOLERANCE, (name, difference)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("build", [zigzag, compact])
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_ring_equals_one_process(world, build, lengths):
+    check(world, ring, build, lengths, heads=6, groups=2)
+
+
+@pytest.mark.parametrize("build", [zigzag, compact])
+@pytest.mark.parametrize(
+    ("world", "heads", "groups"),
+    [(2, 4, 4), (2, 6, 2), (2, 4, 1), (4, 8, 2), (3, 6, 2), (2, 6, 3), (3, 12, 4)],
+    ids=lambda value: str(value),
+)
+def test_ulysses_equals_one_process(world, heads, groups, build):
+    """More groups of keys and values than ranks, as many, fewer, and numbers that divide unevenly."""
+    check(world, ulysses, build, LENGTHS["packed"], heads, groups)
+
+
+def test_ulysses_needs_heads_that_divide():
+    with pytest.raises(RuntimeError, match="4 heads do not divide over 3 context-parallel ranks; use the ring"):
+        run_distributed(attend_split, 3, ulysses, zigzag, [30], 4, 2)

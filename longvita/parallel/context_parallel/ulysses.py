@@ -1,0 +1,125 @@
+"""Ulysses attention: an all-to-all trades rows for heads, each rank attends with its heads to all rows, and trades back.
+
+(arXiv 2309.14509.) With fewer groups of keys and values than ranks, a group goes to every rank whose heads read it,
+once each, and its gradient is the sum of theirs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longvita.parallel.sequence_layout import SequenceLayout
+
+Attend = Callable[[Tensor, Tensor, Tensor, list[int], float], Tensor]
+"""Causal attention inside each document: (q [n, heads, d], k, v [n, groups, d], document bounds, scale) to q's shape."""
+
+
+def ulysses_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, scale: float, attend: Attend, group: dist.ProcessGroup
+) -> Tensor:
+    """Causal attention inside each document of a sequence that is split over `group`.
+
+    q [t, heads, d], k and v [t, groups, d]: this rank's rows, in the order of `layout`. Returns [t, heads, d]; rows of
+    padding are zero. A collective over the group, backward pass included. Raises ValueError when the heads do not
+    divide over the ranks.
+    """
+    heads, groups, size = q.shape[1], k.shape[1], group.size()
+    if heads % size:
+        raise ValueError(f"{heads} heads do not divide over {size} context-parallel ranks; use the ring")
+    own_groups = [_groups_of(rank, heads, groups, size) for rank in range(size)]
+    q_all = _rows_for_heads(q, [list(range(r * heads // size, (r + 1) * heads // size)) for r in range(size)], group)
+    k_all, v_all = (_rows_for_heads(x, own_groups, group) for x in (k, v))
+    order, bounds = _document_order(layout)
+    order = order.to(q.device)
+    index = _group_of_head(group.rank(), heads, groups, size)
+    if index is not None:
+        k_all, v_all = k_all[:, index], v_all[:, index]
+    out = attend(q_all[order], k_all[order], v_all[order], bounds, scale)
+    out_all = torch.zeros_like(q_all).index_copy(0, order, out)
+    return _HeadsForRows.apply(out_all, group)
+
+
+def _groups_of(rank: int, heads: int, groups: int, size: int) -> list[int]:
+    """The groups of keys and values that a rank's heads read."""
+    first, last = rank * heads // size, (rank + 1) * heads // size - 1
+    return list(range(first * groups // heads, last * groups // heads + 1))
+
+
+def _group_of_head(rank: int, heads: int, groups: int, size: int) -> list[int] | None:
+    """Which of its groups each head of a rank reads, where they do not read them in equal runs; else None."""
+    own = _groups_of(rank, heads, groups, size)
+    first = rank * heads // size
+    index = [(first + head) * groups // heads - own[0] for head in range(heads // size)]
+    count = len(index) // len(own)
+    even = len(index) % len(own) == 0 and index == [head // count for head in range(len(index))]
+    return None if even else index
+
+
+@functools.lru_cache(maxsize=64)
+def _document_order(layout: SequenceLayout) -> tuple[Tensor, list[int]]:
+    """Row among all ranks' rows of each token, documents in order, and the documents' bounds in that order."""
+    rows = [
+        torch.arange(layout.rows[piece], layout.rows[piece] + piece.length) + piece.rank * layout.local_length
+        for piece in layout.pieces
+    ]
+    bounds = [0]
+    for piece in layout.pieces:
+        bounds[-1:] = [bounds[-1] + piece.length] if piece.start else [bounds[-1], bounds[-1] + piece.length]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *rows]), bounds
+
+
+def _rows_for_heads(x: Tensor, heads_of: list[list[int]], group: dist.ProcessGroup) -> Tensor:
+    """x [t, heads, d] of each rank to [size * t, own heads, d]; `heads_of` says which heads each rank wants."""
+    return _RowsForHeads.apply(x, heads_of, group)
+
+
+class _RowsForHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, heads_of: list[list[int]], group: dist.ProcessGroup) -> Tensor:
+        ctx.heads_of, ctx.group, ctx.shape = heads_of, group, x.shape
+        own = len(heads_of[group.rank()])
+        out = x.new_empty((group.size() * x.shape[0], own, *x.shape[2:]))
+        sent = torch.cat([x[:, heads].reshape(-1) for heads in heads_of])
+        sizes = [x.shape[0] * len(heads) * x.shape[2] for heads in heads_of]
+        dist.all_to_all_single(out.view(-1), sent, [out.numel() // group.size()] * group.size(), sizes, group=group)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad, group = grads[0].contiguous(), ctx.group
+        t, _, d = ctx.shape
+        sizes = [t * len(heads) * d for heads in ctx.heads_of]
+        received = grad.new_empty(sum(sizes))
+        dist.all_to_all_single(
+            received, grad.view(-1), sizes, [grad.numel() // group.size()] * group.size(), group=group
+        )
+        result = grad.new_zeros(ctx.shape)
+        for heads, part in zip(ctx.heads_of, received.split(sizes), strict=True):
+            result[:, heads] += part.view(t, len(heads), d)
+        return result, None, None
+
+
+class _HeadsForRows(torch.autograd.Function):
+    """x [size * t, own heads, d] of each rank to [t, heads, d], every rank's heads in order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        size = group.size()
+        received = torch.empty_like(x)
+        dist.all_to_all_single(received, x.contiguous(), group=group)
+        return received.unflatten(0, (size, -1)).transpose(0, 1).flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        size = ctx.group.size()
+        sent = grads[0].unflatten(1, (size, -1)).transpose(0, 1).contiguous()
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=ctx.group)
+        return received.flatten(0, 1), None
