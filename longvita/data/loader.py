@@ -291,7 +291,8 @@ def _make_agreement(config: Config, ranks: LoaderRanks, split: str, store: Store
     step = training.global_batch_size // (training.micro_batch_size * ranks.dp_size)
     return StoreAgreement(
         store,
-        name=f"longvita/data/{split}/{ranks.dp_rank}",
+        # Of this run alone: another one in the same processes may have another layout.
+        name=f"longvita/data/{config.output}/{split}/{ranks.dp_rank}",
         process=f"{ranks.stage}/{ranks.vision_rank}",
         vision_rank=ranks.vision_rank if ranks.stage == 0 else None,
         history=max(2 * step, SHORTEST_HISTORY) * (SPARES + 1),

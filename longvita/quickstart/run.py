@@ -28,6 +28,7 @@ from longvita.quickstart.evaluate import Exam, hold
 from longvita.quickstart.export_check import largest_difference
 from longvita.quickstart.picture import first_frames, in_terminal
 from longvita.quickstart.report import Answer, write_html
+from longvita.training.command import train
 
 CONFIGS = Path("configs/train/quickstart")
 OUTPUT = Path("runs/quickstart")
@@ -68,10 +69,9 @@ def main() -> int:
     say("writing pictures, videos, questions and a tokenizer made from scikit-learn's scanned digits")
     build(DATA)
     drop_what_is_outdated()
-    for stage in STAGES:
-        code = train(stage)
-        if code != 0:
-            return code
+    code = train_what_is_left()
+    if code != 0:
+        return code
     scores, again = examine()
     code = export()
     if code != 0:
@@ -97,11 +97,6 @@ def say(text: str) -> None:
     console.print(f"[bold]quickstart[/bold] {text}")
 
 
-def longvita(*arguments: str) -> int:
-    """Runs the command line as a user would; the exit code. scripts/quickstart.sh sets one thread a process."""
-    return subprocess.run([sys.executable, "-m", "longvita", *arguments], check=False).returncode
-
-
 def drop_what_is_outdated() -> None:
     """Removes the folders that were made from other data, another config or another stage than there is now."""
     origin = (DATA / COMPLETE).read_text()
@@ -115,17 +110,18 @@ def drop_what_is_outdated() -> None:
             note.write_text(origin)
 
 
-def train(stage: Stage) -> int:
-    """Trains what is left of a stage."""
-    for run in stage.runs:
-        done = OUTPUT / run / "report.json"
-        if done.exists() and json.loads(done.read_text())["reason"] == "complete":
-            continue
-        say(f"{stage.name}, {stage.title}: longvita train {CONFIGS / run}.yaml")
-        code = longvita("train", str(CONFIGS / f"{run}.yaml"))
-        if code != 0:
-            return code
-    return 0
+def train_what_is_left() -> int:
+    """Trains the runs that are not complete, in the same processes to start those once; the exit code."""
+    left = [(stage, run) for stage in STAGES for run in stage.runs if not is_complete(OUTPUT / run)]
+    for stage, run in left:
+        say(f"will train {stage.name}, {stage.title}, as `longvita train {CONFIGS / run}.yaml` would")
+    return train(*(load(CONFIGS / f"{run}.yaml") for _, run in left)) if left else 0
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run has done all its steps."""
+    report = folder / "report.json"
+    return report.exists() and json.loads(report.read_text())["reason"] == "complete"
 
 
 def examine() -> tuple[dict[str, dict[str, list[int]]], dict[str, list[int]]]:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,25 @@ from longvita.training.signals import EXIT_FAILED, EXIT_REFUSED
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def train(config: Config) -> int:
-    """Train the stage that `config` describes, in as many processes as it asks for; the exit code.
+def train(*stages: Config) -> int:
+    """Train the stages that the configs describe, one after the other, in as many processes as the first one asks for.
 
-    Under torchrun or srun this process is one of theirs. Raises ConfigError for what can be known beforehand.
+    The exit code; a stage that does not end well is the last. Under torchrun or srun this process is one of theirs.
+    Raises ConfigError for what can be known beforehand.
     """
-    check(config)
-    world = launcher.world_size_of_launcher() or config.layout.processes or replica_size(config)
-    check_world_size(config, world)
-    return launcher.launch("longvita.training.command:run", {"config": dump(config)}, world)
+    first = stages[0]
+    world = launcher.world_size_of_launcher() or first.layout.processes or replica_size(first)
+    for number, config in enumerate(stages):
+        check(config, [earlier.output for earlier in stages[:number]])
+        check_world_size(config, world)
+    return launcher.launch("longvita.training.command:run", {"stages": [dump(config) for config in stages]}, world)
 
 
-def check(config: Config) -> None:
-    """Refuse what would only fail later. Raises ConfigError with every problem found."""
+def check(config: Config, made_before: Sequence[str] = ()) -> None:
+    """Refuse what would only fail later. Raises ConfigError with every problem found.
+
+    made_before: output folders of the stages before it, which are not there yet.
+    """
     problems = []
     size = config.layout.context_parallel
     if size > 1:
@@ -45,7 +52,9 @@ def check(config: Config) -> None:
         )
     for field in ("initial", "initial_language", "initial_vision"):
         name = getattr(config.checkpoint, field)
-        if name is not None and not Path(name).is_dir() and not _is_hub_id(name):
+        if name in (None, *made_before):
+            continue
+        if not Path(name).is_dir() and not _is_hub_id(name):
             message, way_out = "is neither a folder here nor a Hub id (OWNER/NAME)", "check the path"
             problems.append(Problem(message, f"checkpoint.{field}", name, way_out=way_out))
     if problems:
@@ -64,7 +73,7 @@ def run(payload: dict[str, Any]) -> int:
     from longvita.training.trainer import train as train_in_process
 
     try:
-        return train_in_process(Config.model_validate(payload["config"]))
+        return train_in_process([Config.model_validate(config) for config in payload["stages"]])
     except (UserError, TrainingError) as error:
         if _is_first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -31,21 +31,26 @@ from longvita.training.step import StepFigures, TrainingError, train_step
 from longvita.training.validation import held_out_losses
 
 
-def train(config: Config) -> int:
-    """Run, or go on with, the training stage that `config` describes; the exit code (see longvita.training.signals).
+def train(stages: Sequence[Config]) -> int:
+    """Run, or go on with, the training stages that the configs describe; the exit code (see longvita.training.signals).
 
-    Every process of the run calls it; they find each other through the launcher's variables. It goes on from the
-    newest whole checkpoint in the output folder, or starts from the weights that config.checkpoint names.
+    Every process of the run calls it; they find each other through the launcher's variables. A stage goes on from the
+    newest whole checkpoint in its output folder, or starts from the weights that its checkpoint section names. They are
+    all of the first one's platform; one that is stopped is the last.
     """
-    platform = platforms.get(config.platform)
+    platform = platforms.get(stages[0].platform)
     platform.activate()
     _, world = launcher.init_distributed(platform)
-    check_world_size(config, world)
-    with StopWatch(config.training.time_limit_minutes) as watch:
-        groups = parallel_groups.initialize(config.layout, platform)
-        code = Run(config, groups, platform, watch).run()
-    # Only at a good end: after an error the other ranks may be anywhere, and leaving in order could wait for them.
-    groups.destroy()
+    code = 0
+    for config in stages:
+        check_world_size(config, world)
+        with StopWatch(config.training.time_limit_minutes) as watch:
+            groups = parallel_groups.initialize(config.layout, platform)
+            code = Run(config, groups, platform, watch).run()
+        # Only at a good end: after an error the other ranks may be anywhere, and leaving in order could wait for them.
+        groups.destroy()
+        if code != 0:
+            break
     dist.destroy_process_group()
     return code
 

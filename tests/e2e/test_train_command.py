@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +131,35 @@ def test_time_limit_and_start_from_a_checkpoint(tmp_path):
     third = start_train(config, f"checkpoint.initial={tmp_path / 'nothing'}", f"output={tmp_path / 'third'}")
     assert third.wait(timeout=PATIENCE) == 2
     assert "checkpoint.initial" in log_of(tmp_path) and not (tmp_path / "third").exists()
+
+
+STAGES_IN_TURN = """
+import sys
+from longvita.config import load
+from longvita.training.command import train
+
+path, *folders = sys.argv[1:]
+layouts = (["layout.tensor_parallel=2"], ["layout.processes=2"], ["layout.pipeline_parallel=2"])
+few = ["training.train_iterations=3", "data.num_workers=0"]
+stages = [[*few, f"output={folder}", *layout] for folder, layout in zip(folders, layouts)]
+for stage, before in zip(stages[1:], folders):
+    stage.append(f"checkpoint.initial={before}")
+sys.exit(train(*(load(path, stage) for stage in stages)))
+"""
+
+
+def test_stages_in_the_same_processes_are_the_stages_of_several_commands(tmp_path):
+    """Each at another layout, from the weights of the one before it."""
+    config = write_run(tmp_path)
+    together = [str(tmp_path / f"together{number}") for number in range(3)]
+    process = start([sys.executable, "-c", STAGES_IN_TURN, str(config), *together], tmp_path)
+    assert process.wait(timeout=PATIENCE) == 0, log_of(tmp_path)
+    last = tmp_path / "last"
+    few = ["training.train_iterations=3", "data.num_workers=0", "layout.pipeline_parallel=2"]
+    alone = start_train(config, *few, f"checkpoint.initial={together[1]}", f"output={last}")
+    assert alone.wait(timeout=PATIENCE) == 0, log_of(tmp_path)
+    assert [list(losses_of(Path(folder))) for folder in together] == [[1, 2, 3]] * 3
+    assert losses_of(Path(together[2])) == losses_of(last)
 
 
 @pytest.mark.parametrize(

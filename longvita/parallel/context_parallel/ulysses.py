@@ -1,4 +1,4 @@
-"""Ulysses attention: an all-to-all trades rows for heads, each rank attends with its heads to all rows, and trades back.
+"""Ulysses attention: an all-to-all trades rows for heads, each rank attends with its heads to all rows, and back.
 
 (arXiv 2309.14509.) With fewer groups of keys and values than ranks, a group goes to every rank whose heads read it,
 once each, and its gradient is the sum of theirs.
@@ -17,7 +17,7 @@ from torch import Tensor
 from longvita.parallel.sequence_layout import SequenceLayout
 
 Attend = Callable[[Tensor, Tensor, Tensor, list[int], float], Tensor]
-"""Causal attention inside each document: (q [n, heads, d], k, v [n, groups, d], document bounds, scale) to q's shape."""
+"""Causal attention inside each document, of (q [n, heads, d], k, v [n, groups, d], documents' bounds, scale)."""
 
 
 def ulysses_attention(
@@ -75,7 +75,7 @@ def _document_order(layout: SequenceLayout) -> tuple[Tensor, list[int]]:
 
 
 def _rows_for_heads(x: Tensor, heads_of: list[list[int]], group: dist.ProcessGroup) -> Tensor:
-    """x [t, heads, d] of each rank to [size * t, own heads, d]; `heads_of` says which heads each rank wants."""
+    """Each rank's x [t, heads, d] to [size * t, own heads, d]; `heads_of` says which heads each rank wants."""
     return _RowsForHeads.apply(x, heads_of, group)
 
 

@@ -68,17 +68,17 @@ def test_another_config_starts_its_stage_and_those_after_it_anew(output):
 
 def test_finished_stages_are_not_trained_again(output, monkeypatch):
     trained = []
-    monkeypatch.setattr(quickstart, "longvita", lambda *arguments: trained.append(Path(arguments[1]).stem) or 0)
-    for run, reason in (("stage3_short", "complete"), ("stage3", "sigterm")):
+    monkeypatch.setattr(quickstart, "train", lambda *stages: trained.extend(stage.name for stage in stages) or 7)
+    for run in RUNS:
         (output / run).mkdir()
-        (output / run / "report.json").write_text(json.dumps({"reason": reason}))
-    assert quickstart.train(STAGES[2]) == 0
-    assert trained == ["stage3"]
-
-
-def test_a_failed_stage_ends_the_quickstart_with_its_code(output, monkeypatch):
-    monkeypatch.setattr(quickstart, "longvita", lambda *arguments: 7)
-    assert quickstart.train(STAGES[2]) == 7
+        done = run in ("stage1", "stage2", "stage3_short")
+        (output / run / "report.json").write_text(json.dumps({"reason": "complete" if done else "sigterm"}))
+    assert quickstart.train_what_is_left() == 7, "the exit code of the training"
+    assert trained == ["quickstart_stage3", "quickstart_stage4"]
+    for run in ("stage3", "stage4"):
+        (output / run / "report.json").write_text(json.dumps({"reason": "complete"}))
+    monkeypatch.setattr(quickstart, "train", None)
+    assert quickstart.train_what_is_left() == 0
 
 
 def test_stage_4_is_judged_by_its_longest_videos():
