@@ -22,6 +22,7 @@ from longvita.checkpoint.verify_report import TOLERANCES, Check, report
 from longvita.config.schema import Config
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
+from longvita.parallel.split_batch import schedule_length
 
 
 def run(payload: dict[str, Any], config: Config, groups: ParallelGroups, platform: Any) -> int:
@@ -105,7 +106,7 @@ def pipeline_logits(models: Sequence[LongVITA], batch: Any, groups: ParallelGrou
         data_iterator=[iter([batch] * micro_batches) for _ in models],
         model=list(models),
         num_microbatches=micro_batches,
-        seq_length=batch.input_ids.shape[1],
+        seq_length=schedule_length(batch.input_ids.shape[1], groups, models[0].config.sequence_parallel),
         micro_batch_size=1,
         forward_only=True,
         collect_non_loss_data=True,

@@ -177,6 +177,16 @@ def _check_pipeline(config: Config) -> Iterator[Problem]:
         yield _problem(config, "layout.virtual_pipeline", message, way_out, (field, *related))
 
 
+def _check_context_parallel(config: Config) -> Iterator[Problem]:
+    layout, heads = config.layout, config.model.language.num_attention_heads
+    local_heads = heads // layout.tensor_parallel
+    if layout.context_parallel_method == "ulysses" and local_heads % layout.context_parallel:
+        message = f"does not divide the {local_heads} heads of a TP rank, as ulysses needs"
+        way_out = f"context_parallel of {_divisors(local_heads)}, or context_parallel_method=ring"
+        related = ("layout.context_parallel_method", "layout.tensor_parallel", "model.language.num_attention_heads")
+        yield _problem(config, "layout.context_parallel", message, way_out, related)
+
+
 def _check_sequence(config: Config) -> Iterator[Problem]:
     layout, length, field = config.layout, config.data.sequence_length, "data.sequence_length"
     sharers = layout.tensor_parallel if layout.sequence_parallel else 1
@@ -293,6 +303,7 @@ _CHECKS: list[Callable[[Config], Iterator[Problem]]] = [
     _check_language,
     _check_tensor_parallel,
     _check_pipeline,
+    _check_context_parallel,
     _check_sequence,
     _check_tiles,
     _check_inference,

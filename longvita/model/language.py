@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -44,7 +45,7 @@ class LanguageModel(GPTModel):
             position_embedding_type="rope",
             rotary_base=language.rotary_base,
             share_embeddings_and_output_weights=language.tie_word_embeddings,
-            pg_collection=groups.collection,
+            pg_collection=groups.language,
             vp_stage=vp_stage,
         )
 
@@ -53,20 +54,34 @@ class LanguageModel(GPTModel):
         return self.embedding(input_ids=input_ids, position_ids=None)
 
     def forward(  # type: ignore[override]
-        self, decoder_input: Tensor | None, packed_seq_params: PackedSeqParams, position_offset: int = 0
+        self,
+        decoder_input: Tensor | None,
+        packed_seq_params: PackedSeqParams,
+        position_offset: int = 0,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after this stage's layers (and the final norm on the last): [t, 1, h] or [t / TP, 1, h].
 
         decoder_input: what `embed` returned, on the first stage; None elsewhere (see set_input_tensor).
         position_offset: tokens before this input that the KV cache holds; documents start there.
+        positions: [t], each row's position in its document, where the rows are not whole documents in order.
         """
-        rotary = self.rotary_pos_emb(packed_seq_params.max_seqlen_q, offset=position_offset, packed_seq=True)
+        if positions is None:
+            rotary = self.rotary_pos_emb(packed_seq_params.max_seqlen_q, offset=position_offset, packed_seq=True)
+        else:
+            rotary = self._rotary_at(positions)
         return self.decoder(
             hidden_states=decoder_input,
             attention_mask=None,
             rotary_pos_emb=rotary,
             packed_seq_params=packed_seq_params,
         )
+
+    def _rotary_at(self, positions: Tensor) -> Tensor:
+        """Megatron's rotary angles [t, 1, 1, d] at these positions, without those of all others."""
+        inverse = self.rotary_pos_emb.inv_freq.to(positions.device)
+        angles = torch.outer(positions.to(inverse.dtype), inverse)
+        return torch.cat((angles, angles), dim=-1)[:, None, None]
 
     def output_weight(self) -> Tensor:
         """Rows of the output layer that this TP rank holds: [v / TP, h]; last stage only."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from megatron.core.enums import ModelType
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
@@ -18,7 +19,10 @@ from longvita.model.lm_head import chunked_cross_entropy, gathered_logits, selec
 from longvita.model.projector import VisionProjection
 from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
 from longvita.model.vision import VisionModel
+from longvita.parallel.context_parallel.attention import SplitAttention, SplitSeqParams
 from longvita.parallel.groups import ParallelGroups
+from longvita.parallel.sequence_layout import undivided
+from longvita.parallel.split_batch import SplitBatch, split_batch
 from longvita.parallel.vision_sharding import exchange_rows, plan_rows
 
 Mode = Literal["loss", "logits", "last"]
@@ -93,36 +97,69 @@ class LongVITA(MegatronModule):
         """One micro batch through this chunk.
 
         Not the last chunk: hidden states for the next one, [t, 1, h] or [t / TP, 1, h] with sequence parallel. The last
-        chunk, by mode: "loss", the sum of losses (fp32 scalar), the losses [m] and their positions [m]; "logits", the
+        chunk, by mode: "loss", the sum of the losses of this rank's rows (fp32 scalar), those losses [m] and their
+        positions [m] in the micro batch, which are all of it but for context parallelism; "logits", the
         logits [t, v] of every position; "last", those [k, v] at batch.logit_positions. Logits are fp32 and whole on
         every TP rank.
         """
-        decoder_input = self._embed(batch) if self.pre_process else None
-        hidden = self.language_model(decoder_input, packed_seq_params(batch), batch.position_offset)
+        share = split_batch(batch, self.groups, self.config.sequence_parallel) if self.groups.cp_size > 1 else None
+        decoder_input = self._embed(batch, share) if self.pre_process else None
+        if share is None:
+            hidden = self.language_model(decoder_input, packed_seq_params(batch), batch.position_offset)
+        else:
+            hidden = self.language_model(
+                decoder_input, self._split_seq_params(share), positions=share.take(batch.position_ids[0], 0)
+            )
         if not self.post_process:
             return hidden
         if mode == "loss":
-            return self._loss(hidden, batch)
+            return self._loss(hidden, batch, share)
         positions = torch.arange(batch.input_ids.shape[1], device=hidden.device)
         if mode == "last":
             if batch.logit_positions is None:
                 raise ValueError('mode "last" needs batch.logit_positions, the positions whose logits are wanted')
             positions = batch.logit_positions
+        if share is not None:
+            return self._split_logits(hidden, positions, share)
         rows = select_rows(hidden, positions, self.groups.tp, self.config.sequence_parallel)
         return gathered_logits(rows, self.language_model.output_weight(), self.groups.tp)
 
-    def _embed(self, batch: LocalBatch) -> Tensor:
-        """Word embeddings with the feature rows of the tiles in their places."""
-        embeddings = self.language_model.embed(batch.input_ids)
+    def _split_seq_params(self, share: SplitBatch) -> SplitSeqParams:
+        """The rows of this rank, in one run, and how they attend to those of the others."""
+        rows = len(share.tokens)
+        bounds = torch.tensor([0, rows], dtype=torch.int32, device=share.tokens.device)
+        return SplitSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=bounds,
+            cu_seqlens_kv=bounds,
+            max_seqlen_q=rows,
+            max_seqlen_kv=rows,
+            split=SplitAttention(share.layout, self.groups.cp, self.settings.layout.context_parallel_method),
+        )
+
+    def _split_logits(self, hidden: Tensor, positions: Tensor, share: SplitBatch) -> Tensor:
+        """Logits [k, v] at positions of the whole micro batch, from the ranks that hold them; without a gradient."""
+        cp_rank, tp_rank, row = share.layout.rows_of_tokens(positions.cpu())
+        rows = tp_rank * (share.layout.local_length // share.layout.tp_size) + row
+        mine = torch.nonzero(cp_rank == self.groups.cp_rank)[:, 0]
+        mine = mine[torch.argsort(rows[mine])]
+        selected = select_rows(hidden, rows[mine].to(hidden.device), self.groups.tp, self.config.sequence_parallel)
+        local = gathered_logits(selected, self.language_model.output_weight(), self.groups.tp)
+        logits = local.new_zeros((len(positions), local.shape[1]))
+        logits[mine.to(hidden.device)] = local
+        dist.all_reduce(logits, group=self.groups.cp)
+        return logits
+
+    def _embed(self, batch: LocalBatch, share: SplitBatch | None) -> Tensor:
+        """Word embeddings of this rank's rows with the feature rows of the tiles in their places."""
+        ids = batch.input_ids if share is None else share.take(batch.input_ids[0], 0)[None]
+        embeddings = self.language_model.embed(ids)
         if len(batch.tile_owners):
+            tp_size = self.groups.tp_size if self.config.sequence_parallel else 1
+            layout = undivided(ids.shape[1], tp_size) if share is None else share.layout
             plan = plan_rows(
-                batch.tile_starts,
-                batch.tile_owners,
-                self.settings.model.tokens_per_tile,
-                batch.input_ids.shape[1],
-                self.groups,
-                split=self.config.sequence_parallel,
-            )
+                batch.tile_starts, batch.tile_owners, self.settings.model.tokens_per_tile, layout, self.groups
+            ).to(embeddings.device)
             rows = exchange_rows(self._own_rows(batch), plan, self.groups.tp_cp)
             embeddings = embeddings.index_copy(0, plan.positions, rows[:, None].to(embeddings.dtype))
         elif self._vision_is_trained():
@@ -150,8 +187,8 @@ class LongVITA(MegatronModule):
         size = self.settings.model.vision.image_size
         return self.encode_tiles(batch.tiles.new_zeros((1, 3, size, size)))[0]
 
-    def _loss(self, hidden: Tensor, batch: LocalBatch) -> tuple[Tensor, Tensor, Tensor]:
-        labels = batch.labels[0]
+    def _loss(self, hidden: Tensor, batch: LocalBatch, share: SplitBatch | None) -> tuple[Tensor, Tensor, Tensor]:
+        labels = batch.labels[0] if share is None else share.labels(batch)
         positions = torch.nonzero(labels != IGNORED_LABEL)[:, 0]
         rows = select_rows(hidden, positions, self.groups.tp, self.config.sequence_parallel)
         loss, losses = chunked_cross_entropy(
@@ -161,7 +198,7 @@ class LongVITA(MegatronModule):
             self.groups.tp,
             self.settings.training.loss_chunk_size,
         )
-        return loss, losses, positions
+        return loss, losses, positions if share is None else share.tokens[positions]
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

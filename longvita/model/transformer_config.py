@@ -58,7 +58,6 @@ def language_transformer_config(config: Config, platform: Any) -> TransformerCon
         "tensor_model_parallel_size": layout.tensor_parallel,
         "pipeline_model_parallel_size": layout.pipeline_parallel,
         "virtual_pipeline_model_parallel_size": layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
-        "context_parallel_size": layout.context_parallel,
         "sequence_parallel": layout.sequence_parallel,
         "num_layers_in_first_pipeline_stage": layout.num_layers_in_first_pipeline_stage,
         "num_layers_in_last_pipeline_stage": layout.num_layers_in_last_pipeline_stage,

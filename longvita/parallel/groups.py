@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,10 @@ from longvita.config.schema import LayoutConfig
 class ParallelGroups:
     """Process groups, ranks and sizes of one layout, seen from this process."""
 
-    collection: ProcessGroupCollection
-    """Megatron's groups, for its language modules, DDP, optimizer and schedules."""
+    language: ProcessGroupCollection
+    """Megatron's groups for its language modules, which shall know nothing of context parallelism: each works on the
+    rows that this process holds, and attention alone sees the others (longvita.parallel.context_parallel).
+    """
     vision: ProcessGroupCollection
     """Groups of size one, for the vision tower, which every TP rank holds whole."""
     tp: dist.ProcessGroup
@@ -116,8 +119,10 @@ def initialize(layout: LayoutConfig, platform: Any) -> ParallelGroups:
         create_gloo_process_groups=platform.backend != "gloo",
     )
     collection = ProcessGroupCollection.use_mpu_process_groups()
+    language = copy.copy(collection)
+    language.cp = _group_of_one()
     return ParallelGroups(
-        collection=collection,
+        language=language,
         vision=_groups_of_one(),
         tp=collection.tp,
         pp=collection.pp,
@@ -128,10 +133,14 @@ def initialize(layout: LayoutConfig, platform: Any) -> ParallelGroups:
     )
 
 
-def _groups_of_one() -> ProcessGroupCollection:
+def _group_of_one() -> dist.ProcessGroup:
     # The model has no experts, so Megatron's expert-parallel group is this process alone: reusing it spares a new
     # group per process, which costs a collective call each in a large job.
-    alone = parallel_state.get_expert_model_parallel_group()
+    return parallel_state.get_expert_model_parallel_group()
+
+
+def _groups_of_one() -> ProcessGroupCollection:
+    alone = _group_of_one()
     return ProcessGroupCollection(
         tp=alone, pp=alone, cp=alone, mp=alone, tp_cp=alone, dp=alone, dp_cp=alone, embd=None, pos_embd=None
     )

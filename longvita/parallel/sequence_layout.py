@@ -134,6 +134,20 @@ class SequenceLayout:
         rows = slice(tp_rank * slice_length, (tp_rank + 1) * slice_length)
         return documents[rows], positions[rows]
 
+    def rows_of_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`to_rows` of tokens by their place in the packed sequence, documents one after the other without padding."""
+        bounds = torch.tensor([0, *self.lengths]).cumsum(0)
+        documents = torch.bucketize(tokens, bounds[1:], right=True)
+        return self.to_rows(documents, tokens - bounds[documents.clamp(max=len(self.lengths) - 1)])
+
+    def tokens(self, cp_rank: int) -> Tensor:
+        """Place in the packed sequence of the token in each row of a CP rank: [local_length] int64, -1 for padding."""
+        documents, positions = self.to_positions(cp_rank)
+        bounds = torch.tensor([0, *self.lengths]).cumsum(0)
+        lengths = torch.tensor(self.lengths)
+        held = (documents >= 0) & (positions < lengths[documents])
+        return torch.where(held, bounds[documents] + positions, -1)
+
     @functools.cached_property
     def _table(self) -> _Table:
         column = functools.partial(torch.tensor, dtype=torch.int64)
@@ -161,6 +175,11 @@ class _Table:
 
 
 _LONGEST = 1 << 40
+
+
+def undivided(length: int, tp_size: int = 1) -> SequenceLayout:
+    """A sequence of `length` tokens on one CP rank."""
+    return SequenceLayout((length,), tuple(chain(0, [(length, 0)])), 1, tp_size, -(-length // tp_size) * tp_size)
 
 
 def _key(documents: Tensor, positions: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ sequence holds their positions; the gradients take the same way back.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from longvita.parallel.groups import ParallelGroups
+from longvita.parallel.sequence_layout import SequenceLayout
 
 
 def assign_tiles(num_tiles: int, ranks: int) -> Tensor:
@@ -28,7 +30,7 @@ def assign_tiles(num_tiles: int, ranks: int) -> Tensor:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Which feature rows this rank sends where, and where the rows that it receives belong."""
+    """Which feature rows this rank sends where, where the rows that it receives belong, and how gradients go home."""
 
     local_rows: int
     """Rows that this rank encodes."""
@@ -39,48 +41,60 @@ class RowPlan:
     receive_counts: list[int]
     """Rows from each rank."""
     positions: Tensor
-    """[rows received] position of each received row in this rank's slice of the sequence."""
-    replicated: bool
-    """Whether every rank receives every row (tensor parallel without sequence parallel)."""
+    """[rows received] row of this rank's hidden states that each received row belongs to."""
+    return_order: Tensor
+    """[gradients to send home] index into the rows received, by their source."""
+    return_counts: list[int]
+    """Gradients for each rank."""
+    home_order: Tensor
+    """[gradients that come home] index into the local rows, by where they come from."""
+    home_counts: list[int]
+    """Gradients from each rank."""
+
+    def to(self, device: torch.device) -> RowPlan:
+        """The same plan with its indexes on `device`."""
+        indexes = ("send_order", "positions", "return_order", "home_order")
+        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in indexes})
 
 
 def plan_rows(
-    tile_starts: Tensor, tile_owners: Tensor, rows_per_tile: int, length: int, groups: ParallelGroups, split: bool
+    tile_starts: Tensor, tile_owners: Tensor, rows_per_tile: int, layout: SequenceLayout, groups: ParallelGroups
 ) -> RowPlan:
     """The RowPlan of this rank for one micro batch.
 
-    tile_starts: [n] position of each tile's first row in the micro batch of `length` positions; rows that fall outside
-    it (a prefill chunk may cut a tile) go nowhere. tile_owners: [n] rank that encodes each tile. `split` says whether
-    each rank owns a contiguous 1/size of the positions (sequence parallel) or all of them.
+    tile_starts: [n] place of each tile's first row among the tokens of `layout`; rows that fall outside it (a prefill
+    chunk may cut a tile) go nowhere. tile_owners: [n] rank of the TP x CP group that encodes each tile.
+
+    A row goes to the CP rank that holds its position: to one of its TP ranks where the layout shares rows out over them
+    (sequence parallel), else to all of them. All have the same gradient then, and one of them sends it home.
     """
-    rank, size = groups.vision_rank, groups.vision_size
-    positions = (tile_starts[:, None] + torch.arange(rows_per_tile, device=tile_starts.device)).reshape(-1)
-    sources = tile_owners.repeat_interleave(rows_per_tile)
-    inside = (positions >= 0) & (positions < length)
-    mine = sources == rank
-    own = torch.nonzero(inside[mine])[:, 0]
-    if not split:
-        order = torch.argsort(sources[inside], stable=True)
-        return RowPlan(
-            local_rows=int(mine.sum()),
-            send_order=own.repeat(size),
-            send_counts=[len(own)] * size,
-            receive_counts=_counts(sources[inside], size),
-            positions=positions[inside][order],
-            replicated=True,
-        )
-    slice_length = length // size
-    destinations = positions.div(slice_length, rounding_mode="floor")
-    send = destinations[mine & inside]
-    received = destinations == rank
-    arrival = torch.argsort(sources[received], stable=True)
+    size, tp_size = groups.vision_size, groups.tp_size
+    shared_out = layout.tp_size > 1 or tp_size == 1
+    tokens = (tile_starts[:, None] + torch.arange(rows_per_tile, device=tile_starts.device)).reshape(-1).cpu()
+    sources = tile_owners.cpu().repeat_interleave(rows_per_tile)
+    inside = (tokens >= 0) & (tokens < sum(layout.lengths))
+    number = torch.cumsum(sources == groups.vision_rank, 0) - 1
+    tokens, sources, number = tokens[inside], sources[inside], number[inside]
+    cp_rank, tp_rank, row = layout.rows_of_tokens(tokens)
+    first = cp_rank * tp_size + (tp_rank if shared_out else 0)
+    # By source where one takes the rows in, by destination where one sends them: ranks in order, rows in order within.
+    mine = sources == groups.vision_rank
+    targets = [(first == rank) if shared_out else (cp_rank == rank // tp_size) for rank in range(size)]
+    received = torch.argsort(torch.where(targets[groups.vision_rank], sources, size), stable=True)
+    received = received[: int(targets[groups.vision_rank].sum())]
+    sender = first if shared_out else first + sources % tp_size
+    returned = sender[received] == groups.vision_rank
+    home = torch.argsort(torch.where(mine, sender, size), stable=True)[: int(mine.sum())]
     return RowPlan(
-        local_rows=int(mine.sum()),
-        send_order=own[torch.argsort(send, stable=True)],
-        send_counts=_counts(send, size),
+        local_rows=int((tile_owners == groups.vision_rank).sum()) * rows_per_tile,
+        send_order=torch.cat([number[mine & target] for target in targets]),
+        send_counts=[int((mine & target).sum()) for target in targets],
         receive_counts=_counts(sources[received], size),
-        positions=(positions[received] - rank * slice_length)[arrival],
-        replicated=False,
+        positions=row[received],
+        return_order=torch.nonzero(returned)[:, 0],
+        return_counts=_counts(sources[received][returned], size),
+        home_order=number[home],
+        home_counts=_counts(sender[home], size),
     )
 
 
@@ -101,13 +115,8 @@ class _ExchangeRows(torch.autograd.Function):
         plan: RowPlan = ctx.plan
         grad = grads[0]
         home = grad.new_zeros((plan.local_rows, *grad.shape[1:]))
-        if plan.replicated:
-            # Every rank holds the same gradient of every row: this rank's own rows are a slice, nothing to send.
-            rank = ctx.group.rank()
-            start, count = sum(plan.receive_counts[:rank]), plan.receive_counts[rank]
-            home[plan.send_order[:count]] = grad[start : start + count]
-        else:
-            home[plan.send_order] = _all_to_all(grad, plan.receive_counts, plan.send_counts, ctx.group)
+        returned = grad[plan.return_order]
+        home[plan.home_order] = _all_to_all(returned, plan.return_counts, plan.home_counts, ctx.group)
         return home, None, None
 
 

@@ -74,7 +74,10 @@ class PackedAttention(MegatronModule):
             out = attend_batch(query, key, value, scale, causal)
             return out.reshape(out.shape[0], out.shape[1], -1)
         cache = getattr(packed_seq_params, "kv_cache", None)
-        if cache is not None:
+        split = getattr(packed_seq_params, "split", None)
+        if split is not None:
+            out = split(query, key, value, scale, FlashKernel(), attend_documents)
+        elif cache is not None:
             out = self._attend_with_cache(cache, query, key, value, scale)
         else:
             bounds = packed_seq_params.cu_seqlens_q_padded

@@ -40,16 +40,6 @@ def check(config: Config, made_before: Sequence[str] = ()) -> None:
     made_before: output folders of the stages before it, which are not there yet.
     """
     problems = []
-    size = config.layout.context_parallel
-    if size > 1:
-        problems.append(
-            Problem(
-                "training does not split sequences over processes yet",
-                "layout.context_parallel",
-                size,
-                way_out="layout.context_parallel=1 with a data.sequence_length that fits one TP group's memory",
-            )
-        )
     for field in ("initial", "initial_language", "initial_vision"):
         name = getattr(config.checkpoint, field)
         if name in (None, *made_before):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from longvita.data.batch import LocalBatch
 from longvita.parallel.groups import ParallelGroups
+from longvita.parallel.split_batch import schedule_length
 from longvita.parallel.vision_sharding import sum_vision_gradients
 from longvita.training.flops import Workload
 from longvita.training.state import TrainingState
@@ -150,7 +151,7 @@ def forward_backward(
         data_iterator=list(streams),
         model=list(state.chunks),
         num_microbatches=micro_batches,
-        seq_length=tokens,
+        seq_length=schedule_length(tokens, state.groups, state.config.layout.sequence_parallel),
         micro_batch_size=1,
         forward_only=forward_only,
     )
@@ -207,15 +208,15 @@ def _gather_figures(
 ) -> tuple[LossFigures, BatchFigures]:
     """Adds up over all ranks: losses from the last stages, the batch's content from the first ones, each once."""
     groups, device = state.groups, state.platform.device
-    alone = groups.tp_rank == 0 and groups.cp_rank == 0
     sums = torch.zeros(1 + len(sources), dtype=torch.float32, device=device)
     counts = torch.zeros(5 + len(sources), dtype=torch.int64, device=device)
-    if alone and groups.is_first_stage:
+    if groups.tp_rank == 0 and groups.cp_rank == 0 and groups.is_first_stage:
         work = counter.work
         content = [work.tokens, work.attention_pairs, work.tiles, counter.padding_tokens]
         counts[:4] = torch.tensor(content, dtype=torch.int64)
-    if alone and groups.is_last_stage:
-        # Micro batches are added in double precision, so that their number leaves no trace in the loss.
+    if groups.tp_rank == 0 and groups.is_last_stage:
+        # Each CP rank has the losses of its own rows. Micro batches are added in double precision, so that their number
+        # leaves no trace in the loss.
         sums[0] = torch.stack([record["loss"] for record in records]).cpu().double().sum()
         sums[1:] = torch.stack([record["source_losses"] for record in records]).cpu().double().sum(dim=0)
         counts[4] = torch.stack([record["tokens"] for record in records]).sum()

@@ -31,6 +31,20 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2, interleaved": (2, {"layout": {"pipeline_parallel": 2, "virtual_pipeline": 2}}),
     "TP2 x PP2 + SP": (4, {"layout": {"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True}}),
     "DP2": (2, {}),
+    "CP2": (2, {"layout": {"context_parallel": 2}}),
+    "CP2, Ulysses": (2, {"layout": {"context_parallel": 2, "context_parallel_method": "ulysses"}}),
+    "CP4": (4, {"layout": {"context_parallel": 4}}),
+    "TP2 x CP2": (4, {"layout": {"tensor_parallel": 2, "context_parallel": 2}}),
+    "TP2 x CP2 + SP": (4, {"layout": {"tensor_parallel": 2, "context_parallel": 2, "sequence_parallel": True}}),
+    "CP2 x PP2": (4, {"layout": {"pipeline_parallel": 2, "context_parallel": 2}}),
+    "CP2 x DP2": (4, {"layout": {"context_parallel": 2}}),
+    "CP2, full recomputation": (
+        2,
+        {
+            "layout": {"context_parallel": 2},
+            "training": {"recompute": {"granularity": "full", "method": "block", "num_layers": 4}},
+        },
+    ),
     "DP2 x TP2 + SP": (4, {"layout": {"tensor_parallel": 2, "sequence_parallel": True}}),
     "accumulation of pairs": (1, {"training": {"micro_batch_size": 2}}),
     "one micro batch": (1, {"training": {"micro_batch_size": 4}}),
@@ -44,13 +58,14 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def _gather_gradients(state: Any) -> None:
     """Fills each rank's gradient buffers with the shards that the distributed optimizer left on the others."""
-    if state.groups.dp_size == 1:
+    group = state.groups.dp_cp
+    if group.size() == 1:
         return
     for chunk in state.chunks:
         for buffer in chunk.buffers:
             for bucket in buffer.buckets:
-                shard = bucket.grad_data.chunk(state.groups.dp_size)[state.groups.dp_rank].clone()
-                dist.all_gather_into_tensor(bucket.grad_data, shard, group=state.groups.dp)
+                shard = bucket.grad_data.chunk(group.size())[group.rank()].clone()
+                dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
 
 
 def _run(rank: int, size: int, sections: dict[str, Any], sequences: tuple[int, ...] = MIXED) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tests.distributed.training_runs import go_on, run_config, start, tensors, u
 
 STEPS = 3
 """Steps before the checkpoint."""
-TOLERANT = ["tp2_sp", "pp2", "dp2"]
+TOLERANT = ["tp2_sp", "pp2", "dp2", "cp2"]
 """Layouts that a run is moved between."""
 
 
@@ -60,7 +60,7 @@ def resumed_alike(layout, training, folder):
     return len(wanted), rates == {group["lr"] for group in state.optimizer.param_groups}, len(rates)
 
 
-@pytest.mark.parametrize("layout", ["tp2_sp", "dp2", "pp2"])
+@pytest.mark.parametrize("layout", ["tp2_sp", "dp2", "pp2", "cp2"])
 def test_same_layout_is_bitwise(layout, tmp_path):
     results = run_distributed(same_layout, 2, layout, str(tmp_path))
     for tensor_count, same_rates, rate_count in itertools.chain(*results):
@@ -104,7 +104,7 @@ def check_rates(state):
         assert group["max_lr"] == pytest.approx(1e-2 * group["lr_mult"], rel=1e-12)
 
 
-@pytest.mark.parametrize("layout", ["tp2_sp", "dp2"])
+@pytest.mark.parametrize("layout", ["tp2_sp", "dp2", "cp2"])
 def test_other_layouts_are_within_tolerance(layout, tmp_path):
     losses = run_distributed(other_layouts, 2, layout, str(tmp_path))[0]
     expected = [loss for loss, _ in losses[layout]]

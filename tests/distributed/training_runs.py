@@ -21,6 +21,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2_sp": {"tensor_parallel": 2, "sequence_parallel": True},
     "pp2": {"pipeline_parallel": 2},
     "dp2": {},
+    "cp2": {"context_parallel": 2},
 }
 """Layouts of two processes."""
 STAGE2 = {"vision_lr_mult": 0.1, "vision_layer_decay": 0.9, "projector_lr_mult": 0.5}

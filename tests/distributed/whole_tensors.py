@@ -24,11 +24,11 @@ def local_parts(
                 continue
             split = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
             parts[name] = (held.detach().float().clone(), split)
-    return {"place": (groups.dp_rank, groups.pp_rank, groups.tp_rank), "parts": parts}
+    return {"place": (groups.dp_cp.rank(), groups.pp_rank, groups.tp_rank), "parts": parts}
 
 
 def whole_tensors(ranks: list[dict[str, Any]], replica: int = 0) -> dict[str, Tensor]:
-    """The whole tensors of one data-parallel replica from the local_parts of all ranks.
+    """The whole tensors of one of the replicas (over DP and CP) from the local_parts of all ranks.
 
     A tensor that every TP rank holds whole must be bitwise the same on each of them.
     """

@@ -165,7 +165,7 @@ def test_stages_in_the_same_processes_are_the_stages_of_several_commands(tmp_pat
 @pytest.mark.parametrize(
     ("overrides", "field"),
     [
-        (["layout.context_parallel=2"], "layout.context_parallel"),
+        (["layout.context_parallel=3", "data.sequence_length=120"], "layout.processes"),
         (["checkpoint.initial_vision=/no/such/folder"], "checkpoint.initial_vision"),
         (["checkpoint.initial=tests/no_such_run"], "checkpoint.initial"),
         (["layout.processes=3", "layout.tensor_parallel=2"], "processes"),
