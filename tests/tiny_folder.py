@@ -43,7 +43,7 @@ def _write(rank: int, world: int, model: TinyModel, tokenizer: str, entries: int
     # Every id has a text; TP2 needs an even number of rows.
     sizes = {"vocab_size": entries + entries % 2, "max_position_embeddings": POSITIONS}
     config = tiny_config(model={"language": sizes, "init_method_std": 0.2}, data={"tokenizer": tokenizer})
-    groups = parallel_groups.initialize(config.layout, platform)
+    groups = parallel_groups.initialize(config, platform)
     models = build_model(config, groups, platform)
     write_long_vita(models, config, model.folder, groups, load_transformers_tokenizer(Path(tokenizer)))
     write_checkpoint(models, config, model.checkpoint, platform)

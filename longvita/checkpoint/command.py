@@ -198,7 +198,7 @@ def _in_world(payload: dict[str, Any], work: Callable[..., int]) -> int:
 
     init_distributed(platform)
     try:
-        groups = initialize(config.layout, platform)
+        groups = initialize(config, platform)
         code = work(payload, config, groups, platform)
         groups.destroy()
         return code

@@ -23,6 +23,7 @@ from longvita.config.schema import Config
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.split_batch import schedule_length
+from longvita.training.state import TrainingState
 
 
 def run(payload: dict[str, Any], config: Config, groups: ParallelGroups, platform: Any) -> int:
@@ -55,11 +56,24 @@ def compare(source: str, golden: Golden, config: Config, groups: ParallelGroups,
     state = build_state(config, groups, platform, models=models)
     micro_batches = state.micro_batches
     losses, _ = forward_backward(state, [batch] * micro_batches, micro_batches, ())
+    gather_gradients(state)
     loss = None if golden.loss is None else abs(losses.loss - golden.loss)
     checks.append(Check("loss", loss, TOLERANCES["loss"], _absent(golden.loss)))
     checks += _gradients(models, golden, config, groups)
     checks.append(_tokens(models, golden, config, groups, platform))
     return checks
+
+
+def gather_gradients(state: TrainingState) -> None:
+    """Fills each rank's gradient buffers with the shards that the distributed optimizer left on the others."""
+    group = state.groups.dp_cp
+    if group.size() == 1:
+        return
+    for chunk in state.chunks:
+        for buffer in chunk.buffers:
+            for bucket in buffer.buckets:
+                shard = bucket.grad_data.chunk(group.size())[group.rank()].clone()
+                dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
 
 
 def _absent(value: object) -> str:

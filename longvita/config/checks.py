@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,19 @@ def check_world_size(config: Config, world_size: int) -> int:
     if problems:
         raise ConfigError(problems)
     return world_size // replica_size(config)
+
+
+def ulysses_size(config: Config) -> int:
+    """CP ranks that trade tokens for heads: layout.ulysses, or as many as heads and groups of a TP rank divide into.
+
+    Ulysses moves each row of queries, keys, values and outputs once, the ring each row of keys and values up to CP - 1
+    times; with more ranks than groups Ulysses would have to send a group to several of them.
+    """
+    layout, language = config.layout, config.model.language
+    if layout.ulysses is not None:
+        return layout.ulysses
+    groups = max(language.num_query_groups // layout.tensor_parallel, 1)
+    return math.gcd(layout.context_parallel, groups)
 
 
 def replica_size(config: Config) -> int:
@@ -180,11 +194,16 @@ def _check_pipeline(config: Config) -> Iterator[Problem]:
 def _check_context_parallel(config: Config) -> Iterator[Problem]:
     layout, heads = config.layout, config.model.language.num_attention_heads
     local_heads = heads // layout.tensor_parallel
-    if layout.context_parallel_method == "ulysses" and local_heads % layout.context_parallel:
-        message = f"does not divide the {local_heads} heads of a TP rank, as ulysses needs"
-        way_out = f"context_parallel of {_divisors(local_heads)}, or context_parallel_method=ring"
-        related = ("layout.context_parallel_method", "layout.tensor_parallel", "model.language.num_attention_heads")
-        yield _problem(config, "layout.context_parallel", message, way_out, related)
+    if layout.ulysses is None:
+        return
+    for field, number, what in (
+        ("layout.context_parallel", layout.context_parallel, "context-parallel ranks"),
+        ("model.language.num_attention_heads", local_heads, "heads of a TP rank"),
+    ):
+        if number % layout.ulysses:
+            message = f"does not divide the {number} {what}"
+            way_out = f"ulysses of {_divisors(layout.context_parallel, local_heads)}"
+            yield _problem(config, "layout.ulysses", message, way_out, (field, "layout.tensor_parallel"))
 
 
 def _check_sequence(config: Config) -> Iterator[Problem]:

@@ -177,9 +177,9 @@ class LayoutConfig(Section):
     """Model chunks per stage; above 1 uses the interleaved 1F1B schedule."""
     context_parallel: int = Field(1, ge=1)
     """CP: processes that share each sequence."""
-    context_parallel_method: Literal["ring", "ulysses"] = "ring"
-    """How attention sees the other processes' tokens: ring sends keys and values around; ulysses trades tokens for
-    heads, which must divide over TP x CP.
+    ulysses: int | None = Field(None, ge=1)
+    """CP ranks that trade tokens for heads in attention (Ulysses); keys and values travel in a ring over CP / ulysses
+    such groups. 1 is the ring alone, CP is Ulysses alone; when absent, as many as divide heads and groups.
     """
     sequence_parallel: bool = False
     """SP: norms and residuals of a sequence are split over the TP group; needs tensor_parallel above 1."""

@@ -16,7 +16,7 @@ from longvita.parallel.groups import ParallelGroups
 
 
 def agree_on_token(logits: Tensor | None, sampler: Sampler, groups: ParallelGroups, device: Any) -> int:
-    """The next token's id, sampled from `logits` [v] by the last stage's first TP rank and told to every other rank.
+    """The next token's id, sampled from `logits` [v] by the last stage's first rank and told to every other rank.
 
     Sampling once keeps the ranks together where the same logits differ in the last bit between devices.
     """
@@ -24,10 +24,10 @@ def agree_on_token(logits: Tensor | None, sampler: Sampler, groups: ParallelGrou
     if groups.is_last_stage:
         if logits is None:
             raise ValueError("the last pipeline stage has no logits to sample from")
-        if groups.tp_rank == 0:
+        if groups.vision_rank == 0:
             token[0] = sampler.sample(logits)
-        if groups.tp_size > 1:
-            dist.broadcast(token, group=groups.tp, group_src=0)
+        if groups.vision_size > 1:
+            dist.broadcast(token, group=groups.tp_cp, group_src=0)
     if groups.pp_size > 1:
         dist.broadcast(token, group=groups.pp, group_src=groups.pp_size - 1)
     return int(token)

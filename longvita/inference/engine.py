@@ -33,7 +33,7 @@ class Engine:
 
     Args:
         models: the chunks that `build_model` returned; one, since the interleaved schedule is for training.
-        config: the run's config; `inference` holds the limits, `layout` must have no context parallelism.
+        config: the run's config; `inference` holds the limits.
         tokenizer: the model's tokenizer; None where only tokens go in and out.
     """
 
@@ -49,15 +49,10 @@ class Engine:
             raise ValueError(
                 f"layout.virtual_pipeline is {len(models)}, but generation runs one chunk per stage; set it to 1"
             )
-        if groups.cp_size != 1:
-            raise ValueError(
-                f"layout.context_parallel is {groups.cp_size}, but generation runs without context parallelism; "
-                "set it to 1 and use tensor_parallel or pipeline_parallel"
-            )
         check_max_seq_len(config)
         self.config, self.tokenizer, self.groups = config, tokenizer, groups
         self.stage = PipelineStage(models[0], config, groups, platform)
-        self.cache = KVCache(config.inference.max_seq_len)
+        self.cache = KVCache(config.inference.max_seq_len, groups.cp_size)
         self._encoder = PromptEncoder(config, tokenizer) if tokenizer is not None else None
         self._seen = Prompt([], [], TensorTiles(Tensor()), [])
 

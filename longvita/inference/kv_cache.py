@@ -8,10 +8,16 @@ A pass over a chunk of t tokens calls `append` once per layer and `advance` once
 
 Until `advance` nothing of the chunk counts: an interrupted pass leaves no trace, and `advance(n)` with n < t drops the
 rows at the end that only padded the chunk.
+
+With context parallelism each rank keeps the keys and values that it computed: `rows` of them here, of `length` tokens
+on all ranks together.
 """
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,31 +36,38 @@ class KVCache:
 
     Args:
         max_length: most tokens that may be cached; `advance` raises ValueError beyond it.
+        shares: context-parallel ranks that the tokens are spread over.
     """
 
-    def __init__(self, max_length: int):
-        self.max_length = max_length
-        self.length = 0
+    def __init__(self, max_length: int, shares: int = 1):
+        self.max_length, self.shares = max_length, shares
+        self.length = self.rows = 0
+        self._positions = array("q")
         self._reserved = 0
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
     def append(self, layer_number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes a chunk's keys and values [t, groups, d] behind the `length` cached tokens of a layer.
+        """Writes a chunk's keys and values [t, groups, d] behind the `rows` cached ones of a layer.
 
-        Returns views [length + t, groups, d] of all keys and of all values so far, the chunk included. They are valid
+        Returns views [rows + t, groups, d] of all keys and of all values so far, the chunk included. They are valid
         until the next `append` to the same layer.
         """
-        end = self.length + key.shape[0]
+        end = self.rows + key.shape[0]
         keys = self._keys[layer_number] = self._room(self._keys.get(layer_number), key, end)
         values = self._values[layer_number] = self._room(self._values.get(layer_number), value, end)
-        keys[self.length : end] = key
-        values[self.length : end] = value
+        keys[self.rows : end] = key
+        values[self.rows : end] = value
         return keys[:end], values[:end]
 
-    def advance(self, tokens: int) -> None:
-        """Counts the first `tokens` rows of the chunk that every layer appended as cached."""
-        short = [layer for layer, keys in self._keys.items() if keys.shape[0] < self.length + tokens]
+    def advance(self, tokens: int, positions: Sequence[int] | None = None) -> None:
+        """Counts a chunk of `tokens` tokens as cached: the first rows that every layer appended.
+
+        positions: those of this rank's tokens in the sequence, ascending, where other ranks have some; their number is
+        the number of rows then.
+        """
+        rows = tokens if positions is None else len(positions)
+        short = [layer for layer, keys in self._keys.items() if keys.shape[0] < self.rows + rows]
         if tokens < 0 or short:
             raise ValueError(f"cannot advance the KV cache by {tokens} tokens: layers {short} hold fewer")
         if self.length + tokens > self.max_length:
@@ -62,22 +75,27 @@ class KVCache:
                 f"{self.length + tokens} tokens do not fit a KV cache of at most {self.max_length} (max_seq_len)"
             )
         self.length += tokens
+        self.rows += rows
+        self._positions.extend(positions or ())
 
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens; their memory stays for the next ones."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a KV cache of {self.length} tokens to {length}")
         self.length = length
+        self.rows = length if self.shares == 1 else bisect_left(self._positions, length)
+        del self._positions[self.rows :]
 
     def reset(self) -> None:
         """Forgets everything and frees the memory."""
-        self.length = self._reserved = 0
+        self.length = self.rows = self._reserved = 0
+        del self._positions[:]
         self._keys.clear()
         self._values.clear()
 
     def reserve(self, length: int) -> None:
-        """Has the next allocation of each layer hold at least `length` tokens (at most `max_length`)."""
-        self._reserved = min(max(length, 0), self.max_length)
+        """Has the next allocation of each layer hold this rank's share of `length` tokens (at most `max_length`)."""
+        self._reserved = -(-min(max(length, 0), self.max_length) // self.shares)
 
     def allocated_bytes(self) -> int:
         """Bytes of all buffers of this rank."""
@@ -91,7 +109,7 @@ class KVCache:
         wanted = self._padded(max(end, int(capacity * GROWTH), self._reserved))
         grown = torch.empty((wanted, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
         if buffer is not None:
-            grown[: self.length] = buffer[: self.length]
+            grown[: self.rows] = buffer[: self.rows]
         return grown
 
     @staticmethod

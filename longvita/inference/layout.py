@@ -31,18 +31,17 @@ def default_layout(model: ModelConfig, processes: int) -> LayoutConfig:
 
 def check_layout(model: ModelConfig, layout: LayoutConfig, processes: int | None) -> None:
     """Raises LayoutError when a layout does not fit the model, generation, or the `processes` of a launcher."""
-    for field, value in (("context_parallel", layout.context_parallel), ("virtual_pipeline", layout.virtual_pipeline)):
-        if value > 1:
-            raise LayoutError(f"layout.{field} is {value}, but generation needs 1; use tp and pp instead")
+    if layout.virtual_pipeline > 1:
+        raise LayoutError(
+            f"layout.virtual_pipeline is {layout.virtual_pipeline}, but generation needs 1; use tp, cp and pp instead"
+        )
     problems = _problems(model, layout)
     if problems:
         raise LayoutError("; ".join(problems))
-    wanted = layout.tensor_parallel * layout.pipeline_parallel
+    wanted = layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
     if processes not in (None, wanted):
-        raise LayoutError(
-            f"the layout takes {wanted} processes (tp={layout.tensor_parallel}, pp={layout.pipeline_parallel}), but "
-            f"{processes} were started"
-        )
+        sizes = f"tp={layout.tensor_parallel}, pp={layout.pipeline_parallel}, cp={layout.context_parallel}"
+        raise LayoutError(f"the layout takes {wanted} processes ({sizes}), but {processes} were started")
 
 
 def _problems(model: ModelConfig, layout: LayoutConfig) -> list[str]:

@@ -35,7 +35,7 @@ def open_engine(settings: Settings) -> Iterator[Engine]:
     try:
         config = _with_precision(settings, platform)
         tokenizer = open_tokenizer(settings.tokenizer)
-        groups = parallel_groups.initialize(config.layout, platform)
+        groups = parallel_groups.initialize(config, platform)
         models = build_model(config, groups, platform, fresh=False)
         load_weights(models, settings.model, groups, platform)
         yield Engine(models, config, tokenizer, groups, platform)

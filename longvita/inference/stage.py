@@ -17,6 +17,8 @@ from longvita.inference.kv_cache import KVCache
 from longvita.inference.prompt import TileSource
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
+from longvita.parallel.sequence_layout import SequenceLayout
+from longvita.parallel.split_batch import chunk_layout
 from longvita.parallel.vision_sharding import assign_tiles
 
 
@@ -58,10 +60,16 @@ class PipelineStage:
         None on the others. Raises TileError on every rank when a rank could not decode one of its tiles.
         """
         batch = self._batch(chunk, cache, self._tiles(chunk, tiles)).to(self.device)
+        layout = self._layout(batch) if self.groups.cp_size > 1 else None
         if not self.groups.is_first_stage:
-            self.model.set_input_tensor(self._receive_hidden(batch.input_ids.shape[1]))
+            rows = batch.input_ids.shape[1] if layout is None else layout.local_length
+            self.model.set_input_tensor(self._receive_hidden(rows))
         output = self.model(batch, mode="last")
-        cache.advance(len(chunk.input_ids))
+        positions = None
+        if layout is not None:
+            own = layout.tokens(self.groups.cp_rank)
+            positions = (own[own >= 0] + cache.length).tolist()
+        cache.advance(len(chunk.input_ids), positions)
         if self.groups.is_last_stage:
             return output[0]
         self._send(output)
@@ -70,10 +78,11 @@ class PipelineStage:
     def _batch(self, chunk: Chunk, cache: KVCache, tiles: Tensor) -> LocalBatch:
         """The chunk as one document; with sequence parallel padded at the end to a multiple of TP.
 
-        Attention is causal, so no token sees the padding; the cache leaves it out (see `KVCache.advance`).
+        Attention is causal, so no token sees the padding; the cache leaves it out (see `KVCache.advance`). With context
+        parallelism the layout pads each rank's rows instead.
         """
         count = len(chunk.input_ids)
-        padding = -count % self.groups.tp_size if self.sequence_parallel else 0
+        padding = -count % self.groups.tp_size if self.sequence_parallel and self.groups.cp_size == 1 else 0
         length = count + padding
         return LocalBatch(
             input_ids=torch.tensor([[*chunk.input_ids, *([0] * padding)]], dtype=torch.int64),
@@ -91,6 +100,11 @@ class PipelineStage:
             logit_positions=torch.tensor([count - 1], dtype=torch.int64),
         )
 
+    def _layout(self, batch: LocalBatch) -> SequenceLayout:
+        """How the chunk lies on the context-parallel ranks, as the model lays it out."""
+        tp_size = self.groups.tp_size if self.sequence_parallel else 1
+        return chunk_layout(batch.input_ids.shape[1], batch.position_offset, self.groups.cp_size, tp_size)
+
     def _tiles(self, chunk: Chunk, source: TileSource | None) -> Tensor:
         """The tiles of the chunk that this rank encodes [n_local, 3, H, W], none on later stages.
 
@@ -103,8 +117,8 @@ class PipelineStage:
         error = ""
         if self.groups.is_first_stage:
             tiles, error = self._load(chunk, source, tiles)
-            errors = [""] * self.groups.tp_size
-            dist.all_gather_object(errors, error, group=self.groups.tp)
+            errors = [""] * self.groups.vision_size
+            dist.all_gather_object(errors, error, group=self.groups.tp_cp)
             error = next((text for text in errors if text), "")
         if self.groups.pp_size > 1:
             error = self._pass_on(error)

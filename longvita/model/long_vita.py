@@ -108,7 +108,7 @@ class LongVITA(MegatronModule):
             hidden = self.language_model(decoder_input, packed_seq_params(batch), batch.position_offset)
         else:
             hidden = self.language_model(
-                decoder_input, self._split_seq_params(share), positions=share.take(batch.position_ids[0], 0)
+                decoder_input, self._split_seq_params(share, batch), positions=share.take(batch.position_ids[0], 0)
             )
         if not self.post_process:
             return hidden
@@ -124,7 +124,7 @@ class LongVITA(MegatronModule):
         rows = select_rows(hidden, positions, self.groups.tp, self.config.sequence_parallel)
         return gathered_logits(rows, self.language_model.output_weight(), self.groups.tp)
 
-    def _split_seq_params(self, share: SplitBatch) -> SplitSeqParams:
+    def _split_seq_params(self, share: SplitBatch, batch: LocalBatch) -> SplitSeqParams:
         """The rows of this rank, in one run, and how they attend to those of the others."""
         rows = len(share.tokens)
         bounds = torch.tensor([0, rows], dtype=torch.int32, device=share.tokens.device)
@@ -134,7 +134,8 @@ class LongVITA(MegatronModule):
             cu_seqlens_kv=bounds,
             max_seqlen_q=rows,
             max_seqlen_kv=rows,
-            split=SplitAttention(share.layout, self.groups.cp, self.settings.layout.context_parallel_method),
+            split=SplitAttention(share.layout, share.ring_layout, self.groups),
+            kv_cache=batch.kv_cache,
         )
 
     def _split_logits(self, hidden: Tensor, positions: Tensor, share: SplitBatch) -> Tensor:

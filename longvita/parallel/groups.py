@@ -10,7 +10,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from longvita.config.schema import LayoutConfig
+from longvita.config.checks import ulysses_size
+from longvita.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class ParallelGroups:
     pp: dist.ProcessGroup
     dp: dist.ProcessGroup
     cp: dist.ProcessGroup
+    cp_ulysses: dist.ProcessGroup
+    """The part of the CP group that trades rows for heads in attention."""
+    cp_ring: dist.ProcessGroup
+    """One rank of each such part, around which keys and values travel."""
     tp_cp: dist.ProcessGroup
     dp_cp: dist.ProcessGroup
 
@@ -95,14 +100,15 @@ class ParallelGroups:
         parallel_state.destroy_model_parallel()
 
 
-def initialize(layout: LayoutConfig, platform: Any) -> ParallelGroups:
-    """Builds the groups of a layout over the whole torch.distributed world.
+def initialize(config: Config, platform: Any) -> ParallelGroups:
+    """Builds the groups of a config's layout over the whole torch.distributed world.
 
     The order of ranks is Megatron's: TP varies fastest, then CP, DP, PP. Raises ValueError when the world is not a
     multiple of TP x PP x CP, RuntimeError when torch.distributed is not initialised.
     """
     if not dist.is_initialized():
         raise RuntimeError("torch.distributed is not initialised; call longvita.launcher.init_distributed first")
+    layout = config.layout
     replica = layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
     world = dist.get_world_size()
     if world % replica:
@@ -121,6 +127,7 @@ def initialize(layout: LayoutConfig, platform: Any) -> ParallelGroups:
     collection = ProcessGroupCollection.use_mpu_process_groups()
     language = copy.copy(collection)
     language.cp = _group_of_one()
+    cp_ulysses, cp_ring = _parts_of_cp(collection.cp, ulysses_size(config))
     return ParallelGroups(
         language=language,
         vision=_groups_of_one(),
@@ -128,9 +135,31 @@ def initialize(layout: LayoutConfig, platform: Any) -> ParallelGroups:
         pp=collection.pp,
         dp=collection.dp,
         cp=collection.cp,
+        cp_ulysses=cp_ulysses,
+        cp_ring=cp_ring,
         tp_cp=collection.tp_cp,
         dp_cp=collection.dp_cp,
     )
+
+
+def _parts_of_cp(cp: dist.ProcessGroup, ulysses: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """The runs of `ulysses` ranks that a CP group consists of, and the ring over them: those of this process."""
+    if ulysses == 1:
+        return _group_of_one(), cp
+    if ulysses == cp.size():
+        return cp, _group_of_one()
+    rank = dist.get_rank()
+    own = _group_of_one(), _group_of_one()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, dist.get_process_group_ranks(cp))
+    # A group is made by all processes together, those that are not in it included.
+    for ranks in sorted(set(map(tuple, everyone))):
+        runs = [ranks[start : start + ulysses] for start in range(0, len(ranks), ulysses)]
+        made = [dist.new_group(run) for run in runs], [dist.new_group(ring) for ring in zip(*runs, strict=True)]
+        if rank in ranks:
+            place = ranks.index(rank)
+            own = made[0][place // ulysses], made[1][place % ulysses]
+    return own
 
 
 def _group_of_one() -> dist.ProcessGroup:

@@ -31,6 +31,16 @@ def compact(lengths: Sequence[int], cp_size: int, tp_size: int = 1) -> SequenceL
     return best
 
 
+def in_turn(tokens: int, first: int, cp_size: int, tp_size: int = 1) -> SequenceLayout:
+    """One document of a few tokens, each on the rank after the one before it, from rank `first` on.
+
+    For generation: the keys and values of new tokens then fill the ranks evenly.
+    """
+    pieces = chain(0, [(1, (first + index) % cp_size) for index in range(tokens)])
+    rows = -(-tokens // (cp_size * tp_size)) * tp_size
+    return SequenceLayout((tokens,), tuple(pieces), cp_size, tp_size, rows)
+
+
 def imbalance(layout: SequenceLayout) -> float:
     """Attention work of the busiest rank over the mean; 1 where there is no work."""
     work = [layout.work(rank) for rank in range(layout.cp_size)]

@@ -13,6 +13,7 @@ values: see longvita.parallel.placement.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -175,6 +176,22 @@ class _Table:
 
 
 _LONGEST = 1 << 40
+
+
+def sliced(layout: SequenceLayout, parts: int) -> SequenceLayout:
+    """The layout in which each rank's rows are cut into equal runs for `parts` ranks, one after the other.
+
+    `layout.tp_size` must be a multiple of `parts`, which makes the rows divide; what is left of it is for TP.
+    """
+    length = layout.local_length // parts
+    pieces = []
+    for piece, row in layout.rows.items():
+        first, last = row // length, (row + piece.length - 1) // length
+        cuts = [piece.start, *(piece.start + index * length - row for index in range(first + 1, last + 1)), piece.end]
+        for number, (start, end) in enumerate(itertools.pairwise(cuts)):
+            pieces.append(Piece(piece.document, start, end, piece.rank * parts + first + number))
+    cp_size, tp_size = layout.cp_size * parts, layout.tp_size // parts
+    return SequenceLayout(layout.lengths, tuple(sorted(pieces)), cp_size, tp_size, length)
 
 
 def undivided(length: int, tp_size: int = 1) -> SequenceLayout:

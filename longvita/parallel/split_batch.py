@@ -10,8 +10,8 @@ from torch import Tensor
 
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.parallel.groups import ParallelGroups
-from longvita.parallel.placement import compact
-from longvita.parallel.sequence_layout import SequenceLayout
+from longvita.parallel.placement import compact, in_turn
+from longvita.parallel.sequence_layout import SequenceLayout, sliced
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class SplitBatch:
     """The rows of a micro batch that this process's context-parallel rank holds."""
 
     layout: SequenceLayout
+    """Over all context-parallel ranks."""
+    ring_layout: SequenceLayout
+    """Over the groups of them in which Ulysses trades rows for heads."""
     tokens: Tensor
     """[t] int64, place in the whole micro batch of each row's token; -1 for padding."""
 
@@ -34,8 +37,19 @@ class SplitBatch:
 def split_batch(batch: LocalBatch, groups: ParallelGroups, sequence_parallel: bool) -> SplitBatch:
     """The share of this rank of a micro batch, which every rank of the replica holds whole but for the tiles."""
     tp_size = groups.tp_size if sequence_parallel else 1
-    layout = _layout(tuple(batch.cu_seqlens.diff().tolist()), groups.cp_size, tp_size)
-    return SplitBatch(layout, layout.tokens(groups.cp_rank).to(batch.input_ids.device))
+    if batch.kv_cache is None:
+        lengths = tuple(batch.cu_seqlens.diff().tolist())
+        ring_layout, layout = _layouts(lengths, groups.cp_ring.size(), groups.cp_ulysses.size(), tp_size)
+    else:
+        layout = ring_layout = chunk_layout(batch.input_ids.shape[1], batch.position_offset, groups.cp_size, tp_size)
+    return SplitBatch(layout, ring_layout, layout.tokens(groups.cp_rank).to(batch.input_ids.device))
+
+
+def chunk_layout(tokens: int, offset: int, cp_size: int, tp_size: int) -> SequenceLayout:
+    """Layout of a chunk of one sequence in generation, after `offset` tokens of it."""
+    if tokens < 2 * cp_size:
+        return in_turn(tokens, offset % cp_size, cp_size, tp_size)
+    return _layouts((tokens,), cp_size, 1, tp_size)[1]
 
 
 def schedule_length(tokens: int, groups: ParallelGroups, sequence_parallel: bool) -> int:
@@ -45,5 +59,9 @@ def schedule_length(tokens: int, groups: ParallelGroups, sequence_parallel: bool
 
 
 @functools.lru_cache(maxsize=16)
-def _layout(lengths: tuple[int, ...], cp_size: int, tp_size: int) -> SequenceLayout:
-    return compact(lengths, cp_size, tp_size)
+def _layouts(
+    lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
+) -> tuple[SequenceLayout, SequenceLayout]:
+    """Documents over the ring, and each of its places cut into equal runs for the ranks that share it."""
+    ring_layout = compact(lengths, ring_size, ulysses_size * tp_size)
+    return ring_layout, sliced(ring_layout, ulysses_size)

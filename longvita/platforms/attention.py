@@ -75,8 +75,10 @@ class PackedAttention(MegatronModule):
             return out.reshape(out.shape[0], out.shape[1], -1)
         cache = getattr(packed_seq_params, "kv_cache", None)
         split = getattr(packed_seq_params, "split", None)
-        if split is not None:
-            out = split(query, key, value, scale, FlashKernel(), attend_documents)
+        if split is not None and cache is not None:
+            out = split.with_cache(cache, self.layer_number, query, key, value, scale, FlashKernel())
+        elif split is not None:
+            out = split(query, key, value, scale, FlashKernel())
         elif cache is not None:
             out = self._attend_with_cache(cache, query, key, value, scale)
         else:

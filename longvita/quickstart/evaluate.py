@@ -56,7 +56,7 @@ def run(payload: dict[str, Any]) -> int:
     platform = platforms.get(configs[0].platform)
     platform.activate()
     init_distributed(platform)
-    groups = initialize(configs[0].layout, platform)
+    groups = initialize(configs[0], platform)
     for exam, config in zip(payload["exams"], configs, strict=True):
         models = build_model(config, groups, platform, fresh=False)
         load_weights(models, whole_checkpoint(exam.checkpoint), platform)

@@ -49,7 +49,7 @@ def run(payload: dict[str, Any]) -> int:
     platform = platforms.get(config.platform)
     platform.activate()
     init_distributed(platform)
-    groups = initialize(config.layout, platform)
+    groups = initialize(config, platform)
     model = build_model(config, groups, platform, fresh=False)[0].eval()
     load_weights([model], whole_checkpoint(Path(payload["checkpoint"])), platform)
     batch = next(build_loader(config, groups, 0, VALIDATION + payload["source"]))

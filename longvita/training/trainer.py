@@ -45,7 +45,7 @@ def train(stages: Sequence[Config]) -> int:
     for config in stages:
         check_world_size(config, world)
         with StopWatch(config.training.time_limit_minutes) as watch:
-            groups = parallel_groups.initialize(config.layout, platform)
+            groups = parallel_groups.initialize(config, platform)
             code = Run(config, groups, platform, watch).run()
         # Only at a good end: after an error the other ranks may be anywhere, and leaving in order could wait for them.
         groups.destroy()

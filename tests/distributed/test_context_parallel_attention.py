@@ -10,7 +10,7 @@ from longvita.parallel.context_parallel.plan import plan_ring
 from longvita.parallel.context_parallel.ring import ring_attention
 from longvita.parallel.context_parallel.ulysses import ulysses_attention
 from longvita.parallel.placement import compact
-from longvita.parallel.sequence_layout import SequenceLayout, zigzag
+from longvita.parallel.sequence_layout import SequenceLayout, sliced, zigzag
 from longvita.platforms.attention import FlashKernel, attend_documents
 from tests.distributed.helpers import run_distributed
 
@@ -40,17 +40,25 @@ def local_rows(layout: SequenceLayout, rank: int) -> tuple[torch.Tensor, torch.T
     return rows, starts[documents[rows]] + positions[rows]
 
 
-def ring(q, k, v, layout: SequenceLayout, rank: int) -> torch.Tensor:
-    return ring_attention(q, k, v, plan_ring(layout, rank), DIM**-0.5, FlashKernel(), dist.group.WORLD)
+def ring_of_ulysses(q, k, v, ring_layout: SequenceLayout, rank: int, world: int, ulysses: int) -> torch.Tensor:
+    """Attention with runs of `ulysses` ranks that trade rows for heads, and a ring over the runs."""
+    runs = [dist.new_group(list(range(start, start + ulysses))) for start in range(0, world, ulysses)]
+    rings = [dist.new_group(list(range(place, world, ulysses))) for place in range(ulysses)]
+    group = rings[rank % ulysses]
+    plan = plan_ring(ring_layout, group.rank())
+    return ulysses_attention(
+        q,
+        k,
+        v,
+        lambda *rows: ring_attention(*rows, plan, DIM**-0.5, FlashKernel(), group),
+        runs[rank // ulysses],
+    )
 
 
-def ulysses(q, k, v, layout: SequenceLayout, rank: int) -> torch.Tensor:
-    return ulysses_attention(q, k, v, layout, DIM**-0.5, attend_documents, dist.group.WORLD)
-
-
-def attend_split(rank: int, world: int, method, build, lengths: list[int], heads: int, groups: int):
+def attend_split(rank: int, world: int, ulysses: int, build, lengths: list[int], heads: int, groups: int):
     """Output and gradients of the whole sequence, put together from all ranks."""
-    layout = build(lengths, world)
+    ring_layout = build(lengths, world // ulysses, ulysses)
+    layout = sliced(ring_layout, ulysses)
     rows, tokens = local_rows(layout, rank)
     whole = whole_tensors(lengths, heads, groups)
     local = [torch.zeros(layout.local_length, *x.shape[1:]) for x in whole]
@@ -58,7 +66,7 @@ def attend_split(rank: int, world: int, method, build, lengths: list[int], heads
         part[rows] = x[tokens]
     q, k, v, grad = local
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    out = method(*inputs, layout, rank)
+    out = ring_of_ulysses(*inputs, ring_layout, rank, world, ulysses)
     out.backward(grad)
     joined = [torch.zeros(sum(lengths), *x.shape[1:]) for x in (out, *inputs)]
     for x, part in zip(joined, (out.detach(), *(x.grad for x in inputs)), strict=True):
@@ -67,14 +75,14 @@ def attend_split(rank: int, world: int, method, build, lengths: list[int], heads
     return joined
 
 
-def check(world: int, method, build, lengths: list[int], heads: int, groups: int) -> None:
+def check(world: int, ulysses: int, build, lengths: list[int], heads: int, groups: int) -> None:
     q, k, v, grad = whole_tensors(lengths, heads, groups)
     inputs = [x.requires_grad_() for x in (q, k, v)]
     bounds = torch.tensor([0, *lengths]).cumsum(0).tolist()
     out = attend_documents(*inputs, bounds, DIM**-0.5)
     out.backward(grad)
     expected = [out.detach(), *(x.grad for x in inputs)]
-    for found in run_distributed(attend_split, world, method, build, lengths, heads, groups):
+    for found in run_distributed(attend_split, world, ulysses, build, lengths, heads, groups):
         for name, one, split in zip(("out", "dq", "dk", "dv"), expected, found, strict=True):
             difference = float((one - split).abs().max())
             assert difference < TOLERANCE, (name, difference)
@@ -84,7 +92,7 @@ def check(world: int, method, build, lengths: list[int], heads: int, groups: int
 @pytest.mark.parametrize("build", [zigzag, compact])
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_ring_equals_one_process(world, build, lengths):
-    check(world, ring, build, lengths, heads=6, groups=2)
+    check(world, 1, build, lengths, heads=6, groups=2)
 
 
 @pytest.mark.parametrize("build", [zigzag, compact])
@@ -95,9 +103,15 @@ def test_ring_equals_one_process(world, build, lengths):
 )
 def test_ulysses_equals_one_process(world, heads, groups, build):
     """More groups of keys and values than ranks, as many, fewer, and numbers that divide unevenly."""
-    check(world, ulysses, build, LENGTHS["packed"], heads, groups)
+    check(world, world, build, LENGTHS["packed"], heads, groups)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("build", [zigzag, compact])
+def test_a_ring_of_ulysses_equals_one_process(build, lengths):
+    check(4, 2, build, lengths, heads=4, groups=2)
 
 
 def test_ulysses_needs_heads_that_divide():
-    with pytest.raises(RuntimeError, match="4 heads do not divide over 3 context-parallel ranks; use the ring"):
-        run_distributed(attend_split, 3, ulysses, zigzag, [30], 4, 2)
+    with pytest.raises(RuntimeError, match="4 heads do not divide over 3 ranks of Ulysses attention"):
+        run_distributed(attend_split, 3, 3, zigzag, [30], 4, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,17 @@ LAYOUTS = {
     "tp2_sp": {"tensor_parallel": 2, "sequence_parallel": True},
     "pp2": {"pipeline_parallel": 2},
     "tp2_pp2_sp": {"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True},
+    "cp2": {"context_parallel": 2},
+    "cp4": {"context_parallel": 4},
+    "tp2_cp2_sp": {"tensor_parallel": 2, "context_parallel": 2, "sequence_parallel": True},
+    "pp2_cp2": {"pipeline_parallel": 2, "context_parallel": 2},
 }
 CHUNK_SIZES = (1, 7, 32, 8192)
 GREEDY_TOKENS = json.loads((GOLDEN / "golden.json").read_text())["greedy_tokens"]
 
 
 def world_size(layout: dict[str, Any]) -> int:
-    return layout.get("tensor_parallel", 1) * layout.get("pipeline_parallel", 1)
+    return math.prod(size for key, size in layout.items() if key != "sequence_parallel")
 
 
 def golden_config(layout: dict[str, Any], chunk_size: int = 8192) -> Config:
@@ -56,7 +61,7 @@ def golden_engine(layout: dict[str, Any]) -> Engine:
     platform = get("cpu")
     platform.activate()
     config = golden_config(layout)
-    groups = parallel_groups.initialize(config.layout, platform)
+    groups = parallel_groups.initialize(config, platform)
     models = build_model(config, groups, platform, fresh=False)
     read_weights(models, GOLDEN, groups)
     return Engine(models, config, None, groups, platform)
@@ -86,7 +91,7 @@ def greedy_tokens_by_chunk_size(engine: Engine) -> dict[int, list[int]]:
 def cached_logits(engine: Engine) -> dict[int, torch.Tensor]:
     """Logits by position: after each prefill chunk of the prompt, then after each of the golden tokens."""
     prompt, _ = golden_prompt()
-    cache, logits = KVCache(512), {}
+    cache, logits = KVCache(512, engine.groups.cp_size), {}
     for start, end in plan_chunks(0, len(prompt), prompt.tile_starts, 4, 7):
         places = [place for place, tile in enumerate(prompt.tile_starts) if start <= tile < end]
         starts = [prompt.tile_starts[place] - start for place in places]

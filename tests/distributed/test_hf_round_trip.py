@@ -80,7 +80,7 @@ def read_and_write(rank: int, world: int, config: Config, source: str, target: s
     """Reads SOURCE, writes TARGET/long_vita and TARGET/internvl; the parameters' names on this rank."""
     platform = get("cpu")
     platform.activate()
-    groups = initialize(config.layout, platform)
+    groups = initialize(config, platform)
     models = build_model(config, groups, platform)
     read_weights(models, source, groups)
     write_long_vita(models, config, Path(target) / "long_vita", groups, max_shard_size="40KB")
@@ -144,7 +144,7 @@ def test_a_shorter_vocabulary_is_filled_alike_at_every_tp(tmp_path: Path, tokeni
 def read_error(rank: int, world: int, config: Config, source: str) -> str:
     platform = get("cpu")
     platform.activate()
-    groups = initialize(config.layout, platform)
+    groups = initialize(config, platform)
     models = build_model(config, groups, platform)
     with pytest.raises(CheckpointError) as caught:
         read_weights(models, source, groups)
@@ -165,7 +165,7 @@ def test_an_error_on_one_stage_is_raised_on_every_rank(tmp_path: Path):
 def write_ours(rank: int, world: int, config: Config, source: str, target: str) -> None:
     platform = get("cpu")
     platform.activate()
-    groups = initialize(config.layout, platform)
+    groups = initialize(config, platform)
     models = build_model(config, groups, platform)
     load_weights(models, source, groups, platform)
     write_checkpoint(models, config, Path(target), platform)

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tests.distributed.helpers import run_distributed
@@ -31,9 +30,10 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2, interleaved": (2, {"layout": {"pipeline_parallel": 2, "virtual_pipeline": 2}}),
     "TP2 x PP2 + SP": (4, {"layout": {"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True}}),
     "DP2": (2, {}),
-    "CP2": (2, {"layout": {"context_parallel": 2}}),
-    "CP2, Ulysses": (2, {"layout": {"context_parallel": 2, "context_parallel_method": "ulysses"}}),
-    "CP4": (4, {"layout": {"context_parallel": 4}}),
+    "CP2": (2, {"layout": {"context_parallel": 2, "ulysses": 1}}),
+    "CP2, Ulysses": (2, {"layout": {"context_parallel": 2, "ulysses": 2}}),
+    "CP4": (4, {"layout": {"context_parallel": 4, "ulysses": 1}}),
+    "CP4, ring of Ulysses": (4, {"layout": {"context_parallel": 4, "ulysses": 2}}),
     "TP2 x CP2": (4, {"layout": {"tensor_parallel": 2, "context_parallel": 2}}),
     "TP2 x CP2 + SP": (4, {"layout": {"tensor_parallel": 2, "context_parallel": 2, "sequence_parallel": True}}),
     "CP2 x PP2": (4, {"layout": {"pipeline_parallel": 2, "context_parallel": 2}}),
@@ -56,20 +56,9 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def _gather_gradients(state: Any) -> None:
-    """Fills each rank's gradient buffers with the shards that the distributed optimizer left on the others."""
-    group = state.groups.dp_cp
-    if group.size() == 1:
-        return
-    for chunk in state.chunks:
-        for buffer in chunk.buffers:
-            for bucket in buffer.buckets:
-                shard = bucket.grad_data.chunk(group.size())[group.rank()].clone()
-                dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
-
-
 def _run(rank: int, size: int, sections: dict[str, Any], sequences: tuple[int, ...] = MIXED) -> dict[str, Any]:
     """Gradients of the first batch, then the parameters after three steps of the optimizer, of this rank."""
+    from longvita.checkpoint.verify import gather_gradients
     from longvita.parallel.groups import initialize
     from longvita.platforms import get
     from longvita.training.state import build_state
@@ -80,14 +69,14 @@ def _run(rank: int, size: int, sections: dict[str, Any], sequences: tuple[int, .
     config = tiny_config(**sections, optimizer={"adam_eps": 1e-2})
     platform = get(config.platform)
     platform.activate()
-    groups = initialize(config.layout, platform)
+    groups = initialize(config, platform)
     state = build_state(config, groups, platform)
     batches = micro_batches(config, groups, sequences=sequences)
     for chunk in state.chunks:
         chunk.train()
         chunk.zero_grad_buffer()
     losses, _ = forward_backward(state, batches, len(batches), ("pictures", "text"))
-    _gather_gradients(state)
+    gather_gradients(state)
     gradients = local_parts(state.models, groups, lambda p: p.main_grad if p.requires_grad else None)
     steps = [train_step(state, micro_batches(config, groups, seed, sequences), len(batches)) for seed in range(STEPS)]
     return {

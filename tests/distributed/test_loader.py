@@ -35,7 +35,7 @@ def read(rank, world_size, folder, layout, workers):
     config = config.model_copy(update={"layout": config.layout.model_copy(update=layout)})
     platform = platforms.get("cpu")
     platform.activate()
-    groups = parallel_groups.initialize(config.layout, platform)
+    groups = parallel_groups.initialize(config, platform)
     found = []
     for _ in range(2):  # A second loader of the same name does not read what the first one wrote.
         loader = build_loader(config, groups)

@@ -28,7 +28,7 @@ def _build(layout: dict[str, Any], seed: int) -> tuple[Any, Any]:
     config = tiny_config(layout=layout, seed=seed)
     platform = get(config.platform)
     platform.activate()
-    groups = initialize(config.layout, platform)
+    groups = initialize(config, platform)
     return build_model(config, groups, platform), groups
 
 

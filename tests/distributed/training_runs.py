@@ -42,7 +42,7 @@ def start(config: Config) -> TrainingState:
         parallel_state.destroy_model_parallel()
     platform = get("cpu")
     platform.activate()
-    return build_state(config, parallel_groups.initialize(config.layout, platform), platform)
+    return build_state(config, parallel_groups.initialize(config, platform), platform)
 
 
 def go_on(state: TrainingState, steps: int, tiles: int | None = None) -> list[tuple[float, float]]:

@@ -61,7 +61,7 @@ def world_of_one(config: Config) -> tuple[Any, Any]:
     """Platform and groups of a process of its own; torch.distributed is initialised."""
     platform = get("cpu")
     platform.activate()
-    return platform, initialize(config.layout, platform)
+    return platform, initialize(config, platform)
 
 
 def randomise(models: list[torch.nn.Module]) -> None:

@@ -39,7 +39,7 @@ def run(payload: dict[str, Any]) -> int:
     platform = get(config.platform)
     platform.activate()
     init_distributed(platform)
-    groups = initialize(config.layout, platform)
+    groups = initialize(config, platform)
     folder = Path(payload["folder"])
     tokenizer = build_tokenizer(folder / f"tokenizer{groups.dp_rank}", config.model.language.vocab_size)
     state = build_state(config, groups, platform)

@@ -1,39 +1,58 @@
-"""Attention over a split sequence by the method that fits: what core attention calls."""
+"""Attention over a split sequence: what core attention calls."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from longvita.inference.kv_cache import KVCache
+from longvita.parallel.context_parallel.cached import cached_attention
 from longvita.parallel.context_parallel.kernel import AttentionKernel
 from longvita.parallel.context_parallel.plan import plan_ring
 from longvita.parallel.context_parallel.ring import ring_attention
-from longvita.parallel.context_parallel.ulysses import Attend, ulysses_attention
+from longvita.parallel.context_parallel.ulysses import ulysses_attention
+from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import SequenceLayout
 
 
 @dataclass(frozen=True)
 class SplitAttention:
-    """Causal attention inside each document of a sequence that is split over the context-parallel group."""
+    """Causal attention inside each document of a sequence that is split over the context-parallel group.
+
+    The group is a ring of smaller groups: within each, Ulysses trades rows for heads, and the ring runs over the rows
+    that a small group holds together. Small groups of one are the ring alone, one group of all is Ulysses alone.
+    """
 
     layout: SequenceLayout
-    group: dist.ProcessGroup
-    method: str
-    """layout.context_parallel_method of the config: ring or ulysses."""
+    """Over all ranks of the group."""
+    ring_layout: SequenceLayout
+    """Over the small groups; `layout` is this, sliced."""
+    groups: ParallelGroups
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, kernel: AttentionKernel, attend: Attend
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, kernel: AttentionKernel) -> Tensor:
+        """Rows of this rank: q [t, heads, d], k and v [t, groups, d] to [t, heads, d]. A collective over the group."""
+        ring = self.groups.cp_ring
+        plan = plan_ring(self.ring_layout, ring.rank())
+
+        def attend(q_all: Tensor, k_all: Tensor, v_all: Tensor) -> Tensor:
+            return ring_attention(q_all, k_all, v_all, plan, scale, kernel, ring)
+
+        return ulysses_attention(q, k, v, attend, self.groups.cp_ulysses)
+
+    def with_cache(
+        self, cache: KVCache, layer_number: int, q: Tensor, k: Tensor, v: Tensor, scale: float, kernel: AttentionKernel
     ) -> Tensor:
-        """Rows of this rank: q [t, heads, d], k and v [t, groups, d] to [t, heads, d]. A collective over the group.
+        """The same for a chunk in generation, whose keys and values are added to the cache of this rank.
 
-        kernel, attend: attention within one process, for the ring and for Ulysses.
+        It is the same at any division into small groups: see longvita.parallel.context_parallel.cached.
         """
-        if self.method == "ulysses":
-            return ulysses_attention(q, k, v, self.layout, scale, attend, self.group)
-        return ring_attention(q, k, v, plan_ring(self.layout, self.group.rank()), scale, kernel, self.group)
+        rank = self.groups.cp_rank
+        used, before = self.layout.used[rank], cache.rows
+        keys, values = cache.append(layer_number, k[:used], v[:used])
+        past = (keys[:before], values[:before]) if cache.length else None
+        return cached_attention(q, k, v, past, self.layout, scale, kernel, self.groups.cp)
 
 
 @dataclass
@@ -44,3 +63,5 @@ class SplitSeqParams(PackedSeqParams):
     """
 
     split: SplitAttention | None = None
+    kv_cache: KVCache | None = None
+    """Generation only: keys and values of the tokens before this chunk that this rank holds."""

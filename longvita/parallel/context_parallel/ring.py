@@ -33,23 +33,31 @@ def ring_attention(
     return _RingAttention.apply(q.float(), k.float(), v.float(), plan, scale, kernel, group).to(q.dtype)
 
 
+def ring_forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: RingPlan, scale: float, kernel: AttentionKernel, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """The forward pass of `ring_attention` in fp32 alone: out [t, heads, d] and lse [t, heads]."""
+    out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2])
+    arriving = _Arriving(plan.steps, torch.stack((k, v)), group)
+    used = plan.bounds[-1]
+    if used:
+        own = slice(used)
+        out[own], lse[own] = kernel.causal_forward(q[own], k[own], v[own], list(plan.bounds), scale)
+    for step in plan.steps:
+        theirs = arriving.wait()
+        for block in step.blocks:
+            queries, keys = slice(*block.queries), slice(*block.keys)
+            part, part_lse = kernel.full_forward(q[queries], theirs[0, keys], theirs[1, keys], scale)
+            merge_into(out[queries], lse[queries], part, part_lse)
+    return out, lse
+
+
 class _RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RingPlan, scale: float, kernel: AttentionKernel, group: Any
     ) -> Tensor:
-        out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2])
-        arriving = _Arriving(plan.steps, torch.stack((k, v)), group)
-        used = plan.bounds[-1]
-        if used:
-            own = slice(used)
-            out[own], lse[own] = kernel.causal_forward(q[own], k[own], v[own], list(plan.bounds), scale)
-        for step in plan.steps:
-            theirs = arriving.wait()
-            for block in step.blocks:
-                queries, keys = slice(*block.queries), slice(*block.keys)
-                part, part_lse = kernel.full_forward(q[queries], theirs[0, keys], theirs[1, keys], scale)
-                merge_into(out[queries], lse[queries], part, part_lse)
+        out, lse = ring_forward(q, k, v, plan, scale, kernel, group)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.scale, ctx.kernel, ctx.group = plan, scale, kernel, group
         return out

@@ -6,7 +6,6 @@ once each, and its gradient is the sum of theirs.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,35 +13,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from longvita.parallel.sequence_layout import SequenceLayout
-
-Attend = Callable[[Tensor, Tensor, Tensor, list[int], float], Tensor]
-"""Causal attention inside each document, of (q [n, heads, d], k, v [n, groups, d], documents' bounds, scale)."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention with some heads to all rows of the group: (q [n, heads, d], k, v [n, groups, d]) to q's shape."""
 
 
-def ulysses_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, scale: float, attend: Attend, group: dist.ProcessGroup
-) -> Tensor:
-    """Causal attention inside each document of a sequence that is split over `group`.
+def ulysses_attention(q: Tensor, k: Tensor, v: Tensor, attend: Attend, group: dist.ProcessGroup) -> Tensor:
+    """`attend` over the rows of all ranks of a group, one rank's after the other's, with a share of the heads each.
 
-    q [t, heads, d], k and v [t, groups, d]: this rank's rows, in the order of `layout`. Returns [t, heads, d]; rows of
-    padding are zero. A collective over the group, backward pass included. Raises ValueError when the heads do not
-    divide over the ranks.
+    q [t, heads, d], k and v [t, groups, d]: rows of this rank, as many as every other rank has. Returns [t, heads, d].
+    A collective over the group, backward pass included. Raises ValueError when the heads do not divide over the ranks.
     """
     heads, groups, size = q.shape[1], k.shape[1], group.size()
+    if size == 1:
+        return attend(q, k, v)
     if heads % size:
-        raise ValueError(f"{heads} heads do not divide over {size} context-parallel ranks; use the ring")
+        raise ValueError(f"{heads} heads do not divide over {size} ranks of Ulysses attention")
     own_groups = [_groups_of(rank, heads, groups, size) for rank in range(size)]
-    q_all = _rows_for_heads(q, [list(range(r * heads // size, (r + 1) * heads // size)) for r in range(size)], group)
-    k_all, v_all = (_rows_for_heads(x, own_groups, group) for x in (k, v))
-    order, bounds = _document_order(layout)
-    order = order.to(q.device)
+    own_heads = [list(range(rank * heads // size, (rank + 1) * heads // size)) for rank in range(size)]
+    q_all = _RowsForHeads.apply(q, own_heads, group)
+    k_all, v_all = (_RowsForHeads.apply(x, own_groups, group) for x in (k, v))
     index = _group_of_head(group.rank(), heads, groups, size)
     if index is not None:
         k_all, v_all = k_all[:, index], v_all[:, index]
-    out = attend(q_all[order], k_all[order], v_all[order], bounds, scale)
-    out_all = torch.zeros_like(q_all).index_copy(0, order, out)
-    return _HeadsForRows.apply(out_all, group)
+    return _HeadsForRows.apply(attend(q_all, k_all, v_all), group)
 
 
 def _groups_of(rank: int, heads: int, groups: int, size: int) -> list[int]:
@@ -61,25 +54,9 @@ def _group_of_head(rank: int, heads: int, groups: int, size: int) -> list[int] |
     return None if even else index
 
 
-@functools.lru_cache(maxsize=64)
-def _document_order(layout: SequenceLayout) -> tuple[Tensor, list[int]]:
-    """Row among all ranks' rows of each token, documents in order, and the documents' bounds in that order."""
-    rows = [
-        torch.arange(layout.rows[piece], layout.rows[piece] + piece.length) + piece.rank * layout.local_length
-        for piece in layout.pieces
-    ]
-    bounds = [0]
-    for piece in layout.pieces:
-        bounds[-1:] = [bounds[-1] + piece.length] if piece.start else [bounds[-1], bounds[-1] + piece.length]
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *rows]), bounds
-
-
-def _rows_for_heads(x: Tensor, heads_of: list[list[int]], group: dist.ProcessGroup) -> Tensor:
-    """Each rank's x [t, heads, d] to [size * t, own heads, d]; `heads_of` says which heads each rank wants."""
-    return _RowsForHeads.apply(x, heads_of, group)
-
-
 class _RowsForHeads(torch.autograd.Function):
+    """Each rank's x [t, heads, d] to [size * t, own heads, d]; `heads_of` says which heads each rank wants."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, heads_of: list[list[int]], group: dist.ProcessGroup) -> Tensor:
         ctx.heads_of, ctx.group, ctx.shape = heads_of, group, x.shape

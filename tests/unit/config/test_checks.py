@@ -54,11 +54,15 @@ CASES = {
         "does not divide the 24 layers of a stage",
         "virtual_pipeline of 1, 2, 3, 4, 6, 8, 12, 24",
     ),
-    "heads over CP with Ulysses": (
-        ["layout.context_parallel=3", "layout.context_parallel_method=ulysses", "layout.tensor_parallel=4"]
-        + ["data.sequence_length=16386"],
-        "does not divide the 10 heads of a TP rank, as ulysses needs",
-        "context_parallel of 1, 2, 5, 10, or context_parallel_method=ring",
+    "heads over Ulysses": (
+        ["layout.context_parallel=12", "layout.ulysses=4", "layout.tensor_parallel=4", "data.sequence_length=16392"],
+        "layout.ulysses = 4: does not divide the 10 heads of a TP rank",
+        "ulysses of 1, 2",
+    ),
+    "CP over Ulysses": (
+        ["layout.context_parallel=2", "layout.ulysses=4"],
+        "layout.ulysses = 4: does not divide the 2 context-parallel ranks",
+        "ulysses of 1, 2",
     ),
     "sequence over 2 x CP": (
         ["layout.context_parallel=4", "data.sequence_length=16388"],

@@ -11,7 +11,7 @@ from longvita.inference.decode import decode
 from longvita.inference.engine import Engine
 from longvita.inference.sampling import Sampler, Sampling
 
-ALONE = SimpleNamespace(is_last_stage=True, tp_rank=0, tp_size=1, pp_size=1)
+ALONE = SimpleNamespace(is_last_stage=True, vision_rank=0, vision_size=1, pp_size=1)
 WORDS = 10
 
 

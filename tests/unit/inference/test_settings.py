@@ -123,7 +123,7 @@ def test_a_training_checkpoint_brings_its_config(tmp_path: Path) -> None:
         (Options(max_seq_len=1_310_721), None, "--max_seq_len is 1310721, but the model has 1310720 positions"),
         (Options(layout="tp=3"), None, "layout.tensor_parallel=3 does not divide"),
         (Options(layout="tp=2"), 4, "takes 2 processes .* 4 were started"),
-        (Options(layout="cp=2"), None, "layout.context_parallel is 2, but generation needs 1"),
+        (Options(layout="cp=2"), 4, r"takes 2 processes \(tp=1, pp=1, cp=2\), but 4 were started"),
         (Options(layout="vp=2,pp=2"), None, "layout.virtual_pipeline is 2, but generation needs 1"),
         (Options(layout="two"), None, "--layout: 'two' is not understood"),
         (Options(temperature=-1.0), None, "--temperature is -1.0"),
