@@ -28,7 +28,7 @@ from longvita.parallel.groups import ParallelGroups, initialize
 from longvita.training.checkpointing import load_weights, whole_checkpoint
 from longvita.training.manifest import write_atomically
 
-EVALUATION_LAYOUT = ("layout.tensor_parallel=1", "layout.pipeline_parallel=1", "layout.sequence_parallel=false")
+EVALUATION_LAYOUT = tuple(f"layout.{kind}_parallel=1" for kind in ("tensor", "pipeline", "context"))
 """Every stage is evaluated data parallel, whatever layout it was trained at."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -158,8 +159,8 @@ def summary(stage: Stage, counts: dict[str, list[int]]) -> dict:
     reports = [json.loads((OUTPUT / run / "report.json").read_text()) for run in stage.runs]
     sources = stage.sources[: len(DEPTHS)] if stage.name == "stage4" else stage.sources
     layout = config.layout
-    replica = layout.tensor_parallel * layout.pipeline_parallel
-    names = {"TP": layout.tensor_parallel, "PP": layout.pipeline_parallel, "DP": PROCESSES // replica}
+    names = {"TP": layout.tensor_parallel, "PP": layout.pipeline_parallel, "CP": layout.context_parallel}
+    names["DP"] = PROCESSES // math.prod(names.values())
     text = " ".join(f"{name}{size}" for name, size in names.items() if size > 1)
     return {
         "name": stage.name,
