@@ -16,7 +16,7 @@ from longvita.checkpoint.layout_option import parse_layout
 from longvita.config import dump
 from longvita.config.checks import find_problems, replica_size
 from longvita.config.errors import ConfigError
-from longvita.config.schema import Config, TrainingConfig
+from longvita.config.schema import Config, DataConfig, TrainingConfig
 from longvita.errors import UserError
 from longvita.launcher import current_place, launch, world_size_of_launcher
 
@@ -64,16 +64,17 @@ def convert(
     if not with_model and not _is_first_process():
         return 0  # tensors stream from folder to folder: the first process does it alone
     _check_target(folder)
+    limits = read_media_limits(source)
     options = {"format": layout_format, "tokenizer": tokenizer, "dtype": dtype, "max_shard_size": max_shard_size}
     if with_model:
-        code = _convert_with_model(source, folder, layout, platform, options)
+        code = _convert_with_model(source, folder, layout, platform, limits, options)
     else:
         held = load_source_tokenizer(source, tokenizer)
         convert_folder(source, folder, layout_format, held, max_shard_size, DTYPES[dtype] if dtype else None)
         code = 0
     if code == 0 and _is_first_process():
         if layout_format != "checkpoint":
-            write_media_limits(folder, read_media_limits(source))
+            write_media_limits(folder, limits)
         _report_conversion(source, folder, layout_format, time.monotonic() - start, as_json)
     return code
 
@@ -89,9 +90,10 @@ def _check_target(folder: Path) -> None:
         raise CheckpointError(f"--to {folder} is there already and not empty; give a new folder or empty it")
 
 
-def _convert_with_model(source: str, folder: Path, layout: str, platform: str, options: dict[str, Any]) -> int:
+def _convert_with_model(
+    source: str, folder: Path, layout: str, platform: str, limits: DataConfig, options: dict[str, Any]
+) -> int:
     from longvita.checkpoint.internvl import check_internvl
-    from longvita.checkpoint.media_limits import read_media_limits
     from longvita.checkpoint.sources import model_config
 
     model = model_config(source)
@@ -101,7 +103,7 @@ def _convert_with_model(source: str, folder: Path, layout: str, platform: str, o
         name="convert",
         platform=platform,
         model=model,
-        data=read_media_limits(source),
+        data=limits,
         layout=parse_layout(layout),
         training=TrainingConfig(precision=options["dtype"] or source_precision(source)),
     )

@@ -18,6 +18,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from longvita.parallel.context_parallel.kernel import merge_into
 from longvita.platforms.document_groups import DocumentPlan, plan_documents
 
 CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
@@ -125,15 +126,9 @@ def attend_chunk(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         else:
             before = _forward(q32, k32[:, :, :past], v32[:, :, :past], False, scale)
             within = _forward(q32, k32[:, :, past:], v32[:, :, past:], True, scale)
-            out, _ = merge(*before, *within)
+            out, lse = before
+            merge_into(out, lse, *within)
     return out[0].transpose(0, 1).to(q.dtype)
-
-
-def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over two disjoint sets of keys, as if over both: out [b, heads, s, d] and lse [b, heads, s] in fp32."""
-    lse = torch.logaddexp(lse_a, lse_b)
-    weight_a, weight_b = torch.exp(lse_a - lse), torch.exp(lse_b - lse)
-    return out_a * weight_a[..., None] + out_b * weight_b[..., None], lse
 
 
 class FlashKernel:
@@ -142,21 +137,16 @@ class FlashKernel:
     def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
         """See AttentionKernel."""
         plan = plan_documents(tuple(bounds))
-        parts = [_forward(group.take(q), group.take(k), group.take(v), True, scale) for group in plan.groups]
-        out = plan.join([part for part, _ in parts])
-        return out, plan.join([lse[..., None] for _, lse in parts])[..., 0]
+        out, lses = _documents_forward(q, k, v, plan, scale)
+        return out, plan.join([lse[..., None] for lse in lses])[..., 0]
 
     def causal_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bounds: list[int], scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See AttentionKernel."""
         plan = plan_documents(tuple(bounds))
-        parts = []
-        for group in plan.groups:
-            inputs = [group.take_gradient(grad), *(group.take(x) for x in (q, k, v, out))]
-            parts.append(_backward(inputs, group.take(lse[..., None])[..., 0].contiguous(), True, scale))
-        grad_q, grad_k, grad_v = (plan.join(list(batches)) for batches in zip(*parts))
-        return grad_q, grad_k, grad_v
+        lses = [group.take(lse[..., None])[..., 0].contiguous() for group in plan.groups]
+        return _documents_backward(grad, q, k, v, out, lses, plan, scale)
 
     def full_forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """See AttentionKernel."""
@@ -178,20 +168,35 @@ class _DocumentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: DocumentPlan, scale: float) -> Tensor:
-        parts = [_forward(group.take(q), group.take(k), group.take(v), True, scale) for group in plan.groups]
-        out = plan.join([part for part, _ in parts])
-        ctx.save_for_backward(q, k, v, out, *(lse for _, lse in parts))
+        out, lses = _documents_forward(q, k, v, plan, scale)
+        ctx.save_for_backward(q, k, v, out, *lses)
         ctx.plan, ctx.scale = plan, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, out, *lses = ctx.saved_tensors
-        parts = []
-        for group, lse in zip(ctx.plan.groups, lses):
-            inputs = [group.take_gradient(grad_out), *(group.take(x) for x in (q, k, v, out))]
-            parts.append(_backward(inputs, lse, True, ctx.scale))
-        return *(ctx.plan.join(list(batches)) for batches in zip(*parts)), None, None
+        return *_documents_backward(grad_out, q, k, v, out, lses, ctx.plan, ctx.scale), None, None
+
+
+def _documents_forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: DocumentPlan, scale: float
+) -> tuple[Tensor, list[Tensor]]:
+    """Output [t, heads, d], and the logsumexps [documents, heads, length] of each group of the plan."""
+    parts = [_forward(group.take(q), group.take(k), group.take(v), True, scale) for group in plan.groups]
+    return plan.join([out for out, _ in parts]), [lse for _, lse in parts]
+
+
+def _documents_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lses: list[Tensor], plan: DocumentPlan, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    parts = []
+    for group, lse in zip(plan.groups, lses, strict=True):
+        inputs = [group.take_gradient(grad), *(group.take(x) for x in (q, k, v, out))]
+        parts.append(_backward(inputs, lse, True, scale))
+    grad_q, grad_k, grad_v = (plan.join(list(batches)) for batches in zip(*parts))
+    return grad_q, grad_k, grad_v
 
 
 def _heads_first(x: Tensor) -> Tensor:

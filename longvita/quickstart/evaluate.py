@@ -28,7 +28,10 @@ from longvita.parallel.groups import ParallelGroups, initialize
 from longvita.training.checkpointing import load_weights, whole_checkpoint
 from longvita.training.manifest import write_atomically
 
-EVALUATION_LAYOUT = tuple(f"layout.{kind}_parallel=1" for kind in ("tensor", "pipeline", "context"))
+EVALUATION_LAYOUT = (
+    *(f"layout.{kind}_parallel=1" for kind in ("tensor", "pipeline", "context")),
+    "layout.sequence_parallel=false",
+)
 """Every stage is evaluated data parallel, whatever layout it was trained at."""
 
 

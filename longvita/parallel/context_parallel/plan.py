@@ -86,10 +86,7 @@ def plan_ring(layout: SequenceLayout, rank: int) -> RingPlan:
 
 
 def _by_document(layout: SequenceLayout, rank: int) -> dict[int, list[Piece]]:
-    pieces: dict[int, list[Piece]] = {}
-    for piece in layout.of_rank(rank):
-        pieces.setdefault(piece.document, []).append(piece)
-    return pieces
+    return _grouped(layout.of_rank(rank))
 
 
 def _needed(held: dict[int, list[Piece]], wanting: dict[int, list[Piece]]) -> list[Piece]:
