@@ -3,7 +3,8 @@
 python tools/video_audio_demo.py --model_path FOLDER --video_path CLIP.mp4 --question "What happens?"
 python -m torch.distributed.launch --nproc_per_node=2 tools/video_audio_demo.py --model_path FOLDER ...
 
-With several processes the model is split over them (TP where its heads allow, else PP); --layout chooses otherwise.
+With several processes the input is spread over them (CP; a model too large for one device over TP first); --layout
+chooses otherwise.
 """
 
 from __future__ import annotations

@@ -223,8 +223,11 @@ class TrainingConfig(Section):
     """Activation recomputation."""
     loss_chunk_size: int = Field(1024, ge=1)
     """Loss positions whose logits exist at once."""
+    mlp_chunk_size: int | None = Field(None, ge=1)
+    """Rows of a process that the language model's MLPs take at once, tokens; all when absent. Chunks are computed
+    again in the backward pass and keep nothing but their input."""
     vision_chunk_size: int = Field(64, ge=1)
-    """Tiles that the vision tower encodes at once."""
+    """Tiles of a process that are encoded, and whose features travel, at once."""
     overlap_grad_reduce: bool = True
     """Whether gradient reduction over DP overlaps with the backward pass."""
     validation_interval: int = Field(0, ge=0)

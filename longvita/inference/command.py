@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from longvita import launcher
+from longvita.checkpoint.layout_option import layout_text
+from longvita.config.checks import replica_size
 from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
 from longvita.errors import UserError
 from longvita.inference.encoding import PromptEncoder, PromptError
@@ -53,10 +55,9 @@ def refuse(error: UserError) -> int:
 
 def process_count(settings: Settings) -> int:
     """Processes of the layout; where it is our choice, it is told."""
-    layout = settings.config.layout
-    count = layout.tensor_parallel * layout.pipeline_parallel
+    count = replica_size(settings.config)
     if settings.chosen_layout and count > 1 and is_first_process():
-        text = f"layout: tp={layout.tensor_parallel}, pp={layout.pipeline_parallel} over {count} processes"
+        text = f"layout: {layout_text(settings.config.layout)} over {count} processes"
         print(f"{text} (--layout chooses another)", file=sys.stderr)
     return count
 

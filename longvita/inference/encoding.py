@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from array import array
 from collections.abc import Hashable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from longvita.config.schema import Config
@@ -20,6 +21,7 @@ from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
 from longvita.errors import UserError
 from longvita.inference.limits import check_prompt_length
+from longvita.inference.media_key import MediaKey
 from longvita.inference.prompt import Prompt
 
 
@@ -66,17 +68,16 @@ class PromptEncoder:
         lengths = [item.facts for item in encoded.items if isinstance(item.facts, VideoFacts)]
         check_prompt_length(len(encoded.input_ids), self.config, lengths)
         keys = [key for item in encoded.items for key in tile_keys(item, self.settings)]
-        return Prompt(encoded.input_ids.tolist(), encoded.tile_starts.tolist(), MediaTiles(encoded), keys)
+        # A list would take several times the memory of the ids, and a long prompt has a million.
+        ids = array("i", encoded.input_ids.numpy().astype(np.int32).tobytes())
+        return Prompt(ids, encoded.tile_starts.tolist(), MediaTiles(encoded), keys)
 
 
 def tile_keys(item: MediaItem, settings: MediaSettings) -> Iterator[Hashable]:
-    """For each tile of a picture or video, what tells it from every other: file, its state, place in it."""
-    name: Hashable = id(item.source)
-    if isinstance(item.source, (str, os.PathLike)):
-        status = Path(item.source).stat()
-        name = (os.path.realpath(item.source), status.st_mtime_ns, status.st_size)
+    """For each tile of a picture or video, what tells it from every other: the content it is of, its place in it."""
+    key = MediaKey(item.source)
     if isinstance(item.facts, VideoFacts):
         places: Sequence[int] = chosen_frames(item.facts, settings.max_fps, settings.max_num_frames)
     else:
         places = range(item.num_tiles(settings, settings.max_num_frames))
-    yield from ((name, place) for place in places)
+    yield from ((key, place) for place in places)

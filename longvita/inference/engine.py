@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from longvita.config.schema import Config
 from longvita.data.media.item import Source
 from longvita.data.tokenizer import LongVITATokenizer
+from longvita.inference.cache_room import check_cache
 from longvita.inference.decode import decode
 from longvita.inference.detokenizer import StreamingDetokenizer
 from longvita.inference.encoding import PromptEncoder
@@ -50,7 +52,7 @@ class Engine:
                 f"layout.virtual_pipeline is {len(models)}, but generation runs one chunk per stage; set it to 1"
             )
         check_max_seq_len(config)
-        self.config, self.tokenizer, self.groups = config, tokenizer, groups
+        self.config, self.tokenizer, self.groups, self.platform = config, tokenizer, groups, platform
         self.stage = PipelineStage(models[0], config, groups, platform)
         self.cache = KVCache(config.inference.max_seq_len, groups.cp_size)
         self._encoder = PromptEncoder(config, tokenizer) if tokenizer is not None else None
@@ -118,20 +120,23 @@ class Engine:
         stop_ids: Collection[int] = (),
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[int]:
-        """Yields the tokens after a prompt as they come, a stop token included. Raises LengthError, see `room_for`.
+        """Yields the tokens after a prompt as they come, a stop token included.
+
+        Raises LengthError before any work for a prompt that leaves no room in inference.max_seq_len or in memory, see
+        `room_for` and `check_cache`.
 
         `progress` is called with the tokens prefilled so far. The consumers on all ranks must take equally many tokens.
         """
-        room = room_for(len(prompt), self.config)
+        limit = min(sampling.max_new_tokens, room_for(len(prompt), self.config))
+        check_cache(prompt, limit, self.cache.allocated_bytes(), self.config, self.groups, self.platform)
         tokens_per_tile = self.config.model.tokens_per_tile
         kept = common_prefix(self._seen, prompt, tokens_per_tile, limit=min(len(prompt) - 1, self.cache.length))
         self.cache.truncate(kept)
-        sequence = list(prompt.input_ids)
-        # The list grows with the answer; what of it is really cached is known by the cache's length.
+        sequence = array("i", prompt.input_ids)
+        # It grows with the answer; what of it is really cached is known by the cache's length.
         self._seen = dataclasses.replace(prompt, input_ids=sequence)
         chunk_size = self.config.inference.prefill_chunk_size
         logits = prefill(self.stage, self.cache, prompt, tokens_per_tile, chunk_size, progress)
-        limit = min(sampling.max_new_tokens, room)
         for token in decode(self.stage, self.cache, logits, Sampler(sampling), limit, stop_ids):
             sequence.append(token)
             yield token

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from longvita.config import checks
-from longvita.config.schema import Config, LayoutConfig, ModelConfig
+from longvita.config.schema import Config, LanguageConfig, LayoutConfig, ModelConfig
 from longvita.errors import UserError
+
+WEIGHT_BYTES = 32 * 2**30
+"""Most bf16 weights of the language model for one device, half of a device of 64 GB, before TP divides them."""
 
 
 class LayoutError(UserError, ValueError):
@@ -12,21 +15,20 @@ class LayoutError(UserError, ValueError):
 
 
 def default_layout(model: ModelConfig, processes: int) -> LayoutConfig:
-    """TP over as many of the processes as heads, groups, MLP and vocabulary divide into, PP over the rest.
+    """The input spread over all processes (CP), TP among them only as far as the weights need it."""
+    sizes = [size for size in range(1, processes + 1) if processes % size == 0]
+    layouts = [LayoutConfig(tensor_parallel=size, context_parallel=processes // size) for size in sizes]
+    fitting = [layout for layout in layouts if not _problems(model, layout)]
+    weights = 2 * language_parameters(model.language)
+    return next((layout for layout in fitting if weights <= layout.tensor_parallel * WEIGHT_BYTES), fitting[-1])
 
-    Raises LayoutError when no such layout takes all processes.
-    """
-    for tensor_parallel in range(processes, 0, -1):
-        if processes % tensor_parallel:
-            continue
-        layout = LayoutConfig(tensor_parallel=tensor_parallel, pipeline_parallel=processes // tensor_parallel)
-        if not _problems(model, layout):
-            return layout
-    language = model.language
-    raise LayoutError(
-        f"{processes} processes fit no layout of this model ({language.num_attention_heads} heads, "
-        f"{language.num_query_groups} groups, {language.num_layers} layers); start another number of them"
-    )
+
+def language_parameters(language: LanguageConfig) -> int:
+    """Weights of the language model, biases and norms left out."""
+    width, groups = language.hidden_size, language.num_query_groups * language.head_dim
+    layer = 2 * width * (width + groups) + 3 * width * language.ffn_hidden_size
+    tables = 1 if language.tie_word_embeddings else 2
+    return language.num_layers * layer + tables * language.vocab_size * width
 
 
 def check_layout(model: ModelConfig, layout: LayoutConfig, processes: int | None) -> None:
@@ -38,7 +40,7 @@ def check_layout(model: ModelConfig, layout: LayoutConfig, processes: int | None
     problems = _problems(model, layout)
     if problems:
         raise LayoutError("; ".join(problems))
-    wanted = layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
+    wanted = checks.replica_size(Config(model=model, layout=layout))
     if processes not in (None, wanted):
         sizes = f"tp={layout.tensor_parallel}, pp={layout.pipeline_parallel}, cp={layout.context_parallel}"
         raise LayoutError(f"the layout takes {wanted} processes ({sizes}), but {processes} were started")

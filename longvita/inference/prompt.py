@@ -40,7 +40,7 @@ class Prompt:
     tiles: TileSource
     """The tiles."""
     tile_keys: Sequence[Hashable]
-    """What each tile shows (file and place in it): tiles of equal keys have equal features."""
+    """What each tile shows (content and place in it): tiles of equal keys have equal features."""
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -16,7 +16,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of rows against a vocabulary-parallel weight.
 
     The gradients are computed in the forward pass, chunk by chunk while its logits are there, and scaled by the
-    incoming gradient in the backward pass. That holds one gradient of the weight but spares a second product.
+    incoming gradient in the backward pass, in place: that passes once. It holds one gradient of the weight but spares a
+    second product.
     """
 
     @staticmethod
@@ -45,23 +46,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradient = logits.to(rows.dtype)
             if grad_rows is not None:
                 torch.mm(gradient, weight, out=grad_rows[part])
-            if grad_weight is not None:
+            if grad_weight is not None and gradient.dtype == grad_weight.dtype:
+                grad_weight.addmm_(gradient.t(), rows[part])  # without a second tensor as large as the weight
+            elif grad_weight is not None:
                 grad_weight += torch.mm(gradient.t(), rows[part])
         if grad_rows is not None and group.size() > 1:
             dist.all_reduce(grad_rows, group=group)
-        ctx.save_for_backward(grad_rows, grad_weight)
+        ctx.gradients = grad_rows, grad_weight
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        grad_rows, grad_weight = ctx.saved_tensors
-        scale = grads[0]
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss are given away by the first backward pass; compute it anew")
+        grad_rows, grad_weight = ctx.gradients
+        ctx.gradients = None
+        # In place: a copy of the weight's gradient would be the largest tensor of the head.
         if grad_rows is not None:
-            grad_rows = grad_rows * scale.to(grad_rows.dtype)
+            grad_rows.mul_(grads[0])
         if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+            grad_weight = grad_weight.mul_(grads[0]).to(ctx.weight_dtype)
         return grad_rows, grad_weight, None, None, None, None
 
 

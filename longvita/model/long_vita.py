@@ -14,6 +14,7 @@ from torch import Tensor
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.inference.kv_cache import CachedSeqParams
+from longvita.model.chunked_mlp import chunk_mlps
 from longvita.model.language import LanguageModel
 from longvita.model.lm_head import chunked_cross_entropy, gathered_logits, select_rows
 from longvita.model.projector import VisionProjection
@@ -23,7 +24,7 @@ from longvita.parallel.context_parallel.attention import SplitAttention, SplitSe
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import undivided
 from longvita.parallel.split_batch import SplitBatch, split_batch
-from longvita.parallel.vision_sharding import exchange_rows, plan_rows
+from longvita.parallel.vision_sharding import exchange_rows, plan_rows, tile_rounds
 
 Mode = Literal["loss", "logits", "last"]
 
@@ -57,6 +58,8 @@ class LongVITA(MegatronModule):
         self.language_model = LanguageModel(
             config.model.language, transformer, groups, platform, pre_process, post_process, vp_stage
         )
+        if config.training.mlp_chunk_size is not None:
+            chunk_mlps(self.language_model.decoder.layers, config.training.mlp_chunk_size)
         self._freeze()
 
     def _freeze(self) -> None:
@@ -79,6 +82,9 @@ class LongVITA(MegatronModule):
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:
         """Tiles [n, 3, H, W] to feature rows [n, tokens per tile, h], `training.vision_chunk_size` tiles at a time."""
+        return torch.cat([self._encode(chunk) for chunk in tiles.split(self.settings.training.vision_chunk_size)])
+
+    def _encode(self, tiles: Tensor) -> Tensor:
         vision, projection = self.vision_model, self.vision_projection
         if vision is None or projection is None:
             raise RuntimeError("this pipeline stage holds no vision tower; encode tiles on the first stage")
@@ -86,12 +92,9 @@ class LongVITA(MegatronModule):
             side = self.settings.model
             return tiles.new_zeros((0, side.tokens_per_tile, side.language.hidden_size), dtype=self.config.params_dtype)
         trained = any(parameter.requires_grad for parameter in vision.parameters())
-        rows = []
-        for chunk in tiles.split(self.settings.training.vision_chunk_size):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-                hidden = vision(chunk)
-            rows.append(projection(hidden))
-        return torch.cat(rows)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            hidden = vision(tiles)
+        return projection(hidden)
 
     def forward(self, batch: LocalBatch, mode: Mode = "loss") -> Any:
         """One micro batch through this chunk.
@@ -152,30 +155,44 @@ class LongVITA(MegatronModule):
         return logits
 
     def _embed(self, batch: LocalBatch, share: SplitBatch | None) -> Tensor:
-        """Word embeddings of this rank's rows with the feature rows of the tiles in their places."""
+        """Word embeddings of this rank's rows with the feature rows of the tiles in their places.
+
+        Tiles are encoded, and their rows travel, `training.vision_chunk_size` of each rank at a time.
+        """
         ids = batch.input_ids if share is None else share.take(batch.input_ids[0], 0)[None]
         embeddings = self.language_model.embed(ids)
-        if len(batch.tile_owners):
-            tp_size = self.groups.tp_size if self.config.sequence_parallel else 1
-            layout = undivided(ids.shape[1], tp_size) if share is None else share.layout
+        if not len(batch.tile_owners):
+            return embeddings + self._blank_rows(batch).sum() * 0.0 if self._vision_is_trained() else embeddings
+        tp_size = self.groups.tp_size if self.config.sequence_parallel else 1
+        layout = undivided(ids.shape[1], tp_size) if share is None else share.layout
+        chunk = self.settings.training.vision_chunk_size
+        rounds = tile_rounds(batch.tile_owners, chunk)
+        rows = self._rows_without_tiles(batch)
+        for number in range(int(rounds.max()) + 1):
+            members = rounds == number
             plan = plan_rows(
-                batch.tile_starts, batch.tile_owners, self.settings.model.tokens_per_tile, layout, self.groups
+                batch.tile_starts[members],
+                batch.tile_owners[members],
+                self.settings.model.tokens_per_tile,
+                layout,
+                self.groups,
             ).to(embeddings.device)
-            rows = exchange_rows(self._own_rows(batch), plan, self.groups.tp_cp)
-            embeddings = embeddings.index_copy(0, plan.positions, rows[:, None].to(embeddings.dtype))
-        elif self._vision_is_trained():
-            embeddings = embeddings + self._blank_rows(batch).sum() * 0.0
+            tiles = batch.tiles[number * chunk : (number + 1) * chunk]
+            # A rank that has run out of tiles sends no rows, of the same graph as before.
+            rows = self._encode(tiles).flatten(0, 1) if len(tiles) else rows[:0]
+            received = exchange_rows(rows, plan, self.groups.tp_cp)
+            embeddings = embeddings.index_copy(0, plan.positions, received[:, None].to(embeddings.dtype))
         return embeddings
 
-    def _own_rows(self, batch: LocalBatch) -> Tensor:
-        """Feature rows [n_local * tokens per tile, h] of this rank's tiles.
+    def _rows_without_tiles(self, batch: LocalBatch) -> Tensor:
+        """Feature rows [0, h] for a rank without tiles.
 
-        A rank without tiles sends none, but through the same graph as the others: the exchange is a collective in the
-        backward pass too, and every rank has to come to it.
+        It sends none, but through the same graph as the others: the exchange is a collective in the backward pass too,
+        and every rank has to come to it.
         """
         if len(batch.tiles) == 0 and self._vision_is_trained():
             return self._blank_rows(batch)[:0]
-        return self.encode_tiles(batch.tiles).flatten(0, 1)
+        return self._encode(batch.tiles[:0]).flatten(0, 1)
 
     def _vision_is_trained(self) -> bool:
         trainable = self.settings.training.trainable
@@ -186,7 +203,7 @@ class LongVITA(MegatronModule):
         gives every parameter a gradient, so that overlapped gradient reductions start on every rank.
         """
         size = self.settings.model.vision.image_size
-        return self.encode_tiles(batch.tiles.new_zeros((1, 3, size, size)))[0]
+        return self._encode(batch.tiles.new_zeros((1, 3, size, size)))[0]
 
     def _loss(self, hidden: Tensor, batch: LocalBatch, share: SplitBatch | None) -> tuple[Tensor, Tensor, Tensor]:
         labels = batch.labels[0] if share is None else share.labels(batch)

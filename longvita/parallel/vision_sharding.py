@@ -28,6 +28,15 @@ def assign_tiles(num_tiles: int, ranks: int) -> Tensor:
     return (torch.arange(num_tiles) * ranks).div(max(num_tiles, 1), rounding_mode="floor")
 
 
+def tile_rounds(owners: Tensor, chunk: int) -> Tensor:
+    """The round in which each tile is encoded and its rows travel: [n] int64; `chunk` tiles of each rank a round.
+
+    owners: [n] rank that encodes each tile, ascending.
+    """
+    number = torch.arange(len(owners), device=owners.device) - torch.searchsorted(owners, owners)
+    return number.div(chunk, rounding_mode="floor")
+
+
 @dataclass(frozen=True)
 class RowPlan:
     """Which feature rows this rank sends where, where the rows that it receives belong, and how gradients go home."""

@@ -137,4 +137,4 @@ class Platform(ABC):
 
     @abstractmethod
     def memory(self) -> dict[str, int]:
-        """Device memory of this process, bytes: `used` now, `peak` so far, `total` of the device."""
+        """Device memory of this process, bytes: `used` now, `peak` so far, `free` to take, `total` of the device."""

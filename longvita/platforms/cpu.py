@@ -134,11 +134,12 @@ class CPUPlatform(Platform):
         return _measured_flops(dtype)
 
     def memory(self) -> dict[str, int]:
-        """Resident memory of the process, and the machine's."""
+        """Resident memory of the process, and the machine's; what is free is divided by the processes on it."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "used": psutil.Process().memory_info().rss,
             "peak": peak if sys.platform == "darwin" else peak * 1024,
+            "free": psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             "total": psutil.virtual_memory().total,
         }
 

@@ -7,6 +7,7 @@ greedy decoding that is the same as the generated answer being right: the first 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,11 +29,8 @@ from longvita.parallel.groups import ParallelGroups, initialize
 from longvita.training.checkpointing import load_weights, whole_checkpoint
 from longvita.training.manifest import write_atomically
 
-EVALUATION_LAYOUT = (
-    *(f"layout.{kind}_parallel=1" for kind in ("tensor", "pipeline", "context")),
-    "layout.sequence_parallel=false",
-)
-"""Every stage is evaluated data parallel, whatever layout it was trained at."""
+EVALUATION_LAYOUT = ("layout.tensor_parallel=1", "layout.pipeline_parallel=1", "layout.sequence_parallel=false")
+"""A stage is evaluated data parallel, but for context parallelism, which stays as it was trained."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,23 @@ def run(payload: dict[str, Any]) -> int:
     platform = platforms.get(configs[0].platform)
     platform.activate()
     init_distributed(platform)
-    groups = initialize(configs[0], platform)
-    for exam, config in zip(payload["exams"], configs, strict=True):
+    exams = zip(payload["exams"], configs, strict=True)
+    for _, same_layout in itertools.groupby(exams, key=lambda pair: pair[1].layout):
+        _sit(list(same_layout), platform)
+    return 0
+
+
+def _sit(exams: list[tuple[Exam, Config]], platform: Any) -> None:
+    """Some exams of one layout."""
+    groups = initialize(exams[0][1], platform)
+    for exam, config in exams:
         models = build_model(config, groups, platform, fresh=False)
         load_weights(models, whole_checkpoint(exam.checkpoint), platform)
         counts = {source: count_right(models[0], config, groups, source) for source in config.data.validation}
         if dist.get_rank() == 0:
             write_atomically(exam.result, json.dumps(counts))
         dist.barrier()
-    return 0
+    groups.destroy()
 
 
 @torch.no_grad()

@@ -23,6 +23,8 @@ from rich.console import Console
 
 from longvita.checkpoint.command import convert
 from longvita.config import dump, load
+from longvita.config.checks import ulysses_size
+from longvita.config.schema import Config
 from longvita.data.media.image import open_picture
 from longvita.quickstart.build import COMPLETE, DEPTHS, LONG, TOKENIZER, Sizes, build, needle_source
 from longvita.quickstart.evaluate import Exam, hold
@@ -158,19 +160,28 @@ def summary(stage: Stage, counts: dict[str, list[int]]) -> dict:
     config = load(CONFIGS / f"{stage.runs[-1]}.yaml")
     reports = [json.loads((OUTPUT / run / "report.json").read_text()) for run in stage.runs]
     sources = stage.sources[: len(DEPTHS)] if stage.name == "stage4" else stage.sources
-    layout = config.layout
-    names = {"TP": layout.tensor_parallel, "PP": layout.pipeline_parallel, "CP": layout.context_parallel}
-    names["DP"] = PROCESSES // math.prod(names.values())
-    text = " ".join(f"{name}{size}" for name, size in names.items() if size > 1)
     return {
         "name": stage.name,
-        "layout": text + (" SP" if layout.sequence_parallel else ""),
+        "layout": layout_name(config),
         "sequence_length": config.data.sequence_length,
         "seconds": sum(report["seconds"] for report in reports),
         "loss": reports[-1]["loss"],
         "accuracy": share(counts, sources),
         "questions": sum(counts[name][1] for name in sources),
     }
+
+
+def layout_name(config: Config) -> str:
+    """The layout in short, as in "TP2 SP" or "CP2 ring"."""
+    layout = config.layout
+    names = {"TP": layout.tensor_parallel, "PP": layout.pipeline_parallel, "CP": layout.context_parallel}
+    names["DP"] = PROCESSES // math.prod(names.values())
+    words = [f"{name}{size}" for name, size in names.items() if size > 1]
+    if layout.sequence_parallel:
+        words.append("SP")
+    if layout.context_parallel > 1:
+        words.append({1: "ring", layout.context_parallel: "Ulysses"}.get(ulysses_size(config), "ring of Ulysses"))
+    return " ".join(words)
 
 
 def export() -> int:
@@ -197,7 +208,7 @@ def ask() -> list[Answer]:
         shown = [open_picture(path)] if key == "images" else first_frames(path, LONG[1])
         command = ["generate", str(OUTPUT / "export" / "long_vita"), "--question", question, option, str(path)]
         if key == "videos":
-            command += ["--max-num-frames", str(LONG[1])]
+            command += ["--max-num-frames", str(LONG[1]), "--layout", "cp=2"]
         finished = subprocess.run(
             [sys.executable, "-m", "longvita", *command], capture_output=True, text=True, check=True
         )

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from longvita.checkpoint.hf import read_weights
 from longvita.checkpoint.hf_config import model_config_from_folder
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
+from longvita.inference.cache_room import bytes_per_token
 from longvita.inference.engine import Engine
-from longvita.inference.kv_cache import KVCache
+from longvita.inference.kv_cache import BLOCK_TOKENS, KVCache
+from longvita.inference.limits import LengthError
 from longvita.inference.prompt import Prompt, TensorTiles, plan_chunks
 from longvita.inference.sampling import Sampling
 from longvita.inference.stage import Chunk, TileError
@@ -172,6 +175,36 @@ def sampled(engine: Engine) -> list[int]:
     return list(engine.stream(prompt, Sampling(temperature=1.0, top_k=50, top_p=0.9, max_new_tokens=8, seed=3)))
 
 
+class SmallMachine:
+    """A platform with little memory left, least of it on the last rank."""
+
+    def __init__(self, platform: Any, free: int):
+        self.device, self._free = platform.device, free - dist.get_rank()
+
+    def memory(self) -> dict[str, int]:
+        return {"free": self._free}
+
+
+def too_large_a_cache(engine: Engine) -> dict[str, Any]:
+    """Bytes of a cached token as counted and as allocated; the refusal where 60 tokens a rank fit; what was cached."""
+    prompt, _ = golden_prompt()
+    engine.reset()
+    list(engine.stream(prompt, Sampling(max_new_tokens=2)))
+    result: dict[str, Any] = {
+        "each": bytes_per_token(engine.config),
+        "allocated": engine.cache.allocated_bytes() / BLOCK_TOKENS,
+    }
+    engine.reset()
+    real = engine.platform
+    engine.platform = SmallMachine(real, 60 * result["each"] + dist.get_world_size() - 1)
+    try:
+        with pytest.raises(LengthError) as caught:
+            list(engine.stream(prompt, Sampling(max_new_tokens=400)))
+    finally:
+        engine.platform = real
+    return result | {"message": str(caught.value), "cached": engine.cache.length, "tokens": len(prompt) + 400}
+
+
 def every_result(rank: int, world: int, layout: dict[str, Any]) -> dict[str, Any]:
     engine = golden_engine(layout)
     result = {
@@ -181,6 +214,7 @@ def every_result(rank: int, world: int, layout: dict[str, Any]) -> dict[str, Any
         "conversation": conversation(engine),
         "sampled": sampled(engine),
         "broken": broken_tile(engine),
+        "too_large": too_large_a_cache(engine),
     }
     engine.groups.destroy()
     return result
@@ -241,3 +275,14 @@ def test_a_tile_that_fails_on_one_rank_is_an_error_on_all(results: list[dict[str
     messages = [result["broken"] for result in results]
     assert messages[0] == "RuntimeError: frame 2 is damaged"
     assert set(messages) <= {messages[0], "the first pipeline stage could not decode a tile"}
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_prefill(results: list[dict[str, Any]]) -> None:
+    refusals = [result["too_large"] for result in results]
+    assert max(refusal["allocated"] for refusal in refusals) == refusals[0]["each"]
+    assert len({refusal["message"] for refusal in refusals}) == 1
+    first = refusals[0]
+    assert first["cached"] == 0
+    assert f"the keys and values of {first['tokens']} tokens need" in first["message"]
+    assert f"layout.context_parallel {math.ceil(first['tokens'] / 60)}" in first["message"]
+    assert "--max_num_frame" not in first["message"], "no number of frames helps: the answer alone is too long"

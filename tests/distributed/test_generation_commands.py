@@ -72,7 +72,7 @@ def test_the_demo_answers_alike_on_one_process_and_on_two(model: TinyModel, medi
     assert two.returncode == 0, two.stderr
     assert one.stdout.strip()
     assert one.stdout == two.stdout
-    assert "layout: tp=2, pp=1 over 2 processes" in two.stderr
+    assert "layout: tp=1,cp=2 over 2 processes" in two.stderr
     assert two.stderr.count("layout:") == 1
 
 
@@ -90,11 +90,12 @@ def test_the_demo_refuses_a_long_video_and_a_broken_picture(model: TinyModel, me
 def test_generate_takes_a_checkpoint_at_another_layout(model: TinyModel, media: Path) -> None:
     arguments = ["--image", media / "picture.png", "--question", QUESTION, "--max-new-tokens", 12]
     folder = run("-m", "longvita", "generate", model.folder, *arguments)
-    checkpoint = run("-m", "longvita", "generate", model.checkpoint, *arguments, "--layout", "pp=2")
     assert folder.returncode == 0, folder.stderr
-    assert checkpoint.returncode == 0, checkpoint.stderr
     assert folder.stdout.strip()
-    assert folder.stdout == checkpoint.stdout
+    for layout in ("pp=2", "cp=2"):
+        checkpoint = run("-m", "longvita", "generate", model.checkpoint, *arguments, "--layout", layout)
+        assert checkpoint.returncode == 0, checkpoint.stderr
+        assert folder.stdout == checkpoint.stdout
 
 
 def test_chat_takes_turns_alike_on_one_process_and_on_two(model: TinyModel, media: Path) -> None:

@@ -52,6 +52,18 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         1,
         {"training": {"recompute": {"granularity": "full", "method": "block", "num_layers": 4, "vision": True}}},
     ),
+    "MLP in chunks": (1, {"training": {"mlp_chunk_size": 50}}),
+    "TP2 + SP, MLP in chunks, full recomputation": (
+        2,
+        {
+            "layout": {"tensor_parallel": 2, "sequence_parallel": True},
+            "training": {
+                "mlp_chunk_size": 20,
+                "recompute": {"granularity": "full", "method": "block", "num_layers": 2},
+            },
+        },
+    ),
+    "DP2, MLP in chunks": (2, {"training": {"mlp_chunk_size": 33}}),
     "selective recomputation": (1, {"training": {"recompute": {"granularity": "selective"}}}),
 }
 

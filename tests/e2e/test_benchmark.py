@@ -40,3 +40,42 @@ def test_context_parallel():
     assert figures["bytes_over_minimum"] <= 1.01 and figures["flop_imbalance"] <= 1.01
     assert figures["mixed_bytes_over_zigzag"] <= 0.35 and figures["mixed_flop_imbalance"] <= 1.05
     assert result.stdout.count("ulysses") == 2, "CP 2 and 4; the heads do not divide over 3"
+
+
+def figures_of(command: str) -> dict[str, float]:
+    result = run_command(f"python tools/benchmark/{command} --json", LIMIT)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_packed_attention():
+    figures = figures_of("packed_attention.py --documents 4 --tokens 50 --rounds 1")
+    assert figures.keys() == {"speedup", "output_difference", "gradient_difference"}
+    assert figures["speedup"] > 0
+    assert figures["output_difference"] < 1e-5 and figures["gradient_difference"] < 1e-5
+
+
+def test_logits_mask():
+    figures = figures_of("logits_mask.py --vocabulary 30000 --tokens 2048 --loss-tokens 16 --chunk 64 --rounds 1")
+    few = {"memory_ratio", "time_ratio", "loss_difference", "gradient_difference"}
+    every = {"chunked_memory_ratio", "chunked_time_ratio", "chunked_loss_difference", "chunked_gradient_difference"}
+    assert figures.keys() == few | every
+    assert all(value <= 1e-6 for name, value in figures.items() if "difference" in name)
+    # The plain head holds three tensors of 2,048 x 30,000 at once, ours one of 16 or 64 rows, and some scratch.
+    assert figures["memory_ratio"] > 8 and figures["chunked_memory_ratio"] > 4
+
+
+@pytest.mark.timeout(LIMIT)
+def test_decode():
+    figures = figures_of("decode.py --tokens 1200 --new-tokens 3")
+    assert figures.keys() == {"speedup", "merge_overhead", "prefix_reuse_cost"}
+    assert all(value > 0 for value in figures.values())
+
+
+@pytest.mark.timeout(LIMIT)
+def test_million_tokens():
+    figures = figures_of("million_tokens.py --tokens 16384")
+    ratios = {"peak_rss_slope", "efficiency", "needle_found", "encoding_peak_ratio"}
+    assert figures.keys() == ratios | {"tokens", "frames", "prefill_seconds"}
+    assert figures["needle_found"] == 1
+    assert 16384 - 258 < figures["tokens"] <= 16384 and figures["frames"] == 63

@@ -10,10 +10,14 @@ import pytest
 
 from longvita.checkpoint.media_limits import write_media_limits
 from longvita.config import dump
-from longvita.config.schema import Config, DataConfig, LayoutConfig, ModelConfig
+from longvita.config.schema import Config, DataConfig, LanguageConfig, LayoutConfig, ModelConfig
 from longvita.errors import UserError
-from longvita.inference.layout import LayoutError, default_layout
+from longvita.inference.layout import default_layout, language_parameters
 from longvita.inference.settings import Options, Settings, resolve
+
+LARGE = {
+    "num_layers": 80, "hidden_size": 8192, "ffn_hidden_size": 29568, "num_attention_heads": 64, "num_query_groups": 8,
+}  # fmt: skip
 
 
 def model(**language: int) -> ModelConfig:
@@ -21,26 +25,26 @@ def model(**language: int) -> ModelConfig:
 
 
 @pytest.mark.parametrize(
-    ("processes", "language", "tensor_parallel", "pipeline_parallel"),
+    ("processes", "language", "tensor_parallel", "context_parallel"),
     [
         (1, {}, 1, 1),
-        (2, {}, 2, 1),
-        (8, {}, 8, 1),
-        (16, {}, 8, 2),
-        (2, {"num_query_groups": 1}, 1, 2),
-        (6, {}, 2, 3),
+        (2, {}, 1, 2),
+        (7, {}, 1, 7),
+        (8, LARGE, 8, 1),
+        (16, LARGE, 8, 2),
+        (12, LARGE, 4, 3),  # heads divide into no more
     ],
 )
-def test_default_layout_is_tensor_parallel_where_heads_allow(
-    processes: int, language: dict[str, int], tensor_parallel: int, pipeline_parallel: int
+def test_the_input_is_spread_and_weights_too_where_they_are_large(
+    processes: int, language: dict[str, int], tensor_parallel: int, context_parallel: int
 ) -> None:
     layout = default_layout(model(**language), processes)
-    assert (layout.tensor_parallel, layout.pipeline_parallel) == (tensor_parallel, pipeline_parallel)
+    assert (layout.tensor_parallel, layout.context_parallel) == (tensor_parallel, context_parallel)
 
 
-def test_processes_that_fit_no_layout_are_refused() -> None:
-    with pytest.raises(LayoutError, match="7 processes fit no layout of this model"):
-        default_layout(model(), 7)
+def test_weights_are_counted_as_published() -> None:
+    assert language_parameters(LanguageConfig()) == pytest.approx(14.77e9, rel=1e-3)
+    assert language_parameters(LanguageConfig(**LARGE)) == pytest.approx(72.7e9, rel=1e-3)
 
 
 @pytest.fixture

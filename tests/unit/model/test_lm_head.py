@@ -96,3 +96,17 @@ def _no_rows(rank: int, size: int) -> tuple[float, float, float]:
 
 def test_a_batch_without_loss_gives_zero_and_zero_gradients() -> None:
     assert run_distributed(_no_rows, 2) == [(0.0, 0.0, 0.0)] * 2
+
+
+def _backward_twice(rank: int, size: int) -> str:
+    hidden = torch.randn(8, 1, H, requires_grad=True)
+    weight = torch.randn(V, H, requires_grad=True)
+    loss, _ = chunked_cross_entropy(hidden[:, 0], weight, torch.arange(8), dist.group.WORLD, 4)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="given away") as error:
+        loss.backward()
+    return str(error.value)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    assert "compute it anew" in run_distributed(_backward_twice, 1)[0]

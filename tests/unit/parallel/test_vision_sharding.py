@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 
 from longvita.parallel.placement import compact
 from longvita.parallel.sequence_layout import SequenceLayout, undivided, zigzag
-from longvita.parallel.vision_sharding import assign_tiles, exchange_rows, plan_rows
+from longvita.parallel.vision_sharding import assign_tiles, exchange_rows, plan_rows, tile_rounds
 from tests.distributed.helpers import run_distributed
 
 ROWS = 3
+
+
+@given(tiles=st.integers(0, 300), ranks=st.integers(1, 16), chunk=st.integers(1, 70))
+def test_each_round_takes_the_next_few_tiles_of_every_rank(tiles: int, ranks: int, chunk: int) -> None:
+    owners = assign_tiles(tiles, ranks)
+    rounds = tile_rounds(owners, chunk)
+    for rank in range(ranks):
+        own = rounds[owners == rank].tolist()
+        assert own == [place // chunk for place in range(len(own))]
 
 
 @given(tiles=st.integers(0, 300), ranks=st.integers(1, 16))

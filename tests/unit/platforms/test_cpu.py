@@ -65,9 +65,16 @@ def test_device(cpu: Platform) -> None:
 def test_memory_is_counted(cpu: Platform) -> None:
     memory = cpu.memory()
     assert 2**20 < memory["used"] < memory["total"] and memory["peak"] > 2**20
+    assert 2**20 < memory["free"] < memory["total"]
     size = 64 * 2**20
     held = torch.ones(size, dtype=torch.uint8)
     assert cpu.memory()["used"] > memory["used"] + held.numel() // 2
+
+
+def test_processes_share_what_is_free(cpu: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = cpu.memory()["free"]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cpu.memory()["free"] == pytest.approx(alone / 4, rel=0.2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

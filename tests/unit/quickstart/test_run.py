@@ -95,7 +95,7 @@ def test_summary(output):
         (output / run / "report.json").write_text(json.dumps({"seconds": seconds, "loss": seconds / 100}))
     found = summary(STAGES[2], {"long_videos": [285, 300]})
     assert found == {
-        "name": "stage3", "layout": "PP2", "sequence_length": 512, "seconds": 50.0, "loss": 0.3, "accuracy": 0.95,
+        "name": "stage3", "layout": "CP2 ring", "sequence_length": 512, "seconds": 50.0, "loss": 0.3, "accuracy": 0.95,
         "questions": 300,
     }  # fmt: skip
 

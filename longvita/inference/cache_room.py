@@ -1,0 +1,64 @@
+"""Whether the KV cache of an answer fits the memory of its processes, found out before the prompt goes through them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from longvita.config.schema import Config
+from longvita.data.sample import TILE_MARKERS
+from longvita.inference.limits import LengthError
+from longvita.inference.prompt import Prompt
+from longvita.parallel.groups import ParallelGroups
+
+_ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
+
+
+def bytes_per_token(config: Config) -> int:
+    """Bytes of one token's keys and values on the rank that caches it: those of its pipeline stage's layers.
+
+    The stage with the most layers counts; TP divides the groups until each rank has one.
+    """
+    language, layout = config.model.language, config.layout
+    layers = max(
+        -(-language.num_layers // layout.pipeline_parallel),
+        layout.num_layers_in_first_pipeline_stage or 0,
+        layout.num_layers_in_last_pipeline_stage or 0,
+    )
+    groups = max(language.num_query_groups // layout.tensor_parallel, 1)
+    return 2 * layers * groups * language.head_dim * _ELEMENT_BYTES[config.training.precision]
+
+
+def check_cache(
+    prompt: Prompt, new_tokens: int, held: int, config: Config, groups: ParallelGroups, platform: Any
+) -> None:
+    """Refuses an answer of `new_tokens` tokens whose cache will not fit; `held`: bytes that it has already.
+
+    A collective over the replica. Raises LengthError on every rank, with the bytes needed and there on the rank that
+    has least, and the context-parallel size and the number of frames that would fit.
+    """
+    free = torch.tensor([platform.memory()["free"] + held], dtype=torch.int64, device=platform.device)
+    for group in (groups.tp_cp, groups.pp):
+        if group.size() > 1:
+            dist.all_reduce(free, op=dist.ReduceOp.MIN, group=group)
+    there, each, tokens = int(free), bytes_per_token(config), len(prompt) + new_tokens
+    needed = -(-tokens // groups.cp_size) * each
+    if needed <= there:
+        return
+    advice = [f"layout.context_parallel {-(-tokens * each // there)}"] if there >= each else []
+    per_frame = config.model.tokens_per_tile + TILE_MARKERS
+    text = tokens - len(prompt.tile_starts) * per_frame
+    frames = (there // each * groups.cp_size - text) // per_frame
+    if frames > 0 and prompt.tile_starts:
+        advice.append(f"{frames} frames and tiles in all (--max_num_frame)")
+    fits = f": {' or '.join(advice)} would fit" if advice else ""
+    raise LengthError(
+        f"the keys and values of {tokens} tokens need {_gib(needed)} on each of {groups.cp_size} context-parallel "
+        f"ranks, but {_gib(there)} are free{fits}"
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

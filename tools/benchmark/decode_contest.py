@@ -1,0 +1,141 @@
+"""What each process of decode.py does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from film import most_frames, write_film, write_tokenizer
+
+from longvita.config.schema import Config
+from longvita.data.tokenizer import load_tokenizer
+from longvita.inference.engine import Engine
+from longvita.inference.sampling import Sampling
+from longvita.launcher import init_distributed
+from longvita.model.build import build_model
+from longvita.parallel.groups import initialize
+from longvita.platforms import get
+
+QUESTIONS = ("one?", "yes?")
+
+
+def run(payload: dict[str, Any]) -> int:
+    """All measurements; rank 0 prints."""
+    torch.set_num_threads(1)
+    platform = get("cpu")
+    platform.activate()
+    init_distributed(platform)
+    folder = [tempfile.mkdtemp(prefix="longvita-decode-") if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(folder)
+    try:
+        figures = measured(Path(folder[0]), payload["tokens"], payload["new_tokens"], platform)
+    finally:
+        dist.barrier()
+        shutil.rmtree(folder[0], ignore_errors=True)
+    if dist.get_rank() == 0:
+        for name, value in figures.items():
+            print(f"{name}: {value:.4g}")
+        if payload["json"]:
+            print(json.dumps(figures), flush=True)
+    dist.barrier()
+    return 0
+
+
+def measured(folder: Path, tokens: int, new_tokens: int, platform: Any) -> dict[str, float]:
+    """All figures, the same on both ranks."""
+    film(folder, tokens, new_tokens)
+    both, alone = engine(folder, tokens, 2, platform), engine(folder, tokens, 1, platform)
+    first = Answer(both, QUESTIONS[0], folder / "film.mp4", new_tokens)
+    first_seconds = first.next_token()
+    single = Answer(alone, QUESTIONS[0], folder / "film.mp4", new_tokens) if dist.get_rank() == 0 else None
+    if single is not None:
+        single.next_token(everyone=False)
+    split, whole = [], []
+    for _ in range(new_tokens - 1):
+        split.append(first.next_token())
+        dist.barrier()
+        whole.append(0.0 if single is None else single.next_token(everyone=False))
+        dist.barrier()
+    if single is not None and single.tokens != first.tokens:
+        raise RuntimeError(f"two processes answer {first.tokens}, one answers {single.tokens}")
+    second = Answer(both, QUESTIONS[1], folder / "copy.mp4", 1)
+    second_seconds = second.next_token()
+    return {
+        "speedup": first_seconds / statistics.median(split),
+        "merge_overhead": statistics.median(split) / (statistics.median(whole) / 2) if single else 0.0,
+        "prefix_reuse_cost": second_seconds / first_seconds,
+    }
+
+
+def config(tokens: int, context_parallel: int) -> Config:
+    """One wide layer, and a tower that costs little."""
+    return Config.model_validate(
+        {
+            "model": {
+                "vision": {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 1, "ffn_hidden_size": 32},
+                "projector": {"hidden_size": 32},
+                "language": {
+                    "num_layers": 1,
+                    "hidden_size": 1024,
+                    "ffn_hidden_size": 1024,
+                    "num_attention_heads": 8,
+                    "num_query_groups": 4,
+                    "vocab_size": 384,
+                },
+            },
+            "layout": {"context_parallel": context_parallel},
+            "training": {"precision": "fp32"},
+            "inference": {"max_seq_len": tokens, "max_num_frames": tokens},
+        }
+    )
+
+
+def film(folder: Path, tokens: int, new_tokens: int) -> None:
+    """The tokenizer, the film and its copy."""
+    if dist.get_rank() == 0:
+        write_tokenizer(folder / "tokenizer")
+        room = tokens - new_tokens
+        frames = most_frames(folder / "tokenizer", QUESTIONS[0], room, config(tokens, 1).model.tokens_per_tile)
+        write_film(folder / "film.mp4", frames, {})
+        shutil.copyfile(folder / "film.mp4", folder / "copy.mp4")
+    dist.barrier()
+
+
+def engine(folder: Path, tokens: int, context_parallel: int, platform: Any) -> Engine:
+    """With the weights that the seed gives, the same at every layout."""
+    settings = config(tokens, context_parallel)
+    groups = initialize(settings, platform)
+    models = build_model(settings, groups, platform)
+    groups.destroy()
+    return Engine(models, settings, load_tokenizer(str(folder / "tokenizer")), groups, platform)
+
+
+class Answer:
+    """The answer to one question about the film, token by token."""
+
+    def __init__(self, engine: Engine, question: str, path: Path, new_tokens: int):
+        self.tokens: list[int] = []
+        self._stream = self._begin(engine, question, path, new_tokens)
+
+    def _begin(self, engine: Engine, question: str, path: Path, new_tokens: int) -> Iterator[int]:
+        prompt = engine.encode([{"role": "user", "content": f"<video>{question}"}], videos=[path])
+        yield from engine.stream(prompt, Sampling(max_new_tokens=new_tokens))
+
+    def next_token(self, everyone: bool = True) -> float:
+        """Seconds of the next token, the first of which reads the whole prompt; those of the slower rank."""
+        if everyone:
+            dist.barrier()
+        start = time.perf_counter()
+        self.tokens.append(next(self._stream))
+        seconds = torch.tensor(time.perf_counter() - start)
+        if everyone:
+            dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
+        return float(seconds)

@@ -1,0 +1,174 @@
+"""The logits-masked head against a plain one: output layer and cross-entropy, forward and backward pass.
+
+    python tools/benchmark/logits_mask.py --json
+
+One process of one thread for each head, so that the peak of one is not the other's. Memory counts from before the pass,
+without the gradient of the weight, which both must have. With few loss tokens: `memory_ratio`, peak bytes of the plain
+head over ours; `time_ratio`, seconds of the plain head over ours; `loss_difference` (relative) and
+`gradient_difference`. With a loss on every token: `chunked_memory_ratio`, peak of the plain head over ours, and
+`chunked_time_ratio`, seconds of ours over the plain head's. Seconds are the fastest of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from peak_memory import forget_peak, peak, resident
+from torch import Tensor
+
+from longvita.data.batch import IGNORED_LABEL
+from longvita.model.lm_head import chunked_cross_entropy, select_rows
+
+HEADS = ("ours", "plain")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Sizes of a head and its sequence."""
+
+    vocabulary: int
+    hidden: int
+    tokens: int
+    loss_tokens: int
+    chunk: int
+    """Tokens whose logits our head holds at once."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pass gave and took."""
+
+    loss: float
+    grads: list[np.ndarray]
+    """Of the hidden states and of the weight."""
+    seconds: float
+    peak_bytes: int
+    """Beyond what lay in memory before the pass and the weight's gradient."""
+
+
+def main() -> int:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--vocabulary", type=int, default=152064)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--loss-tokens", type=int, default=64)
+    parser.add_argument("--chunk", type=int, default=1024, help="training.loss_chunk_size")
+    parser.add_argument("--rounds", type=int, default=2, help="passes of each head")
+    arguments = parser.parse_args()
+    if not 1 <= arguments.loss_tokens <= arguments.tokens or arguments.rounds < 1:
+        parser.error("1 loss token to all of them, and 1 round at least")
+    sizes = (arguments.vocabulary, arguments.hidden, arguments.tokens)
+    few = contest(Task(*sizes, arguments.loss_tokens, arguments.chunk), arguments.rounds)
+    every = contest(Task(*sizes, arguments.tokens, arguments.chunk), arguments.rounds)
+    figures = {
+        "memory_ratio": few["plain"].peak_bytes / few["ours"].peak_bytes,
+        "time_ratio": few["plain"].seconds / few["ours"].seconds,
+        **differences(few["ours"], few["plain"]),
+        "chunked_memory_ratio": every["plain"].peak_bytes / every["ours"].peak_bytes,
+        "chunked_time_ratio": every["ours"].seconds / every["plain"].seconds,
+        **{f"chunked_{name}": value for name, value in differences(every["ours"], every["plain"]).items()},
+    }
+    for name, value in figures.items():
+        print(f"{name}: {value:.4g}")
+    if arguments.json:
+        print(json.dumps(figures))
+    return 0
+
+
+def differences(ours: Result, plain: Result) -> dict[str, float]:
+    """Of the loss, relative; of the gradients, the largest."""
+    return {
+        "loss_difference": abs(ours.loss - plain.loss) / abs(plain.loss),
+        "gradient_difference": max(float(np.abs(a - b).max()) for a, b in zip(ours.grads, plain.grads, strict=True)),
+    }
+
+
+def contest(task: Task, rounds: int) -> dict[str, Result]:
+    """Both heads, each in a process of its own, taking turns; the fastest round of each."""
+    context = multiprocessing.get_context("spawn")
+    ends, processes = {}, []
+    for head in HEADS:
+        ends[head], other = context.Pipe()
+        processes.append(context.Process(target=work, args=(head, task, other), daemon=True))
+        processes[-1].start()
+    best: dict[str, Result] = {}
+    for number in range(rounds):
+        for head in HEADS:
+            ends[head].send(number)
+            result: Result = ends[head].recv()
+            print(
+                f"{task.loss_tokens:,} loss tokens, {head}: {result.seconds:.2f} s, "
+                f"{result.peak_bytes / 2**20:,.0f} MiB",
+                flush=True,
+            )
+            if head not in best or result.seconds < best[head].seconds:
+                best[head] = result
+    for process in processes:
+        process.terminate()
+    return best
+
+
+def work(head: str, task: Task, requests: Connection) -> None:
+    """A process: one pass for each request."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = dist.new_group([0])
+    small = Task(512, 64, 64, 32, 32)
+    run_pass(head, small, *material(small), group)  # warms up
+    tensors = material(task)
+    while True:
+        requests.recv()
+        requests.send(run_pass(head, task, *tensors, group))
+
+
+def material(task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states [t, 1, h], weight [v, h] and labels [t], the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(task.tokens, 1, task.hidden, generator=generator)
+    weight = torch.randn(task.vocabulary, task.hidden, generator=generator) / task.hidden**0.5
+    labels = torch.full((task.tokens,), IGNORED_LABEL)
+    chosen = torch.randperm(task.tokens, generator=generator)[: task.loss_tokens]
+    labels[chosen] = torch.randint(task.vocabulary, (task.loss_tokens,), generator=generator)
+    return hidden, weight, labels
+
+
+def run_pass(head: str, task: Task, hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Result:
+    """Mean loss and its gradients."""
+    hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+    forget_peak()
+    before = resident()
+    start = time.perf_counter()
+    loss = ours(hidden, weight, labels, task.chunk, group) if head == "ours" else plain(hidden, weight, labels)
+    grads = list(torch.autograd.grad(loss, (hidden, weight)))
+    seconds = time.perf_counter() - start
+    beyond = peak() - before - weight.numel() * weight.element_size()
+    return Result(loss.item(), [grad.numpy() for grad in grads], seconds, beyond)
+
+
+def ours(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, group: dist.ProcessGroup) -> Tensor:
+    """As the model computes it."""
+    positions = torch.nonzero(labels != IGNORED_LABEL)[:, 0]
+    rows = select_rows(hidden, positions, group, sequence_parallel=False)
+    loss, _ = chunked_cross_entropy(rows, weight, labels[positions], group, chunk)
+    return loss / len(positions)
+
+
+def plain(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Logits of every position."""
+    return torch.nn.functional.cross_entropy(
+        torch.nn.functional.linear(hidden[:, 0], weight), labels, ignore_index=IGNORED_LABEL
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,257 @@
+"""What each process of million_tokens.py does."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from film import most_frames, write_film, write_tokenizer
+from peak_memory import forget_peak, peak, resident
+from retrieval_weights import COLOURS, HIDDEN, VISION_HIDDEN, set_weights
+from rich.console import Console
+from torch import Tensor
+
+from longvita.config.schema import Config
+from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
+from longvita.inference.engine import Engine
+from longvita.inference.progress import prefill_progress
+from longvita.inference.sampling import Sampling
+from longvita.launcher import init_distributed
+from longvita.model.build import build_model
+from longvita.parallel.context_parallel import attention
+from longvita.parallel.groups import initialize
+from longvita.platforms import get
+from longvita.platforms.attention import FlashKernel
+
+NEW_TOKENS = 8
+QUESTION = "one?"
+DEPTHS = (0.75, 0.0, 1.0, 0.25, 0.5)
+"""Where the frame of each colour stands."""
+KV_BYTES = 2 * HIDDEN * 4
+"""Keys and values of one token: one group, fp32."""
+KERNEL_ROWS, KERNEL_KEYS = 8192, 65536
+"""Shape at which the plain kernel's speed is measured."""
+
+
+def run(payload: dict[str, Any]) -> int:
+    """All measurements; rank 0 prints."""
+    torch.set_num_threads(1)
+    platform = get("cpu")
+    platform.activate()
+    init_distributed(platform)
+    folder = [tempfile.mkdtemp(prefix="longvita-million-") if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(folder)
+    try:
+        figures = measured(Path(folder[0]), payload["tokens"], platform)
+    finally:
+        dist.barrier()
+        shutil.rmtree(folder[0], ignore_errors=True)
+    if dist.get_rank() == 0:
+        for name, value in figures.items():
+            print(f"{name}: {value:.4g}")
+        if payload["json"]:
+            print(json.dumps(figures), flush=True)
+    dist.barrier()
+    return 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prefill and answer."""
+
+    tokens: int
+    """Of prompt and answer."""
+    frames: int
+    seconds: float
+    """Of the prefill."""
+    attention_seconds: float
+    """Of those, in attention, on the slower rank."""
+    peak_bytes: float
+    """Resident memory at its highest, summed over the ranks."""
+    encoding_bytes: float
+    """Most that decoding and encoding one chunk's frames took, on the rank that took more."""
+    found: bool
+
+
+def measured(folder: Path, tokens: int, platform: Any) -> dict[str, float]:
+    """All figures, the same on both ranks."""
+    settings = config(tokens)
+    groups = initialize(settings, platform)
+    if dist.get_rank() == 0:
+        write_tokenizer(folder / "tokenizer")
+    dist.barrier()
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    answers = [tokenizer.encode(str(number))[0] for number in range(1, len(COLOURS) + 1)]
+    models = build_model(settings, groups, platform, fresh=False)
+    set_weights(models[0], tokenizer.encode("\n")[-1], answers)
+    kernel = [kernel_speed()]
+    runs = []
+    for length in (tokens // 8, tokens):
+        runs.append(answer(Engine(models, config(length), tokenizer, groups, platform), folder, tokenizer, answers))
+        tell(runs[-1])
+        kernel.append(kernel_speed())
+        gc.collect()
+    short, whole = runs
+    work = 4 * HIDDEN * whole.tokens**2 / 2 / groups.cp_size
+    return {
+        "tokens": whole.tokens,
+        "frames": whole.frames,
+        "prefill_seconds": whole.seconds,
+        "peak_rss_slope": (whole.peak_bytes - short.peak_bytes) / (whole.tokens - short.tokens) / KV_BYTES,
+        "efficiency": work / whole.attention_seconds / statistics.median(kernel),
+        "needle_found": float(all(run.found for run in runs)),
+        "encoding_peak_ratio": whole.encoding_bytes / short.encoding_bytes,
+    }
+
+
+def config(tokens: int) -> Config:
+    """One layer, one head; rotary dimensions so slow that a million positions do not turn them."""
+    return Config.model_validate(
+        {
+            "model": {
+                "vision": {
+                    "num_layers": 1,
+                    "hidden_size": VISION_HIDDEN,
+                    "num_attention_heads": 1,
+                    "ffn_hidden_size": VISION_HIDDEN,
+                },
+                "projector": {"hidden_size": VISION_HIDDEN},
+                "language": {
+                    "num_layers": 1,
+                    "hidden_size": HIDDEN,
+                    "ffn_hidden_size": HIDDEN,
+                    "num_attention_heads": 1,
+                    "num_query_groups": 1,
+                    "vocab_size": 384,
+                    "max_position_embeddings": tokens,
+                    "rotary_base": 10**12,
+                },
+            },
+            "layout": {"context_parallel": 2},
+            "training": {"precision": "fp32"},
+            "inference": {"max_seq_len": tokens, "max_num_frames": tokens},
+        }
+    )
+
+
+def answer(engine: Engine, folder: Path, tokenizer: LongVITATokenizer, answers: list[int]) -> Run:
+    """Asks about a video of the most frames that fit."""
+    limit, path = engine.config.inference.max_seq_len, folder / "film.mp4"
+    frames = most_frames(folder / "tokenizer", QUESTION, limit - NEW_TOKENS, engine.config.model.tokens_per_tile)
+    if dist.get_rank() == 0:
+        places = {round(depth * (frames - 1)): colour for depth, colour in zip(DEPTHS, COLOURS, strict=True)}
+        write_film(path, frames, places)
+    dist.barrier()
+    memory = PeakMemory(engine)
+    with timed_attention() as attention_seconds:
+        prompt = engine.encode([{"role": "user", "content": f"<video>{QUESTION}"}], videos=[path])
+        start = time.perf_counter()
+        with prefill_progress(len(prompt), dist.get_rank() == 0) as progress:
+            stream = engine.stream(prompt, Sampling(max_new_tokens=NEW_TOKENS), progress=progress)
+            new = [next(stream)]
+        seconds = time.perf_counter() - start
+        in_attention = attention_seconds[0]
+        new += stream
+    most = torch.tensor([seconds, in_attention, memory.encoding], dtype=torch.float64)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    everyone = torch.tensor(memory.highest(), dtype=torch.float64)
+    dist.all_reduce(everyone)
+    wanted = list(itertools.islice(itertools.cycle(answers), NEW_TOKENS))
+    engine.reset()
+    return Run(
+        tokens=len(prompt) + NEW_TOKENS,
+        frames=frames,
+        seconds=float(most[0]),
+        attention_seconds=float(most[1]),
+        peak_bytes=float(everyone),
+        encoding_bytes=float(most[2]),
+        found=new == wanted,
+    )
+
+
+def tell(run: Run) -> None:
+    """One line on standard error."""
+    Console(stderr=True, quiet=dist.get_rank() > 0).print(
+        f"{run.tokens:,} tokens, {run.frames:,} frames: prefill {run.seconds:.0f} s, {run.attention_seconds:.0f} s of "
+        f"it attention; peak {run.peak_bytes / 2**20:,.0f} MiB on both ranks, {run.encoding_bytes / 2**20:,.0f} MiB of "
+        f"a rank's to encode; needles {'found' if run.found else 'not found'}",
+        highlight=False,
+    )
+
+
+class PeakMemory:
+    """Watches the memory of this process from here on, and apart from the rest what encoding takes."""
+
+    def __init__(self, engine: Engine):
+        self.encoding, self._highest, self._before = 0, 0, 0
+        stage, model = engine.stage, engine.stage.model
+        stage._tiles = self._first(stage._tiles)  # type: ignore[method-assign]
+        model.encode_tiles = self._last(type(model).encode_tiles.__get__(model))  # type: ignore[method-assign]
+        forget_peak()
+
+    def highest(self) -> int:
+        """Most resident bytes so far."""
+        self._highest = max(self._highest, peak())
+        return self._highest
+
+    def _first(self, load_tiles: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def load(*arguments: Any) -> Tensor:
+            self.highest()
+            forget_peak()
+            self._before = resident()
+            return load_tiles(*arguments)
+
+        return load
+
+    def _last(self, encode_tiles: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def encode(*arguments: Any) -> Tensor:
+            rows = encode_tiles(*arguments)
+            self.encoding = max(self.encoding, peak() - self._before)
+            return rows
+
+        return encode
+
+
+@contextmanager
+def timed_attention() -> Iterator[list[float]]:
+    """Adds up the seconds that attention takes meanwhile, in the list's one entry."""
+    seconds = [0.0]
+    real = attention.cached_attention
+
+    def timed(*arguments: Any) -> Tensor:
+        start = time.perf_counter()
+        out = real(*arguments)
+        seconds[0] += time.perf_counter() - start
+        return out
+
+    attention.cached_attention = timed  # type: ignore[assignment]
+    try:
+        yield seconds
+    finally:
+        attention.cached_attention = real
+
+
+def kernel_speed() -> float:
+    """FLOP/s of the plain kernel on this rank, with all ranks at it; the slower rank's."""
+    q, k = torch.randn(KERNEL_ROWS, 1, HIDDEN), torch.randn(KERNEL_KEYS, 1, HIDDEN)
+    rates = []
+    for _ in range(3):
+        dist.barrier()
+        start = time.perf_counter()
+        FlashKernel().full_forward(q, k, k, HIDDEN**-0.5)
+        rates.append(4 * HIDDEN * KERNEL_ROWS * KERNEL_KEYS / (time.perf_counter() - start))
+    rate = torch.tensor(statistics.median(rates), dtype=torch.float64)
+    dist.all_reduce(rate, op=dist.ReduceOp.MIN)
+    return float(rate)
