@@ -136,7 +136,7 @@ class Engine:
         # It grows with the answer; what of it is really cached is known by the cache's length.
         self._seen = dataclasses.replace(prompt, input_ids=sequence)
         chunk_size = self.config.inference.prefill_chunk_size
-        logits = prefill(self.stage, self.cache, prompt, tokens_per_tile, chunk_size, progress)
+        logits = prefill(self.stage, self.cache, prompt, tokens_per_tile, chunk_size, limit, progress)
         for token in decode(self.stage, self.cache, logits, Sampler(sampling), limit, stop_ids):
             sequence.append(token)
             yield token

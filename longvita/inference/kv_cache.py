@@ -93,9 +93,13 @@ class KVCache:
         self._keys.clear()
         self._values.clear()
 
-    def reserve(self, length: int) -> None:
-        """Has the next allocation of each layer hold this rank's share of `length` tokens (at most `max_length`)."""
-        self._reserved = -(-min(max(length, 0), self.max_length) // self.shares)
+    def reserve(self, length: int, passes: int = 1) -> None:
+        """Has the next allocation of each layer hold this rank's share of `length` tokens (at most `max_length`).
+
+        Spread over ranks, each of the `passes` that bring the tokens may give one rank up to 2 x shares more rows.
+        """
+        uneven = 2 * self.shares * passes if self.shares > 1 else 0
+        self._reserved = -(-min(max(length, 0), self.max_length) // self.shares) + uneven
 
     def allocated_bytes(self) -> int:
         """Bytes of all buffers of this rank."""

@@ -18,20 +18,23 @@ def prefill(
     prompt: Prompt,
     tokens_per_tile: int,
     chunk_size: int,
+    new_tokens: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor | None:
     """Runs the part of the prompt that is not cached yet; at least its last token must be left.
 
     A tile is decoded and encoded with the chunk that holds its rows, so a long video never lies in memory whole.
-    `progress` is called with the number of cached tokens after every chunk.
+    `progress` is called with the number of cached tokens after every chunk. The cache gets room for `new_tokens` more
+    tokens, so that it need not grow, for which it would be copied, while the answer comes.
 
     Returns the logits [v] of the first new token on the last pipeline stage, None on the others.
     """
     if cache.length >= len(prompt):
         raise ValueError(f"the cache holds {cache.length} tokens, but the prompt has only {len(prompt)}")
-    cache.reserve(len(prompt))
+    chunks = plan_chunks(cache.length, len(prompt), prompt.tile_starts, tokens_per_tile, chunk_size)
+    cache.reserve(len(prompt) + new_tokens, len(chunks))
     logits = None
-    for start, end in plan_chunks(cache.length, len(prompt), prompt.tile_starts, tokens_per_tile, chunk_size):
+    for start, end in chunks:
         first, last = bisect_left(prompt.tile_starts, start), bisect_left(prompt.tile_starts, end)
         chunk = Chunk(
             input_ids=prompt.input_ids[start:end],

@@ -55,7 +55,7 @@ def golden_config(layout: dict[str, Any], chunk_size: int = 8192) -> Config:
             "model": model_config_from_folder(GOLDEN).model_dump(),
             "layout": layout,
             "training": {"precision": "fp32"},
-            "inference": {"prefill_chunk_size": chunk_size, "max_seq_len": 512},
+            "inference": {"prefill_chunk_size": chunk_size, "max_seq_len": 1024},
         }
     )
 
@@ -175,6 +175,18 @@ def sampled(engine: Engine) -> list[int]:
     return list(engine.stream(prompt, Sampling(temperature=1.0, top_k=50, top_p=0.9, max_new_tokens=8, seed=3)))
 
 
+def growth(engine: Engine) -> set[int]:
+    """Sizes of the cache while an answer comes, in bytes, with a prompt in many chunks."""
+    prompt, _ = golden_prompt()
+    with_chunk_size(engine, 7)
+    engine.reset()
+    sizes = set()
+    long = dataclasses.replace(prompt, input_ids=[*prompt.input_ids, *([5] * (250 * engine.groups.cp_size - len(prompt)))])
+    for _ in engine.stream(long, Sampling(max_new_tokens=12)):
+        sizes.add(engine.cache.allocated_bytes())
+    return sizes
+
+
 class SmallMachine:
     """A platform with little memory left, least of it on the last rank."""
 
@@ -214,6 +226,7 @@ def every_result(rank: int, world: int, layout: dict[str, Any]) -> dict[str, Any
         "conversation": conversation(engine),
         "sampled": sampled(engine),
         "broken": broken_tile(engine),
+        "growth": growth(engine),
         "too_large": too_large_a_cache(engine),
     }
     engine.groups.destroy()
@@ -286,3 +299,8 @@ def test_a_cache_that_does_not_fit_is_refused_before_prefill(results: list[dict[
     assert f"the keys and values of {first['tokens']} tokens need" in first["message"]
     assert f"layout.context_parallel {math.ceil(first['tokens'] / 60)}" in first["message"]
     assert "--max_num_frame" not in first["message"], "no number of frames helps: the answer alone is too long"
+
+
+def test_the_cache_is_allocated_once_for_prompt_and_answer(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert len(result["growth"]) == 1
