@@ -20,7 +20,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
@@ -32,7 +31,8 @@ class KVCache:
     """Cached keys and values of the layers of this rank, for one sequence.
 
     Nothing is allocated before it is needed: a layer's buffer is created by its first `append` and grows by a quarter
-    (rounded up to blocks of 256 tokens), so a limit of a million tokens costs no memory until they come.
+    (rounded up to blocks of 256 tokens), so a limit of a million tokens costs no memory until they come. The rows of a
+    group lie together, for a new token reads each group's from first to last.
 
     Args:
         max_length: most tokens that may be cached; `advance` raises ValueError beyond it.
@@ -56,9 +56,9 @@ class KVCache:
         end = self.rows + key.shape[0]
         keys = self._keys[layer_number] = self._room(self._keys.get(layer_number), key, end)
         values = self._values[layer_number] = self._room(self._values.get(layer_number), value, end)
-        keys[self.rows : end] = key
-        values[self.rows : end] = value
-        return keys[:end], values[:end]
+        keys[:, self.rows : end] = key.transpose(0, 1)
+        values[:, self.rows : end] = value.transpose(0, 1)
+        return keys[:, :end].transpose(0, 1), values[:, :end].transpose(0, 1)
 
     def advance(self, tokens: int, positions: Sequence[int] | None = None) -> None:
         """Counts a chunk of `tokens` tokens as cached: the first rows that every layer appended.
@@ -67,7 +67,7 @@ class KVCache:
         the number of rows then.
         """
         rows = tokens if positions is None else len(positions)
-        short = [layer for layer, keys in self._keys.items() if keys.shape[0] < self.rows + rows]
+        short = [layer for layer, keys in self._keys.items() if keys.shape[1] < self.rows + rows]
         if tokens < 0 or short:
             raise ValueError(f"cannot advance the KV cache by {tokens} tokens: layers {short} hold fewer")
         if self.length + tokens > self.max_length:
@@ -107,13 +107,13 @@ class KVCache:
 
     def _room(self, buffer: Tensor | None, rows: Tensor, end: int) -> Tensor:
         """`buffer`, or a larger copy of it that holds `end` rows like `rows`."""
-        capacity = 0 if buffer is None else buffer.shape[0]
+        capacity = 0 if buffer is None else buffer.shape[1]
         if buffer is not None and end <= capacity:
             return buffer
         wanted = self._padded(max(end, int(capacity * GROWTH), self._reserved))
-        grown = torch.empty((wanted, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+        grown = rows.new_empty((rows.shape[1], wanted, rows.shape[2]))
         if buffer is not None:
-            grown[: self.rows] = buffer[: self.rows]
+            grown[:, : self.rows] = buffer[:, : self.rows]
         return grown
 
     @staticmethod

@@ -21,6 +21,8 @@ from torch import Tensor
 from longvita.parallel.context_parallel.kernel import merge_into
 from longvita.platforms.document_groups import DocumentPlan, plan_documents
 
+FOLDED_ROWS = 16
+"""Most rows of queries whose heads are folded: with more the kernel reads keys and values once for many rows anyway."""
 CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
 
 
@@ -119,16 +121,15 @@ def attend_chunk(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     Returns [t, heads, d]. For generation: no gradients.
     """
     t, past = q.shape[0], k.shape[0] - q.shape[0]
-    q32, k32, v32 = (_heads_first(x.float()) for x in (q, k, v))
+    q32, k32, v32 = q.float(), k.float(), v.float()
+    kernel = FlashKernel()
     with torch.no_grad():
-        if t == 1 or past == 0:
-            out, _ = _forward(q32, k32, v32, past == 0, scale)
-        else:
-            before = _forward(q32, k32[:, :, :past], v32[:, :, :past], False, scale)
-            within = _forward(q32, k32[:, :, past:], v32[:, :, past:], True, scale)
-            out, lse = before
-            merge_into(out, lse, *within)
-    return out[0].transpose(0, 1).to(q.dtype)
+        if t == 1:
+            return kernel.full_forward(q32, k32, v32, scale)[0].to(q.dtype)
+        out, lse = kernel.causal_forward(q32, k32[past:], v32[past:], [0, t], scale)
+        if past:
+            merge_into(out, lse, *kernel.full_forward(q32, k32[:past], v32[:past], scale))
+    return out.to(q.dtype)
 
 
 class FlashKernel:
@@ -150,8 +151,14 @@ class FlashKernel:
 
     def full_forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """See AttentionKernel."""
-        out, lse = _forward(_heads_first(q), _heads_first(k), _heads_first(v), False, scale)
-        return out[0].transpose(0, 1), lse[0].transpose(0, 1)
+        groups, repeats = k.shape[1], q.shape[1] // k.shape[1]
+        if repeats == 1 or len(q) > FOLDED_ROWS:
+            out, lse = _forward(_heads_first(q), _heads_first(k), _heads_first(v), False, scale)
+            return out[0].transpose(0, 1), lse[0].transpose(0, 1)
+        # The query heads of a group as rows of one head: keys and values are read once for all of them.
+        folded = q.unflatten(1, (groups, repeats)).transpose(1, 2).flatten(0, 1)
+        out, lse = self.full_forward(folded, k, v, scale)
+        return _unfold(out, repeats), _unfold(lse, repeats)
 
     def full_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
@@ -161,6 +168,11 @@ class FlashKernel:
         parts = _backward(inputs, lse.transpose(0, 1)[None].contiguous(), False, scale)
         grad_q, grad_k, grad_v = (part[0].transpose(0, 1) for part in parts)
         return grad_q, grad_k, grad_v
+
+
+def _unfold(x: Tensor, repeats: int) -> Tensor:
+    """[t * repeats, groups, ..] to [t, groups * repeats, ..]."""
+    return x.unflatten(0, (-1, repeats)).transpose(1, 2).flatten(1, 2)
 
 
 class _DocumentAttention(torch.autograd.Function):

@@ -181,7 +181,9 @@ def growth(engine: Engine) -> set[int]:
     with_chunk_size(engine, 7)
     engine.reset()
     sizes = set()
-    long = dataclasses.replace(prompt, input_ids=[*prompt.input_ids, *([5] * (250 * engine.groups.cp_size - len(prompt)))])
+    long = dataclasses.replace(
+        prompt, input_ids=[*prompt.input_ids, *([5] * (250 * engine.groups.cp_size - len(prompt)))]
+    )
     for _ in engine.stream(long, Sampling(max_new_tokens=12)):
         sizes.add(engine.cache.allocated_bytes())
     return sizes

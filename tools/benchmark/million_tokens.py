@@ -29,7 +29,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.tokens < 16384:
         parser.error("at least 16384 tokens")
-    # Else freed memory stays with the process until the C library sees fit, and the peak tells more of that than of use.
+    # Else freed memory stays with the process while the C library sees fit, and the peak tells more of that than use.
     os.environ.update(dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "262144"))
     return launch("million_tokens_contest:run", vars(arguments), 2)
 
