@@ -47,7 +47,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_rows is not None:
                 torch.mm(gradient, weight, out=grad_rows[part])
             if grad_weight is not None and gradient.dtype == grad_weight.dtype:
-                grad_weight.addmm_(gradient.t(), rows[part])  # without a second tensor as large as the weight
+                # Without a second tensor as large as the weight. (Torch's FLOP counter does not know addmm_.)
+                torch.addmm(grad_weight, gradient.t(), rows[part], out=grad_weight)
             elif grad_weight is not None:
                 grad_weight += torch.mm(gradient.t(), rows[part])
         if grad_rows is not None and group.size() > 1:
