@@ -228,6 +228,20 @@ def find_newest(root: Path) -> Path | None:
     return manifest.newest_whole(root, warn, _shared_damage)
 
 
+def resume_point(root: Path) -> Path | None:
+    """The checkpoint that a run with its checkpoints in `root` goes on from; None when it has none yet. A collective.
+
+    Raises CheckpointError when all that there are are damaged: to begin anew would overwrite what is left of the run.
+    """
+    newest = find_newest(root)
+    if newest is None and any(manifest.step_folders(root)):
+        raise CheckpointError(
+            f"every checkpoint in {root} is damaged (see the warnings above); bring one back, "
+            "move them away to begin anew, or choose another output"
+        )
+    return newest
+
+
 def _shared_damage(folder: Path) -> list[str]:
     """manifest.find_damage, each file read by one rank only."""
     damage: list[Any] = [None] * dist.get_world_size()

@@ -20,7 +20,7 @@ from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
-from longvita.training.checkpointing import Checkpointer, find_newest, load_state
+from longvita.training.checkpointing import Checkpointer, load_state, resume_point
 from longvita.training.initial import read_initial_weights
 from longvita.training.manifest import checkpoint_root
 from longvita.training.metrics import Metrics
@@ -64,7 +64,7 @@ class Run:
         root = checkpoint_root(self.output)
         self.checkpointer = Checkpointer(root, config.checkpoint.keep, platform)
         self.saved: int | None = None
-        self.resumed = find_newest(root)
+        self.resumed = resume_point(root)
         self.state = self._build_state()
         self.metrics = self._build_metrics()
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.training import manifest
 from longvita.training import state as state_module
-from longvita.training.checkpointing import Checkpointer, find_newest, load_state, load_weights
+from longvita.training.checkpointing import Checkpointer, find_newest, load_state, load_weights, resume_point
 from longvita.training.snapshot import SnapshotWriter
 from tests.distributed.helpers import run_distributed
 from tests.distributed.training_runs import go_on, run_config, start, tensors, unequal
@@ -236,6 +237,28 @@ def test_old_ones_are_removed_and_damaged_ones_refused(tmp_path):
     (warning,), none = results[0][-1], results[1][-1]
     assert "checkpoint step_00000004 is refused" in warning and "bytes instead of" in warning
     assert none == []
+
+
+def all_damaged(rank, world_size, folder):
+    """Before the first checkpoint, and when the only one is cut short."""
+    root = Path(folder)
+    before = resume_point(root)
+    _, checkpointer = save_after(run_config("dp2"), root)
+    whole = checkpointer.poll(wait=True)
+    found = resume_point(root)
+    if rank == 0:
+        for file in whole.glob("*.distcp"):
+            file.write_bytes(file.read_bytes()[:-1])
+    dist.barrier()
+    with pytest.raises(CheckpointError) as caught:
+        resume_point(root)
+    return before, found == whole, str(caught.value)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
+    for before, found, message in run_distributed(all_damaged, 2, str(tmp_path)):
+        assert before is None and found
+        assert f"every checkpoint in {tmp_path} is damaged" in message
 
 
 def failing(rank, world_size, folder):

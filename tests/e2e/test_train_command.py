@@ -168,6 +168,7 @@ def test_stages_in_the_same_processes_are_the_stages_of_several_commands(tmp_pat
         (["layout.context_parallel=3", "data.sequence_length=120"], "layout.processes"),
         (["checkpoint.initial_vision=/no/such/folder"], "checkpoint.initial_vision"),
         (["checkpoint.initial=tests/no_such_run"], "checkpoint.initial"),
+        (["output=setup.py/runs/new"], "setup.py is not a folder"),
         (["layout.processes=3", "layout.tensor_parallel=2"], "processes"),
     ],
 )
