@@ -82,6 +82,12 @@ def current_place() -> ProcessPlace | None:
     return None
 
 
+def processes_on_this_machine() -> int:
+    """Processes of this run here, as torchrun, `launch` or srun tell it ("2(x3)" is two on each of three nodes)."""
+    told = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    return int(re.split(r"\D", told)[0])
+
+
 def world_size_of_launcher() -> int | None:
     """Processes that torchrun or srun started; None when this process was started alone."""
     place = current_place()

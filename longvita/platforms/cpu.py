@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import resource
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from longvita.launcher import processes_on_this_machine
 from longvita.platforms.base import Platform
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class CPUPlatform(Platform):
         return {
             "used": psutil.Process().memory_info().rss,
             "peak": peak if sys.platform == "darwin" else peak * 1024,
-            "free": psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            "free": psutil.virtual_memory().available // processes_on_this_machine(),
             "total": psutil.virtual_memory().total,
         }
 

@@ -30,7 +30,7 @@ def test_each_stage_learns_its_task(report):
 
 
 def test_each_stage_has_its_layout(report):
-    assert [stage["layout"] for stage in report["stages"]] == ["TP2", "DP2", "PP2", "CP2"]
+    assert [stage["layout"] for stage in report["stages"]] == ["TP2", "DP2", "CP2 ring", "CP2 Ulysses"]
 
 
 def test_short_context_is_kept_after_the_long(report):
