@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from film import most_frames, write_film, write_tokenizer
-from peak_memory import forget_peak, peak, resident
+from peak_memory import forget_peak, peak, resident, return_freed_memory
 from retrieval_weights import COLOURS, HIDDEN, VISION_HIDDEN, set_weights
 from rich.console import Console
 from torch import Tensor
@@ -50,6 +50,7 @@ KERNEL_ROWS, KERNEL_KEYS = 8192, 65536
 def run(payload: dict[str, Any]) -> int:
     """All measurements; rank 0 prints."""
     torch.set_num_threads(1)
+    return_freed_memory()
     platform = get("cpu")
     platform.activate()
     init_distributed(platform)
