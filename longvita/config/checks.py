@@ -56,11 +56,15 @@ def ulysses_size(config: Config) -> int:
     Ulysses moves each row of queries, keys, values and outputs once, the ring each row of keys and values up to CP - 1
     times; with more ranks than groups Ulysses would have to send a group to several of them.
     """
-    layout, language = config.layout, config.model.language
+    layout = config.layout
     if layout.ulysses is not None:
         return layout.ulysses
-    groups = max(language.num_query_groups // layout.tensor_parallel, 1)
-    return math.gcd(layout.context_parallel, groups)
+    return math.gcd(layout.context_parallel, local_query_groups(config))
+
+
+def local_query_groups(config: Config) -> int:
+    """Key and value heads of a TP rank: TP divides the groups until each rank has one."""
+    return max(config.model.language.num_query_groups // config.layout.tensor_parallel, 1)
 
 
 def replica_size(config: Config) -> int:

@@ -95,6 +95,12 @@ class LanguageConfig(Section):
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's linears: attention and the gated MLP."""
+        key_value = 2 * self.num_query_groups * self.head_dim
+        return self.hidden_size * (2 * self.hidden_size + key_value + 3 * self.ffn_hidden_size)
+
 
 class ModelConfig(Section):
     """A Long-VITA model: vision tower, projector, language model."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from longvita.config.checks import frames_that_fit, layers_per_stage, local_query_groups
 from longvita.config.schema import Config
 from longvita.data.sample import TILE_MARKERS
 from longvita.inference.limits import LengthError
@@ -19,16 +20,10 @@ _ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 def bytes_per_token(config: Config) -> int:
     """Bytes of one token's keys and values on the rank that caches it: those of its pipeline stage's layers.
 
-    The stage with the most layers counts; TP divides the groups until each rank has one.
+    The stage with the most layers counts.
     """
-    language, layout = config.model.language, config.layout
-    layers = max(
-        -(-language.num_layers // layout.pipeline_parallel),
-        layout.num_layers_in_first_pipeline_stage or 0,
-        layout.num_layers_in_last_pipeline_stage or 0,
-    )
-    groups = max(language.num_query_groups // layout.tensor_parallel, 1)
-    return 2 * layers * groups * language.head_dim * _ELEMENT_BYTES[config.training.precision]
+    layers, element = max(layers_per_stage(config)), _ELEMENT_BYTES[config.training.precision]
+    return 2 * layers * local_query_groups(config) * config.model.language.head_dim * element
 
 
 def check_cache(
@@ -48,9 +43,9 @@ def check_cache(
     if needed <= there:
         return
     advice = [f"layout.context_parallel {-(-tokens * each // there)}"] if there >= each else []
-    per_frame = config.model.tokens_per_tile + TILE_MARKERS
-    text = tokens - len(prompt.tile_starts) * per_frame
-    frames = (there // each * groups.cp_size - text) // per_frame
+    per_tile = config.model.tokens_per_tile
+    text = tokens - len(prompt.tile_starts) * (per_tile + TILE_MARKERS)
+    frames = frames_that_fit(there // each * groups.cp_size, per_tile, text)
     if frames > 0 and prompt.tile_starts:
         advice.append(f"{frames} frames and tiles in all (--max_num_frame)")
     fits = f": {' or '.join(advice)} would fit" if advice else ""

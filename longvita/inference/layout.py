@@ -25,10 +25,8 @@ def default_layout(model: ModelConfig, processes: int) -> LayoutConfig:
 
 def language_parameters(language: LanguageConfig) -> int:
     """Weights of the language model, biases and norms left out."""
-    width, groups = language.hidden_size, language.num_query_groups * language.head_dim
-    layer = 2 * width * (width + groups) + 3 * width * language.ffn_hidden_size
     tables = 1 if language.tie_word_embeddings else 2
-    return language.num_layers * layer + tables * language.vocab_size * width
+    return language.num_layers * language.layer_weights + tables * language.vocab_size * language.hidden_size
 
 
 def check_layout(model: ModelConfig, layout: LayoutConfig, processes: int | None) -> None:

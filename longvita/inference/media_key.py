@@ -22,8 +22,7 @@ class MediaKey:
 
     def __init__(self, source: Source):
         self._path = Path(os.path.realpath(source)) if isinstance(source, (str, os.PathLike)) else None
-        self._state = self._look()
-        self.size = sum(size for _, _, size in self._state)
+        self._state, self.size = self._look()
         self._digest: str | None = None
         if not isinstance(source, (str, os.PathLike)):
             self._digest = hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes()).hexdigest()
@@ -41,9 +40,13 @@ class MediaKey:
     def __hash__(self) -> int:
         return hash(self.size)
 
-    def _look(self) -> list[tuple[str, int, int]]:
-        """Name, time of change and size of the file, or of each file of a folder of frames, in order."""
-        return [(path.name, status.st_mtime_ns, status.st_size) for path, status in self._files()]
+    def _look(self) -> tuple[str, int]:
+        """Digest of name, time of change and size of the file, or of each of a folder of frames; bytes in all.
+
+        A digest, since keys are compared once for each of a video's frames, which may be as many as the files.
+        """
+        seen = [(path.name, status.st_mtime_ns, status.st_size) for path, status in self._files()]
+        return hashlib.sha256(repr(seen).encode()).hexdigest(), sum(size for _, _, size in seen)
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         if self._path is None:
@@ -62,7 +65,7 @@ class MediaKey:
                     with path.open("rb") as file:
                         while part := file.read(_READ_BYTES):
                             digest.update(part)
-                self._digest = digest.hexdigest() if self._look() == self._state else None
+                self._digest = digest.hexdigest() if self._look()[0] == self._state else None
             except OSError:
                 return None
         return self._digest

@@ -48,9 +48,8 @@ def check(config: Config, made_before: Sequence[str] = ()) -> None:
         if not Path(name).is_dir() and not _is_hub_id(name):
             message, way_out = "is neither a folder here nor a Hub id (OWNER/NAME)", "check the path"
             problems.append(Problem(message, f"checkpoint.{field}", name, way_out=way_out))
-    place = next(
-        path for path in (Path(config.output).absolute(), *Path(config.output).absolute().parents) if path.exists()
-    )
+    output = Path(config.output).absolute()
+    place = next(path for path in (output, *output.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         message = f"cannot be made: {place} is {'not writable' if place.is_dir() else 'not a folder'}"
         problems.append(Problem(message, "output", config.output, way_out="another folder"))

@@ -82,10 +82,8 @@ def _vision_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
 def _language_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
     language = model.language
     hidden = language.hidden_size
-    key_value = 2 * language.num_query_groups * language.head_dim
-    layer_weights = 2 * hidden * hidden + hidden * key_value + 3 * hidden * language.ffn_hidden_size
     return {
-        "language_linear": 2 * language.num_layers * work.tokens * layer_weights,
+        "language_linear": 2 * language.num_layers * work.tokens * language.layer_weights,
         "language_attention": 4 * language.num_layers * work.attention_pairs * hidden,
         "head": 2 * work.loss_tokens * hidden * language.vocab_size,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import statistics
 import time
@@ -12,17 +11,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from harness import print_figures, start_process
 from rich.console import Console
 from sample_lengths import packed
 from torch import Tensor
 
-from longvita.launcher import init_distributed
 from longvita.parallel.context_parallel.plan import RingPlan, plan_ring
 from longvita.parallel.context_parallel.ring import ring_attention
 from longvita.parallel.context_parallel.ulysses import ulysses_attention
 from longvita.parallel.placement import compact, imbalance, moved_tokens
 from longvita.parallel.sequence_layout import SequenceLayout, sliced, undivided, zigzag
-from longvita.platforms import get
 from longvita.platforms.attention import FlashKernel, attend_documents
 
 HEADS, GROUPS, DIM = 4, 2, 64
@@ -34,10 +32,7 @@ MIXED_TOKENS, MIXED_SEQUENCES, MIXED_CP = 131072, 40, 4
 
 def run(payload: dict[str, Any]) -> int:
     """All measurements; rank 0 prints."""
-    torch.set_num_threads(1)
-    platform = get("cpu")
-    platform.activate()
-    init_distributed(platform)
+    start_process()
     groups = {size: dist.new_group(list(range(size))) for size in (2, 3, 4)}
     console = Console(stderr=True, quiet=dist.get_rank() > 0)
     figures = timed(payload["tokens"], payload["pairs"], groups[2], console)
@@ -52,10 +47,7 @@ def run(payload: dict[str, Any]) -> int:
                         figures |= differences
     if dist.get_rank() == 0:
         figures |= mixed()
-        for name, value in figures.items():
-            print(f"{name}: {value:.4g}")
-        if payload["json"]:
-            print(json.dumps(figures), flush=True)
+        print_figures(figures, payload["json"])
     dist.barrier()
     return 0
 

@@ -12,6 +12,7 @@ over those of the first question.
 from __future__ import annotations
 
 import argparse
+import tempfile
 
 from longvita.launcher import launch
 
@@ -25,7 +26,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.tokens < 1024 or arguments.new_tokens < 2:
         parser.error("at least 1024 tokens of context and 2 new tokens")
-    return launch("decode_contest:run", vars(arguments), 2)
+    with tempfile.TemporaryDirectory() as folder:
+        return launch("decode_contest:run", vars(arguments) | {"folder": folder}, 2)
 
 
 if __name__ == "__main__":

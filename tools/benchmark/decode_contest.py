@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,37 +12,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from film import most_frames, write_film, write_tokenizer
+from harness import print_figures, start_process
 
 from longvita.config.schema import Config
 from longvita.data.tokenizer import load_tokenizer
 from longvita.inference.engine import Engine
 from longvita.inference.sampling import Sampling
-from longvita.launcher import init_distributed
 from longvita.model.build import build_model
 from longvita.parallel.groups import initialize
-from longvita.platforms import get
 
 QUESTIONS = ("one?", "yes?")
 
 
 def run(payload: dict[str, Any]) -> int:
     """All measurements; rank 0 prints."""
-    torch.set_num_threads(1)
-    platform = get("cpu")
-    platform.activate()
-    init_distributed(platform)
-    folder = [tempfile.mkdtemp(prefix="longvita-decode-") if dist.get_rank() == 0 else ""]
-    dist.broadcast_object_list(folder)
-    try:
-        figures = measured(Path(folder[0]), payload["tokens"], payload["new_tokens"], platform)
-    finally:
-        dist.barrier()
-        shutil.rmtree(folder[0], ignore_errors=True)
+    platform = start_process()
+    figures = measured(Path(payload["folder"]), payload["tokens"], payload["new_tokens"], platform)
     if dist.get_rank() == 0:
-        for name, value in figures.items():
-            print(f"{name}: {value:.4g}")
-        if payload["json"]:
-            print(json.dumps(figures), flush=True)
+        print_figures(figures, payload["json"])
     dist.barrier()
     return 0
 

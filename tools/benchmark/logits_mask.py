@@ -12,7 +12,6 @@ head over ours; `time_ratio`, seconds of the plain head over ours; `loss_differe
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 import torch.distributed as dist
+from harness import print_figures
 from peak_memory import forget_peak, peak, resident
 from torch import Tensor
 
@@ -78,10 +78,7 @@ def main() -> int:
         "chunked_time_ratio": every["ours"].seconds / every["plain"].seconds,
         **{f"chunked_{name}": value for name, value in differences(every["ours"], every["plain"]).items()},
     }
-    for name, value in figures.items():
-        print(f"{name}: {value:.4g}")
-    if arguments.json:
-        print(json.dumps(figures))
+    print_figures(figures, arguments.json)
     return 0
 
 

@@ -16,6 +16,7 @@ and encoding a chunk of frames takes beyond what lay there before, at all of the
 from __future__ import annotations
 
 import argparse
+import tempfile
 
 from longvita.launcher import launch
 
@@ -28,7 +29,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.tokens < 16384:
         parser.error("at least 16384 tokens")
-    return launch("million_tokens_contest:run", vars(arguments), 2)
+    with tempfile.TemporaryDirectory() as folder:
+        return launch("million_tokens_contest:run", vars(arguments) | {"folder": folder}, 2)
 
 
 if __name__ == "__main__":

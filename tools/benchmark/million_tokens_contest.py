@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
-import json
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from film import most_frames, write_film, write_tokenizer
+from harness import print_figures, start_process
 from peak_memory import forget_peak, peak, resident, return_freed_memory
 from retrieval_weights import COLOURS, HIDDEN, VISION_HIDDEN, set_weights
 from rich.console import Console
@@ -30,11 +28,9 @@ from longvita.inference.engine import Engine
 from longvita.inference.progress import prefill_progress
 from longvita.inference.prompt import TileSource
 from longvita.inference.sampling import Sampling
-from longvita.launcher import init_distributed
 from longvita.model.build import build_model
 from longvita.parallel.context_parallel import attention
 from longvita.parallel.groups import initialize
-from longvita.platforms import get
 from longvita.platforms.attention import FlashKernel
 
 NEW_TOKENS = 8
@@ -49,23 +45,11 @@ KERNEL_ROWS, KERNEL_KEYS = 8192, 65536
 
 def run(payload: dict[str, Any]) -> int:
     """All measurements; rank 0 prints."""
-    torch.set_num_threads(1)
     return_freed_memory()
-    platform = get("cpu")
-    platform.activate()
-    init_distributed(platform)
-    folder = [tempfile.mkdtemp(prefix="longvita-million-") if dist.get_rank() == 0 else ""]
-    dist.broadcast_object_list(folder)
-    try:
-        figures = measured(Path(folder[0]), payload["tokens"], platform)
-    finally:
-        dist.barrier()
-        shutil.rmtree(folder[0], ignore_errors=True)
+    platform = start_process()
+    figures = measured(Path(payload["folder"]), payload["tokens"], platform)
     if dist.get_rank() == 0:
-        for name, value in figures.items():
-            print(f"{name}: {value:.4g}")
-        if payload["json"]:
-            print(json.dumps(figures), flush=True)
+        print_figures(figures, payload["json"])
     dist.barrier()
     return 0
 

@@ -10,12 +10,12 @@ apart, over ours, which goes from document to document; median of rounds that ta
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from harness import print_figures
 from torch import Tensor
 
 from longvita.platforms.attention import attend_documents
@@ -36,10 +36,7 @@ def main() -> int:
         parser.error("at least 1 document of 1 token and 1 round")
     torch.set_num_threads(1)
     figures = measured(arguments.documents, arguments.tokens, arguments.rounds)
-    for name, value in figures.items():
-        print(f"{name}: {value:.4g}")
-    if arguments.json:
-        print(json.dumps(figures))
+    print_figures(figures, arguments.json)
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from harness import start_process
 from rich.console import Console
 from rich.table import Table
 from train_step_engines import Document, TransformersStep, our_batch, pack, settings
@@ -20,9 +21,7 @@ from train_step_samples import SampleSource, build_tokenizer
 from longvita.checkpoint.internvl import write_internvl
 from longvita.config.schema import Config
 from longvita.data.batch import LocalBatch
-from longvita.launcher import init_distributed
 from longvita.parallel.groups import initialize
-from longvita.platforms import get
 from longvita.training.state import TrainingState, build_state
 from longvita.training.step import train_step
 
@@ -34,11 +33,8 @@ SEQUENCE_LENGTH = 4096
 
 def run(payload: dict[str, Any]) -> int:
     """What each process does; rank 0 prints."""
-    torch.set_num_threads(1)
     config = Config.model_validate(settings())
-    platform = get(config.platform)
-    platform.activate()
-    init_distributed(platform)
+    platform = start_process(config.platform)
     groups = initialize(config, platform)
     folder = Path(payload["folder"])
     tokenizer = build_tokenizer(folder / f"tokenizer{groups.dp_rank}", config.model.language.vocab_size)
