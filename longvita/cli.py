@@ -177,6 +177,9 @@ def generate(
     question: Annotated[str, typer.Option(help="The question, or a .txt file that holds it.", show_default=False)],
     image: Annotated[list[str] | None, typer.Option(help="Picture; may be given several times.")] = None,
     video: Annotated[list[str] | None, typer.Option(help="Video file or folder of frames; likewise.")] = None,
+    show_frames: Annotated[
+        str | None, typer.Option(help="Write this .html page: the frames that the answer attended to.")
+    ] = None,
     layout: OptionalLayout = None,
     config: InferenceFile = None,
     tokenizer: TokenizerFolder = None,
@@ -195,7 +198,7 @@ def generate(
     options = _generation_options(locals())
     from longvita.inference import command
 
-    raise typer.Exit(command.generate(model, question, image or [], video or [], options))
+    raise typer.Exit(command.generate(model, question, image or [], video or [], options, show_frames))
 
 
 @app.command()
@@ -220,6 +223,36 @@ def chat(
     from longvita.inference import chat as terminal
 
     raise typer.Exit(terminal.chat(model, options))
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    task: Annotated[str, typer.Option(help="video_mme or needle.", show_default=False)],
+    data: Annotated[str, typer.Option(help="Folder of the data set, as downloaded.", show_default=False)],
+    output: Annotated[str, typer.Option(help="Folder for answers and scores; a stopped run goes on in it.")],
+    replicas: Annotated[
+        int | None, typer.Option(help="Models that answer side by side, each in its own layout.")
+    ] = None,
+    subtitles: Annotated[bool, typer.Option("--subtitles", help="video_mme: ask with subtitles.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="video_mme: the first questions alone.")] = None,
+    lengths: Annotated[str | None, typer.Option(help="needle: frames of the film, such as 200,400.")] = None,
+    depths: Annotated[str | None, typer.Option(help="needle: places of the needle, such as 0,0.5,1.")] = None,
+    layout: OptionalLayout = None,
+    config: InferenceFile = None,
+    tokenizer: TokenizerFolder = None,
+    platform: PlatformOption = "auto",
+    precision: Precision = "auto",
+    max_seq_len: MaxSeqLen = None,
+    max_num_frames: MaxFrames = None,
+    prefill_chunk_size: ChunkSize = None,
+) -> None:
+    """Answer and score a benchmark; exit code 1 when some of it could not be asked."""
+    options = _generation_options(locals())
+    from longvita.evaluation import command
+
+    request = command.Request(task, data, output, replicas, subtitles, limit, lengths, depths)
+    raise typer.Exit(command.evaluate(model, request, options))
 
 
 def _generation_options(arguments: dict) -> Options:

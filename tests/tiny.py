@@ -113,3 +113,23 @@ def batches(config: Config, groups: Any, start: int = 0, tiles: int | None = Non
     while True:
         yield micro_batch(list(range(number, number + size)), config, groups, tiles)
         number += size * groups.dp_size
+
+
+def text_batch(tokens: int, documents: int = 1) -> LocalBatch:
+    """`tokens` tokens in equal documents, without tiles; loss on the last token but one of each."""
+    length = tokens // documents
+    ids = torch.arange(tokens)[None] % VOCABULARY
+    labels = torch.full((1, tokens), IGNORED_LABEL)
+    labels[0, length - 2 :: length] = 3
+    return LocalBatch(
+        input_ids=ids,
+        labels=labels,
+        position_ids=torch.arange(length).repeat(documents)[None],
+        cu_seqlens=torch.arange(0, tokens + 1, length, dtype=torch.int32),
+        max_seqlen=length,
+        tile_starts=torch.zeros(0, dtype=torch.int64),
+        tile_owners=torch.zeros(0, dtype=torch.int64),
+        tiles=torch.zeros(0, 3, 28, 28),
+        document_sources=["words"] * documents,
+        padding_tokens=0,
+    )

@@ -307,6 +307,17 @@ def _check_training(config: Config) -> Iterator[Problem]:
             message = f"is more than the {most} layers of a stage"
             related = ("model.language.num_layers", "layout.pipeline_parallel")
             yield _problem(config, "training.recompute.num_layers", message, f"at most {most}", related)
+    if recompute.offload and not _all_layers_recomputed(config):
+        message = "puts away the inputs of recomputed layers, but some layers are not recomputed"
+        way_out = "training.recompute.granularity=full and training.recompute.method=uniform"
+        fields = tuple(f"training.recompute.{name}" for name in ("granularity", "method", "num_layers"))
+        yield _problem(config, "training.recompute.offload", message, way_out, fields)
+
+
+def _all_layers_recomputed(config: Config) -> bool:
+    recompute = config.training.recompute
+    every = recompute.method == "uniform" or recompute.num_layers >= max(layers_per_stage(config))
+    return recompute.granularity == "full" and every
 
 
 def _missing_data(config: Config, field: str, sources: dict[str, DatasetConfig]) -> Iterator[Problem]:

@@ -208,6 +208,9 @@ class RecomputeConfig(Section):
     """For full: see method."""
     vision: bool = False
     """Whether the vision tower's layers are recomputed too."""
+    offload: bool = False
+    """Whether layer inputs, all that full recomputation keeps, wait for the backward pass outside the device's memory:
+    in the host's, or for the CPU in a file below TMPDIR. Every layer must be recomputed."""
 
 
 class TrainingConfig(Section):

@@ -49,6 +49,8 @@ class LocalBatch:
     """Generation only: tokens before this chunk."""
     logit_positions: Tensor | None = None
     """Generation only: [k] int64, positions whose logits are wanted."""
+    replicated: bool = False
+    """Generation only: every context-parallel rank computes all rows, since they are few, and caches only some."""
 
     def to(self, device: torch.device | str) -> LocalBatch:
         """The same batch with its tensors on `device`; the original is left as it is."""

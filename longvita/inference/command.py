@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from longvita import launcher
 from longvita.checkpoint.layout_option import layout_text
 from longvita.config.checks import replica_size
 from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
 from longvita.errors import UserError
-from longvita.inference.encoding import PromptEncoder, PromptError
+from longvita.inference.encoding import MediaTiles, PromptEncoder, PromptError
 from longvita.inference.processes import (
     EXIT_REFUSED,
     in_process,
@@ -22,10 +23,22 @@ from longvita.inference.processes import (
     speaks_for_its_machine,
 )
 from longvita.inference.progress import prefill_progress
+from longvita.inference.prompt import Prompt
 from longvita.inference.settings import Options, Settings, resolve
 
+if TYPE_CHECKING:
+    from longvita.inference.engine import Engine
+    from longvita.inference.frame_watch import FrameWatch
 
-def generate(model: str, question: str, images: Sequence[str], videos: Sequence[str], options: Options) -> int:
+
+def generate(
+    model: str,
+    question: str,
+    images: Sequence[str],
+    videos: Sequence[str],
+    options: Options,
+    show_frames: str | None = None,
+) -> int:
     """Answers one question on standard output; the exit code, 2 where something is refused.
 
     Args:
@@ -34,16 +47,37 @@ def generate(model: str, question: str, images: Sequence[str], videos: Sequence[
         images: picture files; without marks in the question they come before it.
         videos: video files or folders of frames, likewise.
         options: see Options.
+        show_frames: an .html file to write, with the frames and pictures that the answer attended to.
     """
     quieten()
     try:
+        _check_page(show_frames)
         settings = resolve(model, options, launcher.world_size_of_launcher())
         messages = [{"role": "user", "content": with_marks(read_question(question), len(images), len(videos))}]
         PromptEncoder(settings.config, open_tokenizer(settings.tokenizer)).encode(messages, images, videos)
     except UserError as error:
         return refuse(error)
-    payload = {"settings": settings.payload(), "messages": messages, "images": list(images), "videos": list(videos)}
+    payload = {
+        "settings": settings.payload(),
+        "messages": messages,
+        "images": list(images),
+        "videos": list(videos),
+        "show_frames": show_frames,
+    }
     return launcher.launch("longvita.inference.command:run_generate", payload, process_count(settings))
+
+
+def _check_page(path: str | None) -> None:
+    """Raises PromptError where no page can be written."""
+    if path is None:
+        return
+    page = Path(path).expanduser()
+    if page.suffix != ".html" or page.is_dir():
+        raise PromptError(f"--show-frames {path} is not the name of an .html file")
+    if not os.access(page.parent, os.W_OK):
+        raise PromptError(
+            f"--show-frames {path}: there is no folder {page.parent} that can be written to; make it first"
+        )
 
 
 def refuse(error: UserError) -> int:
@@ -87,7 +121,8 @@ def run_generate(payload: dict[str, Any]) -> int:
 
 
 def _generate(settings: Settings, payload: dict[str, Any]) -> int:
-    from longvita.inference.session import open_engine, raise_together  # here: megatron-core's import takes seconds
+    from longvita.inference.frame_watch import FrameWatch  # here: megatron-core's import takes seconds
+    from longvita.inference.session import open_engine, raise_together
 
     with open_engine(settings) as engine:
         error = ""
@@ -96,10 +131,26 @@ def _generate(settings: Settings, payload: dict[str, Any]) -> int:
         except UserError as found:
             error = str(found)
         raise_together(error)
+        watch = FrameWatch() if payload["show_frames"] else None
+        answer = ""
         with prefill_progress(len(prompt), is_first_process()) as progress:
-            for piece in engine.answer(prompt, progress=progress):
+            for piece in engine.answer(prompt, progress=progress, watch=watch):
+                answer += piece
                 if is_first_process():
                     print(piece, end="", flush=True)
         if is_first_process():
             print()
+        if watch is not None:
+            _show_frames(Path(payload["show_frames"]).expanduser(), engine, prompt, answer, payload["messages"], watch)
     return 0
+
+
+def _show_frames(
+    path: Path, engine: Engine, prompt: Prompt, answer: str, messages: Sequence[dict], watch: FrameWatch
+) -> None:
+    from longvita.inference.frame_page import write_attended
+
+    shares = engine.attended(prompt, watch)
+    if is_first_process():
+        write_attended(path, messages[-1]["content"], answer, shares, cast(MediaTiles, prompt.tiles))
+        print(f"{path} shows what the answer attended to", file=sys.stderr)

@@ -6,16 +6,18 @@ import dataclasses
 import os
 from array import array
 from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from longvita.config.schema import Config
 from longvita.data import prompt as data_prompt
 from longvita.data.document import media_settings
 from longvita.data.errors import SampleError
-from longvita.data.media.item import MediaItem, MediaSettings, Source
+from longvita.data.media.item import MediaItem, MediaSettings, Source, decode_tiles
 from longvita.data.media.video import VideoFacts, chosen_frames
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
@@ -38,6 +40,25 @@ class MediaTiles:
     def load(self, indices: Sequence[int]) -> Tensor:
         """See TileSource."""
         return self._encoded.decode(indices)
+
+    def pictures(self, indices: Sequence[int]) -> list[Image.Image]:
+        """Some tiles as the model sees them; `indices` ascend."""
+        encoded = self._encoded
+        pixels = decode_tiles(encoded.items, encoded.settings, encoded.settings.max_num_frames, indices)
+        return [Image.fromarray(tile) for tile in pixels]
+
+    def labels(self) -> list[str]:
+        """For people, what each tile is: the file and its frame with the time, or which of a picture's tiles it is."""
+        settings, labels = self._encoded.settings, []
+        for item in self._encoded.items:
+            name = Path(item.source).name if isinstance(item.source, (str, os.PathLike)) else "picture"
+            if isinstance(item.facts, VideoFacts):
+                frames = chosen_frames(item.facts, settings.max_fps, settings.max_num_frames)
+                labels += [f"{name}, frame {frame} at {frame / item.facts.fps:.1f} s" for frame in frames]
+            else:
+                count = item.num_tiles(settings, settings.max_num_frames)
+                labels += [f"{name}, whole", *(f"{name}, tile {place} of {count - 1}" for place in range(1, count))]
+        return labels
 
 
 class PromptEncoder:

@@ -17,6 +17,7 @@ from longvita.inference.cache_room import check_cache
 from longvita.inference.decode import decode
 from longvita.inference.detokenizer import StreamingDetokenizer
 from longvita.inference.encoding import PromptEncoder
+from longvita.inference.frame_watch import FrameWatch
 from longvita.inference.kv_cache import KVCache
 from longvita.inference.limits import check_max_seq_len, room_for
 from longvita.inference.prefill import prefill
@@ -87,16 +88,23 @@ class Engine:
         yield from self.answer(self.encode(messages, images, videos), sampling)
 
     def answer(
-        self, prompt: Prompt, sampling: Sampling | None = None, progress: Callable[[int], None] | None = None
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        progress: Callable[[int], None] | None = None,
+        watch: FrameWatch | None = None,
     ) -> Iterator[str]:
-        """`generate` for an encoded prompt. The answer ends at `<|im_end|>` or `<|endoftext|>`, which it leaves out."""
+        """`generate` for an encoded prompt; `progress` and `watch` as for `stream`.
+
+        The answer ends at `<|im_end|>` or `<|endoftext|>`, which it leaves out.
+        """
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise ValueError("the engine was built without a tokenizer and takes tokens only")
         sampling = sampling or Sampling.from_config(self.config.inference, self.config.seed)
         stop_ids = {tokenizer.end_of_turn, tokenizer.padding}
         text = StreamingDetokenizer(lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True))
-        for token in self.stream(prompt, sampling, stop_ids, progress):
+        for token in self.stream(prompt, sampling, stop_ids, progress, watch):
             if token not in stop_ids and (piece := text.add(token)):
                 yield piece
         if piece := text.flush():
@@ -119,13 +127,15 @@ class Engine:
         sampling: Sampling,
         stop_ids: Collection[int] = (),
         progress: Callable[[int], None] | None = None,
+        watch: FrameWatch | None = None,
     ) -> Iterator[int]:
         """Yields the tokens after a prompt as they come, a stop token included.
 
         Raises LengthError before any work for a prompt that leaves no room in inference.max_seq_len or in memory, see
         `room_for` and `check_cache`.
 
-        `progress` is called with the tokens prefilled so far. The consumers on all ranks must take equally many tokens.
+        `progress` is called with the tokens prefilled so far. `watch` sees what the answer's tokens, and the prompt's
+        last, attend to. The consumers on all ranks must take equally many tokens.
         """
         limit = min(sampling.max_new_tokens, room_for(len(prompt), self.config))
         check_cache(prompt, limit, self.cache.allocated_bytes(), self.config, self.groups, self.platform)
@@ -136,10 +146,19 @@ class Engine:
         # It grows with the answer; what of it is really cached is known by the cache's length.
         self._seen = dataclasses.replace(prompt, input_ids=sequence)
         chunk_size = self.config.inference.prefill_chunk_size
-        logits = prefill(self.stage, self.cache, prompt, tokens_per_tile, chunk_size, limit, progress)
-        for token in decode(self.stage, self.cache, logits, Sampler(sampling), limit, stop_ids):
-            sequence.append(token)
-            yield token
+        try:
+            logits = prefill(self.stage, self.cache, prompt, tokens_per_tile, chunk_size, limit, progress, watch)
+            for token in decode(self.stage, self.cache, logits, Sampler(sampling), limit, stop_ids):
+                sequence.append(token)
+                yield token
+        finally:
+            self.cache.watch = None
+
+    def attended(self, prompt: Prompt, watch: FrameWatch) -> Tensor:
+        """The share [n] of attention that each tile of the prompt got, once its answer has come; on every rank."""
+        tokens_per_tile = self.config.model.tokens_per_tile
+        positions = self.cache.positions()
+        return watch.shares(positions, prompt.tile_starts, tokens_per_tile, self.groups, self.stage.device)
 
 
 def _numbers(values: Tensor | Sequence[int]) -> list[int]:

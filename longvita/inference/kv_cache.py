@@ -19,9 +19,13 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from longvita.inference.frame_watch import FrameWatch
 
 BLOCK_TOKENS = 256
 GROWTH = 1.25
@@ -42,6 +46,8 @@ class KVCache:
     def __init__(self, max_length: int, shares: int = 1):
         self.max_length, self.shares = max_length, shares
         self.length = self.rows = 0
+        self.watch: FrameWatch | None = None
+        """Told of the attention of single tokens to what is cached, while there is one."""
         self._positions = array("q")
         self._reserved = 0
         self._keys: dict[int, Tensor] = {}
@@ -77,6 +83,10 @@ class KVCache:
         self.length += tokens
         self.rows += rows
         self._positions.extend(positions or ())
+
+    def positions(self) -> Sequence[int]:
+        """Where the rows of this rank stand in the sequence."""
+        return range(self.rows) if self.shares == 1 else self._positions
 
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens; their memory stays for the next ones."""

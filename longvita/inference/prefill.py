@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from longvita.inference.frame_watch import FrameWatch
 from longvita.inference.kv_cache import KVCache
 from longvita.inference.prompt import Prompt, plan_chunks
 from longvita.inference.stage import Chunk, PipelineStage
@@ -20,18 +21,23 @@ def prefill(
     chunk_size: int,
     new_tokens: int = 0,
     progress: Callable[[int], None] | None = None,
+    watch: FrameWatch | None = None,
 ) -> Tensor | None:
     """Runs the part of the prompt that is not cached yet; at least its last token must be left.
 
     A tile is decoded and encoded with the chunk that holds its rows, so a long video never lies in memory whole.
     `progress` is called with the number of cached tokens after every chunk. The cache gets room for `new_tokens` more
-    tokens, so that it need not grow, for which it would be copied, while the answer comes.
+    tokens, so that it need not grow, for which it would be copied, while the answer comes. With `watch` the last token
+    runs by itself, as the answer's do, and is watched; the cache goes on being watched.
 
     Returns the logits [v] of the first new token on the last pipeline stage, None on the others.
     """
     if cache.length >= len(prompt):
         raise ValueError(f"the cache holds {cache.length} tokens, but the prompt has only {len(prompt)}")
-    chunks = plan_chunks(cache.length, len(prompt), prompt.tile_starts, tokens_per_tile, chunk_size)
+    end = len(prompt) - (watch is not None)
+    chunks = plan_chunks(cache.length, end, prompt.tile_starts, tokens_per_tile, chunk_size)
+    if watch is not None:
+        chunks.append((end, len(prompt)))
     cache.reserve(len(prompt) + new_tokens, len(chunks))
     logits = None
     for start, end in chunks:
@@ -41,6 +47,8 @@ def prefill(
             tile_starts=[tile - start for tile in prompt.tile_starts[first:last]],
             tile_indices=range(first, last),
         )
+        if end == len(prompt):
+            cache.watch = watch
         logits = stage.run(chunk, cache, prompt.tiles)
         if progress is not None:
             progress(cache.length)

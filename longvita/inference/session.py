@@ -53,10 +53,15 @@ def _with_precision(settings: Settings, platform: Any) -> Config:
     return settings.config.model_copy(update={"training": training})
 
 
-def raise_together(error: str, group: dist.ProcessGroup | None = None) -> None:
-    """Raises UserError on every rank when `error` is not empty on one: alone, it would leave the others waiting."""
-    errors = [error] * (dist.get_world_size() if dist.is_initialized() else 1)
-    if len(errors) > 1:
-        dist.all_gather_object(errors, error, group=group)
-    for text in filter(None, errors):
-        raise UserError(text)
+def raise_together(error: str, *groups: dist.ProcessGroup | None) -> None:
+    """Raises UserError on every rank when `error` is not empty on one: alone, it would leave the others waiting.
+
+    The ranks are those of the world, or those that are reached through one group after the other.
+    """
+    for group in groups or (None,):
+        errors = [error] * (dist.get_world_size(group) if dist.is_initialized() else 1)
+        if len(errors) > 1:
+            dist.all_gather_object(errors, error, group=group)
+        error = next(filter(None, errors), "")
+    if error:
+        raise UserError(error)

@@ -17,6 +17,7 @@ from longvita.inference.kv_cache import KVCache
 from longvita.inference.prompt import TileSource
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
+from longvita.parallel.placement import rows_in_turn
 from longvita.parallel.sequence_layout import SequenceLayout
 from longvita.parallel.split_batch import chunk_layout
 from longvita.parallel.vision_sharding import assign_tiles
@@ -60,16 +61,12 @@ class PipelineStage:
         None on the others. Raises TileError on every rank when a rank could not decode one of its tiles.
         """
         batch = self._batch(chunk, cache, self._tiles(chunk, tiles)).to(self.device)
-        layout = self._layout(batch) if self.groups.cp_size > 1 else None
+        layout = self._layout(batch) if self.groups.cp_size > 1 and not batch.replicated else None
         if not self.groups.is_first_stage:
             rows = batch.input_ids.shape[1] if layout is None else layout.local_length
             self.model.set_input_tensor(self._receive_hidden(rows))
         output = self.model(batch, mode="last")
-        positions = None
-        if layout is not None:
-            own = layout.tokens(self.groups.cp_rank)
-            positions = (own[own >= 0] + cache.length).tolist()
-        cache.advance(len(chunk.input_ids), positions)
+        cache.advance(len(chunk.input_ids), self._cached_positions(len(chunk.input_ids), cache.length, layout))
         if self.groups.is_last_stage:
             return output[0]
         self._send(output)
@@ -79,10 +76,12 @@ class PipelineStage:
         """The chunk as one document; with sequence parallel padded at the end to a multiple of TP.
 
         Attention is causal, so no token sees the padding; the cache leaves it out (see `KVCache.advance`). With context
-        parallelism the layout pads each rank's rows instead.
+        parallelism the layout pads each rank's rows instead, unless every rank computes all of them.
         """
-        count = len(chunk.input_ids)
-        padding = -count % self.groups.tp_size if self.sequence_parallel and self.groups.cp_size == 1 else 0
+        count, cp_size = len(chunk.input_ids), self.groups.cp_size
+        # Fewer tokens than the pieces that they would be cut in: nothing is gained, and results alone need to travel.
+        replicated = cp_size > 1 and count < 2 * cp_size and not len(chunk.tile_starts)
+        padding = -count % self.groups.tp_size if self.sequence_parallel and (cp_size == 1 or replicated) else 0
         length = count + padding
         return LocalBatch(
             input_ids=torch.tensor([[*chunk.input_ids, *([0] * padding)]], dtype=torch.int64),
@@ -98,12 +97,22 @@ class PipelineStage:
             kv_cache=cache,
             position_offset=cache.length,
             logit_positions=torch.tensor([count - 1], dtype=torch.int64),
+            replicated=replicated,
         )
 
     def _layout(self, batch: LocalBatch) -> SequenceLayout:
         """How the chunk lies on the context-parallel ranks, as the model lays it out."""
         tp_size = self.groups.tp_size if self.sequence_parallel else 1
-        return chunk_layout(batch.input_ids.shape[1], batch.position_offset, self.groups.cp_size, tp_size)
+        return chunk_layout(batch.input_ids.shape[1], self.groups.cp_size, tp_size)
+
+    def _cached_positions(self, count: int, past: int, layout: SequenceLayout | None) -> list[int] | None:
+        """Positions of the tokens of a chunk that this rank caches; None where there is no other rank."""
+        if self.groups.cp_size == 1:
+            return None
+        if layout is None:
+            return [past + row for row in rows_in_turn(count, past, self.groups.cp_size, self.groups.cp_rank)]
+        own = layout.tokens(self.groups.cp_rank)
+        return (own[own >= 0] + past).tolist()
 
     def _tiles(self, chunk: Chunk, source: TileSource | None) -> Tensor:
         """The tiles of the chunk that this rank encodes [n_local, 3, H, W], none on later stages.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from longvita.config.schema import LanguageConfig
+from longvita.model.offload import offloaded_inputs
 from longvita.parallel.groups import ParallelGroups
 
 
@@ -30,6 +32,7 @@ class LanguageModel(GPTModel):
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
+        offload: bool = False,
     ):
         super().__init__(
             config=config,
@@ -48,6 +51,7 @@ class LanguageModel(GPTModel):
             pg_collection=groups.language,
             vp_stage=vp_stage,
         )
+        self._offload = platform.offload if offload else None
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Word embeddings of [1, t] ids: [t, 1, h], or this rank's [t / TP, 1, h] with sequence parallel."""
@@ -70,12 +74,15 @@ class LanguageModel(GPTModel):
             rotary = self.rotary_pos_emb(packed_seq_params.max_seqlen_q, offset=position_offset, packed_seq=True)
         else:
             rotary = self._rotary_at(positions)
-        return self.decoder(
-            hidden_states=decoder_input,
-            attention_mask=None,
-            rotary_pos_emb=rotary,
-            packed_seq_params=packed_seq_params,
-        )
+        with contextlib.ExitStack() as stack:
+            if self._offload is not None:
+                stack.enter_context(offloaded_inputs(self._offload, self.config.hidden_size))
+            return self.decoder(
+                hidden_states=decoder_input,
+                attention_mask=None,
+                rotary_pos_emb=rotary,
+                packed_seq_params=packed_seq_params,
+            )
 
     def _rotary_at(self, positions: Tensor) -> Tensor:
         """Megatron's rotary angles [t, 1, 1, d] at these positions, without those of all others."""

@@ -20,7 +20,7 @@ from longvita.model.lm_head import chunked_cross_entropy, gathered_logits, selec
 from longvita.model.projector import VisionProjection
 from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
 from longvita.model.vision import VisionModel
-from longvita.parallel.context_parallel.attention import SplitAttention, SplitSeqParams
+from longvita.parallel.context_parallel.attention import ReplicatedAttention, SplitAttention, SplitSeqParams
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import undivided
 from longvita.parallel.split_batch import SplitBatch, split_batch
@@ -56,7 +56,14 @@ class LongVITA(MegatronModule):
             self.vision_model = VisionModel(config.model.vision, vision, groups.vision, platform)
             self.vision_projection = VisionProjection(config.model, vision, groups.vision, platform)
         self.language_model = LanguageModel(
-            config.model.language, transformer, groups, platform, pre_process, post_process, vp_stage
+            config.model.language,
+            transformer,
+            groups,
+            platform,
+            pre_process,
+            post_process,
+            vp_stage,
+            config.training.recompute.offload,
         )
         if config.training.mlp_chunk_size is not None:
             chunk_mlps(self.language_model.decoder.layers, config.training.mlp_chunk_size)
@@ -105,10 +112,11 @@ class LongVITA(MegatronModule):
         logits [t, v] of every position; "last", those [k, v] at batch.logit_positions. Logits are fp32 and whole on
         every TP rank.
         """
-        share = split_batch(batch, self.groups, self.config.sequence_parallel) if self.groups.cp_size > 1 else None
+        split = self.groups.cp_size > 1 and not batch.replicated
+        share = split_batch(batch, self.groups, self.config.sequence_parallel) if split else None
         decoder_input = self._embed(batch, share) if self.pre_process else None
         if share is None:
-            hidden = self.language_model(decoder_input, packed_seq_params(batch), batch.position_offset)
+            hidden = self.language_model(decoder_input, packed_seq_params(batch, self.groups), batch.position_offset)
         else:
             hidden = self.language_model(
                 decoder_input, self._split_seq_params(share, batch), positions=share.take(batch.position_ids[0], 0)
@@ -229,8 +237,8 @@ class LongVITA(MegatronModule):
         return state
 
 
-def packed_seq_params(batch: LocalBatch) -> PackedSeqParams:
-    """Document bounds of a micro batch for Megatron's attention, with the KV cache when generating."""
+def packed_seq_params(batch: LocalBatch, groups: ParallelGroups) -> PackedSeqParams:
+    """Document bounds of a micro batch that this rank holds whole, with the KV cache when generating."""
     bounds = {
         "qkv_format": "thd",
         "cu_seqlens_q": batch.cu_seqlens,
@@ -240,4 +248,6 @@ def packed_seq_params(batch: LocalBatch) -> PackedSeqParams:
     }
     if batch.kv_cache is None:
         return PackedSeqParams(**bounds)
+    if batch.replicated:
+        return SplitSeqParams(**bounds, split=ReplicatedAttention(groups.cp), kv_cache=batch.kv_cache)
     return CachedSeqParams(**bounds, kv_cache=batch.kv_cache)

@@ -31,14 +31,12 @@ def compact(lengths: Sequence[int], cp_size: int, tp_size: int = 1) -> SequenceL
     return best
 
 
-def in_turn(tokens: int, first: int, cp_size: int, tp_size: int = 1) -> SequenceLayout:
-    """One document of a few tokens, each on the rank after the one before it, from rank `first` on.
+def rows_in_turn(rows: int, first: int, cp_size: int, cp_rank: int) -> range:
+    """Which of a few new rows of a sequence a rank caches, when they stand at position `first` and all ranks have them.
 
-    For generation: the keys and values of new tokens then fill the ranks evenly.
+    Each goes to the rank after that of the one before it, so that what is generated fills the ranks evenly.
     """
-    pieces = chain(0, [(1, (first + index) % cp_size) for index in range(tokens)])
-    rows = -(-tokens // (cp_size * tp_size)) * tp_size
-    return SequenceLayout((tokens,), tuple(pieces), cp_size, tp_size, rows)
+    return range((cp_rank - first) % cp_size, rows, cp_size)
 
 
 def imbalance(layout: SequenceLayout) -> float:

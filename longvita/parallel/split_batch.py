@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.parallel.groups import ParallelGroups
-from longvita.parallel.placement import compact, in_turn
+from longvita.parallel.placement import compact
 from longvita.parallel.sequence_layout import SequenceLayout, sliced
 
 
@@ -41,14 +41,12 @@ def split_batch(batch: LocalBatch, groups: ParallelGroups, sequence_parallel: bo
         lengths = tuple(batch.cu_seqlens.diff().tolist())
         ring_layout, layout = _layouts(lengths, groups.cp_ring.size(), groups.cp_ulysses.size(), tp_size)
     else:
-        layout = ring_layout = chunk_layout(batch.input_ids.shape[1], batch.position_offset, groups.cp_size, tp_size)
+        layout = ring_layout = chunk_layout(batch.input_ids.shape[1], groups.cp_size, tp_size)
     return SplitBatch(layout, ring_layout, layout.tokens(groups.cp_rank).to(batch.input_ids.device))
 
 
-def chunk_layout(tokens: int, offset: int, cp_size: int, tp_size: int) -> SequenceLayout:
-    """Layout of a chunk of one sequence in generation, after `offset` tokens of it."""
-    if tokens < 2 * cp_size:
-        return in_turn(tokens, offset % cp_size, cp_size, tp_size)
+def chunk_layout(tokens: int, cp_size: int, tp_size: int) -> SequenceLayout:
+    """Layout of a chunk of one sequence in generation."""
     return _layouts((tokens,), cp_size, 1, tp_size)[1]
 
 

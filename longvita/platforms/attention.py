@@ -93,7 +93,10 @@ class PackedAttention(MegatronModule):
     def _attend_with_cache(self, cache: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Appends the chunk's keys and values to the cache and attends to all of them, bottom-right causally."""
         keys, values = cache.append(self.layer_number, key, value)
-        return attend_chunk(query, keys, values, scale)
+        out, lse = attend_chunk(query, keys, values, scale)
+        if cache.watch is not None:
+            cache.watch.observe(query, keys[: len(keys) - len(key)], lse, scale)
+        return out
 
 
 def attend_documents(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> Tensor:
@@ -115,21 +118,22 @@ def attend_batch(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) ->
     return out.permute(2, 0, 1, 3).to(q.dtype)
 
 
-def attend_chunk(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def attend_chunk(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The last t of all positions attend to all before them: q [t, heads, d], k and v [past + t, groups, d].
 
-    Returns [t, heads, d]. For generation: no gradients.
+    Returns [t, heads, d] and the logsumexps [t, heads]. For generation: no gradients.
     """
     t, past = q.shape[0], k.shape[0] - q.shape[0]
     q32, k32, v32 = q.float(), k.float(), v.float()
     kernel = FlashKernel()
     with torch.no_grad():
         if t == 1:
-            return kernel.full_forward(q32, k32, v32, scale)[0].to(q.dtype)
+            out, lse = kernel.full_forward(q32, k32, v32, scale)
+            return out.to(q.dtype), lse
         out, lse = kernel.causal_forward(q32, k32[past:], v32[past:], [0, t], scale)
         if past:
             merge_into(out, lse, *kernel.full_forward(q32, k32[:past], v32[:past], scale))
-    return out.to(q.dtype)
+    return out.to(q.dtype), lse
 
 
 class FlashKernel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from longvita.errors import UserError
 from longvita.known_warnings import ignore_known_warnings
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 class PlatformError(UserError, RuntimeError):
     """A platform that is not there, or something it cannot do."""
+
+
+class Offloaded(Protocol):
+    """A tensor that has been put away; what it takes there is free again when this is dropped."""
+
+    def start(self) -> None:
+        """Begins to bring it back; `fetch` is then a matter of waiting."""
+
+    def fetch(self) -> torch.Tensor:
+        """The tensor on the device again, of the same bits. Raises PlatformError if there was no room for it."""
+        ...
 
 
 class Platform(ABC):
@@ -62,6 +73,13 @@ class Platform(ABC):
     @abstractmethod
     def describe(self) -> str:
         """The device and how many there are, for people."""
+
+    @abstractmethod
+    def offload(self, tensor: torch.Tensor) -> Offloaded:
+        """Begins to copy a tensor out of the device's memory, while the device goes on; nothing may write to it after.
+
+        Raises PlatformError if there is no room.
+        """
 
     # Patches
 

@@ -15,7 +15,8 @@ import psutil
 import torch
 
 from longvita.launcher import processes_on_this_machine
-from longvita.platforms.base import Platform
+from longvita.platforms.base import Offloaded, Platform
+from longvita.platforms.spill import SpillFile
 
 if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
@@ -53,6 +54,10 @@ class CPUPlatform(Platform):
         """Processor, cores that this process may use, threads of torch."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return f"{platform.processor() or platform.machine()} CPU, {cores} cores, {torch.get_num_threads()} threads"
+
+    def offload(self, tensor: torch.Tensor) -> Offloaded:
+        """To a file; see longvita.platforms.spill."""
+        return _spill_file().put(tensor)
 
     def patches(self) -> list[Patch]:
         """megatron_patches/cpu."""
@@ -143,6 +148,12 @@ class CPUPlatform(Platform):
             "free": psutil.virtual_memory().available // processes_on_this_machine(),
             "total": psutil.virtual_memory().total,
         }
+
+
+@functools.cache
+def _spill_file() -> SpillFile:
+    """One for the process."""
+    return SpillFile()
 
 
 @functools.cache

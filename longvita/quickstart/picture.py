@@ -1,9 +1,7 @@
-"""Pictures for people: in the terminal, and inside a page."""
+"""Pictures for people in the terminal."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,10 +37,3 @@ def in_terminal(pictures: Sequence[Image.Image]) -> Text:
 def _hex(pixel: Any) -> str:
     red, green, blue = pixel
     return f"#{red:02x}{green:02x}{blue:02x}"
-
-
-def as_data_url(picture: Image.Image) -> str:
-    """A PNG inside a page."""
-    stream = io.BytesIO()
-    picture.convert("RGB").save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -9,17 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from longvita.quickstart.build import needle_place
-from longvita.quickstart.picture import as_data_url
+from longvita.pages import as_data_url, write_page
 from longvita.training.metrics import read_metrics
 
 _WIDTH, _HEIGHT, _MARGIN = 420, 160, 34
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
-td:first-child, th:first-child { text-align: left; } figure { display: inline-block; margin: .5rem 1rem .5rem 0; }
-figcaption { font-size: 13px; color: #555; } img { image-rendering: pixelated; margin: 1px; } .cell { color: #fff; }
-"""
+_STYLE = "img { image-rendering: pixelated; } .cell { color: #fff; }"
 
 
 @dataclass(frozen=True)
@@ -38,13 +32,15 @@ class Answer:
 
 
 def write_html(
-    output: Path, report: dict, needles: dict[str, list[int]], answers: Sequence[Answer], runs: Sequence[str]
+    output: Path,
+    report: dict,
+    needles: dict[str, dict[str, dict[str, int]]],
+    answers: Sequence[Answer],
+    runs: Sequence[str],
 ) -> None:
     """Writes `output`/report.html; `runs` are the folders below `output` that hold the stages' metrics."""
     metrics = {run: [line for line in read_metrics(output / run) if "loss" in line] for run in runs}
     parts = [
-        "<!doctype html><meta charset='utf-8'><title>Long-VITA quickstart</title>",
-        f"<style>{_STYLE}</style><h1>Long-VITA quickstart</h1>",
         _stages(report),
         "<h2>Loss</h2>",
         *(_plot(run, lines, "loss", "nats a token") for run, lines in metrics.items()),
@@ -55,7 +51,7 @@ def write_html(
         "<h2>Asked after the export</h2>",
         *(_answer(answer) for answer in answers),
     ]
-    (output / "report.html").write_text("\n".join(parts), encoding="utf-8")
+    write_page(output / "report.html", "Long-VITA quickstart", parts, _STYLE)
 
 
 def _stages(report: dict) -> str:
@@ -106,13 +102,13 @@ def _fill(metrics: dict[str, list[dict]]) -> str:
     return f"<table><tr><th>run</th><th></th><th>positions that hold samples</th></tr>{''.join(rows)}</table>"
 
 
-def _needles(counts: dict[str, list[int]]) -> str:
-    places = {needle_place(source): count for source, count in counts.items()}
-    lengths, depths = sorted({frames for frames, _ in places}), sorted({depth for _, depth in places})
-    head = "".join(f"<th>{frames} frames</th>" for frames in lengths)
+def _needles(cells: dict[str, dict[str, dict[str, int]]]) -> str:
+    """Right and asked by frames of the film, beside the digit, and by depth."""
+    head = "".join(f"<th>{frames} frames</th>" for frames in cells)
     rows = "".join(
-        f"<tr><td>depth {depth:.0%}</td>{''.join(_cell(*places[frames, depth]) for frames in lengths)}</tr>"
-        for depth in depths
+        f"<tr><td>depth {float(depth):.0%}</td>"
+        f"{''.join(_cell(by_depth[depth]['right'], by_depth[depth]['asked']) for by_depth in cells.values())}</tr>"
+        for depth in next(iter(cells.values()), {})
     )
     return f"<table><tr><th></th>{head}</tr>{rows}</table>"
 

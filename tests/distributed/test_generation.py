@@ -19,6 +19,7 @@ from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.inference.cache_room import bytes_per_token
 from longvita.inference.engine import Engine
+from longvita.inference.frame_watch import FrameWatch
 from longvita.inference.kv_cache import BLOCK_TOKENS, KVCache
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt import Prompt, TensorTiles, plan_chunks
@@ -161,6 +162,19 @@ class BrokenTiles:
         return torch.zeros(len(indices), 3, 56, 56)
 
 
+def attended(engine: Engine) -> dict[str, Any]:
+    """Shares of attention that the tiles of the golden prompt get, at two chunk sizes, and the tokens meanwhile."""
+    prompt, _ = golden_prompt()
+    shares, tokens = [], []
+    for size in (7, 8192):
+        with_chunk_size(engine, size)
+        engine.reset()
+        watch = FrameWatch()
+        tokens.append(list(engine.stream(prompt, Sampling(max_new_tokens=len(GREEDY_TOKENS)), watch=watch)))
+        shares.append(engine.attended(prompt, watch))
+    return {"shares": shares, "tokens": tokens, "watched_after": engine.cache.watch}
+
+
 def broken_tile(engine: Engine) -> str:
     prompt, _ = golden_prompt()
     engine.reset()
@@ -227,6 +241,7 @@ def every_result(rank: int, world: int, layout: dict[str, Any]) -> dict[str, Any
         "whole": whole_logits(engine) if world == 1 else None,
         "conversation": conversation(engine),
         "sampled": sampled(engine),
+        "attended": attended(engine),
         "broken": broken_tile(engine),
         "growth": growth(engine),
         "too_large": too_large_a_cache(engine),
@@ -284,6 +299,18 @@ def test_sampling_gives_the_same_tokens_at_every_layout(
 ) -> None:
     for result in results:
         assert result["sampled"] == one_process["sampled"]
+
+
+def test_shares_of_attention_are_the_same_on_every_rank_of_every_layout(
+    results: list[dict[str, Any]], one_process: dict[str, Any]
+) -> None:
+    expected = one_process["attended"]["shares"][0]
+    assert expected.shape == (3,) and 0.01 < float(expected.sum()) < 1
+    for result in results:
+        for shares in result["attended"]["shares"]:
+            torch.testing.assert_close(shares, expected, rtol=1e-4, atol=1e-7)
+        assert result["attended"]["tokens"] == [GREEDY_TOKENS] * 2
+        assert result["attended"]["watched_after"] is None
 
 
 def test_a_tile_that_fails_on_one_rank_is_an_error_on_all(results: list[dict[str, Any]]) -> None:

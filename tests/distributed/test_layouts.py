@@ -64,6 +64,17 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     "DP2, MLP in chunks": (2, {"training": {"mlp_chunk_size": 33}}),
+    "full recomputation, layer inputs put away": (
+        1,
+        {"training": {"recompute": {"granularity": "full", "method": "uniform", "offload": True}}},
+    ),
+    "PP2, interleaved, layer inputs put away": (
+        2,
+        {
+            "layout": {"pipeline_parallel": 2, "virtual_pipeline": 2},
+            "training": {"recompute": {"granularity": "full", "method": "uniform", "offload": True}},
+        },
+    ),
     "selective recomputation": (1, {"training": {"recompute": {"granularity": "selective"}}}),
 }
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from longvita.inference.kv_cache import KVCache
-from longvita.parallel.context_parallel.cached import cached_attention
+from longvita.parallel.context_parallel.cached import cached_attention, replicated_attention
 from longvita.parallel.context_parallel.kernel import AttentionKernel
 from longvita.parallel.context_parallel.plan import plan_ring
 from longvita.parallel.context_parallel.ring import ring_attention
 from longvita.parallel.context_parallel.ulysses import ulysses_attention
 from longvita.parallel.groups import ParallelGroups
+from longvita.parallel.placement import rows_in_turn
 from longvita.parallel.sequence_layout import SequenceLayout
 
 
@@ -55,13 +57,36 @@ class SplitAttention:
         return cached_attention(q, k, v, past, self.layout, scale, kernel, self.groups.cp)
 
 
+@dataclass(frozen=True)
+class ReplicatedAttention:
+    """Attention of a few new tokens, which every rank of the group has, over a cache that is spread over them."""
+
+    group: dist.ProcessGroup
+
+    def with_cache(
+        self, cache: KVCache, layer_number: int, q: Tensor, k: Tensor, v: Tensor, scale: float, kernel: AttentionKernel
+    ) -> Tensor:
+        """All new tokens' q [t, heads, d], k and v [t, groups, d] to q's shape; this rank caches some of the tokens.
+
+        A collective over the group; every rank gets the same result, bit for bit.
+        """
+        own = list(rows_in_turn(len(k), cache.length, self.group.size(), self.group.rank()))
+        before = cache.rows
+        keys, values = cache.append(layer_number, k[own], v[own])
+        past = (keys[:before], values[:before]) if cache.length else None
+        out, lse = replicated_attention(q, k, v, past, scale, kernel, self.group)
+        if cache.watch is not None and past is not None:
+            cache.watch.observe(q, past[0], lse, scale)
+        return out
+
+
 @dataclass
 class SplitSeqParams(PackedSeqParams):
-    """Packed-sequence parameters of this rank's rows of a split sequence.
+    """Packed-sequence parameters of this rank's rows of a split sequence, or of a few rows that every rank has.
 
     `cu_seqlens_q` and `cu_seqlens_kv` are [0, t]: for everything but attention the rows are one run.
     """
 
-    split: SplitAttention | None = None
+    split: SplitAttention | ReplicatedAttention | None = None
     kv_cache: KVCache | None = None
     """Generation only: keys and values of the tokens before this chunk that this rank holds."""

@@ -37,11 +37,50 @@ def cached_attention(
     q32, k32, v32 = q.float(), k.float(), v.float()
     out, lse = ring_forward(q32, k32, v32, plan_ring(layout, group.rank()), scale, kernel, group)
     if past is not None:
-        part, part_lse = _over_the_past(q32, (past[0].float(), past[1].float()), layout, scale, kernel, group)
         own = slice(layout.used[group.rank()])
-        for other, other_lse in zip(part, part_lse, strict=True):
-            merge_into(out[own], lse[own], other[own], other_lse[own])
+        for part in _over_the_past(q32, past, layout, scale, kernel, group):
+            merge_into(out[own], lse[own], part[own, :, :-1], part[own, :, -1])
     return out.to(q.dtype)
+
+
+@torch.no_grad()
+def replicated_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: tuple[Tensor, Tensor] | None,
+    scale: float,
+    kernel: AttentionKernel,
+    group: dist.ProcessGroup,
+) -> tuple[Tensor, Tensor]:
+    """The same for a few tokens, of which every rank has the queries, keys and values: one exchange, of results alone.
+
+    q [t, heads, d], k and v [t, groups, d]; past as for `cached_attention`. Returns [t, heads, d] and the
+    logsumexps [t, heads], the same bits on every rank, for all merge the same parts in the same order. A collective
+    over the group.
+    """
+    q32 = q.float()
+    out, lse = kernel.causal_forward(q32, k.float(), v.float(), [0, len(q)], scale)
+    if past is not None:
+        result = _attend(q32, past, scale, kernel)
+        everyone = result.new_empty((group.size() * len(q), *result.shape[1:]))
+        dist.all_gather_into_tensor(everyone, result, group=group)
+        for part in everyone.unflatten(0, (group.size(), -1)):
+            merge_into(out, lse, part[..., :-1], part[..., -1])
+    return out.to(q.dtype), lse
+
+
+def _attend(q: Tensor, past: tuple[Tensor, Tensor], scale: float, kernel: AttentionKernel) -> Tensor:
+    """Queries over cached keys and values: [t, heads, d + 1], the last column the logsumexp: both travel at once.
+
+    Nothing cached is a logsumexp of minus infinity.
+    """
+    if not len(past[0]):
+        result = q.new_zeros((*q.shape[:2], q.shape[2] + 1))
+        result[..., -1] = -torch.inf
+        return result
+    out, lse = kernel.full_forward(q, past[0].float(), past[1].float(), scale)
+    return torch.cat((out, lse[..., None]), dim=-1)
 
 
 def _over_the_past(
@@ -51,20 +90,15 @@ def _over_the_past(
     scale: float,
     kernel: AttentionKernel,
     group: dist.ProcessGroup,
-) -> tuple[Tensor, Tensor]:
-    """Queries of this rank over what each rank has cached: out [ranks, rows, heads, d], lse [ranks, rows, heads]."""
+) -> Tensor:
+    """Queries of this rank over what each rank has cached: [ranks, rows, heads, d + 1], see `_attend`."""
     size, width = group.size(), max(layout.used)
     everyone = q.new_empty((size * width, *q.shape[1:]))
     dist.all_gather_into_tensor(everyone, q[:width].contiguous(), group=group)
     # Ranks with fewer rows have padding at their ends, which nobody attends with.
     rows = torch.cat([torch.arange(used) + rank * width for rank, used in enumerate(layout.used)]).to(q.device)
-    # One tensor for both, so that they travel together; nothing cached is a logsumexp of minus infinity.
     results = q.new_zeros((size * width, q.shape[1], q.shape[2] + 1))
-    results[..., -1] = -torch.inf
-    if len(past[0]):
-        out, lse = kernel.full_forward(everyone[rows], *past, scale)
-        results[rows] = torch.cat((out, lse[..., None]), dim=-1)
+    results[rows] = _attend(everyone[rows], past, scale, kernel)
     received = torch.empty_like(results)
     dist.all_to_all_single(received, results, group=group)
-    received = received.unflatten(0, (size, width))
-    return received[..., :-1], received[..., -1]
+    return received.unflatten(0, (size, width))

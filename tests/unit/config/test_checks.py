@@ -167,6 +167,16 @@ CASES = {
         "training.recompute.num_layers = 30: is more than the 24 layers of a stage",
         "at most 24",
     ),
+    "offload without recomputation": (
+        ["training.recompute.offload=true"],
+        "training.recompute.offload = true: puts away the inputs of recomputed layers, but some layers are not",
+        "training.recompute.granularity=full and training.recompute.method=uniform",
+    ),
+    "offload of some layers": (
+        ["training.recompute={granularity: full, method: block, num_layers: 2, offload: true}"],
+        "but some layers are not recomputed",
+        "training.recompute.method=uniform",
+    ),
     "platform": (["platform=cpuu"], "is not a platform; known: auto", "did you mean cpu?"),
 }
 

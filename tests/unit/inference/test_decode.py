@@ -48,7 +48,7 @@ def test_an_answer_ends_at_the_end_of_its_turn_and_leaves_it_out(stop, monkeypat
     engine = object.__new__(Engine)
     engine.tokenizer = tokenizer
 
-    def stream(prompt, sampling, stop_ids, progress):
+    def stream(prompt, sampling, stop_ids, progress, watch):
         return decode(Script(2, stop, 4, 4), None, logits_of(1), Sampler(sampling), sampling.max_new_tokens, stop_ids)
 
     monkeypatch.setattr(engine, "stream", stream)

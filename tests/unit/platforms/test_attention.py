@@ -142,6 +142,7 @@ class Cache:
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    watch: None = None
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         for store, new in ((self.keys, key), (self.values, value)):
@@ -177,15 +178,15 @@ def test_a_cache_object_without_cache_is_a_packed_sequence() -> None:
 
 def test_bf16_chunk_is_merged_in_fp32() -> None:
     q, k, v = (x.detach() for x in qkv(30, torch.bfloat16))
-    out = attend_chunk(q[20:], k, v, HEAD_DIM**-0.5)
-    wide = attend_chunk(q[20:].float(), k.float(), v.float(), HEAD_DIM**-0.5)
+    out, _ = attend_chunk(q[20:], k, v, HEAD_DIM**-0.5)
+    wide, _ = attend_chunk(q[20:].float(), k.float(), v.float(), HEAD_DIM**-0.5)
     assert torch.equal(out, wide.bfloat16())
 
 
 def test_merge_is_exact_for_far_apart_scores() -> None:
     q, k, v = (x.detach() for x in qkv(24))
     k = k * 40
-    assert_like(attend_chunk(q[16:], k, v, HEAD_DIM**-0.5), naive(q[16:], k, v), 1e-5)
+    assert_like(attend_chunk(q[16:], k, v, HEAD_DIM**-0.5)[0], naive(q[16:], k, v), 1e-5)
 
 
 def test_merge_weighs_by_logsumexp() -> None:

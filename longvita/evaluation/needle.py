@@ -1,0 +1,238 @@
+"""The needle in a video: one picture among the frames of a film, and a question that only it answers.
+
+By the rules of V-NIAH (LongVA, arXiv 2406.16852): the film at one frame a second, a needle put before frame
+int(depth x frames), lengths from 200 to 3,000 frames in steps of 200, depths in steps of 0.2, and an answer is right
+when each of its tokens is the most probable one after those before it. Longer ones go on from there to 4,096.
+
+The folder holds one film (a video file, or a folder of frames) and the needles: `needles.jsonl` with "image",
+"question" and "answer" in each line, or the Parquet file of the data set lmms-lab/v_niah_needles with these columns.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from longvita.config.schema import Config
+from longvita.data.errors import SampleError
+from longvita.data.media.image import normalise, open_picture, square_tile, to_upright_rgb
+from longvita.data.media.item import MediaSettings, VideoItem
+from longvita.data.media.video import chosen_frames, probe_video
+from longvita.data.sample import parse_turns
+from longvita.data.template import ChatTemplate
+from longvita.data.tokenizer import LongVITATokenizer
+from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError
+from longvita.evaluation.needle_picture import draw_grid
+from longvita.evaluation.tables import read_rows
+from longvita.evaluation.task import Item, Record
+from longvita.inference.limits import LengthError, room_for
+from longvita.inference.media_key import MediaKey
+from longvita.inference.prompt import Prompt
+from longvita.inference.sampling import Sampling
+
+if TYPE_CHECKING:
+    from longvita.inference.engine import Engine
+
+LENGTHS = tuple(range(200, 3001, 200))
+DEPTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+FILM_FPS = 1.0
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A picture, and what is asked about it."""
+
+    picture: Image.Image
+    question: str
+    answer: str
+
+
+class NeedleInVideo:
+    """Args:
+    folder: film and needles.
+    lengths: frames of the film that are shown, beside the needle.
+    depths: places of the needle, 0 (first) to 1 (last).
+
+    Raises DataSetError for a folder without film or needles, or with a film that is too short.
+    """
+
+    name = "needle"
+
+    def __init__(self, folder: Path, lengths: Sequence[int] = LENGTHS, depths: Sequence[float] = DEPTHS):
+        wrong = [length for length in lengths if length < 1] + [depth for depth in depths if not 0 <= depth <= 1]
+        if wrong or not lengths or not depths:
+            raise DataSetError(f"lengths are at least 1 frame and depths from 0 to 1; given are {lengths} and {depths}")
+        self.folder, self.lengths, self.depths = folder, sorted(set(lengths)), sorted(set(depths))
+        self.needles = read_needles(folder)
+        self.film = _find_film(folder)
+        try:
+            self.facts = probe_video(self.film)
+        except SampleError as error:
+            raise DataSetError(str(error)) from error
+        frames = len(chosen_frames(self.facts, FILM_FPS, self.lengths[-1]))
+        if frames < self.lengths[-1]:
+            raise DataSetError(
+                f"the film {self.film} has {frames} frames at one a second, but {self.lengths[-1]} are asked for; "
+                f"give a longer film, or shorter --lengths"
+            )
+        self._film_key = MediaKey(self.film)
+
+    def identity(self) -> Mapping[str, Any]:
+        """See Task."""
+        return {"data": str(self.folder.resolve())}
+
+    def items(self) -> Sequence[Item]:
+        """See Task."""
+        return [
+            Item(f"{length} {depth:g} {number}", f"{length} {depth:g}", float(length))
+            for length in self.lengths
+            for depth in self.depths
+            for number in range(len(self.needles))
+        ]
+
+    def prepare(self, item: Item) -> None:
+        """See Task."""
+
+    def ask(self, engine: Engine, item: Item) -> Record:
+        """See Task."""
+        if engine.tokenizer is None:
+            raise DataSetError("a needle is asked for in words; the engine has no tokenizer")
+        length, depth, number = _parse(item.key)
+        prompt = self.prompt(length, depth, number, engine.config, engine.tokenizer)
+        answer = engine.tokenizer.encode_untrusted(self.needles[number].answer)
+        room = room_for(len(prompt), engine.config)
+        if len(answer) > room:
+            raise LengthError(f"the answer to needle {number} has {len(answer)} tokens; --max_seq_len leaves {room}")
+        start, said = time.monotonic(), []
+        # The answer is right if every token is the most probable one after the right ones before it: a greedy answer
+        # that is stopped at its first wrong token.
+        for token, right in zip(engine.stream(prompt, Sampling(max_new_tokens=len(answer))), answer, strict=False):
+            said.append(token)
+            if token != right:
+                break
+        return {
+            "length": length,
+            "depth": depth,
+            "needle": number,
+            "right": said == answer,
+            "response": engine.tokenizer.decode(said),
+            "answer": self.needles[number].answer,
+            "prompt_tokens": len(prompt),
+            "seconds": round(time.monotonic() - start, 3),
+        }
+
+    def prompt(self, length: int, depth: float, number: int, config: Config, tokenizer: LongVITATokenizer) -> Prompt:
+        """The question after `length` frames of the film and the needle among them. Nothing is decoded.
+
+        Frames have the film's keys, so what one prompt shares with the next is not read again.
+        """
+        needle, place = self.needles[number], int(depth * length)
+        template = ChatTemplate(tokenizer, config.model.tokens_per_tile)
+        turns = parse_turns([{"role": "user", "content": f"<video>\n{needle.question}"}])
+        encoded = template.encode_prompt(turns, [], [length + 1])
+        keys: list[Any] = [(self._film_key, frame) for frame in range(length)]
+        keys.insert(place, ("needle", number))
+        settings = MediaSettings(config.model.vision.image_size, 1, self.facts.num_frames, FILM_FPS)
+        return Prompt(
+            array("i", encoded.input_ids.astype(np.int32).tobytes()),
+            encoded.tile_starts.tolist(),
+            _Tiles(VideoItem(self.film, self.facts), settings, needle.picture, place),
+            keys,
+        )
+
+    def report(self, records: Mapping[str, Record], folder: Path) -> dict[str, Any]:
+        """See Task."""
+        cells = {f"{length} {depth:g}": [0, 0] for length in self.lengths for depth in self.depths}
+        for key, record in records.items():
+            cell = cells[key.rpartition(" ")[0]]
+            cell[0] += bool(record.get("right"))
+            cell[1] += 1
+        shares = [[cells[f"{n} {d:g}"][0] / max(cells[f"{n} {d:g}"][1], 1) for n in self.lengths] for d in self.depths]
+        draw_grid(folder / "needle.png", self.lengths, self.depths, shares)
+        right, asked = (sum(cell[place] for cell in cells.values()) for place in (0, 1))
+        by_length = {
+            str(length): {
+                f"{depth:g}": {"right": cells[f"{length} {depth:g}"][0], "asked": cells[f"{length} {depth:g}"][1]}
+                for depth in self.depths
+            }
+            for length in self.lengths
+        }
+        return {
+            "overall": {"right": right, "asked": asked, "accuracy": right / max(asked, 1)},
+            "by_length_and_depth": by_length,
+            "failed": sum("error" in record for record in records.values()),
+        }
+
+
+class _Tiles:
+    """Frames of the film, one a second from the first on, and the needle before frame `place`."""
+
+    def __init__(self, film: VideoItem, settings: MediaSettings, needle: Image.Image, place: int):
+        self._film, self._settings, self._needle, self._place = film, settings, needle, place
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        """See TileSource."""
+        frames = [index - (index > self._place) for index in indices if index != self._place]
+        size = self._settings.image_size
+        pixels = np.zeros((len(indices), size, size, 3), np.uint8)
+        if frames:
+            others = [row for row, index in enumerate(indices) if index != self._place]
+            pixels[others] = self._film.decode(self._settings, self._settings.max_num_frames, frames, lambda: None)
+        if self._place in indices:
+            pixels[list(indices).index(self._place)] = square_tile(self._needle, size)
+        return torch.from_numpy(normalise(pixels))
+
+
+def read_needles(folder: Path) -> list[Needle]:
+    """The needles of a folder. Raises DataSetError."""
+    if not folder.is_dir():
+        raise DataSetError(f"{folder} is no folder; give one that holds a film and needles with --data")
+    path, tables = folder / "needles.jsonl", sorted(folder.glob("*.parquet"))
+    rows: list[Any] = []
+    try:
+        if path.is_file():
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        elif tables:
+            rows = read_rows(tables, ("image", "question", "answer"))
+        needles = [_needle(folder, row) for row in rows]
+    except (ValueError, KeyError, TypeError, OSError, SampleError) as error:
+        raise DataSetError(f"the needles of {folder} cannot be read: {type(error).__name__}: {error}") from error
+    if not needles:
+        raise DataSetError(f'{folder} holds no needles: no needles.jsonl of "image", "question" and "answer"')
+    return needles
+
+
+def _needle(folder: Path, row: Mapping[str, Any]) -> Needle:
+    if isinstance(row["image"], Mapping):
+        picture = to_upright_rgb(Image.open(io.BytesIO(row["image"]["bytes"])))
+    else:
+        picture = open_picture(folder / row["image"])
+    question, answer = row["question"], row["answer"]
+    if not (isinstance(question, str) and isinstance(answer, str) and question.strip() and answer.strip()):
+        raise ValueError(f"a needle needs a question and an answer, this has {question!r} and {answer!r}")
+    return Needle(picture, question, answer)
+
+
+def _find_film(folder: Path) -> Path:
+    films = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
+    films = films or [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    if len(films) != 1:
+        names = ", ".join(path.name for path in films) or "none"
+        raise DataSetError(f"{folder} must hold one film, a video file or a folder of frames; there is {names}")
+    return films[0]
+
+
+def _parse(key: str) -> tuple[int, float, int]:
+    length, depth, number = key.split()
+    return int(length), float(depth), int(number)

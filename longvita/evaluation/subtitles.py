@@ -1,0 +1,59 @@
+"""SubRip subtitles, and those that are on screen at some frames."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_TIMES = re.compile(r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})\s*-->\s*(\d+):(\d\d):(\d\d)[,.](\d{1,3})")
+_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
+
+
+@dataclass(frozen=True)
+class Subtitle:
+    """One text on screen."""
+
+    start: float
+    """Seconds."""
+    end: float
+    """Seconds."""
+    text: str
+    """On one line, without markup."""
+
+
+def read_srt(path: Path) -> list[Subtitle]:
+    """The subtitles of a file in order of time; what is no subtitle in it is passed over."""
+    lines = path.read_bytes().decode("utf-8-sig", errors="replace").splitlines()
+    starts = [number for number, line in enumerate(lines) if _TIMES.search(line)]
+    subtitles = []
+    for number, following in itertools.pairwise([*starts, len(lines) + 1]):
+        match = _TIMES.search(lines[number])
+        if match is None:
+            continue
+        # The line before the next times is that subtitle's number.
+        text = " ".join(_MARKUP.sub("", " ".join(lines[number + 1 : following - 1])).split())
+        if text:
+            values = match.groups()
+            subtitles.append(Subtitle(_seconds(values[:4]), _seconds(values[4:]), text))
+    return sorted(subtitles, key=lambda subtitle: subtitle.start)
+
+
+def _seconds(parts: Sequence[str]) -> float:
+    hours, minutes, seconds, fraction = parts
+    return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction.ljust(3, "0")) / 1000
+
+
+def texts_at(subtitles: Sequence[Subtitle], times: Sequence[float]) -> list[str]:
+    """Texts on screen at any of `times` (seconds, ascending), each subtitle once, in order; a text said twice running
+    stays one.
+    """
+    texts: list[str] = []
+    for subtitle in subtitles:
+        first = bisect.bisect_left(times, subtitle.start)
+        if first < len(times) and times[first] <= subtitle.end and subtitle.text not in texts[-1:]:
+            texts.append(subtitle.text)
+    return texts

@@ -1,0 +1,53 @@
+"""What an evaluation is made of: items that are answered one by one, and a report on the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from longvita.inference.engine import Engine
+
+Record = dict[str, Any]
+"""What is kept of one answer, as JSON; "error" instead of an answer where its media cannot be used."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to be asked."""
+
+    key: str
+    """Its name, like no other's of the task."""
+    group: str
+    """Items of a group show the same media: one replica asks them one after the other, so that these are read once."""
+    cost: float
+    """About how long the media of its group take, in any unit."""
+
+
+class Task(Protocol):
+    """An evaluation. Every process builds it from the same arguments."""
+
+    name: str
+
+    def identity(self) -> Mapping[str, Any]:
+        """What answers depend on beside the model, as JSON: answers of another identity are not mixed with these."""
+
+    def items(self) -> Sequence[Item]:
+        """Everything that is asked, in the order of the report."""
+
+    def prepare(self, item: Item) -> None:
+        """Brings the item's files into place; called by one process before the others come to them.
+
+        Raises UserError where that fails.
+        """
+
+    def ask(self, engine: Engine, item: Item) -> Record:
+        """The answer to one item, on all processes of a replica together.
+
+        Raises UserError where its media cannot be used, before any collective, or on all processes alike.
+        """
+
+    def report(self, records: Mapping[str, Record], folder: Path) -> dict[str, Any]:
+        """Writes what people look at into `folder`, and returns the scores; `records` by key, one for each item."""

@@ -1,0 +1,34 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longvita.evaluation.sharing import share_out
+from longvita.evaluation.task import Item
+
+ITEMS = [Item(f"{group}{number}", group, cost) for group, cost in (("a", 1), ("b", 9), ("c", 4)) for number in (1, 2)]
+
+
+def test_groups_stay_whole_and_the_costliest_is_alone():
+    assert [[item.key for item in share] for share in share_out(ITEMS, (), 2)] == [
+        ["b1", "b2"],
+        ["a1", "a2", "c1", "c2"],
+    ]
+
+
+def test_what_is_done_is_left_out():
+    assert [[item.key for item in share] for share in share_out(ITEMS, {"a1", "b1", "b2"}, 1)] == [["a2", "c1", "c2"]]
+
+
+@given(
+    groups=st.lists(st.tuples(st.integers(0, 6), st.floats(0.1, 50)), max_size=30),
+    done=st.sets(st.integers(0, 29)),
+    replicas=st.integers(1, 5),
+)
+def test_each_item_that_is_left_is_asked_by_one_replica(groups, done, replicas):
+    items = [Item(str(place), str(group), cost) for place, (group, cost) in enumerate(groups)]
+    shares = share_out(items, {str(place) for place in done}, replicas)
+    assert len(shares) == replicas
+    assert sorted(item.key for share in shares for item in share) == sorted(
+        item.key for item in items if int(item.key) not in done
+    )
+    owners = [{item.group for item in share} for share in shares]
+    assert sum(map(len, owners)) == len(set().union(*owners))

@@ -1,0 +1,94 @@
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from longvita.evaluation.media_files import DataSetError
+from longvita.evaluation.video_mme import VideoMME, prompt_text, read_questions, score
+
+ROW = {
+    "video_id": "001",
+    "videoID": "abc",
+    "question_id": "001-1",
+    "duration": "short",
+    "domain": "Knowledge",
+    "sub_category": "Biology",
+    "task_type": "Counting Problem",
+    "question": "How many?",
+    "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."],
+    "answer": "B",
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def rows(*changes):
+        (tmp_path / "videomme").mkdir(exist_ok=True)
+        table = pa.Table.from_pylist([{**ROW, **change} for change in changes])
+        parquet.write_table(table, tmp_path / "videomme" / "test-00000-of-00001.parquet")
+        return tmp_path
+
+    return rows
+
+
+def test_the_benchmarks_own_prompts(write):
+    (question,) = read_questions(write({}))
+    assert prompt_text(question, []) == (
+        "Select the best answer to the following multiple-choice question based on the video. Respond with only the "
+        "letter (A, B, C, or D) of the correct option.\nHow many?\nA. One.\nB. Two.\nC. Three.\nD. Four.\n"
+        "The best answer is:"
+    )
+    assert prompt_text(question, ["Hello.", "Bye."]).startswith(
+        "This video's subtitles are listed below:\nHello.\nBye.\nSelect the best answer to the following "
+        "multiple-choice question based on the video and the subtitles. Respond"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{"answer": "E"}], "not the letter of one of them"),
+        ([{"options": ["A. Yes"]}], "001-1 .* has the options"),
+        ([{}, {}], "1 questions .* have the same question_id"),
+    ],
+)
+def test_broken_tables(write, changes, message):
+    with pytest.raises(DataSetError, match=message):
+        read_questions(write(*changes))
+
+
+def test_what_a_folder_may_lack(write, tmp_path):
+    with pytest.raises(DataSetError, match="is no folder"):
+        read_questions(tmp_path / "nowhere")
+    with pytest.raises(DataSetError, match=r"holds no \.parquet"):
+        read_questions(tmp_path)
+    folder = write({})
+    with pytest.raises(DataSetError, match=r"holds none of the 1 videos, such as abc\.mp4"):
+        VideoMME(folder)
+    (folder / "abc.mp4").write_bytes(b"")
+    assert [item.group for item in VideoMME(folder).items()] == ["abc"]
+    with pytest.raises(DataSetError, match="ask without --subtitles"):
+        VideoMME(folder, subtitles=True)
+    table = parquet.read_table(folder / "videomme" / "test-00000-of-00001.parquet").drop_columns(["domain"])
+    parquet.write_table(table, folder / "videomme" / "test-00000-of-00001.parquet")
+    with pytest.raises(DataSetError, match="lacks the columns domain; it has"):
+        read_questions(folder)
+    (folder / "videomme" / "test-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataSetError, match="cannot be read as Parquet"):
+        read_questions(folder)
+
+
+def test_scores_count_failures_as_wrong():
+    column = {"domain": "x", "task_type": "t", "sub_category": "s"}
+    records = [
+        {**column, "duration": "short", "right": True, "chosen": "A"},
+        {**column, "duration": "short", "right": False, "chosen": None},
+        {**column, "duration": "long", "right": False, "chosen": "B"},
+        {**column, "duration": "long", "error": "no such video"},
+    ]
+    scores = score(records)
+    assert scores["overall"] == {"right": 1, "asked": 4, "accuracy": 0.25}
+    assert scores["duration"] == {
+        "short": {"right": 1, "asked": 2, "accuracy": 0.5},
+        "long": {"right": 0, "asked": 2, "accuracy": 0.0},
+    }
+    assert (scores["failed"], scores["unclear"]) == (1, 1)
