@@ -42,6 +42,7 @@ class Golden:
     """[n, 3, H, W] float32."""
     tile_starts: Tensor
     """[n] int64, position of the first token of each tile among the t tokens."""
+    tokens_per_tile: int
     features: Tensor | None
     """[n, tokens per tile, h]."""
     logits: Tensor | None
@@ -98,6 +99,7 @@ def load_golden(folder: str | Path) -> Golden:
         labels=_shifted(tensors["labels"]).reshape(-1),
         images=tensors["images"].float(),
         tile_starts=_tile_starts(tensors["image_indices"], ids.shape[1], path),
+        tokens_per_tile=tensors["image_indices"].shape[-1],
         features=tensors.get("image_features"),
         logits=None if logits is None else logits.reshape(-1, logits.shape[-1]),
         loss=None if loss is None else float(loss.reshape(-1)[0]),
@@ -126,8 +128,10 @@ def _tile_starts(indices: Tensor, length: int, path: Path) -> Tensor:
 def golden_config(model: ModelConfig, layout: LayoutConfig, golden: Golden, platform: str) -> Config:
     """The configuration in which golden vectors are computed: fp32, and a prefill of several chunks.
 
-    Chunks make the golden tokens cover the KV cache too.
+    Chunks make the golden tokens cover the KV cache too. Raises CheckpointError for vectors of another model's sizes,
+    or with nothing to compare.
     """
+    _check_sizes(model, golden)
     answer = len(golden.greedy_tokens or [])
     micro_batches = layout.pipeline_parallel if layout.virtual_pipeline > 1 else 1
     return Config(
@@ -142,3 +146,33 @@ def golden_config(model: ModelConfig, layout: LayoutConfig, golden: Golden, plat
             prefill_chunk_size=max(1, golden.length // 3),
         ),
     )
+
+
+def _check_sizes(model: ModelConfig, golden: Golden) -> None:
+    """Raises CheckpointError where the inputs or outputs cannot be this model's."""
+    outcomes = (golden.features, golden.logits, golden.loss, golden.greedy_tokens)
+    if all(outcome is None for outcome in outcomes) and not golden.gradients:
+        raise CheckpointError("the golden folder holds inputs alone: no features, logits, loss, gradients or tokens")
+    language = model.language
+    pairs = {
+        "pixels of a tile's side": (golden.images.shape[-1], model.vision.image_size),
+        "tokens of a tile": (golden.tokens_per_tile, model.tokens_per_tile),
+        "width of a feature": (
+            golden.features.shape[-1] if golden.features is not None else None,
+            language.hidden_size,
+        ),
+        "entries of the vocabulary": (
+            golden.logits.shape[-1] if golden.logits is not None else None,
+            language.vocab_size,
+        ),
+    }
+    wrong = [
+        f"{name}: {there} there, {here} here" for name, (there, here) in pairs.items() if there not in (None, here)
+    ]
+    highest = int(golden.input_ids.max())
+    if highest >= language.vocab_size:
+        wrong.append(f"token {highest} there, {language.vocab_size} entries of the vocabulary here")
+    if wrong:
+        raise CheckpointError(
+            f"the golden vectors are another model's ({'; '.join(wrong)}); give this model's --golden"
+        )

@@ -36,7 +36,7 @@ def verify(repository: Path, model: Path, golden: Path, layout: str, *options: s
     )
 
 
-@pytest.mark.parametrize("layout", ["tp=1", "tp=2", "tp=2,sp=true", "pp=2", "tp=2,pp=2,sp=true"])
+@pytest.mark.parametrize("layout", ["tp=1", "tp=2", "tp=2,sp=true", "pp=2", "tp=2,pp=2,sp=true", "cp=2", "pp=2,cp=2"])
 def test_every_layout_agrees_with_the_golden_vectors(repository: Path, golden: Path, layout: str):
     done = verify(repository, golden / "model", golden / "model", layout, "--json")
     assert done.returncode == 0, done.stderr

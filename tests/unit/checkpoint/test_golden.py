@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.golden import golden_config, load_golden
+from longvita.checkpoint.hf_config import model_config_from_folder
 from longvita.checkpoint.layout_option import layout_text, parse_layout
 from longvita.config.schema import LayoutConfig, ModelConfig
 
@@ -84,7 +85,7 @@ def test_absent_and_damaged_vectors_are_named(tmp_path: Path):
 
 def test_the_config_of_a_comparison(golden: Path):
     layout = LayoutConfig(pipeline_parallel=2, virtual_pipeline=2)
-    config = golden_config(ModelConfig(), layout, load_golden(golden / "model"), "cpu")
+    config = golden_config(model_config_from_folder(golden / "model"), layout, load_golden(golden / "model"), "cpu")
     assert config.training.precision == "fp32"
     assert config.training.global_batch_size == 2, "the interleaved schedule takes micro batches in groups of PP"
     assert config.inference.max_seq_len == 96 + 12 + 1
@@ -115,3 +116,13 @@ def test_layouts_in_short(text: str, layout: LayoutConfig, back: str):
 def test_layouts_that_are_not_understood(text: str):
     with pytest.raises(CheckpointError, match=r"--layout: .* is not understood"):
         parse_layout(text)
+
+
+def test_vectors_of_another_model_are_refused(golden: Path, tmp_path: Path):
+    with pytest.raises(
+        CheckpointError, match=r"another model's \(pixels of a tile's side: 56 there, 448 here; .*512 there"
+    ):
+        golden_config(ModelConfig(), LayoutConfig(), load_golden(golden / "model"), "cpu")
+    model = model_config_from_folder(golden / "model")
+    with pytest.raises(CheckpointError, match="holds inputs alone"):
+        golden_config(model, LayoutConfig(), load_golden(small(tmp_path)), "cpu")
