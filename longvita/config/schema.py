@@ -313,6 +313,9 @@ class InferenceConfig(Section):
     """Most frames taken from one video."""
     prefill_chunk_size: int = Field(8192, ge=1)
     """Prompt tokens that go through the model at once."""
+    kept_documents: int = Field(4, ge=1)
+    """Prompts with their answers whose keys and values are kept for later prompts that begin alike, as far as memory
+    lasts; the one being answered included."""
     max_new_tokens: int = Field(1024, ge=1)
     """Longest answer, tokens."""
     temperature: float = Field(0.0, ge=0)

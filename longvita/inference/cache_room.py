@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,21 +28,23 @@ def bytes_per_token(config: Config) -> int:
 
 
 def check_cache(
-    prompt: Prompt, new_tokens: int, held: int, config: Config, groups: ParallelGroups, platform: Any
-) -> None:
-    """Refuses an answer of `new_tokens` tokens whose cache will not fit; `held`: bytes that it has already.
+    prompt: Prompt, new_tokens: int, room: Sequence[int], config: Config, groups: ParallelGroups, platform: Any
+) -> int:
+    """How many of the documents kept have to go, so that an answer of `new_tokens` tokens finds room; the fewest.
 
-    A collective over the replica. Raises LengthError on every rank, with the bytes needed and there on the rank that
-    has least, and the context-parallel size and the number of frames that would fit.
+    `room`: see Documents.room. A collective over the replica. Where dropping all of them is not enough, it raises
+    LengthError on every rank, with the bytes needed and there on the rank that has least, and the context-parallel size
+    and the number of frames that would fit.
     """
-    free = torch.tensor([platform.memory()["free"] + held], dtype=torch.int64, device=platform.device)
+    free = torch.tensor(list(room), dtype=torch.int64, device=platform.device) + platform.memory()["free"]
     for group in (groups.tp_cp, groups.pp):
         if group.size() > 1:
             dist.all_reduce(free, op=dist.ReduceOp.MIN, group=group)
-    there, each, tokens = int(free), bytes_per_token(config), len(prompt) + new_tokens
+    each, tokens = bytes_per_token(config), len(prompt) + new_tokens
     needed = -(-tokens // groups.cp_size) * each
-    if needed <= there:
-        return
+    for dropped, there in enumerate(free.tolist()):
+        if needed <= there:
+            return dropped
     advice = [f"layout.context_parallel {-(-tokens * each // there)}"] if there >= each else []
     per_tile = config.model.tokens_per_tile
     text = tokens - len(prompt.tile_starts) * (per_tile + TILE_MARKERS)

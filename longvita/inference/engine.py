@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -16,12 +14,12 @@ from longvita.data.tokenizer import LongVITATokenizer
 from longvita.inference.cache_room import check_cache
 from longvita.inference.decode import decode
 from longvita.inference.detokenizer import StreamingDetokenizer
+from longvita.inference.documents import Documents
 from longvita.inference.encoding import PromptEncoder
 from longvita.inference.frame_watch import FrameWatch
-from longvita.inference.kv_cache import KVCache
 from longvita.inference.limits import check_max_seq_len, room_for
 from longvita.inference.prefill import prefill
-from longvita.inference.prompt import Prompt, TensorTiles, common_prefix
+from longvita.inference.prompt import Prompt, TensorTiles
 from longvita.inference.sampling import Sampler, Sampling
 from longvita.inference.stage import PipelineStage
 from longvita.model.long_vita import LongVITA
@@ -31,8 +29,8 @@ from longvita.parallel.groups import ParallelGroups
 class Engine:
     """Answers one prompt at a time. Every rank of the replica makes the same calls and gets the same tokens.
 
-    A prompt that begins as the conversation before it did (its turns, pictures and answers) is prefilled from the
-    first token that differs.
+    A prompt that begins as one of the last did (its turns, pictures and answers) is prefilled from the first token that
+    differs; see Documents.
 
     Args:
         models: the chunks that `build_model` returned; one, since the interleaved schedule is for training.
@@ -55,14 +53,13 @@ class Engine:
         check_max_seq_len(config)
         self.config, self.tokenizer, self.groups, self.platform = config, tokenizer, groups, platform
         self.stage = PipelineStage(models[0], config, groups, platform)
-        self.cache = KVCache(config.inference.max_seq_len, groups.cp_size)
+        inference, tokens_per_tile = config.inference, config.model.tokens_per_tile
+        self.documents = Documents(inference.kept_documents, inference.max_seq_len, groups.cp_size, tokens_per_tile)
         self._encoder = PromptEncoder(config, tokenizer) if tokenizer is not None else None
-        self._seen = Prompt([], [], TensorTiles(Tensor()), [])
 
     def reset(self) -> None:
-        """Forgets the conversation and frees the KV cache."""
-        self.cache.reset()
-        self._seen = Prompt([], [], TensorTiles(Tensor()), [])
+        """Forgets all prompts and answers and frees their keys and values."""
+        self.documents.clear()
 
     def encode(
         self, messages: Sequence[Any], images: Sequence[Source] = (), videos: Sequence[str | os.PathLike] = ()
@@ -138,26 +135,28 @@ class Engine:
         last, attend to. The consumers on all ranks must take equally many tokens.
         """
         limit = min(sampling.max_new_tokens, room_for(len(prompt), self.config))
-        check_cache(prompt, limit, self.cache.allocated_bytes(), self.config, self.groups, self.platform)
-        tokens_per_tile = self.config.model.tokens_per_tile
-        kept = common_prefix(self._seen, prompt, tokens_per_tile, limit=min(len(prompt) - 1, self.cache.length))
-        self.cache.truncate(kept)
-        sequence = array("i", prompt.input_ids)
-        # It grows with the answer; what of it is really cached is known by the cache's length.
-        self._seen = dataclasses.replace(prompt, input_ids=sequence)
-        chunk_size = self.config.inference.prefill_chunk_size
+        document = self.documents.begin(prompt)
         try:
-            logits = prefill(self.stage, self.cache, prompt, tokens_per_tile, chunk_size, limit, progress, watch)
-            for token in decode(self.stage, self.cache, logits, Sampler(sampling), limit, stop_ids):
-                sequence.append(token)
+            room = self.documents.room()
+            self.documents.drop(check_cache(prompt, limit, room, self.config, self.groups, self.platform))
+            cache, chunk_size = document.cache, self.config.inference.prefill_chunk_size
+            tokens_per_tile = self.config.model.tokens_per_tile
+            logits = prefill(self.stage, cache, prompt, tokens_per_tile, chunk_size, progress, watch)
+            for token in decode(self.stage, cache, logits, Sampler(sampling), limit, stop_ids):
+                document.tokens.append(token)
                 yield token
         finally:
-            self.cache.watch = None
+            document.cache.watch = None
 
     def attended(self, prompt: Prompt, watch: FrameWatch) -> Tensor:
-        """The share [n] of attention that each tile of the prompt got, once its answer has come; on every rank."""
-        tokens_per_tile = self.config.model.tokens_per_tile
-        positions = self.cache.positions()
+        """The share [n] of attention that each tile of the prompt got, once its answer has come; on every rank.
+
+        Raises ValueError where no prompt was answered.
+        """
+        document, tokens_per_tile = self.documents.current, self.config.model.tokens_per_tile
+        if document is None:
+            raise ValueError("nothing was asked since the engine was reset")
+        positions = document.cache.positions()
         return watch.shares(positions, prompt.tile_starts, tokens_per_tile, self.groups, self.stage.device)
 
 

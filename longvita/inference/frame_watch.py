@@ -12,10 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from longvita.inference.kv_cache import Blocks
 from longvita.parallel.groups import ParallelGroups
-
-_ROWS = 1 << 16
-"""Keys whose probabilities exist at once."""
 
 
 class FrameWatch:
@@ -25,21 +23,21 @@ class FrameWatch:
         self._mass = torch.zeros(0, dtype=torch.float64)
         self._queries = 0
 
-    def observe(self, q: Tensor, keys: Tensor, lse: Tensor, scale: float) -> None:
-        """One layer's attention of a new token: q [t, heads, d], keys [n, groups, d], those cached here.
+    def observe(self, q: Tensor, past: Blocks, lse: Tensor, scale: float) -> None:
+        """One layer's attention of a new token: q [t, heads, d], and the cached keys and values of this rank.
 
         lse [t, heads]: the logsumexps of the scaled scores over all keys of all ranks. Rows after the first are padding
         for sequence parallel.
         """
-        groups = keys.shape[1]
-        queries, norms = (x[0].float().unflatten(0, (groups, -1)) for x in (q, lse))
-        if len(keys) > len(self._mass):
-            self._mass = torch.cat([self._mass, self._mass.new_zeros(len(keys) - len(self._mass))])
-        for start in range(0, len(keys), _ROWS):
-            part = keys[start : start + _ROWS].float()
-            scores = torch.einsum("grd,ngd->grn", queries, part) * scale
-            shares = (scores - norms[..., None]).exp_().sum(dim=(0, 1))
-            self._mass[start : start + len(part)] += shares.cpu().double()
+        masses = []
+        for keys, _ in past:
+            queries, norms = (x[0].float().unflatten(0, (keys.shape[1], -1)) for x in (q, lse))
+            scores = torch.einsum("grd,ngd->grn", queries, keys.float()) * scale
+            masses.append((scores - norms[..., None]).exp_().sum(dim=(0, 1)).cpu().double())
+        mass = torch.cat([self._mass[:0], *masses])
+        if len(mass) > len(self._mass):
+            self._mass = torch.cat([self._mass, self._mass.new_zeros(len(mass) - len(self._mass))])
+        self._mass[: len(mass)] += mass
         self._queries += lse.shape[1]
 
     def shares(

@@ -1,23 +1,24 @@
-"""Keys and values of the tokens that went through the model already, kept per layer for generation.
+"""Keys and values of the tokens before the next one, in pages, so that what one token needs is computed once.
 
-A pass over a chunk of t tokens calls `append` once per layer and `advance` once at its end:
+A pass over a chunk of t tokens calls `append` once in each layer and `advance` once at its end:
 
-    past = cache.length                      # tokens before the chunk
-    k_all, v_all = cache.append(layer, k, v) # [past + t, groups, d], in each layer's core attention
-    cache.advance(t)                         # the chunk is now part of the past
+    past = cache.past(layer)           # blocks of keys and values of the tokens before the chunk
+    cache.append(layer, k, v)          # of the chunk, in each layer's core attention
+    cache.advance(t)                   # the chunk is now part of the past
 
 Until `advance` nothing of the chunk counts: an interrupted pass leaves no trace, and `advance(n)` with n < t drops the
 rows at the end that only padded the chunk.
 
 With context parallelism each rank keeps the keys and values that it computed: `rows` of them here, of `length` tokens
-on all ranks together.
+on all ranks together. Caches of documents that begin alike share the pages of their beginning (`fork`): a page that is
+full is never written again.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,16 +28,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from longvita.inference.frame_watch import FrameWatch
 
-BLOCK_TOKENS = 256
-GROWTH = 1.25
+PAGE_ROWS = 2048
+"""Rows of a page: few enough that little of the last one is empty, so many that attention over one is no small call."""
+
+Blocks = list[tuple[Tensor, Tensor]]
+"""Keys and values [n, groups, d] of consecutive rows."""
 
 
 class KVCache:
-    """Cached keys and values of the layers of this rank, for one sequence.
+    """Cached keys and values of the layers of this rank, for one document.
 
-    Nothing is allocated before it is needed: a layer's buffer is created by its first `append` and grows by a quarter
-    (rounded up to blocks of 256 tokens), so a limit of a million tokens costs no memory until they come. The rows of a
-    group lie together, for a new token reads each group's from first to last.
+    A page is allocated when its first row comes, so a limit of a million tokens costs no memory before they do, and
+    nothing is copied as the cache grows. The rows of a group lie together in a page, for a new token reads each group's
+    from first to last.
 
     Args:
         max_length: most tokens that may be cached; `advance` raises ValueError beyond it.
@@ -49,22 +53,28 @@ class KVCache:
         self.watch: FrameWatch | None = None
         """Told of the attention of single tokens to what is cached, while there is one."""
         self._positions = array("q")
-        self._reserved = 0
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
+        self._pages: dict[int, list[Tensor]] = {}
+        """Of each layer, [2, groups, PAGE_ROWS, d]."""
 
-    def append(self, layer_number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes a chunk's keys and values [t, groups, d] behind the `rows` cached ones of a layer.
+    def past(self, layer_number: int) -> Blocks:
+        """The cached keys and values of a layer, page by page."""
+        pages = self._pages.get(layer_number, [])
+        counts = (min(self.rows - start, PAGE_ROWS) for start in range(0, self.rows, PAGE_ROWS))
+        views = (page[:, :, :count].transpose(1, 2) for page, count in zip(pages, counts, strict=False))
+        return [(view[0], view[1]) for view in views]
 
-        Returns views [rows + t, groups, d] of all keys and of all values so far, the chunk included. They are valid
-        until the next `append` to the same layer.
-        """
-        end = self.rows + key.shape[0]
-        keys = self._keys[layer_number] = self._room(self._keys.get(layer_number), key, end)
-        values = self._values[layer_number] = self._room(self._values.get(layer_number), value, end)
-        keys[:, self.rows : end] = key.transpose(0, 1)
-        values[:, self.rows : end] = value.transpose(0, 1)
-        return keys[:, :end].transpose(0, 1), values[:, :end].transpose(0, 1)
+    def append(self, layer_number: int, key: Tensor, value: Tensor) -> None:
+        """Writes a chunk's keys and values [t, groups, d] behind the `rows` cached ones of a layer."""
+        pages = self._pages.setdefault(layer_number, [])
+        done = 0
+        while done < len(key):
+            page, first = divmod(self.rows + done, PAGE_ROWS)
+            if page == len(pages):
+                pages.append(key.new_empty((2, key.shape[1], PAGE_ROWS, key.shape[2])))
+            count = min(PAGE_ROWS - first, len(key) - done)
+            for store, new in zip(pages[page], (key, value), strict=True):
+                store[:, first : first + count] = new[done : done + count].transpose(0, 1)
+            done += count
 
     def advance(self, tokens: int, positions: Sequence[int] | None = None) -> None:
         """Counts a chunk of `tokens` tokens as cached: the first rows that every layer appended.
@@ -73,7 +83,7 @@ class KVCache:
         the number of rows then.
         """
         rows = tokens if positions is None else len(positions)
-        short = [layer for layer, keys in self._keys.items() if keys.shape[1] < self.rows + rows]
+        short = [layer for layer, pages in self._pages.items() if len(pages) * PAGE_ROWS < self.rows + rows]
         if tokens < 0 or short:
             raise ValueError(f"cannot advance the KV cache by {tokens} tokens: layers {short} hold fewer")
         if self.length + tokens > self.max_length:
@@ -88,47 +98,31 @@ class KVCache:
         """Where the rows of this rank stand in the sequence."""
         return range(self.rows) if self.shares == 1 else self._positions
 
-    def truncate(self, length: int) -> None:
-        """Forgets all but the first `length` tokens; their memory stays for the next ones."""
+    def fork(self, length: int) -> KVCache:
+        """A cache of the first `length` tokens of this one. Their full pages are shared, the last one is copied."""
         if not 0 <= length <= self.length:
-            raise ValueError(f"cannot truncate a KV cache of {self.length} tokens to {length}")
-        self.length = length
-        self.rows = length if self.shares == 1 else bisect_left(self._positions, length)
-        del self._positions[self.rows :]
+            raise ValueError(f"a KV cache of {self.length} tokens has no first {length}")
+        other = KVCache(self.max_length, self.shares)
+        other.length = length
+        other.rows = length if self.shares == 1 else bisect_left(self._positions, length)
+        other._positions = self._positions[: other.rows]
+        full, rest = divmod(other.rows, PAGE_ROWS)
+        for layer, pages in self._pages.items():
+            other._pages[layer] = pages[:full]
+            if rest:
+                last = pages[full].new_empty(pages[full].shape)
+                last[:, :, :rest] = pages[full][:, :, :rest]
+                other._pages[layer].append(last)
+        return other
 
-    def reset(self) -> None:
-        """Forgets everything and frees the memory."""
-        self.length = self.rows = self._reserved = 0
-        del self._positions[:]
-        self._keys.clear()
-        self._values.clear()
+    def pages(self) -> Iterable[Tensor]:
+        """All pages; other caches may hold some of them too."""
+        return (page for pages in self._pages.values() for page in pages)
 
-    def reserve(self, length: int, passes: int = 1) -> None:
-        """Has the next allocation of each layer hold this rank's share of `length` tokens (at most `max_length`).
 
-        Spread over ranks, each of the `passes` that bring the tokens may give one rank up to 2 x shares more rows.
-        """
-        uneven = 2 * self.shares * passes if self.shares > 1 else 0
-        self._reserved = -(-min(max(length, 0), self.max_length) // self.shares) + uneven
-
-    def allocated_bytes(self) -> int:
-        """Bytes of all buffers of this rank."""
-        return sum(t.numel() * t.element_size() for t in (*self._keys.values(), *self._values.values()))
-
-    def _room(self, buffer: Tensor | None, rows: Tensor, end: int) -> Tensor:
-        """`buffer`, or a larger copy of it that holds `end` rows like `rows`."""
-        capacity = 0 if buffer is None else buffer.shape[1]
-        if buffer is not None and end <= capacity:
-            return buffer
-        wanted = self._padded(max(end, int(capacity * GROWTH), self._reserved))
-        grown = rows.new_empty((rows.shape[1], wanted, rows.shape[2]))
-        if buffer is not None:
-            grown[:, : self.rows] = buffer[:, : self.rows]
-        return grown
-
-    @staticmethod
-    def _padded(length: int) -> int:
-        return -(-length // BLOCK_TOKENS) * BLOCK_TOKENS
+def allocated_bytes(caches: Iterable[KVCache]) -> int:
+    """Bytes of the pages of some caches on this rank, a shared page counted once."""
+    return sum({page.data_ptr(): page.nbytes for cache in caches for page in cache.pages()}.values())
 
 
 @dataclass

@@ -19,16 +19,14 @@ def prefill(
     prompt: Prompt,
     tokens_per_tile: int,
     chunk_size: int,
-    new_tokens: int = 0,
     progress: Callable[[int], None] | None = None,
     watch: FrameWatch | None = None,
 ) -> Tensor | None:
     """Runs the part of the prompt that is not cached yet; at least its last token must be left.
 
     A tile is decoded and encoded with the chunk that holds its rows, so a long video never lies in memory whole.
-    `progress` is called with the number of cached tokens after every chunk. The cache gets room for `new_tokens` more
-    tokens, so that it need not grow, for which it would be copied, while the answer comes. With `watch` the last token
-    runs by itself, as the answer's do, and is watched; the cache goes on being watched.
+    `progress` is called with the number of cached tokens after every chunk. With `watch` the last token runs by itself,
+    as the answer's do, and is watched; the cache goes on being watched.
 
     Returns the logits [v] of the first new token on the last pipeline stage, None on the others.
     """
@@ -38,7 +36,6 @@ def prefill(
     chunks = plan_chunks(cache.length, end, prompt.tile_starts, tokens_per_tile, chunk_size)
     if watch is not None:
         chunks.append((end, len(prompt)))
-    cache.reserve(len(prompt) + new_tokens, len(chunks))
     logits = None
     for start, end in chunks:
         first, last = bisect_left(prompt.tile_starts, start), bisect_left(prompt.tile_starts, end)

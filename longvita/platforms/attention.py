@@ -8,6 +8,7 @@ exactly through the logsumexps.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from longvita.parallel.context_parallel.kernel import merge_into
+from longvita.parallel.context_parallel.kernel import attend_blocks, merge_into
 from longvita.platforms.document_groups import DocumentPlan, plan_documents
 
 FOLDED_ROWS = 16
@@ -92,10 +93,11 @@ class PackedAttention(MegatronModule):
 
     def _attend_with_cache(self, cache: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Appends the chunk's keys and values to the cache and attends to all of them, bottom-right causally."""
-        keys, values = cache.append(self.layer_number, key, value)
-        out, lse = attend_chunk(query, keys, values, scale)
+        past = cache.past(self.layer_number)
+        cache.append(self.layer_number, key, value)
+        out, lse = attend_chunk(query, key, value, past, scale)
         if cache.watch is not None:
-            cache.watch.observe(query, keys[: len(keys) - len(key)], lse, scale)
+            cache.watch.observe(query, past, lse, scale)
         return out
 
 
@@ -118,21 +120,19 @@ def attend_batch(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) ->
     return out.permute(2, 0, 1, 3).to(q.dtype)
 
 
-def attend_chunk(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The last t of all positions attend to all before them: q [t, heads, d], k and v [past + t, groups, d].
+def attend_chunk(
+    q: Tensor, k: Tensor, v: Tensor, past: Sequence[tuple[Tensor, Tensor]], scale: float
+) -> tuple[Tensor, Tensor]:
+    """A chunk's queries over what is cached and, causally, over the chunk: q [t, heads, d], k and v [t, groups, d].
 
-    Returns [t, heads, d] and the logsumexps [t, heads]. For generation: no gradients.
+    past: keys and values [n, groups, d] of the tokens before the chunk, in blocks. Returns [t, heads, d] and the
+    logsumexps [t, heads]. For generation: no gradients.
     """
-    t, past = q.shape[0], k.shape[0] - q.shape[0]
-    q32, k32, v32 = q.float(), k.float(), v.float()
-    kernel = FlashKernel()
+    q32, kernel = q.float(), FlashKernel()
     with torch.no_grad():
-        if t == 1:
-            out, lse = kernel.full_forward(q32, k32, v32, scale)
-            return out.to(q.dtype), lse
-        out, lse = kernel.causal_forward(q32, k32[past:], v32[past:], [0, t], scale)
+        out, lse = kernel.causal_forward(q32, k.float(), v.float(), [0, len(q)], scale)
         if past:
-            merge_into(out, lse, *kernel.full_forward(q32, k32[:past], v32[:past], scale))
+            merge_into(out, lse, *attend_blocks(q32, past, scale, kernel))
     return out.to(q.dtype), lse
 
 

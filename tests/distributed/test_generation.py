@@ -20,7 +20,7 @@ from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.inference.cache_room import bytes_per_token
 from longvita.inference.engine import Engine
 from longvita.inference.frame_watch import FrameWatch
-from longvita.inference.kv_cache import BLOCK_TOKENS, KVCache
+from longvita.inference.kv_cache import PAGE_ROWS, KVCache, allocated_bytes
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt import Prompt, TensorTiles, plan_chunks
 from longvita.inference.sampling import Sampling
@@ -172,7 +172,7 @@ def attended(engine: Engine) -> dict[str, Any]:
         watch = FrameWatch()
         tokens.append(list(engine.stream(prompt, Sampling(max_new_tokens=len(GREEDY_TOKENS)), watch=watch)))
         shares.append(engine.attended(prompt, watch))
-    return {"shares": shares, "tokens": tokens, "watched_after": engine.cache.watch}
+    return {"shares": shares, "tokens": tokens, "watched_after": engine.documents.current.cache.watch}
 
 
 def broken_tile(engine: Engine) -> str:
@@ -187,20 +187,6 @@ def sampled(engine: Engine) -> list[int]:
     prompt, _ = golden_prompt()
     engine.reset()
     return list(engine.stream(prompt, Sampling(temperature=1.0, top_k=50, top_p=0.9, max_new_tokens=8, seed=3)))
-
-
-def growth(engine: Engine) -> set[int]:
-    """Sizes of the cache while an answer comes, in bytes, with a prompt in many chunks."""
-    prompt, _ = golden_prompt()
-    with_chunk_size(engine, 7)
-    engine.reset()
-    sizes = set()
-    long = dataclasses.replace(
-        prompt, input_ids=[*prompt.input_ids, *([5] * (250 * engine.groups.cp_size - len(prompt)))]
-    )
-    for _ in engine.stream(long, Sampling(max_new_tokens=12)):
-        sizes.add(engine.cache.allocated_bytes())
-    return sizes
 
 
 class SmallMachine:
@@ -220,7 +206,7 @@ def too_large_a_cache(engine: Engine) -> dict[str, Any]:
     list(engine.stream(prompt, Sampling(max_new_tokens=2)))
     result: dict[str, Any] = {
         "each": bytes_per_token(engine.config),
-        "allocated": engine.cache.allocated_bytes() / BLOCK_TOKENS,
+        "allocated": allocated_bytes([engine.documents.current.cache]) / PAGE_ROWS,
     }
     engine.reset()
     real = engine.platform
@@ -230,7 +216,11 @@ def too_large_a_cache(engine: Engine) -> dict[str, Any]:
             list(engine.stream(prompt, Sampling(max_new_tokens=400)))
     finally:
         engine.platform = real
-    return result | {"message": str(caught.value), "cached": engine.cache.length, "tokens": len(prompt) + 400}
+    return result | {
+        "message": str(caught.value),
+        "cached": engine.documents.current.cache.length,
+        "tokens": len(prompt) + 400,
+    }
 
 
 def every_result(rank: int, world: int, layout: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +233,6 @@ def every_result(rank: int, world: int, layout: dict[str, Any]) -> dict[str, Any
         "sampled": sampled(engine),
         "attended": attended(engine),
         "broken": broken_tile(engine),
-        "growth": growth(engine),
         "too_large": too_large_a_cache(engine),
     }
     engine.groups.destroy()
@@ -328,8 +317,3 @@ def test_a_cache_that_does_not_fit_is_refused_before_prefill(results: list[dict[
     assert f"the keys and values of {first['tokens']} tokens need" in first["message"]
     assert f"layout.context_parallel {math.ceil(first['tokens'] / 60)}" in first["message"]
     assert "--max_num_frame" not in first["message"], "no number of frames helps: the answer alone is too long"
-
-
-def test_the_cache_is_allocated_once_for_prompt_and_answer(results: list[dict[str, Any]]) -> None:
-    for result in results:
-        assert len(result["growth"]) == 1

@@ -51,9 +51,9 @@ class SplitAttention:
         It is the same at any division into small groups: see longvita.parallel.context_parallel.cached.
         """
         rank = self.groups.cp_rank
-        used, before = self.layout.used[rank], cache.rows
-        keys, values = cache.append(layer_number, k[:used], v[:used])
-        past = (keys[:before], values[:before]) if cache.length else None
+        used = self.layout.used[rank]
+        past = cache.past(layer_number) if cache.length else None
+        cache.append(layer_number, k[:used], v[:used])
         return cached_attention(q, k, v, past, self.layout, scale, kernel, self.groups.cp)
 
 
@@ -71,12 +71,11 @@ class ReplicatedAttention:
         A collective over the group; every rank gets the same result, bit for bit.
         """
         own = list(rows_in_turn(len(k), cache.length, self.group.size(), self.group.rank()))
-        before = cache.rows
-        keys, values = cache.append(layer_number, k[own], v[own])
-        past = (keys[:before], values[:before]) if cache.length else None
+        past = cache.past(layer_number) if cache.length else None
+        cache.append(layer_number, k[own], v[own])
         out, lse = replicated_attention(q, k, v, past, scale, kernel, self.group)
         if cache.watch is not None and past is not None:
-            cache.watch.observe(q, past[0], lse, scale)
+            cache.watch.observe(q, past, lse, scale)
         return out
 
 

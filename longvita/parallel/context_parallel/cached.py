@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from longvita.parallel.context_parallel.kernel import AttentionKernel, merge_into
+from longvita.inference.kv_cache import Blocks
+from longvita.parallel.context_parallel.kernel import AttentionKernel, attend_blocks, merge_into
 from longvita.parallel.context_parallel.plan import plan_ring
 from longvita.parallel.context_parallel.ring import ring_forward
 from longvita.parallel.sequence_layout import SequenceLayout
@@ -22,7 +23,7 @@ def cached_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    past: tuple[Tensor, Tensor] | None,
+    past: Blocks | None,
     layout: SequenceLayout,
     scale: float,
     kernel: AttentionKernel,
@@ -31,8 +32,8 @@ def cached_attention(
     """Each query over all cached tokens and, causally, over the chunk: q [t, heads, d], k and v [t, groups, d] to q's.
 
     q, k, v: this rank's rows of the chunk, in the order of `layout`, one document. past: the keys and values
-    [n, groups, d] that this rank has cached, n may be 0; None when no rank has cached any. Computed in fp32; rows of
-    padding are zero. A collective over the group.
+    [n, groups, d] that this rank has cached, in blocks, or in none; None when no rank has cached any. Computed in fp32;
+    rows of padding are zero. A collective over the group.
     """
     q32, k32, v32 = q.float(), k.float(), v.float()
     out, lse = ring_forward(q32, k32, v32, plan_ring(layout, group.rank()), scale, kernel, group)
@@ -48,7 +49,7 @@ def replicated_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    past: tuple[Tensor, Tensor] | None,
+    past: Blocks | None,
     scale: float,
     kernel: AttentionKernel,
     group: dist.ProcessGroup,
@@ -70,22 +71,15 @@ def replicated_attention(
     return out.to(q.dtype), lse
 
 
-def _attend(q: Tensor, past: tuple[Tensor, Tensor], scale: float, kernel: AttentionKernel) -> Tensor:
-    """Queries over cached keys and values: [t, heads, d + 1], the last column the logsumexp: both travel at once.
-
-    Nothing cached is a logsumexp of minus infinity.
-    """
-    if not len(past[0]):
-        result = q.new_zeros((*q.shape[:2], q.shape[2] + 1))
-        result[..., -1] = -torch.inf
-        return result
-    out, lse = kernel.full_forward(q, past[0].float(), past[1].float(), scale)
+def _attend(q: Tensor, past: Blocks, scale: float, kernel: AttentionKernel) -> Tensor:
+    """Queries over cached keys and values: [t, heads, d + 1], the last column the logsumexp: both travel at once."""
+    out, lse = attend_blocks(q, past, scale, kernel)
     return torch.cat((out, lse[..., None]), dim=-1)
 
 
 def _over_the_past(
     q: Tensor,
-    past: tuple[Tensor, Tensor],
+    past: Blocks,
     layout: SequenceLayout,
     scale: float,
     kernel: AttentionKernel,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -35,3 +37,19 @@ def merge_into(out: Tensor, lse: Tensor, more_out: Tensor, more_lse: Tensor) -> 
     total = lse.logaddexp(more_lse)
     out.mul_((lse - total).exp_()[..., None]).addcmul_(more_out, (more_lse - total).exp_()[..., None])
     lse.copy_(total)
+
+
+def attend_blocks(
+    q: Tensor, blocks: Sequence[tuple[Tensor, Tensor]], scale: float, kernel: AttentionKernel
+) -> tuple[Tensor, Tensor]:
+    """Every query over all keys of some blocks: q [t, heads, d] fp32, each block's keys and values [n, groups, d].
+
+    Returns (out, lse) as the kernel does; over no block, zero and minus infinity.
+    """
+    if not blocks:
+        return torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf)
+    (keys, values), *others = blocks
+    out, lse = kernel.full_forward(q, keys.float(), values.float(), scale)
+    for keys, values in others:
+        merge_into(out, lse, *kernel.full_forward(q, keys.float(), values.float(), scale))
+    return out, lse

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from longvita.inference import kv_cache
+from longvita.inference.kv_cache import KVCache
 from longvita.parallel.context_parallel.kernel import merge_into
 from longvita.platforms.attention import PackedAttention, attend_chunk
 
@@ -137,35 +139,23 @@ def test_mask_type_of_the_layer_is_the_default() -> None:
 
 
 @dataclass
-class Cache:
-    """Keeps what it is given."""
-
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
-    watch: None = None
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        for store, new in ((self.keys, key), (self.values, value)):
-            store[layer] = torch.cat([store[layer], new]) if layer in store else new
-        return self.keys[layer], self.values[layer]
-
-
-@dataclass
 class CachedParams(PackedSeqParams):
     kv_cache: Any = None
 
 
 @pytest.mark.parametrize("chunks", [[37], [1] * 37, [16, 1, 20], [5, 30, 1, 1]])
-def test_chunks_over_a_cache_equal_one_pass(chunks: list[int]) -> None:
+def test_chunks_over_a_cache_equal_one_pass(chunks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [x.detach() for x in qkv(37)]
-    cache, core = Cache(), attention()
+    monkeypatch.setattr(kv_cache, "PAGE_ROWS", 9)
+    cache, core = KVCache(37), attention()
     parts = []
     for start, end in itertools.pairwise([0, *itertools.accumulate(chunks)]):
         params = CachedParams("thd", kv_cache=cache)
         parts.append(core(*(x[start:end] for x in inputs), None, packed_seq_params=params))
+        cache.advance(end - start)
     expected = naive(*inputs).reshape(37, 1, -1)
     assert_like(torch.cat(parts), expected)
-    assert cache.keys[1].shape == (37, GROUPS, HEAD_DIM)
+    assert torch.equal(torch.cat([keys for keys, _ in cache.past(1)]), inputs[1])
 
 
 def test_a_cache_object_without_cache_is_a_packed_sequence() -> None:
@@ -178,15 +168,18 @@ def test_a_cache_object_without_cache_is_a_packed_sequence() -> None:
 
 def test_bf16_chunk_is_merged_in_fp32() -> None:
     q, k, v = (x.detach() for x in qkv(30, torch.bfloat16))
-    out, _ = attend_chunk(q[20:], k, v, HEAD_DIM**-0.5)
-    wide, _ = attend_chunk(q[20:].float(), k.float(), v.float(), HEAD_DIM**-0.5)
+    past = [(k[:7], v[:7]), (k[7:20], v[7:20])]
+    out, _ = attend_chunk(q[20:], k[20:], v[20:], past, HEAD_DIM**-0.5)
+    wide_past = [(keys.float(), values.float()) for keys, values in past]
+    wide, _ = attend_chunk(q[20:].float(), k[20:].float(), v[20:].float(), wide_past, HEAD_DIM**-0.5)
     assert torch.equal(out, wide.bfloat16())
 
 
 def test_merge_is_exact_for_far_apart_scores() -> None:
     q, k, v = (x.detach() for x in qkv(24))
     k = k * 40
-    assert_like(attend_chunk(q[16:], k, v, HEAD_DIM**-0.5)[0], naive(q[16:], k, v), 1e-5)
+    past = [(k[:4], v[:4]), (k[4:16], v[4:16])]
+    assert_like(attend_chunk(q[16:], k[16:], v[16:], past, HEAD_DIM**-0.5)[0], naive(q[16:], k, v), 1e-5)
 
 
 def test_merge_weighs_by_logsumexp() -> None:
