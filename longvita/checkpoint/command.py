@@ -86,7 +86,9 @@ def _is_first_process() -> bool:
 
 
 def _check_target(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"--to {folder} is a file; give a new folder")
+    if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"--to {folder} is there already and not empty; give a new folder or empty it")
 
 

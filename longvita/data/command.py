@@ -46,7 +46,8 @@ def encode(options: EncodeOptions) -> int:
     file, TokenizerError for the tokenizer.
     """
     if not Path(options.file).is_file():
-        raise DataError(f"data file {options.file} does not exist")
+        what = "is no file" if Path(options.file).exists() else "does not exist"
+        raise DataError(f"data file {options.file} {what}")
     template = ChatTemplate(load_tokenizer(options.tokenizer), options.tokens_per_tile)
     encoded, broken = 0, []
     for line, result in _encode_lines(options, template):

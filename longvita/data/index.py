@@ -90,9 +90,8 @@ def load_index(path: str | Path, template: ChatTemplate, settings: IndexSettings
     """
     path, cache = Path(path), Path(cache)
     if not path.is_file():
-        raise DataError(
-            f"data file {path} of source {settings.source!r} does not exist; see data.data_root and its data_paths"
-        )
+        what = "is no file" if path.exists() else "does not exist"
+        raise DataError(f"data file {path} of source {settings.source!r} {what}; see data.data_root and its data_paths")
     fingerprint = _fingerprint(path, template, settings)
     name = hashlib.blake2b(f"{path.resolve()}\n{fingerprint}".encode(), digest_size=8).hexdigest()
     cached = cache / f"{path.stem}-{name}.npz"

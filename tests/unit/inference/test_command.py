@@ -41,3 +41,10 @@ def test_a_refusal_starts_no_process(
     assert "no.txt cannot be read" in capsys.readouterr().err
     assert command.generate(model, "What?", [], [], Options(tokenizer=str(tmp_path))) == 2
     assert "--tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "message"), [("page.txt", "not the name of an .html"), ("no/page.html", "no folder")])
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, capsys, name, message):
+    code = command.generate("no model", "why?", [], [], Options(), show_frames=str(tmp_path / name))
+    assert code == 2
+    assert message in capsys.readouterr().err
