@@ -112,6 +112,7 @@ def _asked_with(settings: Settings) -> dict[str, Any]:
         "max_num_frames": config.inference.max_num_frames,
         "max_fps": config.data.max_fps,
         "max_seq_len": config.inference.max_seq_len,
+        "precision": settings.precision,
     }
 
 

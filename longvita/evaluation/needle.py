@@ -35,7 +35,7 @@ from longvita.data.tokenizer import LongVITATokenizer
 from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError
 from longvita.evaluation.needle_picture import draw_grid
 from longvita.evaluation.tables import read_rows
-from longvita.evaluation.task import Item, Record
+from longvita.evaluation.task import Asked, Item, Record
 from longvita.inference.limits import LengthError, room_for
 from longvita.inference.media_key import MediaKey
 from longvita.inference.prompt import Prompt
@@ -104,31 +104,36 @@ class NeedleInVideo:
     def prepare(self, item: Item) -> None:
         """See Task."""
 
-    def ask(self, engine: Engine, item: Item) -> Record:
+    def encode(self, engine: Engine, item: Item) -> Asked:
         """See Task."""
         if engine.tokenizer is None:
             raise DataSetError("a needle is asked for in words; the engine has no tokenizer")
         length, depth, number = _parse(item.key)
         prompt = self.prompt(length, depth, number, engine.config, engine.tokenizer)
-        answer = engine.tokenizer.encode_untrusted(self.needles[number].answer)
-        room = room_for(len(prompt), engine.config)
+        needle = self.needles[number]
+        answer, room = engine.tokenizer.encode_untrusted(needle.answer), room_for(len(prompt), engine.config)
         if len(answer) > room:
             raise LengthError(f"the answer to needle {number} has {len(answer)} tokens; --max_seq_len leaves {room}")
-        start, said = time.monotonic(), []
-        # The answer is right if every token is the most probable one after the right ones before it: a greedy answer
-        # that is stopped at its first wrong token.
-        for token, right in zip(engine.stream(prompt, Sampling(max_new_tokens=len(answer))), answer, strict=False):
+        facts = {"length": length, "depth": depth, "needle": number, "prompt_tokens": len(prompt)}
+        return Asked(prompt, facts | {"answer": needle.answer, "answer_tokens": answer})
+
+    def ask(self, engine: Engine, item: Item, asked: Asked) -> Record:
+        """See Task.
+
+        The answer is right if every token is the most probable one after the right ones before it: a greedy answer that
+        is stopped at its first wrong token.
+        """
+        start, answer, said = time.monotonic(), asked.facts["answer_tokens"], []
+        for token, right in zip(
+            engine.stream(asked.prompt, Sampling(max_new_tokens=len(answer))), answer, strict=False
+        ):
             said.append(token)
             if token != right:
                 break
         return {
-            "length": length,
-            "depth": depth,
-            "needle": number,
+            **asked.facts,
             "right": said == answer,
-            "response": engine.tokenizer.decode(said),
-            "answer": self.needles[number].answer,
-            "prompt_tokens": len(prompt),
+            "response": engine.tokenizer.decode(said) if engine.tokenizer is not None else "",
             "seconds": round(time.monotonic() - start, 3),
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +61,24 @@ def answer_all(engine: Engine, task: Task, folder: Path) -> dict[str, Any] | Non
 
 def _ask(engine: Engine, task: Task, item: Item, leads: bool) -> Record:
     """The record of one answer, or of why there is none; the same kind on every process of the replica."""
-    groups = engine.groups
+    groups = (engine.groups.tp_cp, engine.groups.pp)
     try:
-        error = ""
-        if leads:
-            error = _reason(lambda: task.prepare(item))
-        raise_together(error, groups.tp_cp, groups.pp)
-        return task.ask(engine, item)
+        # One process unpacks, then all read headers; what one of them cannot read none of them waits for.
+        _, error = _attempt(lambda: task.prepare(item) if leads else None)
+        raise_together(error, *groups)
+        asked, error = _attempt(lambda: task.encode(engine, item))
+        raise_together(error, *groups)
+        return task.ask(engine, item, asked)
     except UserError as found:
         return {"error": str(found)}
 
 
-def _reason(work: Any) -> str:
+def _attempt(work: Callable[[], Any]) -> tuple[Any, str]:
+    """The result of `work`, or the text of its UserError."""
     try:
-        work()
+        return work(), ""
     except UserError as error:
-        return str(error)
-    return ""
+        return None, str(error)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from longvita.inference.prompt import Prompt
+
 if TYPE_CHECKING:
     from longvita.inference.engine import Engine
 
@@ -26,6 +28,15 @@ class Item:
     """About how long the media of its group take, in any unit."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """An item as the model is asked it."""
+
+    prompt: Prompt
+    facts: Record
+    """What the record tells of it."""
+
+
 class Task(Protocol):
     """An evaluation. Every process builds it from the same arguments."""
 
@@ -43,11 +54,11 @@ class Task(Protocol):
         Raises UserError where that fails.
         """
 
-    def ask(self, engine: Engine, item: Item) -> Record:
-        """The answer to one item, on all processes of a replica together.
+    def encode(self, engine: Engine, item: Item) -> Asked:
+        """What is asked, on each process by itself. Raises UserError where its media cannot be used."""
 
-        Raises UserError where its media cannot be used, before any collective, or on all processes alike.
-        """
+    def ask(self, engine: Engine, item: Item, asked: Asked) -> Record:
+        """The answer, on all processes of a replica together. Raises UserError on all of them alike."""
 
     def report(self, records: Mapping[str, Record], folder: Path) -> dict[str, Any]:
         """Writes what people look at into `folder`, and returns the scores; `records` by key, one for each item."""

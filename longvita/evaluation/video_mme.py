@@ -20,7 +20,7 @@ from longvita.evaluation.choice import LETTERS, chosen_option
 from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError, MediaFiles
 from longvita.evaluation.subtitles import read_srt, texts_at
 from longvita.evaluation.tables import read_rows
-from longvita.evaluation.task import Item, Record
+from longvita.evaluation.task import Asked, Item, Record
 from longvita.evaluation.wrong_answers import write_wrong_answers
 from longvita.inference.encoding import PromptError
 from longvita.inference.sampling import Sampling
@@ -90,24 +90,26 @@ class VideoMME:
         if self.subtitles and video in self._subtitles:
             self._subtitles.path(video, "subtitle")
 
-    def ask(self, engine: Engine, item: Item) -> Record:
+    def encode(self, engine: Engine, item: Item) -> Asked:
         """See Task."""
         question = self.questions[item.key]
         path = self._videos.path(question.video, "video")
         frames, lines = self._shown(question, path, engine)
         messages = [{"role": "user", "content": "<video>\n" + prompt_text(question, lines)}]
-        start = time.monotonic()
         prompt = engine.encode(messages, videos=[path])
-        answer = "".join(engine.answer(prompt, Sampling(max_new_tokens=MAX_NEW_TOKENS)))
+        facts = {"frames": frames, "subtitles": len(lines), "prompt_tokens": len(prompt)}
+        return Asked(prompt, dataclasses.asdict(question) | facts)
+
+    def ask(self, engine: Engine, item: Item, asked: Asked) -> Record:
+        """See Task."""
+        question, start = self.questions[item.key], time.monotonic()
+        answer = "".join(engine.answer(asked.prompt, Sampling(max_new_tokens=MAX_NEW_TOKENS)))
         chosen = chosen_option(answer, question.options)
         return {
-            **dataclasses.asdict(question),
+            **asked.facts,
             "response": answer,
             "chosen": chosen,
             "right": chosen == question.answer,
-            "frames": frames,
-            "subtitles": len(lines),
-            "prompt_tokens": len(prompt),
             "seconds": round(time.monotonic() - start, 3),
         }
 
