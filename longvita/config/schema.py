@@ -210,7 +210,8 @@ class RecomputeConfig(Section):
     """Whether the vision tower's layers are recomputed too."""
     offload: bool = False
     """Whether layer inputs, all that full recomputation keeps, wait for the backward pass outside the device's memory:
-    in the host's, or for the CPU in a file below TMPDIR. Every layer must be recomputed."""
+    in the host's, or for the CPU in a file below TMPDIR, which wins nothing where that lies in memory. Every layer
+    must be recomputed."""
 
 
 class TrainingConfig(Section):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,18 @@ class OutputError(UserError, ValueError):
     """An output folder that holds something else, or cannot be written."""
 
 
-def claim(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Makes the folder this run's. Raises OutputError when it holds answers that were asked for otherwise."""
+def claim(folder: Path, identity: Mapping[str, Any], write: bool = True) -> None:
+    """Makes the folder this run's; with `write` false, another process does, and it is looked at alone.
+
+    Raises OutputError when it holds answers that were asked for otherwise, or cannot be used.
+    """
+    path = folder / RUN_FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / RUN_FILE
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                write_atomically(path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
         if not path.exists():
-            write_atomically(path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
             return
         held = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -44,11 +50,17 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def read_answers(folder: Path) -> dict[str, Record]:
-    """All answers in the folder by key, the last one of each; half a line, left by a kill, is passed over."""
+    """All answers in the folder by key, the last one of each; half a line, left by a kill, is passed over.
+
+    Raises OutputError for a file that was damaged otherwise.
+    """
     records: dict[str, Record] = {}
     for path in sorted(folder.glob(_PATTERN)):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            record = json.loads(line)
+        try:
+            lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{path} is damaged ({error}); mend the line or remove the file") from error
+        for record in lines:
             # A replica that could not read a video may stand before one that could.
             if "error" not in record or record["key"] not in records:
                 records[record["key"]] = record
@@ -56,20 +68,35 @@ def read_answers(folder: Path) -> dict[str, Record]:
 
 
 class AnswerWriter:
-    """Appends the answers of one replica; each is on disk before the next is asked for."""
+    """Appends the answers of one replica; each is on disk before the next is asked for.
+
+    Raises OutputError where that is not possible.
+    """
 
     def __init__(self, folder: Path, replica: int):
-        self._file = (folder / f"answers.{replica}.jsonl").open("ab+")
-        self._file.seek(0)
-        whole = self._file.read().rfind(b"\n") + 1
-        self._file.truncate(whole)
+        self._path = folder / f"answers.{replica}.jsonl"
+        with self._told():
+            self._file = self._path.open("ab+")
+            self._file.seek(0)
+            whole = self._file.read().rfind(b"\n") + 1
+            self._file.truncate(whole)
 
     def add(self, record: Record) -> None:
         """Writes one line."""
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._told():
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Ends the file."""
         self._file.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self._path} cannot be written: {error}; the same command goes on from there"
+            ) from error

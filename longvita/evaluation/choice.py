@@ -6,42 +6,64 @@ import re
 from collections.abc import Sequence
 
 LETTERS = "ABCDEFGHIJ"
-_SAID = r"(?:answer|option|choice)\b\s*(?:is|would be|:|-)?\s*:?[\s*(\[\"']*([{letters}])(?![\w'])"
-_ALONE = r"^\W*([{letters}{small}])\W*$"
-_FIRST = r"^[\s*(\[\"']*([{letters}])[\s*]*[.):\],]"
-_ANYWHERE = r"(?<![\w'])([{letters}])(?![\w'])"
+_OPEN = r"[\s*(\[\"']*"
+_LETTER = r"([{letters}])(?![\w'])"
+_ALONE = r"\W*([{letters}{small}])\W*"
+_FIRST = _OPEN + r"([{letters}])[\s*]*[.):\]]"
+_ANSWER = (
+    r"(?i:\banswer(?:\s+(?:is|would be|should be|must be))?\s*:?\s*(?:option|choice)?)"
+    + _OPEN
+    + r"(?:([{letters}])(?![\w'])|([{small}])(?=\W*$|[.,;)]))"
+)
+_OPTION = r"(?i:\b(?:option|choice)(?:\s+is)?\s*:?)" + _OPEN + _LETTER
+_ANOTHER = r"[\s*)\]\"'.:]*(?:,|/|&|\band\b|\bor\b)" + _OPEN + r"(?i:(?:and|or|option|choice)\s+)*" + _OPEN + _LETTER
+_NEGATED = r"(?i:\b(?:not|isn't|than)\s+(?:the\s+)?(?:answer\s+|option\s+|choice\s+)?)\(?" + _LETTER
+_ARTICLE = r"\bA(?=\s+(?!(?:is|was|are|because|and|or|since|as|seems|looks|would|can|has|matches|fits)\b)[a-z])"
+"""An A before a small word that no sentence about the option A goes on with."""
 
 
 def chosen_option(answer: str, options: Sequence[str]) -> str | None:
     """The letter of the option that `answer` names; None when it names none, or more than one.
 
-    Read in this order: a letter alone ("C", "(c)."); a letter after the word answer, option or choice, the last one if
-    there are several; a letter that the answer begins with ("B. a dog"); the text of one option, and no other's; one
-    single capital letter of the options, where an A in a sentence is no letter.
-    `options` may begin with their letters, as those of Video-MME do.
+    Read in this order: a letter alone ("C", "(c)."); a letter that the answer begins with ("B. a dog"); a letter after
+    "answer" or "answer is", the last one if there are several, since it is the conclusion; a letter after "option" or
+    "choice"; the words of one option, and no other's; one single capital letter. An A before a noun is no letter, and
+    neither is one after "not". `options` may begin with their letters, as those of Video-MME do.
     """
     letters = LETTERS[: len(options)]
-    for pattern in (_ALONE, _SAID, _FIRST):
-        flags = re.IGNORECASE if pattern is _SAID else 0
-        found = re.findall(pattern.format(letters=letters, small=letters.lower()), answer.strip(), flags)
-        found = [letter for letter in found if pattern is not _SAID or letter.isupper()]
-        if found:
-            return found[-1].upper()
+    names = {"letters": letters, "small": letters.lower()}
+
+    def pattern(template: str) -> re.Pattern[str]:
+        return re.compile(template.format(**names) if "{" in template else template)
+
+    text = pattern(_NEGATED).sub("", re.sub(_ARTICLE, "", answer.strip()))
+    if alone := pattern(_ALONE).fullmatch(text):
+        return alone[1].upper()
+    said = pattern(_FIRST).match(text) or next(reversed(list(pattern(_ANSWER).finditer(text))), None)
+    if said:
+        letter = next(filter(None, said.groups())).upper()
+        return None if pattern(_ANOTHER).match(text, said.end()) else letter
+    for named in (set(pattern(_OPTION).findall(text)), _named_in_words(answer, options)):
+        if named:
+            return named.pop() if len(named) == 1 else None
+    capitals = set(pattern(r"(?<![\w'])" + _LETTER).findall(text))
+    return capitals.pop() if len(capitals) == 1 else None
+
+
+def _named_in_words(answer: str, options: Sequence[str]) -> set[str]:
+    """Letters of the options whose words the answer holds, and not merely as a part of a longer option's."""
     said = _plain(answer)
-    texts = {letter: _plain(_without_letter(option, letter)) for letter, option in zip(letters, options, strict=True)}
-    named = {letter for letter, text in texts.items() if text and re.search(rf"\b{re.escape(text)}\b", said)}
-    # "a red car" is in "a red car and a dog" as well: the longer option is meant.
-    named -= {a for a in named for b in named if a != b and texts[a] in texts[b]}
-    if len(named) == 1:
-        return named.pop()
-    alone = set(re.findall(_ANYWHERE.format(letters=letters), answer))
-    if re.search(r"(?<![\w'])A\s+[a-z]", answer):
-        alone.discard("A")
-    return alone.pop() if len(alone) == 1 else None
+    places: dict[str, list[tuple[int, int]]] = {}
+    for letter, option in zip(LETTERS, options, strict=False):
+        words = _plain(re.sub(rf"^\s*\(?{letter}[.):]\s*", "", option))
+        if words:
+            places[letter] = [match.span() for match in re.finditer(rf"\b{re.escape(words)}\b", said)]
 
+    def stands_alone(letter: str, span: tuple[int, int]) -> bool:
+        others = (other for name, spans in places.items() if name != letter for other in spans)
+        return not any(a <= span[0] and span[1] <= b and (a, b) != span for a, b in others)
 
-def _without_letter(option: str, letter: str) -> str:
-    return re.sub(rf"^\s*\(?{letter}[.):]\s*", "", option)
+    return {letter for letter, spans in places.items() if any(stands_alone(letter, span) for span in spans)}
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from longvita.inference.command import process_count, refuse
 from longvita.inference.encoding import PromptEncoder
 from longvita.inference.processes import in_process, is_first_process, open_tokenizer, quieten
 from longvita.inference.settings import OptionError, Options, Settings, resolve
+from longvita.training.manifest import MANIFEST, numbered_root, step_folders
 
 EXIT_INCOMPLETE = 1
 
@@ -56,10 +58,10 @@ def evaluate(model: str, request: Request, options: Options) -> int:
     quieten()
     try:
         settings, replicas = _settings(model, request, options)
-        task = build_task(request)
-        PromptEncoder(settings.config, open_tokenizer(settings.tokenizer))
-        if is_first_process():
-            claim(Path(request.output).expanduser(), {"task": task.name, **task.identity(), **_asked_with(settings)})
+        task, tokenizer = build_task(request), open_tokenizer(settings.tokenizer)
+        task.check(PromptEncoder(settings.config, tokenizer))
+        identity = {"task": task.name, **task.identity(settings.config), **_asked_with(settings)}
+        claim(Path(request.output).expanduser(), identity, write=is_first_process())
     except UserError as error:
         return refuse(error)
     payload = {"settings": settings.payload(), "request": dataclasses.asdict(request)}
@@ -78,10 +80,11 @@ def _settings(model: str, request: Request, options: Options) -> tuple[Settings,
         return resolve(model, options, started), 1
     if replicas is not None and started % replicas:
         raise OptionError(f"{started} processes were started, which do not divide into {replicas} replicas")
-    settings = resolve(model, options, started // replicas if replicas else None)
+    settings = resolve(model, options, None if named else started // (replicas or 1))
     size = replica_size(settings.config)
-    if started % size:
-        raise OptionError(f"{started} processes were started, but the layout takes a multiple of {size}")
+    if started != size * (replicas or started // size):
+        wanted = f"{replicas} replicas of {size}" if replicas else f"replicas of {size}"
+        raise OptionError(f"{started} processes were started, which are not {wanted} (the size of the layout)")
     return settings, started // size
 
 
@@ -105,15 +108,21 @@ def _numbers(name: str, text: str, kind: Any) -> list[Any]:
 
 
 def _asked_with(settings: Settings) -> dict[str, Any]:
-    """What of the settings an answer depends on; the layout is none of it."""
-    config = settings.config
-    return {
-        "model": settings.model,
-        "max_num_frames": config.inference.max_num_frames,
-        "max_fps": config.data.max_fps,
-        "max_seq_len": config.inference.max_seq_len,
-        "precision": settings.precision,
-    }
+    """What of the settings every answer depends on; the layout is none of it."""
+    return {"model": model_identity(settings.model), "precision": settings.precision}
+
+
+def model_identity(model: str) -> str:
+    """Changes with the weights of a model folder or training checkpoint; the id itself of a model on the Hub."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return model
+    root = numbered_root(folder)
+    steps = [] if root is None else [step for step in step_folders(root) if (step / MANIFEST).is_file()]
+    newest = steps[0] if steps else folder
+    files = sorted(path for path in newest.iterdir() if path.is_file())
+    seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{newest.resolve()} {hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest()}"
 
 
 def run_evaluate(payload: dict[str, Any]) -> int:

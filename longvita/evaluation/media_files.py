@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
@@ -48,14 +48,15 @@ class MediaFiles:
         archive, member = self._packed[name]
         # The name alone of what the archive says, so that nothing is written elsewhere.
         target = self.folder / below / PurePosixPath(member).name
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        # One process at a time asks for a video's files, so what an earlier one left half-done is written over.
+        part = target.with_name(f"{target.name}.part")
         try:
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with zipfile.ZipFile(archive) as opened, opened.open(member) as source, part.open("wb") as copy:
                     shutil.copyfileobj(source, copy, 1 << 20)
                 part.replace(target)
-        except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             part.unlink(missing_ok=True)
             raise DataSetError(
                 f"{member} of {archive} cannot be unpacked into {target.parent}: {error}; unpack it there by hand"

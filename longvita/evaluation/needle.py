@@ -10,8 +10,10 @@ The folder holds one film (a video file, or a folder of frames) and the needles:
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import math
 import time
 from array import array
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,7 @@ from longvita.config.schema import Config
 from longvita.data.errors import SampleError
 from longvita.data.media.image import normalise, open_picture, square_tile, to_upright_rgb
 from longvita.data.media.item import MediaSettings, VideoItem
-from longvita.data.media.video import chosen_frames, probe_video
+from longvita.data.media.video import VideoFacts, chosen_frames, list_frames, probe_video
 from longvita.data.sample import parse_turns
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
@@ -36,7 +38,8 @@ from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError
 from longvita.evaluation.needle_picture import draw_grid
 from longvita.evaluation.tables import read_rows
 from longvita.evaluation.task import Asked, Item, Record
-from longvita.inference.limits import LengthError, room_for
+from longvita.inference.encoding import PromptEncoder
+from longvita.inference.limits import LengthError
 from longvita.inference.media_key import MediaKey
 from longvita.inference.prompt import Prompt
 from longvita.inference.sampling import Sampling
@@ -80,7 +83,7 @@ class NeedleInVideo:
             self.facts = probe_video(self.film)
         except SampleError as error:
             raise DataSetError(str(error)) from error
-        frames = len(chosen_frames(self.facts, FILM_FPS, self.lengths[-1]))
+        frames = len(chosen_frames(self.facts, FILM_FPS, seconds_of(self.facts)))
         if frames < self.lengths[-1]:
             raise DataSetError(
                 f"the film {self.film} has {frames} frames at one a second, but {self.lengths[-1]} are asked for; "
@@ -88,9 +91,16 @@ class NeedleInVideo:
             )
         self._film_key = MediaKey(self.film)
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self, config: Config) -> Mapping[str, Any]:
         """See Task."""
-        return {"data": str(self.folder.resolve())}
+        told = "".join(f"{n.question}\n{n.answer}\n{n.picture.size}" for n in self.needles).encode()
+        digest = hashlib.blake2b(told + b"".join(n.picture.tobytes() for n in self.needles), digest_size=8)
+        return {"data": str(self.folder.resolve()), "needles": digest.hexdigest(), "film_frames": self.facts.num_frames}
+
+    def check(self, encoder: PromptEncoder) -> None:
+        """See Task."""
+        for number in range(len(self.needles)):
+            self._encode(self.lengths[-1], self.depths[0], number, encoder.config, encoder.template.tokenizer)
 
     def items(self) -> Sequence[Item]:
         """See Task."""
@@ -106,14 +116,17 @@ class NeedleInVideo:
 
     def encode(self, engine: Engine, item: Item) -> Asked:
         """See Task."""
-        if engine.tokenizer is None:
-            raise DataSetError("a needle is asked for in words; the engine has no tokenizer")
-        length, depth, number = _parse(item.key)
-        prompt = self.prompt(length, depth, number, engine.config, engine.tokenizer)
+        return self._encode(*_parse(item.key), engine.config, engine.encoder.template.tokenizer)
+
+    def _encode(self, length: int, depth: float, number: int, config: Config, tokenizer: LongVITATokenizer) -> Asked:
+        prompt = self.prompt(length, depth, number, config, tokenizer)
         needle = self.needles[number]
-        answer, room = engine.tokenizer.encode_untrusted(needle.answer), room_for(len(prompt), engine.config)
-        if len(answer) > room:
-            raise LengthError(f"the answer to needle {number} has {len(answer)} tokens; --max_seq_len leaves {room}")
+        answer, limit = tokenizer.encode_untrusted(needle.answer), config.inference.max_seq_len
+        if len(prompt) + len(answer) > limit:
+            raise LengthError(
+                f"{length} frames, a needle and its question have {len(prompt)} tokens and the answer {len(answer)}, "
+                f"but --max_seq_len is {limit}; raise it, or ask for shorter --lengths"
+            )
         facts = {"length": length, "depth": depth, "needle": number, "prompt_tokens": len(prompt)}
         return Asked(prompt, facts | {"answer": needle.answer, "answer_tokens": answer})
 
@@ -133,7 +146,7 @@ class NeedleInVideo:
         return {
             **asked.facts,
             "right": said == answer,
-            "response": engine.tokenizer.decode(said) if engine.tokenizer is not None else "",
+            "response": engine.encoder.template.tokenizer.decode(said),
             "seconds": round(time.monotonic() - start, 3),
         }
 
@@ -148,7 +161,7 @@ class NeedleInVideo:
         encoded = template.encode_prompt(turns, [], [length + 1])
         keys: list[Any] = [(self._film_key, frame) for frame in range(length)]
         keys.insert(place, ("needle", number))
-        settings = MediaSettings(config.model.vision.image_size, 1, self.facts.num_frames, FILM_FPS)
+        settings = MediaSettings(config.model.vision.image_size, 1, seconds_of(self.facts), FILM_FPS)
         return Prompt(
             array("i", encoded.input_ids.astype(np.int32).tobytes()),
             encoded.tile_starts.tolist(),
@@ -156,28 +169,36 @@ class NeedleInVideo:
             keys,
         )
 
-    def report(self, records: Mapping[str, Record], folder: Path) -> dict[str, Any]:
+    def score(self, records: Mapping[str, Record]) -> dict[str, Any]:
         """See Task."""
-        cells = {f"{length} {depth:g}": [0, 0] for length in self.lengths for depth in self.depths}
-        for key, record in records.items():
-            cell = cells[key.rpartition(" ")[0]]
-            cell[0] += bool(record.get("right"))
-            cell[1] += 1
-        shares = [[cells[f"{n} {d:g}"][0] / max(cells[f"{n} {d:g}"][1], 1) for n in self.lengths] for d in self.depths]
-        draw_grid(folder / "needle.png", self.lengths, self.depths, shares)
-        right, asked = (sum(cell[place] for cell in cells.values()) for place in (0, 1))
-        by_length = {
-            str(length): {
-                f"{depth:g}": {"right": cells[f"{length} {depth:g}"][0], "asked": cells[f"{length} {depth:g}"][1]}
-                for depth in self.depths
-            }
-            for length in self.lengths
-        }
+        cells = self._cells(records)
+        right, asked = (
+            sum(cell[name] for row in cells.values() for cell in row.values()) for name in ("right", "asked")
+        )
         return {
             "overall": {"right": right, "asked": asked, "accuracy": right / max(asked, 1)},
-            "by_length_and_depth": by_length,
+            "by_length_and_depth": cells,
             "failed": sum("error" in record for record in records.values()),
         }
+
+    def illustrate(self, records: Mapping[str, Record], folder: Path) -> None:
+        """See Task."""
+        answered = self._cells({key: record for key, record in records.items() if "error" not in record})
+        rows = [[by_depth[f"{depth:g}"] for by_depth in answered.values()] for depth in self.depths]
+        # What was never answered stays blank.
+        shares = [[cell["right"] / cell["asked"] if cell["asked"] else math.nan for cell in row] for row in rows]
+        draw_grid(folder / "needle.png", self.lengths, self.depths, shares)
+
+    def _cells(self, records: Mapping[str, Record]) -> dict[str, dict[str, dict[str, int]]]:
+        """Right and asked, by length and depth."""
+        cells = {
+            str(length): {f"{depth:g}": {"right": 0, "asked": 0} for depth in self.depths} for length in self.lengths
+        }
+        for key, record in records.items():
+            length, depth, _ = key.split()
+            cells[length][depth]["right"] += bool(record.get("right"))
+            cells[length][depth]["asked"] += 1
+        return cells
 
 
 class _Tiles:
@@ -211,7 +232,7 @@ def read_needles(folder: Path) -> list[Needle]:
         elif tables:
             rows = read_rows(tables, ("image", "question", "answer"))
         needles = [_needle(folder, row) for row in rows]
-    except (ValueError, KeyError, TypeError, OSError, SampleError) as error:
+    except (ValueError, KeyError, TypeError, OSError, SampleError, Image.DecompressionBombError) as error:
         raise DataSetError(f"the needles of {folder} cannot be read: {type(error).__name__}: {error}") from error
     if not needles:
         raise DataSetError(f'{folder} holds no needles: no needles.jsonl of "image", "question" and "answer"')
@@ -229,12 +250,21 @@ def _needle(folder: Path, row: Mapping[str, Any]) -> Needle:
     return Needle(picture, question, answer)
 
 
+def seconds_of(film: VideoFacts) -> int:
+    """The limit at which a film gives one frame a second from its first to its last, rather than fewer."""
+    return math.ceil(film.num_frames / film.fps)
+
+
 def _find_film(folder: Path) -> Path:
-    films = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
-    films = films or [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    films = [path for path in entries if path.suffix.lower() in VIDEO_SUFFIXES]
+    films = films or [path for path in entries if path.is_dir() and list_frames(path)]
     if len(films) != 1:
         names = ", ".join(path.name for path in films) or "none"
-        raise DataSetError(f"{folder} must hold one film, a video file or a folder of frames; there is {names}")
+        raise DataSetError(
+            f"{folder} must hold one film, a video file or a folder of frames; there is {names} (needles may lie "
+            f"beside needles.jsonl, or in a folder within a folder)"
+        )
     return films[0]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def draw_grid(path: Path, lengths: Sequence[int], depths: Sequence[float], shares: Sequence[Sequence[float]]) -> None:
-    """A coloured grid; `shares` [depths][lengths] from 0 to 1."""
+    """A coloured grid; `shares` [depths][lengths] from 0 to 1, NaN for none."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -21,6 +22,8 @@ def draw_grid(path: Path, lengths: Sequence[int], depths: Sequence[float], share
     axes.set_ylabel("depth of the needle")
     for row, values in enumerate(shares):
         for column, value in enumerate(values):
+            if math.isnan(value):
+                continue
             axes.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=8)
     figure.colorbar(picture, label="found")
     figure.savefig(path, dpi=120)

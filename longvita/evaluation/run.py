@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from longvita.errors import UserError
-from longvita.evaluation.answers import SCORES, AnswerWriter, read_answers
+from longvita.evaluation.answers import SCORES, AnswerWriter, OutputError, read_answers
 from longvita.evaluation.sharing import share_out
 from longvita.evaluation.task import Item, Record, Task
 from longvita.inference.engine import Engine
@@ -37,7 +37,8 @@ def answer_all(engine: Engine, task: Task, folder: Path) -> dict[str, Any] | Non
     share = share_out(items, done, groups.dp_size)[groups.dp_rank]
     leads = groups.vision_rank == 0 and groups.is_first_stage
     writer = AnswerWriter(folder, groups.dp_rank) if leads else None
-    with _progress(task.name, len(items) - len(done), share, groups.dp_size) as step:
+    pending = sum(item.key not in done for item in items)
+    with _progress(task.name, pending, share, groups.dp_size) as step:
         for item in share:
             record = {"key": item.key, **_ask(engine, task, item, leads)}
             if writer is not None:
@@ -50,12 +51,13 @@ def answer_all(engine: Engine, task: Task, folder: Path) -> dict[str, Any] | Non
     if not is_first_process():
         return None
     answers = read_answers(folder)
-    scores = {
-        "task": task.name,
-        **task.identity(),
-        **task.report({item.key: answers[item.key] for item in items}, folder),
-    }
-    write_atomically(folder / SCORES, json.dumps(scores, indent=1) + "\n")
+    records = {item.key: answers[item.key] for item in items}
+    scores = {"task": task.name, **task.identity(engine.config), **task.score(records)}
+    try:
+        write_atomically(folder / SCORES, json.dumps(scores, indent=1) + "\n")
+        task.illustrate(records, folder)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error}; the same command scores what is answered") from error
     return scores
 
 

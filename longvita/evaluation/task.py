@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from longvita.config.schema import Config
 from longvita.inference.prompt import Prompt
 
 if TYPE_CHECKING:
+    from longvita.inference.encoding import PromptEncoder
     from longvita.inference.engine import Engine
 
 Record = dict[str, Any]
@@ -42,8 +44,11 @@ class Task(Protocol):
 
     name: str
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self, config: Config) -> Mapping[str, Any]:
         """What answers depend on beside the model, as JSON: answers of another identity are not mixed with these."""
+
+    def check(self, encoder: PromptEncoder) -> None:
+        """Raises UserError where the settings leave no room for what is asked, before weights are read."""
 
     def items(self) -> Sequence[Item]:
         """Everything that is asked, in the order of the report."""
@@ -60,5 +65,8 @@ class Task(Protocol):
     def ask(self, engine: Engine, item: Item, asked: Asked) -> Record:
         """The answer, on all processes of a replica together. Raises UserError on all of them alike."""
 
-    def report(self, records: Mapping[str, Record], folder: Path) -> dict[str, Any]:
-        """Writes what people look at into `folder`, and returns the scores; `records` by key, one for each item."""
+    def score(self, records: Mapping[str, Record]) -> dict[str, Any]:
+        """The scores; `records` by key, one for each item. "overall" and "failed" are among them."""
+
+    def illustrate(self, records: Mapping[str, Record], folder: Path) -> None:
+        """Writes what people look at into the folder."""

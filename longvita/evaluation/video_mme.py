@@ -1,9 +1,10 @@
 """Video-MME (arXiv 2405.21075): multiple-choice questions on videos of eleven seconds to an hour, as downloaded.
 
 The folder holds `videomme/*.parquet` with the questions, the videos and subtitles by the column videoID, unpacked or in
-the .zip files that they come in. The prompts are the benchmark's own. Subtitles are those on screen at the frames that
-the model sees. The headline score is right answers over all questions; a question whose video cannot be used counts as
-wrong, and is counted beside.
+the .zip files that they come in. The prompts are the benchmark's own. A video gives as many frames as fit beside its
+longest question, at most inference.max_num_frames; subtitles are those on screen at the frames that the model sees. The
+headline score is right answers over all questions; a question whose video cannot be used counts as wrong, and is
+counted beside.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longvita.config.schema import Config
 from longvita.data.errors import SampleError
 from longvita.data.media.video import chosen_frames, probe_video
+from longvita.data.sample import Turn
 from longvita.evaluation.choice import LETTERS, chosen_option
 from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError, MediaFiles
 from longvita.evaluation.subtitles import read_srt, texts_at
 from longvita.evaluation.tables import read_rows
 from longvita.evaluation.task import Asked, Item, Record
 from longvita.evaluation.wrong_answers import write_wrong_answers
-from longvita.inference.encoding import PromptError
+from longvita.inference.encoding import PromptEncoder, PromptError
+from longvita.inference.limits import LengthError
 from longvita.inference.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -75,9 +79,21 @@ class VideoMME:
         if subtitles and not any(name in self._subtitles for name in names):
             raise DataSetError(f"{folder} holds no subtitles (.srt) of these videos; ask without --subtitles")
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self, config: Config) -> Mapping[str, Any]:
         """See Task."""
-        return {"data": str(self.folder.resolve()), "subtitles": self.subtitles}
+        return {
+            "data": str(self.folder.resolve()),
+            "subtitles": self.subtitles,
+            "max_num_frames": config.inference.max_num_frames,
+            "max_fps": config.data.max_fps,
+            "max_seq_len": config.inference.max_seq_len,
+        }
+
+    def check(self, encoder: PromptEncoder) -> None:
+        """See Task."""
+        asked = list(self.questions.values())
+        if self._frames_that_fit(asked, [], encoder) < 1:
+            raise self._no_room(asked, encoder)
 
     def items(self) -> Sequence[Item]:
         """See Task."""
@@ -92,11 +108,11 @@ class VideoMME:
 
     def encode(self, engine: Engine, item: Item) -> Asked:
         """See Task."""
-        question = self.questions[item.key]
+        question, encoder = self.questions[item.key], engine.encoder
         path = self._videos.path(question.video, "video")
-        frames, lines = self._shown(question, path, engine)
+        frames, lines = self._shown(question.video, path, encoder)
         messages = [{"role": "user", "content": "<video>\n" + prompt_text(question, lines)}]
-        prompt = engine.encode(messages, videos=[path])
+        prompt = encoder.encode(messages, videos=[path], max_num_frames=len(frames))
         facts = {"frames": frames, "subtitles": len(lines), "prompt_tokens": len(prompt)}
         return Asked(prompt, dataclasses.asdict(question) | facts)
 
@@ -113,25 +129,65 @@ class VideoMME:
             "seconds": round(time.monotonic() - start, 3),
         }
 
-    def _shown(self, question: Question, path: Path, engine: Engine) -> tuple[list[int], list[str]]:
-        """Indices of the frames that the model sees of a video, and the subtitles at them."""
-        config = engine.config
+    def _shown(self, video: str, path: Path, encoder: PromptEncoder) -> tuple[list[int], list[str]]:
+        """Indices of the frames that the model sees of a video, and the subtitles at them.
+
+        They are the same for all its questions, so that their prompts begin alike: as many as fit beside the longest.
+        """
+        config = encoder.config
+        asked = [question for question in self.questions.values() if question.video == video]
         try:
             facts = probe_video(path)
-        except SampleError as error:
+            subtitles = []
+            if self.subtitles and video in self._subtitles:
+                subtitles = read_srt(self._subtitles.path(video, "subtitle"))
+        except (SampleError, OSError) as error:
             raise PromptError(str(error)) from error
-        frames = chosen_frames(facts, config.data.max_fps, config.inference.max_num_frames)
-        if not self.subtitles or question.video not in self._subtitles:
-            return frames, []
-        subtitles = read_srt(self._subtitles.path(question.video, "subtitle"))
-        return frames, texts_at(subtitles, [frame / facts.fps for frame in frames])
 
-    def report(self, records: Mapping[str, Record], folder: Path) -> dict[str, Any]:
+        def shown(limit: int) -> tuple[list[int], list[str]]:
+            frames = chosen_frames(facts, config.data.max_fps, limit)
+            return frames, texts_at(subtitles, [frame / facts.fps for frame in frames])
+
+        def fits(limit: int) -> bool:
+            frames, lines = shown(limit)
+            return len(frames) <= self._frames_that_fit(asked, lines, encoder)
+
+        # Fewer frames show fewer subtitles, so the largest limit that fits is looked for.
+        least, most = 0, config.inference.max_num_frames
+        while least < most:
+            middle = (least + most + 1) // 2
+            least, most = (middle, most) if fits(middle) else (least, middle - 1)
+        if least == 0:
+            raise self._no_room(asked, encoder)
+        return shown(least)
+
+    @staticmethod
+    def _frames_that_fit(questions: Sequence[Question], lines: Sequence[str], encoder: PromptEncoder) -> int:
+        """Frames for which there is room beside the longest of some questions; below 1 if there is none."""
+        template = encoder.template
+        text = max(template.text_length((Turn("user", prompt_text(question, lines)),)) for question in questions)
+        opening = len(template.encode_prompt([Turn("user", "?")], [], []).input_ids)
+        room = encoder.config.inference.max_seq_len - text - opening - MAX_NEW_TOKENS
+        return room // template.tokens_per_frame
+
+    @staticmethod
+    def _no_room(questions: Sequence[Question], encoder: PromptEncoder) -> LengthError:
+        return LengthError(
+            f"--max_seq_len {encoder.config.inference.max_seq_len} leaves no room for a frame of "
+            f"{encoder.template.tokens_per_frame} tokens beside the questions about {questions[0].video}; raise it"
+        )
+
+    def score(self, records: Mapping[str, Record]) -> dict[str, Any]:
         """See Task."""
-        asked = [{**dataclasses.asdict(q), **records[key]} for key, q in self.questions.items()]
-        wrong = [record for record in asked if not record.get("right")]
+        return score(self._described(records))
+
+    def illustrate(self, records: Mapping[str, Record], folder: Path) -> None:
+        """See Task."""
+        wrong = [record for record in self._described(records) if not record.get("right")]
         write_wrong_answers(folder / "wrong.html", wrong, lambda name: self._videos.path(name, "video"))
-        return score(asked)
+
+    def _described(self, records: Mapping[str, Record]) -> list[Record]:
+        return [{**dataclasses.asdict(question), **records[key]} for key, question in self.questions.items()]
 
 
 def read_questions(folder: Path) -> list[Question]:

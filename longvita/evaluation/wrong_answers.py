@@ -9,6 +9,7 @@ from pathlib import Path
 from longvita.data.errors import SampleError
 from longvita.data.media.video import read_frames
 from longvita.errors import UserError
+from longvita.evaluation.choice import LETTERS
 from longvita.evaluation.task import Record
 from longvita.pages import as_data_url, write_page
 
@@ -30,7 +31,7 @@ def write_wrong_answers(path: Path, records: Sequence[Record], video_of: Callabl
 
 def _article(record: Record, video_of: Callable[[str], Path]) -> str:
     title = f"{record['question_id']} · {record['video']} · {record['duration']} · {record['task_type']}"
-    options = "".join(_option(text, record) for text in record["options"])
+    options = "".join(_option(*option, record) for option in zip(LETTERS, record["options"], strict=False))
     said = f"failed: {record['error']}" if "error" in record else f"said: {record['response'].strip() or '(nothing)'}"
     return (
         f"<article><p><small>{html.escape(title)}</small><br>{html.escape(record['question'])}</p>"
@@ -38,8 +39,7 @@ def _article(record: Record, video_of: Callable[[str], Path]) -> str:
     )
 
 
-def _option(text: str, record: Record) -> str:
-    letter = text.strip()[:1]
+def _option(letter: str, text: str, record: Record) -> str:
     mark = "right" if letter == record["answer"] else "wrong" if letter == record.get("chosen") else ""
     return f"<li class='{mark}'>{html.escape(text)}</li>"
 

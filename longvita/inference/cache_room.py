@@ -11,10 +11,13 @@ import torch.distributed as dist
 from longvita.config.checks import frames_that_fit, layers_per_stage, local_query_groups
 from longvita.config.schema import Config
 from longvita.data.sample import TILE_MARKERS
+from longvita.inference import kv_cache
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt import Prompt
 from longvita.parallel.groups import ParallelGroups
 
+KEEPING_SHARE = 0.5
+"""Most of the memory that a document may take while others are kept."""
 _ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 
 
@@ -32,19 +35,23 @@ def check_cache(
 ) -> int:
     """How many of the documents kept have to go, so that an answer of `new_tokens` tokens finds room; the fewest.
 
-    `room`: see Documents.room. A collective over the replica. Where dropping all of them is not enough, it raises
-    LengthError on every rank, with the bytes needed and there on the rank that has least, and the context-parallel size
-    and the number of frames that would fit.
+    `room`: see Documents.room. Documents are kept only where a part of the memory stays free for the work itself. A
+    collective over the replica. Where dropping all of them is not enough, it raises LengthError on every rank, with the
+    bytes needed and there on the rank that has least, and the context-parallel size and the number of frames that would
+    fit.
     """
     free = torch.tensor(list(room), dtype=torch.int64, device=platform.device) + platform.memory()["free"]
     for group in (groups.tp_cp, groups.pp):
         if group.size() > 1:
             dist.all_reduce(free, op=dist.ReduceOp.MIN, group=group)
     each, tokens = bytes_per_token(config), len(prompt) + new_tokens
-    needed = -(-tokens // groups.cp_size) * each
-    for dropped, there in enumerate(free.tolist()):
-        if needed <= there:
+    needed = -(-tokens // (groups.cp_size * kv_cache.PAGE_ROWS)) * kv_cache.PAGE_ROWS * each
+    *keeping, there = free.tolist()
+    for dropped, room_then in enumerate(keeping):
+        if needed <= KEEPING_SHARE * room_then:
             return dropped
+    if needed <= there:
+        return len(keeping)
     advice = [f"layout.context_parallel {-(-tokens * each // there)}"] if there >= each else []
     per_tile = config.model.tokens_per_tile
     text = tokens - len(prompt.tile_starts) * (per_tile + TILE_MARKERS)

@@ -74,10 +74,8 @@ def _check_page(path: str | None) -> None:
     page = Path(path).expanduser()
     if page.suffix != ".html" or page.is_dir():
         raise PromptError(f"--show-frames {path} is not the name of an .html file")
-    if not os.access(page.parent, os.W_OK):
-        raise PromptError(
-            f"--show-frames {path}: there is no folder {page.parent} that can be written to; make it first"
-        )
+    if not (page.parent.is_dir() and os.access(page if page.exists() else page.parent, os.W_OK)):
+        raise PromptError(f"--show-frames {path}: there is no folder {page.parent} that it can be written to")
 
 
 def refuse(error: UserError) -> int:

@@ -41,6 +41,8 @@ class Documents:
         self.most, self.max_length, self.shares, self.tokens_per_tile = most, max_length, shares, tokens_per_tile
         self._kept: list[Document] = []
         """The last one used is the last."""
+        self._continued: Document | None = None
+        """The one that the current document takes the place of."""
 
     @property
     def current(self) -> Document | None:
@@ -55,20 +57,21 @@ class Documents:
         """A document for a prompt, with what is cached already of the tokens that it begins with, but for its last.
 
         A document that the prompt goes on from is continued itself. One that it leaves half-way stays beside the new
-        one, which shares its pages up to there.
+        one, which shares its pages up to there. `settle` or `give_up` must follow.
         """
         shared = [self._shared(document, prompt) for document in self._kept]
+        self._continued = None
         best = max(range(len(shared)), key=lambda place: (shared[place], place), default=None)
         grown = dataclasses.replace(prompt, input_ids=array("i", prompt.input_ids))
         if best is None or shared[best] == 0:
             document = Document(grown, KVCache(self.max_length, self.shares))
         elif shared[best] == self._kept[best].cache.length:
-            document = Document(grown, self._kept.pop(best).cache)
+            self._continued = self._kept.pop(best)
+            document = Document(grown, self._continued.cache)
         else:
             self._kept.append(self._kept.pop(best))
             document = Document(grown, self._kept[-1].cache.fork(shared[best]))
         self._kept.append(document)
-        del self._kept[: -self.most]
         return document
 
     def room(self) -> list[int]:
@@ -80,9 +83,16 @@ class Documents:
         own, every = allocated_bytes(caches[-1:]), allocated_bytes(caches)
         return [every - allocated_bytes(caches[dropped:]) + own for dropped in range(len(caches))]
 
-    def drop(self, count: int) -> None:
-        """Forgets the `count` documents that were not used for longest."""
-        del self._kept[:count]
+    def settle(self, dropped: int) -> None:
+        """Forgets the `dropped` documents that were not used for longest, and those beyond the most."""
+        del self._kept[: max(dropped, len(self._kept) - self.most)]
+
+    def give_up(self) -> None:
+        """Takes back what `begin` did, but that a document which was continued counts as used."""
+        if self._continued is None:
+            self._kept.pop()
+        else:
+            self._kept[-1] = self._continued
 
     def _shared(self, document: Document, prompt: Prompt) -> int:
         limit = min(len(prompt) - 1, document.cache.length)

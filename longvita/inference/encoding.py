@@ -75,20 +75,28 @@ class PromptEncoder:
         self.settings = dataclasses.replace(media_settings(config), max_num_frames=config.inference.max_num_frames)
 
     def encode(
-        self, messages: Sequence[Any], images: Sequence[Source] = (), videos: Sequence[str | os.PathLike] = ()
+        self,
+        messages: Sequence[Any],
+        images: Sequence[Source] = (),
+        videos: Sequence[str | os.PathLike] = (),
+        max_num_frames: int | None = None,
     ) -> Prompt:
         """The prompt of {"role", "content"} messages with a mark for each picture and video.
 
-        Raises PromptError for media or messages that cannot be used and LengthError for a prompt that leaves no room
-        for an answer, naming the number of frames that does. No picture and no frame is decoded.
+        max_num_frames: most frames of a video, where it is not inference.max_num_frames. No picture and no frame is
+        decoded. Raises PromptError for media or messages that cannot be used and LengthError for a prompt that leaves
+        no room for an answer, naming the number of frames that does.
         """
+        settings = self.settings
+        if max_num_frames is not None:
+            settings = dataclasses.replace(settings, max_num_frames=max_num_frames)
         try:
-            encoded = data_prompt.encode_prompt(messages, images, videos, self.template, self.settings)
+            encoded = data_prompt.encode_prompt(messages, images, videos, self.template, settings)
         except SampleError as error:
             raise PromptError(str(error)) from error
         lengths = [item.facts for item in encoded.items if isinstance(item.facts, VideoFacts)]
         check_prompt_length(len(encoded.input_ids), self.config, lengths)
-        keys = [key for item in encoded.items for key in tile_keys(item, self.settings)]
+        keys = [key for item in encoded.items for key in tile_keys(item, settings)]
         # A list would take several times the memory of the ids, and a long prompt has a million.
         ids = array("i", encoded.input_ids.numpy().astype(np.int32).tobytes())
         return Prompt(ids, encoded.tile_starts.tolist(), MediaTiles(encoded), keys)

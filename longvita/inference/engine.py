@@ -14,10 +14,10 @@ from longvita.data.tokenizer import LongVITATokenizer
 from longvita.inference.cache_room import check_cache
 from longvita.inference.decode import decode
 from longvita.inference.detokenizer import StreamingDetokenizer
-from longvita.inference.documents import Documents
+from longvita.inference.documents import Document, Documents
 from longvita.inference.encoding import PromptEncoder
 from longvita.inference.frame_watch import FrameWatch
-from longvita.inference.limits import check_max_seq_len, room_for
+from longvita.inference.limits import LengthError, check_max_seq_len, room_for
 from longvita.inference.prefill import prefill
 from longvita.inference.prompt import Prompt, TensorTiles
 from longvita.inference.sampling import Sampler, Sampling
@@ -65,9 +65,14 @@ class Engine:
         self, messages: Sequence[Any], images: Sequence[Source] = (), videos: Sequence[str | os.PathLike] = ()
     ) -> Prompt:
         """The prompt of {"role", "content"} messages; see PromptEncoder.encode for what it raises."""
+        return self.encoder.encode(messages, images, videos)
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """What makes prompts for this model. Raises ValueError for an engine without a tokenizer."""
         if self._encoder is None:
             raise ValueError("the engine was built without a tokenizer and takes tokens only")
-        return self._encoder.encode(messages, images, videos)
+        return self._encoder
 
     def generate(
         self,
@@ -135,10 +140,8 @@ class Engine:
         last, attend to. The consumers on all ranks must take equally many tokens.
         """
         limit = min(sampling.max_new_tokens, room_for(len(prompt), self.config))
-        document = self.documents.begin(prompt)
+        document = self._begin(prompt, limit)
         try:
-            room = self.documents.room()
-            self.documents.drop(check_cache(prompt, limit, room, self.config, self.groups, self.platform))
             cache, chunk_size = document.cache, self.config.inference.prefill_chunk_size
             tokens_per_tile = self.config.model.tokens_per_tile
             logits = prefill(self.stage, cache, prompt, tokens_per_tile, chunk_size, progress, watch)
@@ -147,6 +150,18 @@ class Engine:
                 yield token
         finally:
             document.cache.watch = None
+
+    def _begin(self, prompt: Prompt, new_tokens: int) -> Document:
+        """The document of a prompt, for which there is room. Raises LengthError where there is none."""
+        document = self.documents.begin(prompt)
+        try:
+            room = self.documents.room()
+            dropped = check_cache(prompt, new_tokens, room, self.config, self.groups, self.platform)
+        except LengthError:
+            self.documents.give_up()
+            raise
+        self.documents.settle(dropped)
+        return document
 
     def attended(self, prompt: Prompt, watch: FrameWatch) -> Tensor:
         """The share [n] of attention that each tile of the prompt got, once its answer has come; on every rank.

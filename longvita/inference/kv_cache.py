@@ -55,6 +55,8 @@ class KVCache:
         self._positions = array("q")
         self._pages: dict[int, list[Tensor]] = {}
         """Of each layer, [2, groups, PAGE_ROWS, d]."""
+        self._ends: dict[int, int] = {}
+        """Rows of each layer that were written."""
 
     def past(self, layer_number: int) -> Blocks:
         """The cached keys and values of a layer, page by page."""
@@ -66,6 +68,7 @@ class KVCache:
     def append(self, layer_number: int, key: Tensor, value: Tensor) -> None:
         """Writes a chunk's keys and values [t, groups, d] behind the `rows` cached ones of a layer."""
         pages = self._pages.setdefault(layer_number, [])
+        self._ends[layer_number] = self.rows + len(key)
         done = 0
         while done < len(key):
             page, first = divmod(self.rows + done, PAGE_ROWS)
@@ -83,7 +86,7 @@ class KVCache:
         the number of rows then.
         """
         rows = tokens if positions is None else len(positions)
-        short = [layer for layer, pages in self._pages.items() if len(pages) * PAGE_ROWS < self.rows + rows]
+        short = [layer for layer, end in self._ends.items() if end < self.rows + rows]
         if tokens < 0 or short:
             raise ValueError(f"cannot advance the KV cache by {tokens} tokens: layers {short} hold fewer")
         if self.length + tokens > self.max_length:
@@ -108,6 +111,7 @@ class KVCache:
         other._positions = self._positions[: other.rows]
         full, rest = divmod(other.rows, PAGE_ROWS)
         for layer, pages in self._pages.items():
+            other._ends[layer] = other.rows
             other._pages[layer] = pages[:full]
             if rest:
                 last = pages[full].new_empty(pages[full].shape)

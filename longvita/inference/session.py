@@ -20,12 +20,12 @@ from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
 
 CONTROL_TIMEOUT = datetime.timedelta(days=365)
-"""How long processes wait for the one that a person types into."""
+"""How long processes wait for one that a person types into, or for other replicas."""
 
 
 @contextlib.contextmanager
 def open_engine(settings: Settings) -> Iterator[Engine]:
-    """The engine of this process, in a world of one model replica; the process groups end with the block.
+    """The engine of this process, in a world of one model replica or several; the process groups end with the block.
 
     Raises CheckpointError on every rank when the weights cannot be read.
     """

@@ -18,11 +18,15 @@ _T = TypeVar("_T")
 
 class SpillFile:
     """A file without a name in the folder for temporary files (TMPDIR), written and read by one thread in the order of
-    the calls, while the process computes. It is as large as the most that it ever held at once.
+    the calls, while the process computes. Places are used again by tensors of the same size. Where that folder lies in
+    memory (tmpfs), nothing is won.
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="longvita-", buffering=0)  # noqa: SIM115 - open as long as the process
+        try:
+            self._file = tempfile.TemporaryFile(prefix="longvita-", buffering=0)  # noqa: SIM115 - open with the process
+        except OSError as error:
+            raise _no_room(error) from error
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spill")
         self._end = 0
         self._free: defaultdict[int, list[int]] = defaultdict(list)
@@ -98,10 +102,14 @@ def _result(future: Future[_T]) -> _T:
     try:
         return future.result()
     except OSError as error:
-        raise PlatformError(
-            f"layer inputs cannot be put away in {tempfile.gettempdir()}: {error}; set TMPDIR to a folder with room, "
-            f"or training.recompute.offload to false"
-        ) from error
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> PlatformError:
+    return PlatformError(
+        f"layer inputs cannot be put away below TMPDIR: {error}; set it to a folder with room, or "
+        f"training.recompute.offload to false"
+    )
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -80,7 +80,10 @@ def _sit(exams: list[tuple[Exam, Config]], platform: Any) -> None:
         if exam.needles is not None:
             engine = Engine(models, config, load_tokenizer(config.data.tokenizer), groups, platform)
             exam.result.parent.mkdir(exist_ok=True)
-            answer_all(engine, NeedleInVideo(exam.needles, NEEDLE_LENGTHS, DEPTHS), exam.result.parent)
+            scores = answer_all(engine, NeedleInVideo(exam.needles, NEEDLE_LENGTHS, DEPTHS), exam.result.parent)
+            if scores is not None and scores["failed"]:
+                exam.result.unlink()
+                raise RuntimeError(f"{scores['failed']} needles could not be asked for; see {exam.result.parent}")
         else:
             counts = {source: count_right(models[0], config, groups, source) for source in config.data.validation}
             if dist.get_rank() == 0:

@@ -17,10 +17,11 @@ from longvita.checkpoint.hf import read_weights
 from longvita.checkpoint.hf_config import model_config_from_folder
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
+from longvita.inference import kv_cache
 from longvita.inference.cache_room import bytes_per_token
 from longvita.inference.engine import Engine
 from longvita.inference.frame_watch import FrameWatch
-from longvita.inference.kv_cache import PAGE_ROWS, KVCache, allocated_bytes
+from longvita.inference.kv_cache import KVCache, allocated_bytes
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt import Prompt, TensorTiles, plan_chunks
 from longvita.inference.sampling import Sampling
@@ -43,6 +44,7 @@ LAYOUTS = {
     "pp2_cp2": {"pipeline_parallel": 2, "context_parallel": 2},
 }
 CHUNK_SIZES = (1, 7, 32, 8192)
+PAGE = 8
 GREEDY_TOKENS = json.loads((GOLDEN / "golden.json").read_text())["greedy_tokens"]
 
 
@@ -203,10 +205,11 @@ def too_large_a_cache(engine: Engine) -> dict[str, Any]:
     """Bytes of a cached token as counted and as allocated; the refusal where 60 tokens a rank fit; what was cached."""
     prompt, _ = golden_prompt()
     engine.reset()
-    list(engine.stream(prompt, Sampling(max_new_tokens=2)))
+    # Few enough tokens for one page of each rank.
+    list(engine.stream(Prompt([5] * 5, [], prompt.tiles, []), Sampling(max_new_tokens=2)))
     result: dict[str, Any] = {
         "each": bytes_per_token(engine.config),
-        "allocated": allocated_bytes([engine.documents.current.cache]) / PAGE_ROWS,
+        "allocated": allocated_bytes([engine.documents.current.cache]) / PAGE,
     }
     engine.reset()
     real = engine.platform
@@ -218,12 +221,14 @@ def too_large_a_cache(engine: Engine) -> dict[str, Any]:
         engine.platform = real
     return result | {
         "message": str(caught.value),
-        "cached": engine.documents.current.cache.length,
+        "kept": engine.documents.current,
         "tokens": len(prompt) + 400,
     }
 
 
 def every_result(rank: int, world: int, layout: dict[str, Any]) -> dict[str, Any]:
+    # Documents of 78 tokens then have full pages, which they share.
+    kv_cache.PAGE_ROWS = PAGE
     engine = golden_engine(layout)
     result = {
         "greedy": greedy_tokens_by_chunk_size(engine),
@@ -313,7 +318,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_prefill(results: list[dict[
     assert max(refusal["allocated"] for refusal in refusals) == refusals[0]["each"]
     assert len({refusal["message"] for refusal in refusals}) == 1
     first = refusals[0]
-    assert first["cached"] == 0
+    assert first["kept"] is None
     assert f"the keys and values of {first['tokens']} tokens need" in first["message"]
     assert f"layout.context_parallel {math.ceil(first['tokens'] / 60)}" in first["message"]
     assert "--max_num_frame" not in first["message"], "no number of frames helps: the answer alone is too long"

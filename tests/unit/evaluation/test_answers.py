@@ -42,3 +42,19 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="choose another with --output"):
         claim(tmp_path / "file", {})
+
+
+def test_a_process_that_does_not_write_only_looks(tmp_path):
+    claim(tmp_path / "out", {"model": "m"}, write=False)
+    assert not (tmp_path / "out").exists()
+    claim(tmp_path / "out", {"model": "m"})
+    with pytest.raises(OutputError, match="model 'm' there and 'other' here"):
+        claim(tmp_path / "out", {"model": "other"}, write=False)
+
+
+def test_damage_and_a_folder_that_cannot_be_written_are_told(tmp_path):
+    (tmp_path / "answers.0.jsonl").write_text("no JSON\n")
+    with pytest.raises(OutputError, match=r"answers\.0\.jsonl is damaged"):
+        read_answers(tmp_path)
+    with pytest.raises(OutputError, match="cannot be written"):
+        AnswerWriter(tmp_path / "nowhere", 0)

@@ -25,7 +25,22 @@ OPTIONS = ("A. A red car", "B. A red car and a dog", "C. Nobody.", "D. In 1984")
         ("It happened in 1984", "D"),
         ("A man opens door D", "D"),
         ("I am sure that it is B", "B"),
+        ("A is correct", "A"),
+        ("It is A because of the car", "A"),
+        ("The answer is d.", "D"),
+        ("B. Option A shows a dog", "B"),
+        ("The answer is B. Option A is wrong", "B"),
+        ("The answer is C, not option A", "C"),
+        ("The answer is A red car", "A"),
         ("either B or C", None),
+        ("A and B", None),
+        ("A or B", None),
+        ("A, B and D are correct", None),
+        ("(A) and (B)", None),
+        ("C) or D)", None),
+        ("The answer is A or B", None),
+        ("Option A or option B", None),
+        ("It is not B", None),
         ("A man opens the door", None),
         ("E", None),
         ("I cannot tell.", None),
@@ -36,6 +51,13 @@ OPTIONS = ("A. A red car", "B. A red car and a dog", "C. Nobody.", "D. In 1984")
 )
 def test_what_an_answer_means(answer, letter):
     assert chosen_option(answer, OPTIONS) == letter
+
+
+def test_words_within_other_words_are_no_option():
+    options = ["A. cart", "B. art", "C. man", "D. woman"]
+    assert chosen_option("a man and a woman", options) is None
+    assert chosen_option("a woman", options) == "D"
+    assert chosen_option("cart", options) == "A"
 
 
 def test_options_without_letters_and_more_than_four():

@@ -1,3 +1,4 @@
+import random
 import zipfile
 
 import pytest
@@ -31,12 +32,18 @@ def test_broken_archives_are_told(tmp_path):
         MediaFiles(tmp_path, (".mp4",))
 
 
-def test_a_damaged_member_leaves_nothing_behind(tmp_path):
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("one.mp4", b"0123456789" * 10)
-    data = path.read_bytes()
-    path.write_bytes(data.replace(b"0123456789", b"9876543210", 1))
-    with pytest.raises(DataSetError, match="cannot be unpacked"):
-        MediaFiles(tmp_path, (".mp4",)).path("one", "video")
-    assert list((tmp_path / "video").iterdir()) == []
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_leaves_nothing_behind(tmp_path, compression):
+    content = random.Random(1).randbytes(2000) + bytes(2000)
+    for place in range(60, 1500, 240):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        with zipfile.ZipFile(folder / "a.zip", "w", compression) as archive:
+            archive.writestr("one.mp4", content)
+        data = bytearray((folder / "a.zip").read_bytes())
+        data[place] ^= 0xFF
+        data[place + 1] ^= 0xFF
+        (folder / "a.zip").write_bytes(data)
+        with pytest.raises(DataSetError, match="cannot be unpacked"):
+            MediaFiles(folder, (".mp4",)).path("one", "video")
+        assert list((folder / "video").iterdir()) == []

@@ -1,5 +1,6 @@
 import io
 import json
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -8,9 +9,11 @@ from PIL import Image
 from pyarrow import parquet
 
 from longvita.data.media.image import IMAGE_MEAN, IMAGE_STD
+from longvita.data.media.video import VideoFacts, chosen_frames
 from longvita.data.tokenizer import load_tokenizer
 from longvita.evaluation.media_files import DataSetError
-from longvita.evaluation.needle import DEPTHS, LENGTHS, NeedleInVideo, read_needles
+from longvita.evaluation.needle import DEPTHS, LENGTHS, NeedleInVideo, read_needles, seconds_of
+from longvita.inference.limits import LengthError
 from longvita.inference.prompt import common_prefix
 from longvita.quickstart.tokenizer import train_tokenizer
 from tests.tiny import tiny_config
@@ -99,12 +102,36 @@ def test_what_is_refused(folder, tmp_path):
         read_needles(folder)
 
 
+def test_lengths_that_do_not_fit_are_refused_at_once(folder, tokenizer):
+    encoder = types.SimpleNamespace(
+        config=tiny_config(inference={"max_seq_len": 60}), template=types.SimpleNamespace(tokenizer=tokenizer)
+    )
+    NeedleInVideo(folder, [4], [0.5]).check(encoder)
+    with pytest.raises(LengthError, match=r"12 frames, a needle .* but --max_seq_len is 60; raise it, or .* --lengths"):
+        NeedleInVideo(folder, [4, 12], [0.5]).check(encoder)
+
+
+def test_a_slow_film_repeats_its_frames(folder):
+    facts = VideoFacts(30, 0.5)
+    assert chosen_frames(facts, 1.0, seconds_of(facts)) == [second // 2 for second in range(60)]
+    facts = VideoFacts(250, 25.0)
+    assert chosen_frames(facts, 1.0, seconds_of(facts)) == list(range(0, 250, 25))
+
+
+def test_other_needles_are_another_run(folder):
+    first = NeedleInVideo(folder, [4], [0.5]).identity(tiny_config())
+    assert NeedleInVideo(folder, [5], [0.0]).identity(tiny_config()) == first
+    Image.new("RGB", (28, 28), "blue").save(folder / "needle0.png")
+    assert NeedleInVideo(folder, [4], [0.5]).identity(tiny_config()) != first
+
+
 def test_the_report_counts_cells(folder):
     task = NeedleInVideo(folder, [4, 8], [0.0, 1.0])
     assert [item.key for item in task.items()][:3] == ["4 0 0", "4 0 1", "4 1 0"]
     records = {item.key: {"right": item.key in ("4 0 0", "4 0 1", "8 1 1")} for item in task.items()}
     records["8 0 0"] = {"error": "x"}
-    scores = task.report(records, folder)
+    scores = task.score(records)
+    task.illustrate(records, folder)
     assert scores["overall"] == {"right": 3, "asked": 8, "accuracy": 0.375}
     assert scores["by_length_and_depth"] == {
         "4": {"0": {"right": 2, "asked": 2}, "1": {"right": 0, "asked": 2}},

@@ -1,9 +1,15 @@
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
+from longvita.data.tokenizer import load_tokenizer
 from longvita.evaluation.media_files import DataSetError
 from longvita.evaluation.video_mme import VideoMME, prompt_text, read_questions, score
+from longvita.inference.encoding import PromptEncoder
+from longvita.inference.limits import LengthError
+from longvita.quickstart.tokenizer import train_tokenizer
+from tests.tiny import tiny_config
 
 ROW = {
     "video_id": "001",
@@ -92,3 +98,37 @@ def test_scores_count_failures_as_wrong():
         "long": {"right": 0, "asked": 2, "accuracy": 0.0},
     }
     assert (scores["failed"], scores["unclear"]) == (1, 1)
+
+
+def test_a_video_gives_as_many_frames_as_fit_beside_its_longest_question(write, tmp_path):
+    """Frames of 3 tokens, one a second; a subtitle at each."""
+    folder = write({}, {"question_id": "001-2", "question": "Why? " * 20})
+    (folder / "abc").mkdir()
+    for number in range(100):
+        Image.new("RGB", (8, 8)).save(folder / "abc" / f"{number}.png")
+    times = [f"00:{n // 60:02d}:{n % 60:02d}" for n in range(100)]
+    (folder / "abc.srt").write_text("\n".join(f"{n}\n{t},000 --> {t},500\nw{n}\n" for n, t in enumerate(times)))
+    (folder / "abc.mp4").write_bytes(b"")
+    train_tokenizer([prompt_text(question, []) for question in read_questions(folder)], tmp_path / "t" / "tokenizer")
+    tokenizer = load_tokenizer(str(tmp_path / "t" / "tokenizer"))
+    model = {"language": {"vocab_size": 2 * tokenizer.vocab_size, "max_position_embeddings": 10_000}}
+    for subtitles, limits in ((False, (300, 400, 10_000)), (True, (350, 450, 10_000))):
+        task = VideoMME(folder, subtitles)
+        for limit in limits:
+            config = tiny_config(model=model, inference={"max_seq_len": limit, "max_num_frames": 90})
+            encoder = PromptEncoder(config, tokenizer)
+            frames, texts = task._shown("abc", folder / "abc", encoder)
+            assert len(frames) == 90 if limit == 10_000 else 1 < len(frames) < 90
+            assert len(texts) == (len(frames) if subtitles else 0)
+            lengths = []
+            for question in task.questions.values():
+                messages = [{"role": "user", "content": "<video>\n" + prompt_text(question, texts)}]
+                prompt = encoder.encode(messages, videos=[folder / "abc"], max_num_frames=len(frames))
+                assert len(prompt.tile_starts) == len(frames)
+                lengths.append(len(prompt))
+            assert max(lengths) + 16 <= limit
+            if limit < 10_000 and not subtitles:
+                assert max(lengths) + 16 > limit - 20, "there was room for several more frames"
+    short = PromptEncoder(tiny_config(model=model, inference={"max_seq_len": 90, "max_num_frames": 8}), tokenizer)
+    with pytest.raises(LengthError, match="leaves no room for a frame of 3 tokens"):
+        VideoMME(folder).check(short)

@@ -24,6 +24,7 @@ def prompt(*tokens: int) -> Prompt:
 def begin(documents: Documents, *tokens: int) -> int:
     """Begins a document and caches all of its prompt; how many of its tokens were cached already."""
     document = documents.begin(prompt(*tokens))
+    documents.settle(0)
     cached = document.cache.length
     new = torch.zeros(len(tokens) - cached, 1, 1)
     document.cache.append(1, new, new)
@@ -76,6 +77,18 @@ def test_room_counts_what_dropping_frees() -> None:
     for number in (1, 2, 3):
         begin(documents, *[number] * 20)
     assert documents.room() == [2 * PAGE_BYTES, 4 * PAGE_BYTES, 6 * PAGE_BYTES]
-    documents.drop(2)
+    documents.settle(2)
     assert documents.room() == [2 * PAGE_BYTES]
     assert begin(documents, *[1] * 21) == 0
+
+
+def test_what_is_refused_costs_nobody_a_place() -> None:
+    documents = Documents(2, 1000, 1, 4)
+    begin(documents, 1, 1, 1)
+    begin(documents, 2, 2, 2)
+    for tokens in ([3, 3, 3], [2, 2, 9], [2, 2, 2, 2]):
+        documents.begin(prompt(*tokens))
+        documents.give_up()
+    assert begin(documents, 2, 2, 2, 5) == 3
+    assert begin(documents, 1, 1, 1, 5) == 3
+    assert len(documents.room()) == 2

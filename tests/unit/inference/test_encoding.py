@@ -12,7 +12,7 @@ from PIL import Image
 from longvita.config.schema import Config
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
 from longvita.inference.conversation import Conversation
-from longvita.inference.encoding import PromptEncoder, PromptError
+from longvita.inference.encoding import MediaTiles, PromptEncoder, PromptError
 from longvita.inference.limits import LengthError
 from longvita.quickstart.tokenizer import train_tokenizer
 from tests.tiny import tiny_config
@@ -141,3 +141,14 @@ def test_files_are_checked_when_they_are_shown(media: Path) -> None:
     with pytest.raises(PromptError, match="does not exist"):
         talk.show_video(str(media / "missing.mp4"))
     assert (talk.images, talk.videos) == ([], [])
+
+
+def test_tiles_are_told_and_shown_for_people(tokenizer: LongVITATokenizer, media: Path) -> None:
+    encoder = PromptEncoder(settings(), tokenizer)
+    tiles = encoder.encode(ask("<image><video>?"), [media / "wide.png"], [media / "clip"]).tiles
+    assert isinstance(tiles, MediaTiles)
+    labels = tiles.labels()
+    assert labels[:3] == ["wide.png, whole", "wide.png, tile 1 of 2", "wide.png, tile 2 of 2"]
+    assert labels[3:] == [f"clip, frame {number} at {number}.0 s" for number in range(40)]
+    whole, frame = tiles.pictures([0, 3 + 7])
+    assert (whole.getpixel((9, 9)), frame.getpixel((9, 9))) == ((255, 0, 0), (42, 0, 0))
