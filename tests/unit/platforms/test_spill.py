@@ -33,5 +33,5 @@ def test_a_full_disk_is_told(monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", full)
     file = SpillFile()
-    with pytest.raises(PlatformError, match=r"No space left on device; set TMPDIR"):
+    with pytest.raises(PlatformError, match=r"below TMPDIR: .*No space left on device; set it to a folder with room"):
         file.put(torch.zeros(3)).fetch()
