@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from longvita.data.media.video import read_frames
 from longvita.data.sample import Turn
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import load_tokenizer
@@ -38,11 +39,9 @@ LONG = (32, 64)
 NEEDLE = (42, 330)
 """Fewest and most frames of stage 4's videos."""
 NEEDLE_FOLDER = "needle"
-"""Folder of stage 4's exam, below the data folder: a film of noise and held-out digits to be found in it."""
-NEEDLE_LENGTHS = (79, 159, 329)
-"""Frames of the film that are shown, beside the digit."""
+"""Folder below the data folder for `longvita evaluate --task needle`: a film of noise, held-out digits to be found."""
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Where the digit stands among them, from the first frame to the last."""
+"""Where the digit stands in stage 4's held-out videos, from the first frame to the last."""
 PICTURES_SEQUENCE = 192
 """Length of stage 2's sequences, tokens."""
 TOKENS_PER_TILE = 4
@@ -69,11 +68,22 @@ class Sizes:
     )
     """Training samples of each source."""
     held_out: dict[str, int] = field(
-        default_factory=lambda: {"digit": 1000, "pictures": 1000, "short_videos": 100, "long_videos": 300, "needles": 8}
+        default_factory=lambda: {"digit": 1000, "pictures": 1000, "short_videos": 100, "long_videos": 300}
     )
-    """Held-out samples of each source."""
-    needles: int = 20
-    """Held-out digits that stage 4 is asked for, each at every length and depth."""
+    """Held-out samples of each source but the needles."""
+    needles: dict[int, int] = field(default_factory=lambda: {330: 20, 160: 6, 80: 6})
+    """Frames of stage 4's held-out videos, and how many of them stand at each depth."""
+
+
+def needle_source(frames: int, depth: float) -> str:
+    """Name of the held-out source of stage 4's videos of one length and depth."""
+    return f"needles_{frames}_{round(100 * depth)}"
+
+
+def needle_place(source: str) -> tuple[int, float]:
+    """Frames and depth of a source that `needle_source` named."""
+    _, frames, percent = source.split("_")
+    return int(frames), int(percent) / 100
 
 
 def build(folder: Path, sizes: Sizes | None = None, processes: int = 2) -> None:
@@ -93,7 +103,7 @@ def build(folder: Path, sizes: Sizes | None = None, processes: int = 2) -> None:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             collections.deque(pool.map(_work, jobs), maxlen=0)
     _join(draft)
-    _write_needles(draft / NEEDLE_FOLDER, sizes.needles)
+    _write_needles(draft / NEEDLE_FOLDER)
     (draft / COMPLETE).write_text(json.dumps(stamp))
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
@@ -121,8 +131,10 @@ def make_sample(split: str, source: str, number: int, count_tokens: Callable[[Sa
         return questions.name_the_digit(scan, labels), {}
     if source == "pictures":
         return _about_pictures(split, number, scans, labels, rng, count_tokens)
-    if source == "needles":
+    if source.startswith("needles"):
         frames, depth = _log_uniform(rng, *NEEDLE), float(rng.random())
+        if split == "held_out":
+            frames, depth = needle_place(source)
         return questions.digit_in_noise(frames, depth, scans, labels, rng), {"frames": frames, "depth": depth}
     least, most = SHORT if source == "short_videos" else LONG
     frames = most if split == "held_out" else _log_uniform(rng, least, most)
@@ -171,7 +183,10 @@ class _Job:
 
 def _jobs(folder: Path, sizes: Sizes) -> Iterator[_Job]:
     """All the work, in pieces of at most 100 samples; the longest videos first."""
-    sources = [("held_out", name, count) for name, count in reversed(sizes.held_out.items())]
+    held_out = dict(sizes.held_out)
+    for frames, count in sizes.needles.items():
+        held_out |= {needle_source(frames, depth): count for depth in DEPTHS}
+    sources = [("held_out", name, count) for name, count in reversed(held_out.items())]
     sources += [("train", name, count) for name, count in reversed(sizes.train.items())]
     sources += [(split, "", len(digits.load().part(split))) for split in ("train", "held_out")]
     for split, source, count in sources:
@@ -224,17 +239,20 @@ def _write_video(job: _Job, number: int, sample: Sample) -> dict[str, list[str]]
     return {"videos": [name]}
 
 
-def _write_needles(folder: Path, count: int) -> None:
-    """What longvita.evaluation.needle reads: the film, and held-out digits with their question and answer."""
+def _write_needles(folder: Path) -> None:
+    """What longvita.evaluation.needle reads: a film as long as the longest video, and a held-out scan of each digit."""
     folder.mkdir()
     data, rng = digits.load(), _generator("held_out", NEEDLE_FOLDER, 0)
-    videos.write_mp4(folder / "film.mp4", (videos.draw_noise(rng) for _ in range(max(NEEDLE_LENGTHS))))
+    videos.write_mp4(folder / "film.mp4", (videos.draw_noise(rng) for _ in range(NEEDLE[1])))
     lines = []
-    for number, scan in enumerate(rng.choice(data.held_out, size=count, replace=False)):
-        picture = digits.draw(data.scans[scan], rng, digits.STRENGTH["held_out"])
-        Image.fromarray(picture).save(folder / f"{number:02d}.png")
-        (turn,) = questions.name_the_digit(int(scan), data.labels).turns
-        lines.append(json.dumps({"image": f"{number:02d}.png", "question": turn.text, "answer": turn.answer}) + "\n")
+    for digit in range(10):
+        scan = int(rng.choice(data.held_out[data.labels[data.held_out] == digit]))
+        # Through the same codec as the frames around it.
+        videos.write_mp4(folder / "needle.mp4", [digits.draw(data.scans[scan], rng, digits.STRENGTH["held_out"])])
+        next(iter(read_frames(folder / "needle.mp4", [0]))).save(folder / f"{digit}.png")
+        (turn,) = questions.name_the_digit(scan, data.labels).turns
+        lines.append(json.dumps({"image": f"{digit}.png", "question": turn.text, "answer": turn.answer}) + "\n")
+    (folder / "needle.mp4").unlink()
     (folder / "needles.jsonl").write_text("".join(lines))
 
 

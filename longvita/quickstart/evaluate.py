@@ -1,8 +1,7 @@
 """Accuracy on held-out digits: an answer counts when each of its tokens is the most probable one.
 
 The answers are read in one pass over packed sequences, each token after the right ones before it (teacher forcing). For
-greedy decoding that is the same as the generated answer being right: the first token that differs ends both. Stage
-4's needles are asked for by generation, as `longvita evaluate --task needle` does.
+greedy decoding that is the same as the generated answer being right: the first token that differs ends both.
 """
 
 from __future__ import annotations
@@ -23,15 +22,10 @@ from longvita.config import load
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.data.loader import VALIDATION, build_loader
-from longvita.data.tokenizer import load_tokenizer
-from longvita.evaluation.needle import NeedleInVideo
-from longvita.evaluation.run import answer_all
-from longvita.inference.engine import Engine
 from longvita.launcher import init_distributed, launch
 from longvita.model.build import build_model
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups, initialize
-from longvita.quickstart.build import DEPTHS, NEEDLE_LENGTHS
 from longvita.training.checkpointing import load_weights, whole_checkpoint
 from longvita.training.manifest import write_atomically
 
@@ -48,9 +42,7 @@ class Exam:
     """Laid over the config; data.validation holds the sources then."""
     checkpoint: Path
     result: Path
-    """File for the right and all answers of each source, {source: [right, all]}, or for the scores of the needles."""
-    needles: Path | None = None
-    """Folder of a film and needles, asked for instead of the held-out sources."""
+    """File for the right and all answers of each source, {source: [right, all]}."""
 
 
 def hold(exams: Sequence[Exam], processes: int) -> None:
@@ -77,17 +69,9 @@ def _sit(exams: list[tuple[Exam, Config]], platform: Any) -> None:
     for exam, config in exams:
         models = build_model(config, groups, platform, fresh=False)
         load_weights(models, whole_checkpoint(exam.checkpoint), platform)
-        if exam.needles is not None:
-            engine = Engine(models, config, load_tokenizer(config.data.tokenizer), groups, platform)
-            exam.result.parent.mkdir(exist_ok=True)
-            scores = answer_all(engine, NeedleInVideo(exam.needles, NEEDLE_LENGTHS, DEPTHS), exam.result.parent)
-            if scores is not None and scores["failed"]:
-                exam.result.unlink()
-                raise RuntimeError(f"{scores['failed']} needles could not be asked for; see {exam.result.parent}")
-        else:
-            counts = {source: count_right(models[0], config, groups, source) for source in config.data.validation}
-            if dist.get_rank() == 0:
-                write_atomically(exam.result, json.dumps(counts))
+        counts = {source: count_right(models[0], config, groups, source) for source in config.data.validation}
+        if dist.get_rank() == 0:
+            write_atomically(exam.result, json.dumps(counts))
         dist.barrier()
     groups.destroy()
 

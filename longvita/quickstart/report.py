@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from longvita.pages import as_data_url, write_page
+from longvita.quickstart.build import needle_place
 from longvita.training.metrics import read_metrics
 
 _WIDTH, _HEIGHT, _MARGIN = 420, 160, 34
@@ -32,11 +33,7 @@ class Answer:
 
 
 def write_html(
-    output: Path,
-    report: dict,
-    needles: dict[str, dict[str, dict[str, int]]],
-    answers: Sequence[Answer],
-    runs: Sequence[str],
+    output: Path, report: dict, needles: dict[str, list[int]], answers: Sequence[Answer], runs: Sequence[str]
 ) -> None:
     """Writes `output`/report.html; `runs` are the folders below `output` that hold the stages' metrics."""
     metrics = {run: [line for line in read_metrics(output / run) if "loss" in line] for run in runs}
@@ -102,13 +99,13 @@ def _fill(metrics: dict[str, list[dict]]) -> str:
     return f"<table><tr><th>run</th><th></th><th>positions that hold samples</th></tr>{''.join(rows)}</table>"
 
 
-def _needles(cells: dict[str, dict[str, dict[str, int]]]) -> str:
-    """Right and asked by frames of the film, beside the digit, and by depth."""
-    head = "".join(f"<th>{frames} frames</th>" for frames in cells)
+def _needles(counts: dict[str, list[int]]) -> str:
+    places = {needle_place(source): count for source, count in counts.items()}
+    lengths, depths = sorted({frames for frames, _ in places}), sorted({depth for _, depth in places})
+    head = "".join(f"<th>{frames} frames</th>" for frames in lengths)
     rows = "".join(
-        f"<tr><td>depth {float(depth):.0%}</td>"
-        f"{''.join(_cell(by_depth[depth]['right'], by_depth[depth]['asked']) for by_depth in cells.values())}</tr>"
-        for depth in next(iter(cells.values()), {})
+        f"<tr><td>depth {depth:.0%}</td>{''.join(_cell(*places[frames, depth]) for frames in lengths)}</tr>"
+        for depth in depths
     )
     return f"<table><tr><th></th>{head}</tr>{rows}</table>"
 

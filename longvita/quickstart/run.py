@@ -26,8 +26,7 @@ from longvita.config import dump, load
 from longvita.config.checks import ulysses_size
 from longvita.config.schema import Config
 from longvita.data.media.image import open_picture
-from longvita.evaluation.answers import SCORES
-from longvita.quickstart.build import COMPLETE, LONG, NEEDLE_FOLDER, NEEDLE_LENGTHS, TOKENIZER, build
+from longvita.quickstart.build import COMPLETE, DEPTHS, LONG, TOKENIZER, Sizes, build, needle_source
 from longvita.quickstart.evaluate import Exam, hold
 from longvita.quickstart.export_check import largest_difference
 from longvita.quickstart.picture import first_frames, in_terminal
@@ -45,20 +44,24 @@ console = Console()
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the four stages: the runs that train it, in order, and the held-out source that scores it."""
+    """One of the four stages: the runs that train it, in order, and the sources that score it."""
 
     name: str
     title: str
     runs: tuple[str, ...]
-    source: str
-    """NEEDLE_FOLDER: the digits to be found in a film."""
+    sources: tuple[str, ...]
+
+
+def needle_sources() -> tuple[str, ...]:
+    """Stage 4's held-out sources, the longest videos first."""
+    return tuple(needle_source(frames, depth) for frames in Sizes().needles for depth in DEPTHS)
 
 
 STAGES = (
-    Stage("stage1", "the digit of one picture", ("stage1",), "digit"),
-    Stage("stage2", "questions about one to six pictures", ("stage2",), "pictures"),
-    Stage("stage3", "the digit after the marker in a video", ("stage3_short", "stage3"), "long_videos"),
-    Stage("stage4", "the one digit in a long video", ("stage4",), NEEDLE_FOLDER),
+    Stage("stage1", "the digit of one picture", ("stage1",), ("digit",)),
+    Stage("stage2", "questions about one to six pictures", ("stage2",), ("pictures",)),
+    Stage("stage3", "the digit after the marker in a video", ("stage3_short", "stage3"), ("long_videos",)),
+    Stage("stage4", "the one digit in a long video", ("stage4",), needle_sources()),
 )
 
 
@@ -72,29 +75,22 @@ def main() -> int:
     code = train_what_is_left()
     if code != 0:
         return code
-    results, again = examine()
+    scores, again = examine()
     code = export()
     if code != 0:
         return code
     difference = largest_difference(
         CONFIGS / "stage2.yaml", "pictures", OUTPUT / "stage4", OUTPUT / "export", OUTPUT / "export_check.json"
     )
-    again_right, again_asked = right_and_asked(STAGES[1], again)
     report = {
-        "stages": [summary(stage, results[stage.name]) for stage in STAGES],
-        "short_context_accuracy_after": again_right / again_asked,
+        "stages": [summary(stage, scores[stage.name]) for stage in STAGES],
+        "short_context_accuracy_after": share(again, STAGES[1].sources),
         "export_max_abs_logit_difference": difference,
         "seconds": time.monotonic() - started,
     }
     (OUTPUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     answers = ask()
-    write_html(
-        OUTPUT,
-        report,
-        results["stage4"]["by_length_and_depth"],
-        answers,
-        [run for stage in STAGES for run in stage.runs],
-    )
+    write_html(OUTPUT, report, scores["stage4"], answers, [run for stage in STAGES for run in stage.runs])
     tell(report)
     return 0
 
@@ -131,51 +127,47 @@ def is_complete(folder: Path) -> bool:
     return report.exists() and json.loads(report.read_text())["reason"] == "complete"
 
 
-def examine() -> tuple[dict[str, dict], dict]:
-    """The results of each stage's exam, and of stage 2's by the weights after stage 4."""
+def examine() -> tuple[dict[str, dict[str, list[int]]], dict[str, list[int]]]:
+    """Right and all answers of each stage's held-out sources, and stage 2's by the weights after stage 4."""
     exams = {stage.name: exam(stage, stage.name) for stage in STAGES}
     again = exam(STAGES[1], "stage4")
     missing = [e for e in (*exams.values(), again) if not e.result.exists()]
     if missing:
         say("asking about digits never trained on")
         hold(missing, PROCESSES)
-    results = {name: json.loads(e.result.read_text()) for name, e in exams.items()}
-    return results, json.loads(again.result.read_text())
+    scores = {name: json.loads(e.result.read_text()) for name, e in exams.items()}
+    return scores, json.loads(again.result.read_text())
 
 
 def exam(stage: Stage, weights: str) -> Exam:
-    """A stage's held-out source, asked of the weights after stage `weights`."""
-    config, folder = CONFIGS / f"{stage.runs[-1]}.yaml", OUTPUT / weights
-    if stage.source == NEEDLE_FOLDER:
-        length = f"inference.max_seq_len={load(config).data.sequence_length}"
-        return Exam(config, (length,), folder, folder / NEEDLE_FOLDER / SCORES, DATA / NEEDLE_FOLDER)
-    sources = {stage.source: {"data_paths": [str(DATA / "held_out" / f"{stage.source}.jsonl")]}}
-    overrides = (f"data.validation={json.dumps(sources)}", "training.validation_sequences=1000")
-    return Exam(config, overrides, folder, folder / f"held_out_{stage.name}.json")
+    """A stage's held-out sources, asked of the weights after stage `weights`."""
+    sources = {name: {"data_paths": [str(DATA / "held_out" / f"{name}.jsonl")]} for name in stage.sources}
+    return Exam(
+        CONFIGS / f"{stage.runs[-1]}.yaml",
+        (f"data.validation={json.dumps(sources)}", "training.validation_sequences=1000"),
+        OUTPUT / weights,
+        OUTPUT / weights / f"held_out_{stage.name}.json",
+    )
 
 
-def right_and_asked(stage: Stage, result: dict) -> tuple[int, int]:
-    """Right answers and questions of a stage's exam; of stage 4's, those at the longest videos."""
-    if stage.source != NEEDLE_FOLDER:
-        right, asked = result[stage.source]
-        return right, asked
-    cells = result["by_length_and_depth"][str(max(NEEDLE_LENGTHS))].values()
-    return sum(cell["right"] for cell in cells), sum(cell["asked"] for cell in cells)
+def share(counts: dict[str, list[int]], sources: tuple[str, ...]) -> float:
+    """Share of right answers over some sources."""
+    return sum(counts[name][0] for name in sources) / sum(counts[name][1] for name in sources)
 
 
-def summary(stage: Stage, result: dict) -> dict:
-    """What report.json says about a stage."""
+def summary(stage: Stage, counts: dict[str, list[int]]) -> dict:
+    """What report.json says about a stage. Stage 4's accuracy is that at the longest videos."""
     config = load(CONFIGS / f"{stage.runs[-1]}.yaml")
     reports = [json.loads((OUTPUT / run / "report.json").read_text()) for run in stage.runs]
-    right, asked = right_and_asked(stage, result)
+    sources = stage.sources[: len(DEPTHS)] if stage.name == "stage4" else stage.sources
     return {
         "name": stage.name,
         "layout": layout_name(config),
         "sequence_length": config.data.sequence_length,
         "seconds": sum(report["seconds"] for report in reports),
         "loss": reports[-1]["loss"],
-        "accuracy": right / asked,
-        "questions": asked,
+        "accuracy": share(counts, sources),
+        "questions": sum(counts[name][1] for name in sources),
     }
 
 

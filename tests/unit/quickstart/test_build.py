@@ -10,22 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longvita.config import load
 from longvita.data.sample import parse_line
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import ADDED_TOKENS, load_tokenizer
 from longvita.evaluation.needle import NeedleInVideo
 from longvita.quickstart import build as building
 from longvita.quickstart import digits
-from longvita.quickstart.build import Sizes, build, make_sample
+from longvita.quickstart.build import Sizes, build, make_sample, needle_place, needle_source
 from longvita.quickstart.questions import WORDS
-from tests.conftest import REPOSITORY
 
 SMALL = Sizes(
     variants=1,
     train={"digit": 6, "pictures": 6, "short_videos": 3, "long_videos": 1, "needles": 2},
-    held_out={"digit": 6, "pictures": 7, "short_videos": 2, "long_videos": 1, "needles": 1},
-    needles=3,
+    held_out={"digit": 6, "pictures": 7, "short_videos": 2, "long_videos": 1},
+    needles={50: 1},
 )
 
 
@@ -67,7 +65,7 @@ def test_finished_data_is_kept_and_other_data_replaced(data, tmp_path, monkeypat
 
 
 def test_every_line_can_be_read_and_its_media_are_there(data):
-    counts = {"train": SMALL.train, "held_out": SMALL.held_out}
+    counts = {"train": SMALL.train, "held_out": {**SMALL.held_out, needle_source(50, 0.5): 1}}
     for split, sources in counts.items():
         for source, count in sources.items():
             text = (data / split / f"{source}.jsonl").read_text().splitlines()
@@ -99,7 +97,7 @@ def test_training_samples_never_show_a_held_out_scan(source, data):
 def test_held_out_samples_show_held_out_scans_only(data):
     held_out = {*digits.load().held_out.tolist(), -1}
     count_tokens = building._token_counter(str(data / building.TOKENIZER))
-    for source in ("digit", "pictures", "long_videos", "needles"):
+    for source in ("digit", "pictures", "long_videos", needle_source(80, 0.25)):
         for number in range(50):
             sample, _ = make_sample("held_out", source, number, count_tokens)
             assert {drawing.scan for drawing in sample.drawings} <= held_out
@@ -114,15 +112,21 @@ def test_held_out_questions_cover_what_is_scored(data):
     assert len(make_sample("held_out", "long_videos", 0, count_tokens)[0].drawings) == 64
     sizes = Sizes()
     assert (sizes.held_out["digit"], sizes.held_out["pictures"], sizes.held_out["long_videos"]) == (1000, 1000, 300)
-    assert sizes.needles * len(building.DEPTHS) == 100
+    longest = max(sizes.needles)
+    assert sizes.needles[longest] * len(building.DEPTHS) == 100
+
+
+@pytest.mark.parametrize("frames", [80, 330])
+@pytest.mark.parametrize("depth", building.DEPTHS)
+def test_needle_names(frames, depth):
+    assert needle_place(needle_source(frames, depth)) == (frames, depth)
 
 
 def test_the_film_and_its_needles_can_be_asked_for(data):
-    task = NeedleInVideo(data / building.NEEDLE_FOLDER, building.NEEDLE_LENGTHS, building.DEPTHS)
-    assert len(task.items()) == 3 * 3 * 5
-    assert task.facts.num_frames == max(building.NEEDLE_LENGTHS) == building.NEEDLE[1] - 1
-    assert {needle.question for needle in task.needles} == {"digit?"}
-    assert all(re.fullmatch(rf"digit ({'|'.join(WORDS)})", needle.answer) for needle in task.needles)
+    task = NeedleInVideo(data / building.NEEDLE_FOLDER, [330], building.DEPTHS)
+    assert len(task.items()) == 10 * 5
+    assert [needle.answer for needle in task.needles] == [f"digit {word}" for word in WORDS]
+    assert {(needle.question, needle.picture.size) for needle in task.needles} == {("digit?", (56, 56))}
 
 
 def test_samples_fit_their_sequences(data):
@@ -143,10 +147,7 @@ def test_samples_fit_their_sequences(data):
     assert max(length("train", "pictures", number) for number in range(200)) <= 192
     assert max(length("held_out", "pictures", number) for number in range(200)) <= 128
     assert length("held_out", "long_videos", 0) <= 512
-    task = NeedleInVideo(data / building.NEEDLE_FOLDER, building.NEEDLE_LENGTHS, building.DEPTHS)
-    config = load(REPOSITORY / "configs/train/quickstart/stage4.yaml")
-    longest = task.prompt(max(building.NEEDLE_LENGTHS), 1.0, 0, config, load_tokenizer(data / building.TOKENIZER))
-    assert len(longest) + 2 <= 2048
+    assert length("held_out", needle_source(330, 1.0), 0) <= 2048
 
 
 def _media(sample) -> dict:

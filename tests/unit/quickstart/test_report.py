@@ -27,10 +27,7 @@ REPORT = {
     "export_max_abs_logit_difference": 1.5e-5,
     "seconds": 720.0,
 }  # fmt: skip
-NEEDLES = {
-    "80": {"0": {"right": 6, "asked": 6}, "1": {"right": 3, "asked": 6}},
-    "330": {"0": {"right": 19, "asked": 20}, "1": {"right": 17, "asked": 20}},
-}
+NEEDLES = {"needles_330_0": [19, 20], "needles_330_100": [17, 20], "needles_80_0": [6, 6], "needles_80_100": [3, 6]}
 STEPS = [
     {"step": 10, "loss": 2.5, "tokens": 900, "padding_tokens": 100},
     {"step": 20, "loss": 0.5, "tokens": 700, "padding_tokens": 300},

@@ -10,8 +10,8 @@ import pytest
 
 from longvita.config import load
 from longvita.quickstart import run as quickstart
-from longvita.quickstart.build import NEEDLE_LENGTHS
-from longvita.quickstart.run import STAGES, drop_what_is_outdated, right_and_asked, summary
+from longvita.quickstart.build import DEPTHS, Sizes
+from longvita.quickstart.run import STAGES, drop_what_is_outdated, needle_sources, share, summary
 from tests.conftest import REPOSITORY
 
 RUNS = [run for stage in STAGES for run in stage.runs]
@@ -82,10 +82,11 @@ def test_finished_stages_are_not_trained_again(output, monkeypatch):
 
 
 def test_stage_4_is_judged_by_its_longest_videos():
-    cells = {str(length): {"0": {"right": 0, "asked": 20}, "1": {"right": 1, "asked": 20}} for length in NEEDLE_LENGTHS}
-    cells[str(max(NEEDLE_LENGTHS))] = {"0": {"right": 19, "asked": 20}, "1": {"right": 18, "asked": 20}}
-    assert right_and_asked(STAGES[3], {"by_length_and_depth": cells}) == (37, 40)
-    assert right_and_asked(STAGES[1], {"pictures": [9, 10]}) == (9, 10)
+    longest = max(Sizes().needles)
+    counts = {name: [0, 6] for name in needle_sources()}
+    counts |= {name: [19, 20] for name in needle_sources()[: len(DEPTHS)]}
+    assert all(name.startswith(f"needles_{longest}_") for name in needle_sources()[: len(DEPTHS)])
+    assert share(counts, needle_sources()[: len(DEPTHS)]) == pytest.approx(0.95)
 
 
 def test_summary(output):
