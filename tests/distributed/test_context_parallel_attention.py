@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -113,5 +115,6 @@ def test_a_ring_of_ulysses_equals_one_process(build, lengths):
 
 
 def test_ulysses_needs_heads_that_divide():
-    with pytest.raises(RuntimeError, match="4 heads do not divide over 3 ranks of Ulysses attention"):
-        run_distributed(attend_split, 3, 3, zigzag, [30], 4, 2)
+    rows, three = torch.zeros(10, 4, DIM), types.SimpleNamespace(size=lambda: 3)
+    with pytest.raises(ValueError, match="4 heads do not divide over 3 ranks of Ulysses attention"):
+        ulysses_attention(rows, rows[:, :2], rows[:, :2], lambda q, k, v: q, three)
