@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from longvita.evaluation.sharing import share_out
 from longvita.evaluation.task import Item, Record, Task
 from longvita.inference.engine import Engine
 from longvita.inference.processes import is_first_process
-from longvita.inference.session import CONTROL_TIMEOUT, raise_together
+from longvita.inference.session import CONTROL_TIMEOUT, together
 from longvita.training.manifest import write_atomically
 
 
@@ -66,21 +66,11 @@ def _ask(engine: Engine, task: Task, item: Item, leads: bool) -> Record:
     groups = (engine.groups.tp_cp, engine.groups.pp)
     try:
         # One process unpacks, then all read headers; what one of them cannot read none of them waits for.
-        _, error = _attempt(lambda: task.prepare(item) if leads else None)
-        raise_together(error, *groups)
-        asked, error = _attempt(lambda: task.encode(engine, item))
-        raise_together(error, *groups)
+        together(lambda: task.prepare(item) if leads else None, *groups)
+        asked = together(lambda: task.encode(engine, item), *groups)
         return task.ask(engine, item, asked)
     except UserError as found:
         return {"error": str(found)}
-
-
-def _attempt(work: Callable[[], Any]) -> tuple[Any, str]:
-    """The result of `work`, or the text of its UserError."""
-    try:
-        return work(), ""
-    except UserError as error:
-        return None, str(error)
 
 
 @contextlib.contextmanager

@@ -169,17 +169,11 @@ class ChatSession:
         finally:
             signal.signal(signal.SIGINT, previous)
 
-    def _everywhere(self, work: Any) -> Any:
+    def _everywhere(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, or on every process the UserError that one of them met."""
-        from longvita.inference.session import raise_together
+        from longvita.inference.session import together
 
-        result, error = None, ""
-        try:
-            result = work()
-        except UserError as found:
-            error = str(found)
-        raise_together(error, self.control)
-        return result
+        return together(work, self.control)
 
     def _say(self, text: str, style: str) -> None:
         self.console.print(text, style=style, markup=False, highlight=False)

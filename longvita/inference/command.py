@@ -120,15 +120,10 @@ def run_generate(payload: dict[str, Any]) -> int:
 
 def _generate(settings: Settings, payload: dict[str, Any]) -> int:
     from longvita.inference.frame_watch import FrameWatch  # here: megatron-core's import takes seconds
-    from longvita.inference.session import open_engine, raise_together
+    from longvita.inference.session import open_engine, together
 
     with open_engine(settings) as engine:
-        error = ""
-        try:
-            prompt = engine.encode(payload["messages"], payload["images"], payload["videos"])
-        except UserError as found:
-            error = str(found)
-        raise_together(error)
+        prompt = together(lambda: engine.encode(payload["messages"], payload["images"], payload["videos"]))
         watch = FrameWatch() if payload["show_frames"] else None
         answer = ""
         with prefill_progress(len(prompt), is_first_process()) as progress:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -19,6 +19,7 @@ from longvita.inference.settings import Settings
 from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
 
+_T = TypeVar("_T")
 CONTROL_TIMEOUT = datetime.timedelta(days=365)
 """How long processes wait for one that a person types into, or for other replicas."""
 
@@ -53,11 +54,16 @@ def _with_precision(settings: Settings, platform: Any) -> Config:
     return settings.config.model_copy(update={"training": training})
 
 
-def raise_together(error: str, *groups: dist.ProcessGroup | None) -> None:
-    """Raises UserError on every rank when `error` is not empty on one: alone, it would leave the others waiting.
+def together(work: Callable[[], _T], *groups: dist.ProcessGroup | None) -> _T:
+    """The result of `work`, or on every rank the UserError that one of them met: alone, it would leave others waiting.
 
     The ranks are those of the world, or those that are reached through one group after the other.
     """
+    result, error = None, ""
+    try:
+        result = work()
+    except UserError as found:
+        error = str(found)
     for group in groups or (None,):
         errors = [error] * (dist.get_world_size(group) if dist.is_initialized() else 1)
         if len(errors) > 1:
@@ -65,3 +71,4 @@ def raise_together(error: str, *groups: dist.ProcessGroup | None) -> None:
         error = next(filter(None, errors), "")
     if error:
         raise UserError(error)
+    return cast(_T, result)
