@@ -34,7 +34,7 @@ def chosen_option(answer: str, options: Sequence[str]) -> str | None:
     names = {"letters": letters, "small": letters.lower()}
 
     def pattern(template: str) -> re.Pattern[str]:
-        return re.compile(template.format(**names) if "{" in template else template)
+        return re.compile(template.format(**names))
 
     text = pattern(_NEGATED).sub("", re.sub(_ARTICLE, "", answer.strip()))
     if alone := pattern(_ALONE).fullmatch(text):

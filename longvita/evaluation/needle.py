@@ -15,7 +15,6 @@ import io
 import json
 import math
 import time
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,6 @@ from longvita.data.media.image import normalise, open_picture, square_tile, to_u
 from longvita.data.media.item import MediaSettings, VideoItem
 from longvita.data.media.video import VideoFacts, chosen_frames, list_frames, probe_video
 from longvita.data.sample import parse_turns
-from longvita.data.template import ChatTemplate
-from longvita.data.tokenizer import LongVITATokenizer
 from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError
 from longvita.evaluation.needle_picture import draw_grid
 from longvita.evaluation.tables import read_rows
@@ -41,7 +38,7 @@ from longvita.evaluation.task import Asked, Item, Record
 from longvita.inference.encoding import PromptEncoder
 from longvita.inference.limits import LengthError
 from longvita.inference.media_key import MediaKey
-from longvita.inference.prompt import Prompt
+from longvita.inference.prompt import Prompt, token_array
 from longvita.inference.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -100,7 +97,7 @@ class NeedleInVideo:
     def check(self, encoder: PromptEncoder) -> None:
         """See Task."""
         for number in range(len(self.needles)):
-            self._encode(self.lengths[-1], self.depths[0], number, encoder.config, encoder.template.tokenizer)
+            self._encode(self.lengths[-1], self.depths[0], number, encoder)
 
     def items(self) -> Sequence[Item]:
         """See Task."""
@@ -116,12 +113,12 @@ class NeedleInVideo:
 
     def encode(self, engine: Engine, item: Item) -> Asked:
         """See Task."""
-        return self._encode(*_parse(item.key), engine.config, engine.encoder.template.tokenizer)
+        return self._encode(*_parse(item.key), engine.encoder)
 
-    def _encode(self, length: int, depth: float, number: int, config: Config, tokenizer: LongVITATokenizer) -> Asked:
-        prompt = self.prompt(length, depth, number, config, tokenizer)
-        needle = self.needles[number]
-        answer, limit = tokenizer.encode_untrusted(needle.answer), config.inference.max_seq_len
+    def _encode(self, length: int, depth: float, number: int, encoder: PromptEncoder) -> Asked:
+        prompt, needle = self.prompt(length, depth, number, encoder), self.needles[number]
+        answer = encoder.template.tokenizer.encode_untrusted(needle.answer)
+        limit = encoder.config.inference.max_seq_len
         if len(prompt) + len(answer) > limit:
             raise LengthError(
                 f"{length} frames, a needle and its question have {len(prompt)} tokens and the answer {len(answer)}, "
@@ -150,20 +147,19 @@ class NeedleInVideo:
             "seconds": round(time.monotonic() - start, 3),
         }
 
-    def prompt(self, length: int, depth: float, number: int, config: Config, tokenizer: LongVITATokenizer) -> Prompt:
+    def prompt(self, length: int, depth: float, number: int, encoder: PromptEncoder) -> Prompt:
         """The question after `length` frames of the film and the needle among them. Nothing is decoded.
 
         Frames have the film's keys, so what one prompt shares with the next is not read again.
         """
         needle, place = self.needles[number], int(depth * length)
-        template = ChatTemplate(tokenizer, config.model.tokens_per_tile)
         turns = parse_turns([{"role": "user", "content": f"<video>\n{needle.question}"}])
-        encoded = template.encode_prompt(turns, [], [length + 1])
+        encoded = encoder.template.encode_prompt(turns, [], [length + 1])
         keys: list[Any] = [(self._film_key, frame) for frame in range(length)]
         keys.insert(place, ("needle", number))
-        settings = MediaSettings(config.model.vision.image_size, 1, seconds_of(self.facts), FILM_FPS)
+        settings = MediaSettings(encoder.settings.image_size, 1, seconds_of(self.facts), FILM_FPS)
         return Prompt(
-            array("i", encoded.input_ids.astype(np.int32).tobytes()),
+            token_array(encoded.input_ids),
             encoded.tile_starts.tolist(),
             _Tiles(VideoItem(self.film, self.facts), settings, needle.picture, place),
             keys,

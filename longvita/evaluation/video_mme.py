@@ -9,6 +9,7 @@ counted beside.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -72,11 +73,11 @@ class VideoMME:
         self.folder, self.subtitles = folder, subtitles
         self.questions = {question.question_id: question for question in read_questions(folder)[:limit]}
         self._videos = MediaFiles(folder, VIDEO_SUFFIXES)
-        self._subtitles = MediaFiles(folder, (".srt",))
+        self._subtitles = MediaFiles(folder, (".srt",)) if subtitles else None
         names = {question.video for question in self.questions.values()}
         if not any(name in self._videos for name in names):
             raise DataSetError(f"{folder} holds none of the {len(names)} videos, such as {min(names)}.mp4")
-        if subtitles and not any(name in self._subtitles for name in names):
+        if self._subtitles is not None and not any(name in self._subtitles for name in names):
             raise DataSetError(f"{folder} holds no subtitles (.srt) of these videos; ask without --subtitles")
 
     def identity(self, config: Config) -> Mapping[str, Any]:
@@ -103,7 +104,7 @@ class VideoMME:
         """See Task."""
         video = self.questions[item.key].video
         self._videos.path(video, "video")
-        if self.subtitles and video in self._subtitles:
+        if self._subtitles is not None and video in self._subtitles:
             self._subtitles.path(video, "subtitle")
 
     def encode(self, engine: Engine, item: Item) -> Asked:
@@ -139,7 +140,7 @@ class VideoMME:
         try:
             facts = probe_video(path)
             subtitles = []
-            if self.subtitles and video in self._subtitles:
+            if self._subtitles is not None and video in self._subtitles:
                 subtitles = read_srt(self._subtitles.path(video, "subtitle"))
         except (SampleError, OSError) as error:
             raise PromptError(str(error)) from error
@@ -153,13 +154,11 @@ class VideoMME:
             return len(frames) <= self._frames_that_fit(asked, lines, encoder)
 
         # Fewer frames show fewer subtitles, so the largest limit that fits is looked for.
-        least, most = 0, config.inference.max_num_frames
-        while least < most:
-            middle = (least + most + 1) // 2
-            least, most = (middle, most) if fits(middle) else (least, middle - 1)
-        if least == 0:
+        limits = range(1, config.inference.max_num_frames + 1)
+        fitting = bisect.bisect_left(limits, True, key=lambda limit: not fits(limit))
+        if fitting == 0:
             raise self._no_room(asked, encoder)
-        return shown(least)
+        return shown(limits[fitting - 1])
 
     @staticmethod
     def _frames_that_fit(questions: Sequence[Question], lines: Sequence[str], encoder: PromptEncoder) -> int:

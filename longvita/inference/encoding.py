@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from array import array
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from longvita.data.tokenizer import LongVITATokenizer
 from longvita.errors import UserError
 from longvita.inference.limits import check_prompt_length
 from longvita.inference.media_key import MediaKey
-from longvita.inference.prompt import Prompt
+from longvita.inference.prompt import Prompt, token_array
 
 
 class PromptError(UserError, ValueError):
@@ -97,9 +95,7 @@ class PromptEncoder:
         lengths = [item.facts for item in encoded.items if isinstance(item.facts, VideoFacts)]
         check_prompt_length(len(encoded.input_ids), self.config, lengths)
         keys = [key for item in encoded.items for key in tile_keys(item, settings)]
-        # A list would take several times the memory of the ids, and a long prompt has a million.
-        ids = array("i", encoded.input_ids.numpy().astype(np.int32).tobytes())
-        return Prompt(ids, encoded.tile_starts.tolist(), MediaTiles(encoded), keys)
+        return Prompt(token_array(encoded.input_ids.numpy()), encoded.tile_starts.tolist(), MediaTiles(encoded), keys)
 
 
 def tile_keys(item: MediaItem, settings: MediaSettings) -> Iterator[Hashable]:

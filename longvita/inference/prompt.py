@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Hashable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +46,11 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+def token_array(ids: np.ndarray) -> array[int]:
+    """Token ids [t] as an array: a list would take several times the memory, and a long prompt has a million."""
+    return array("i", ids.astype(np.int32).tobytes())
 
 
 def common_prefix(old: Prompt, new: Prompt, tokens_per_tile: int, limit: int) -> int:

@@ -1,6 +1,5 @@
 import io
 import json
-import types
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +12,22 @@ from longvita.data.media.video import VideoFacts, chosen_frames
 from longvita.data.tokenizer import load_tokenizer
 from longvita.evaluation.media_files import DataSetError
 from longvita.evaluation.needle import DEPTHS, LENGTHS, NeedleInVideo, read_needles, seconds_of
+from longvita.inference.encoding import PromptEncoder
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt import common_prefix
 from longvita.quickstart.tokenizer import train_tokenizer
 from tests.tiny import tiny_config
 
 COLOURS = [(0, 200, 0), (200, 0, 200)]
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer):
+    return PromptEncoder(settings(), tokenizer)
+
+
+def settings(**inference):
+    return tiny_config(model={"language": {"vocab_size": 512}}, inference={"max_num_frames": 8, **inference})
 
 
 @pytest.fixture
@@ -54,9 +63,9 @@ def test_the_rules_of_v_niah():
 
 
 @pytest.mark.parametrize(("depth", "place"), [(0.0, 0), (0.5, 2), (0.99, 4), (1.0, 5)])
-def test_the_needle_stands_between_the_frames(folder, tokenizer, depth, place):
+def test_the_needle_stands_between_the_frames(folder, tokenizer, encoder, depth, place):
     task = NeedleInVideo(folder, [5], [depth])
-    prompt = task.prompt(5, depth, 1, tiny_config(), tokenizer)
+    prompt = task.prompt(5, depth, 1, encoder)
     wanted = [[20 * number] * 3 for number in range(5)]
     wanted.insert(place, list(COLOURS[1]))
     assert colours(prompt.tiles.load(range(6))) == wanted
@@ -65,15 +74,14 @@ def test_the_needle_stands_between_the_frames(folder, tokenizer, depth, place):
     assert tokenizer.decode(list(prompt.input_ids)).count("Which colour?") == 1
 
 
-def test_what_two_prompts_share_is_the_film_before_the_needle(folder, tokenizer):
-    config = tiny_config()
+def test_what_two_prompts_share_is_the_film_before_the_needle(folder, encoder):
     task = NeedleInVideo(folder, [6, 10], [0.5])
-    first, second = (task.prompt(6, 0.5, number, config, tokenizer) for number in (0, 1))
-    per_tile = config.model.tokens_per_tile
+    first, second = (task.prompt(6, 0.5, number, encoder) for number in (0, 1))
+    per_tile = encoder.config.model.tokens_per_tile
     assert common_prefix(first, second, per_tile, len(second)) == first.tile_starts[3]
-    longer = task.prompt(10, 0.5, 0, config, tokenizer)
+    longer = task.prompt(10, 0.5, 0, encoder)
     assert common_prefix(first, longer, per_tile, len(longer)) == first.tile_starts[3]
-    assert common_prefix(first, task.prompt(6, 0.5, 0, config, tokenizer), per_tile, len(first)) == len(first)
+    assert common_prefix(first, task.prompt(6, 0.5, 0, encoder), per_tile, len(first)) == len(first)
 
 
 def test_needles_of_a_parquet_table(folder):
@@ -103,9 +111,7 @@ def test_what_is_refused(folder, tmp_path):
 
 
 def test_lengths_that_do_not_fit_are_refused_at_once(folder, tokenizer):
-    encoder = types.SimpleNamespace(
-        config=tiny_config(inference={"max_seq_len": 60}), template=types.SimpleNamespace(tokenizer=tokenizer)
-    )
+    encoder = PromptEncoder(settings(max_seq_len=60), tokenizer)
     NeedleInVideo(folder, [4], [0.5]).check(encoder)
     with pytest.raises(LengthError, match=r"12 frames, a needle .* but --max_seq_len is 60; raise it, or .* --lengths"):
         NeedleInVideo(folder, [4, 12], [0.5]).check(encoder)
