@@ -7,7 +7,7 @@ Sections are strict and immutable: an unknown key, a wrong type or a value outsi
 from __future__ import annotations
 
 import os.path
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -124,6 +124,11 @@ class ModelConfig(Section):
         return (self.vision.patches_per_side // self.projector.downsample) ** 2
 
 
+DataFormat = Literal["jsonl"]
+"""Formats of data files, see longvita/data/formats."""
+FORMAT_OF_SUFFIX = {".jsonl": "jsonl"}
+
+
 class DatasetConfig(Section):
     """One source of a mix."""
 
@@ -132,9 +137,15 @@ class DatasetConfig(Section):
     num: int = Field(999999999, ge=1)
     """Most samples to take from each file."""
     data_paths: list[Place] = Field(min_length=1)
-    """JSONL files of the source, relative to data.data_root."""
+    """Data files of the source, relative to data.data_root."""
+    format: DataFormat | None = None
+    """Format of the files; by the end of their names when absent."""
     media_root: Place | None = None
     """Folder that the samples' picture and video paths are relative to; data.media_root when absent."""
+
+    def format_of(self, path: str) -> str:
+        """Name of the format of one of data_paths: JSONL where the end of its name tells nothing."""
+        return self.format or FORMAT_OF_SUFFIX.get(PurePath(path).suffix, "jsonl")
 
 
 class DataConfig(Section):
@@ -164,6 +175,8 @@ class DataConfig(Section):
     """Processes per training process that decode and tokenize ahead; 0 does it in the training process."""
     decode_timeout_seconds: float = Field(120.0, gt=0)
     """Longest wait for one frame of a video or one picture, seconds; a sample that takes longer is set aside."""
+    index_processes: int = Field(2, ge=1)
+    """Processes that index a data file together."""
     index_cache: Place | None = None
     """Folder for the indexes of the data files; "index" below output when absent."""
 

@@ -1,7 +1,6 @@
 """All samples of a mix under one numbering, measured for a run: their tokens, tiles, frame limits and what is left out.
 
-Built from the indexes of the mix's files alone. A sample whose videos make it longer than a sequence gets the largest
-frame limit at which it fits; one that is too long even so is set aside.
+Built from the indexes of the mix's files alone.
 """
 
 from __future__ import annotations
@@ -15,10 +14,12 @@ import numpy as np
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.document import DocumentRequest, media_settings
-from longvita.data.errors import DataError, Reason
-from longvita.data.index import FileIndex, IndexSettings, load_index
-from longvita.data.media.item import MediaFacts, MediaSettings
-from longvita.data.media.video import most_frames_that_fit
+from longvita.data.errors import DataError
+from longvita.data.index.build import IndexSettings
+from longvita.data.index.columns import FileIndex
+from longvita.data.index.store import IndexJob, load_index
+from longvita.data.measure import Measured, measure
+from longvita.data.media.item import MediaSettings
 from longvita.data.mixture import shuffle, take
 from longvita.data.packing import EpochPlan
 from longvita.data.quarantine import SetAside, count_reasons
@@ -27,63 +28,12 @@ from longvita.data.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The samples of one file as one run sees them."""
-
-    lengths: np.ndarray
-    """[n] int64, tokens of each sample at its frame limit."""
-    tiles: np.ndarray
-    """[n] int64, tiles and frames of each sample at its frame limit."""
-    frame_limits: np.ndarray
-    """[n] int64, most frames of each of a sample's videos."""
-    usable: np.ndarray
-    """[k] int64, numbers of the samples that fit a sequence."""
-    too_long: tuple[SetAside, ...]
-    """The others."""
-
-
-def measure(
-    index: FileIndex, template: ChatTemplate, settings: MediaSettings, sequence_length: int, source: str, path: str
-) -> Measured:
-    """Lengths of a file's samples for one template, media settings and sequence length."""
-    lengths, tiles = index.text_tokens.copy(), np.zeros(len(index), np.int64)
-    limits = np.full(len(index), settings.max_num_frames, np.int64)
-    usable, too_long = [], []
-    with_media = np.diff(index.media_starts) > 0
-    for number in range(len(index)):
-        if with_media[number]:
-            fitted = _fit(index.facts(number), int(index.text_tokens[number]), template, settings, sequence_length)
-            lengths[number], tiles[number], limits[number] = fitted
-        if lengths[number] <= sequence_length:
-            usable.append(number)
-        else:
-            detail = f"{lengths[number]} tokens do not fit data.sequence_length {sequence_length}"
-            detail += " even at one frame a video" if limits[number] == 1 and settings.max_num_frames > 1 else ""
-            too_long.append(SetAside(source, path, int(index.lines[number]), Reason.TOO_LONG, detail))
-    return Measured(lengths, tiles, limits, np.asarray(usable, np.int64), tuple(too_long))
-
-
-def _fit(
-    facts: MediaFacts, text_tokens: int, template: ChatTemplate, settings: MediaSettings, sequence_length: int
-) -> tuple[int, int, int]:
-    """Tokens, tiles and frame limit of a sample: the run's limit, or the largest at which it fits a sequence."""
-    grids = facts.grids(settings)
-    still = text_tokens + sum(template.picture_length(grid) for grid in grids)
-    limit = settings.max_num_frames
-    frames = sum(facts.frame_counts(settings))
-    if facts.videos and still + frames * template.tokens_per_frame > sequence_length:
-        room = (sequence_length - still) // template.tokens_per_frame
-        limit = most_frames_that_fit(facts.videos, settings.max_fps, settings.max_num_frames, room) or 1
-        frames = sum(facts.frame_counts(settings, limit))
-    return still + frames * template.tokens_per_frame, sum(grid.num_tiles for grid in grids) + frames, limit
-
-
-@dataclass(frozen=True)
 class CatalogFile:
     """One file of a mix."""
 
     source: str
     path: str
+    format: str
     media_root: str
     index: FileIndex
     measured: Measured
@@ -119,9 +69,9 @@ class Catalog:
         index, measured = file.index, file.measured
         return DocumentRequest(
             path=file.path,
-            offset=int(index.offsets[number]),
-            size=int(index.sizes[number]),
-            line=int(index.lines[number]),
+            format=file.format,
+            place=index.place(number),
+            names=int(index.rows["names"][number]),
             source=file.source,
             media_root=file.media_root,
             facts=index.facts(number),
@@ -179,7 +129,8 @@ def _open_file(
     data_file = str(config.data.data_file(path))
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
     cache = config.data.index_cache or Path(config.output) / "index"
-    index = load_index(data_file, template, IndexSettings(source, media_root, settings.max_fps), cache)
+    index_settings = IndexSettings(source, media_root, settings.max_fps, dataset.format_of(path))
+    index = load_index(data_file, IndexJob(template, index_settings, Path(cache), config.data.index_processes))
     measured = measure(index, template, settings, config.data.sequence_length, source, data_file)
     taken = measured.usable[take(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{path}")]
-    return CatalogFile(source, data_file, media_root, index, measured, taken)
+    return CatalogFile(source, data_file, index_settings.format, media_root, index, measured, taken)

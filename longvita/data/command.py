@@ -12,10 +12,10 @@ import numpy as np
 
 from longvita.data.document import probe_sample
 from longvita.data.errors import DataError, SampleError
-from longvita.data.index import numbered_lines
+from longvita.data.formats import FORMATS
 from longvita.data.media.item import MediaSettings, decode_tiles, order_media, resolve
 from longvita.data.quarantine import SetAside, count_reasons
-from longvita.data.sample import Sample, parse_line
+from longvita.data.sample import Sample
 from longvita.data.template import IGNORED_LABEL, ChatTemplate, EncodedSample, mark_order
 from longvita.data.tokenizer import load_tokenizer
 
@@ -63,11 +63,16 @@ def encode(options: EncodeOptions) -> int:
 
 
 def _encode_lines(options: EncodeOptions, template: ChatTemplate) -> Iterator[tuple[int, EncodedSample | SampleError]]:
-    for number, _, line in numbered_lines(options.file):
-        try:
-            yield number, _encode_sample(parse_line(line), options, template)
-        except SampleError as error:
-            yield number, error
+    format = FORMATS["jsonl"]
+    for part in format.parts(options.file, sys.maxsize):
+        for place, sample in format.samples(options.file, part):
+            try:
+                if isinstance(sample, SampleError):
+                    raise sample
+                if sample is not None:
+                    yield place.line, _encode_sample(sample, options, template)
+            except SampleError as error:
+                yield place.line, error
 
 
 def _encode_sample(sample: Sample, options: EncodeOptions, template: ChatTemplate) -> EncodedSample:

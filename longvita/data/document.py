@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longvita.data.errors import SampleError
+from longvita.data.formats import FORMATS
+from longvita.data.formats.base import Place
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media, resolve
-from longvita.data.sample import Sample, parse_line
+from longvita.data.sample import Sample, media_names
 from longvita.data.template import ChatTemplate, EncodedSample, mark_order
 
 if TYPE_CHECKING:
@@ -33,13 +35,13 @@ class DocumentRequest:
     """One document of a sequence, as its plan describes it."""
 
     path: str
-    """JSONL file."""
-    offset: int
-    """First byte of the sample's line."""
-    size: int
-    """Bytes of the line."""
-    line: int
-    """Number of the line, from 1."""
+    """Data file."""
+    format: str
+    """Name of its format."""
+    place: Place
+    """Where the sample lies in it."""
+    names: int
+    """Hash of the names of its media, see `media_names`."""
     source: str
     """Name of the data source."""
     media_root: str
@@ -58,7 +60,7 @@ class DocumentRequest:
     @property
     def name(self) -> str:
         """Names the document in messages."""
-        return f"{self.path}:{self.line}"
+        return f"{self.path}:{self.place.line}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class DocumentReader:
         Raises MediaError if a tile cannot be decoded, RuntimeError if the data file changed since it was indexed or
         can't be read for some time.
         """
-        sample = self._read_sample(request, beat)
+        sample = _read_sample(request, beat)
         counts = request.facts.frame_counts(self.settings, request.max_num_frames)
         encoded = self.template.encode(sample.turns, request.facts.grids(self.settings), counts)
         if len(encoded.input_ids) != request.length or encoded.num_tiles != request.num_tiles:
@@ -100,22 +102,17 @@ class DocumentReader:
         )
         return decode_tiles(items, self.settings, request.max_num_frames, request.wanted, beat)
 
-    @staticmethod
-    def _read_sample(request: DocumentRequest, beat: Callable[[], None]) -> Sample:
-        line = _read_bytes(request, beat)
-        try:
-            return parse_line(line)
-        except SampleError as error:
-            raise _changed(request, error.detail) from error
 
-
-def _read_bytes(request: DocumentRequest, beat: Callable[[], None]) -> bytes:
-    """A sample's line. A shared file system may fail for a moment: an error counts when it stays."""
+def _read_sample(request: DocumentRequest, beat: Callable[[], None]) -> Sample:
+    """The sample that was indexed. A shared file system may fail for a moment: an error counts when it stays."""
     for wait in (*READ_WAITS, None):
         try:
-            with open(request.path, "rb") as file:
-                file.seek(request.offset)
-                return file.read(request.size)
+            sample = FORMATS[request.format].read(request.path, request.place)
+            if media_names(sample) != request.names:
+                raise _changed(request, "other pictures or videos")
+            return sample
+        except SampleError as error:
+            raise _changed(request, error.detail) from error
         except OSError as error:
             if wait is None:
                 raise RuntimeError(

@@ -200,7 +200,7 @@ class Loader(Iterator[LocalBatch]):
         findings = self._agreement.agree(micro_batch.task, own, deciders)
         for position, error in findings.items():
             request = micro_batch.requests[position]
-            entry = SetAside.because(error, request.source, request.path, request.line)
+            entry = SetAside.because(error, request.source, request.path, request.place.line)
             if self._quarantine is not None and self._quarantine.add([entry]):
                 logger.warning("%s is left out: %s", request.name, error.detail)
         return findings

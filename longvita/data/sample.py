@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +113,14 @@ def check_marks(turns: Sequence[Turn], num_images: int, num_videos: int) -> None
                 Reason.MARK_COUNT,
                 f"the text has {marks} {mark} marks for {given} {noun}; write one where each of the {noun} belongs",
             )
+
+
+def media_names(sample: Sample) -> int:
+    """A hash, below 2**64, of the names of a sample's pictures and videos; 0 when it has none."""
+    if not sample.images and not sample.videos:
+        return 0
+    names = json.dumps([sample.images, sample.videos])
+    return int.from_bytes(hashlib.blake2b(names.encode(), digest_size=8).digest(), "little")
 
 
 def mark_media(text: str, num_images: int, num_videos: int) -> str:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from longvita.data import index as index_module
-from longvita.data.catalog import build_catalog, make_template, measure
+from longvita.data.catalog import build_catalog, make_template
 from longvita.data.errors import DataError, Reason
-from longvita.data.index import IndexSettings, build_index, load_index
+from longvita.data.index import build
+from longvita.data.index.build import IndexSettings
+from longvita.data.index.store import IndexJob, load_index
+from longvita.data.measure import measure
 from longvita.data.media import image, video
 from longvita.data.media.item import MediaSettings
 from longvita.data.quarantine import QuarantineFile, SetAside, count_reasons, read_quarantine
@@ -48,27 +51,38 @@ def settings_of(folder):
     return IndexSettings("web", str(folder / "media"), 1.0)
 
 
+def job_of(folder, template, **options):
+    return IndexJob(template, settings_of(folder), folder / "cache", **options)
+
+
+def index_of(path, folder, template):
+    """Anew, whatever the file of this name held before."""
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    return load_index(path, job_of(folder, template))
+
+
 COUNT_SAMPLES = """
 import sys
 from pathlib import Path
-from longvita.data.index import IndexSettings, load_index
+from longvita.data.index.build import IndexSettings
+from longvita.data.index.store import IndexJob, load_index
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
 path, tokenizer, media, cache = sys.argv[1:]
 template = ChatTemplate(LongVITATokenizer.from_json(Path(tokenizer).read_text()), 1)
-print(len(load_index(path, template, IndexSettings("web", media, 1.0), cache)))
+print(len(load_index(path, IndexJob(template, IndexSettings("web", media, 1.0), Path(cache)))))
 """
 
 
 def test_places_lengths_and_headers(folder, template):
     path = write_jsonl(folder / "a.jsonl", GOOD)
-    index = build_index(path, template, settings_of(folder))
+    index = index_of(path, folder, template)
     assert len(index) == 4
     assert index.broken == ()
     content = path.read_bytes()
     for number, sample in enumerate(GOOD):
-        start, size = index.offsets[number], index.sizes[number]
-        assert json.loads(content[start : start + size]) == sample
+        place = index.place(number)
+        assert json.loads(content[place.offset : place.offset + place.size]) == sample
     facts = index.facts(2)
     assert [(picture.width, picture.height) for picture in facts.pictures] == [(120, 40)]
     assert facts.videos == (video.VideoFacts(40, 4.0),)
@@ -78,17 +92,17 @@ def test_places_lengths_and_headers(folder, template):
 @pytest.mark.parametrize("reason", BROKEN)
 def test_what_cannot_be_used(folder, template, reason):
     path = write_jsonl(folder / "a.jsonl", [GOOD[0], *BROKEN[reason], GOOD[1]])
-    index = build_index(path, template, settings_of(folder))
+    index = index_of(path, folder, template)
     assert [entry.reason for entry in index.broken] == [reason] * len(BROKEN[reason])
     assert [entry.line for entry in index.broken] == list(range(2, 2 + len(BROKEN[reason])))
-    assert index.lines.tolist() == [1, 2 + len(BROKEN[reason])]
+    assert index.rows["line"].tolist() == [1, 2 + len(BROKEN[reason])]
 
 
 def test_blank_lines_and_a_missing_last_newline(folder, template):
     path = folder / "a.jsonl"
     path.write_text("\n" + json.dumps(GOOD[0]) + "\n  \n" + json.dumps(GOOD[1]))
-    index = build_index(path, template, settings_of(folder))
-    assert index.lines.tolist() == [2, 4]
+    index = index_of(path, folder, template)
+    assert index.rows["line"].tolist() == [2, 4]
     assert index.broken == ()
 
 
@@ -99,26 +113,93 @@ def test_nothing_is_decoded(folder, template, monkeypatch):
     monkeypatch.setattr(image, "to_upright_rgb", refuse)
     monkeypatch.setattr(video, "_read_with_decord", refuse)
     monkeypatch.setattr("av.VideoStream.decode", refuse, raising=False)
-    index = build_index(write_jsonl(folder / "a.jsonl", GOOD), template, settings_of(folder))
+    index = index_of(write_jsonl(folder / "a.jsonl", GOOD), folder, template)
     assert len(index) == 4
 
 
+@pytest.fixture
+def indexed_parts(monkeypatch):
+    """The parts of data files that are indexed during a test."""
+    parts, real = [], build.index_part
+    monkeypatch.setattr(build, "index_part", lambda path, part, *rest: parts.append(part) or real(path, part, *rest))
+    return parts
+
+
+def assert_equal(index, other):
+    np.testing.assert_array_equal(index.rows, other.rows)
+    assert [index.facts(number) for number in range(len(index))] == [other.facts(n) for n in range(len(other))]
+    assert index.broken == other.broken
+
+
 class TestCache:
-    def test_is_used_until_something_changes(self, folder, template, monkeypatch):
+    def test_is_used_until_something_changes(self, folder, template, indexed_parts):
         path = write_jsonl(folder / "a.jsonl", [*GOOD, "{oops"])
-        first = load_index(path, template, settings_of(folder), folder / "cache")
-        built = []
-        real = index_module.build_index
-        monkeypatch.setattr(index_module, "build_index", lambda *a: built.append(1) or real(*a))
-        again = load_index(path, template, settings_of(folder), folder / "cache")
-        assert built == []
-        assert again.broken == first.broken
-        for name in ("offsets", "sizes", "lines", "text_tokens", "media_starts", "media"):
-            np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
-        load_index(path, template, IndexSettings("web", str(folder / "media"), 0.5), folder / "cache")
+        first = load_index(path, job_of(folder, template))
+        indexed_parts.clear()
+        assert_equal(load_index(path, job_of(folder, template)), first)
+        assert indexed_parts == []
+        other = IndexSettings("web", str(folder / "media"), 0.5)
+        load_index(path, IndexJob(template, other, folder / "cache"))
         write_jsonl(path, GOOD)
-        assert len(load_index(path, template, settings_of(folder), folder / "cache").broken) == 0
-        assert len(built) == 2
+        assert len(load_index(path, job_of(folder, template)).broken) == 0
+        assert len(indexed_parts) == 2
+
+    def test_is_mapped_and_small(self, folder, template):
+        index = index_of(write_jsonl(folder / "a.jsonl", GOOD * 5), folder, template)
+        for column in (index.rows, index.media, index.rates):
+            assert isinstance(column, np.memmap) and not column.flags.writeable
+        assert index.rows.itemsize + index.media.itemsize * len(index.media) / len(index) <= 48
+
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_of_many_parts_is_that_of_one(self, folder, template, processes):
+        samples = [*GOOD, "{oops", "", *GOOD, conversation("<image>"), *GOOD * 3]
+        path = write_jsonl(folder / "a.jsonl", samples)
+        whole = index_of(path, folder, template)
+        shutil.rmtree(folder / "cache")
+        assert_equal(load_index(path, job_of(folder, template, processes=processes, part_bytes=200)), whole)
+
+    def test_of_a_grown_file_is_made_at_its_end_alone(self, folder, template, indexed_parts, caplog):
+        path = write_jsonl(folder / "a.jsonl", GOOD * 5)
+        load_index(path, job_of(folder, template, part_bytes=400))
+        before = len(indexed_parts)
+        indexed_parts.clear()
+        write_jsonl(path, [*GOOD * 5, conversation("more"), "{oops"])
+        grown = load_index(path, job_of(folder, template, part_bytes=400))
+        assert 1 <= len(indexed_parts) < before
+        assert "grew since it was indexed" in caplog.text
+        assert_equal(grown, index_of(path, folder, template))
+
+    def test_of_a_file_changed_in_its_middle(self, folder, template, indexed_parts, caplog):
+        samples = [conversation(f"number {number:03}") for number in range(40)]
+        path = write_jsonl(folder / "a.jsonl", samples)
+        load_index(path, job_of(folder, template, part_bytes=400))
+        indexed_parts.clear()
+        samples[20] = conversation("numbers 20")
+        write_jsonl(path, samples)
+        changed = load_index(path, job_of(folder, template, part_bytes=400))
+        assert len(indexed_parts) == 1
+        assert "changed since it was indexed: 1 of" in caplog.text
+        assert_equal(changed, index_of(path, folder, template))
+
+    def test_goes_on_where_it_was_interrupted(self, folder, template, monkeypatch, indexed_parts):
+        path = write_jsonl(folder / "a.jsonl", GOOD * 5)
+        real, calls = build.index_part, []
+
+        def fail_at_the_third(*arguments):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "index_part", fail_at_the_third)
+            with pytest.raises(KeyboardInterrupt):
+                load_index(path, job_of(folder, template, part_bytes=400))
+        indexed_parts.clear()
+        index = load_index(path, job_of(folder, template, part_bytes=400))
+        whole = len(build.FORMATS["jsonl"].parts(str(path), 400))
+        assert len(indexed_parts) == whole - 2
+        assert_equal(index, index_of(path, folder, template))
 
     def test_processes_that_ask_at_once_get_the_same(self, folder, template):
         path = write_jsonl(folder / "a.jsonl", GOOD * 5)
@@ -134,17 +215,17 @@ class TestCache:
         ]
         processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["20", "20"]
-        assert len(list((folder / "cache").glob("*.npz"))) == 1
+        assert len(list((folder / "cache").glob("*/rows-*.npy"))) == 1
 
     def test_a_missing_data_file(self, folder, template):
         with pytest.raises(DataError, match=r"none.jsonl of source 'web' does not exist; see data.data_root"):
-            load_index(folder / "none.jsonl", template, settings_of(folder), folder / "cache")
+            load_index(folder / "none.jsonl", job_of(folder, template))
 
 
 class TestMeasure:
     def measured(self, folder, template, samples, sequence_length, settings=SETTINGS):
         path = write_jsonl(folder / "a.jsonl", samples)
-        index = build_index(path, template, settings_of(folder))
+        index = index_of(path, folder, template)
         return measure(index, template, settings, sequence_length, "web", str(path))
 
     def test_lengths_are_those_of_the_encoded_samples(self, folder, template):

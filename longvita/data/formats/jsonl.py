@@ -1,0 +1,61 @@
+"""JSONL: one sample a line, in the published form or as LLaVA and ShareGPT write it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+from longvita.data.errors import SampleError
+from longvita.data.formats.base import Part, Place, digest_bytes
+from longvita.data.sample import Sample, parse_line
+
+
+class Jsonl:
+    """Places are bytes of the file."""
+
+    name = "jsonl"
+
+    def parts(self, path: str, part_bytes: int) -> list[Part]:
+        """Pieces that begin with the first whole line from each multiple of `part_bytes` on."""
+        end = os.path.getsize(path)
+        bounds = [0]
+        with open(path, "rb") as file:
+            for target in range(part_bytes, end, part_bytes):
+                if target > bounds[-1]:
+                    # From the byte before: a line that begins right there is whole.
+                    file.seek(target - 1)
+                    file.readline()
+                    bounds.append(file.tell())
+        if bounds[-1] < end:
+            bounds.append(end)
+        return [Part(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+    def digest(self, path: str, part: Part) -> str:
+        """Of the bytes."""
+        return digest_bytes(path, part)
+
+    def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
+        """A sample a line; none in a blank one."""
+        for number, (offset, line) in enumerate(lines_of(path, part), start=1):
+            place = Place(offset, len(line), number)
+            try:
+                yield place, parse_line(line) if line.strip() else None
+            except SampleError as error:
+                yield place, error
+
+    def read(self, path: str, place: Place) -> Sample:
+        """The sample of a line."""
+        with open(path, "rb") as file:
+            file.seek(place.offset)
+            return parse_line(file.read(place.size))
+
+
+def lines_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
+    """First byte and bytes of each line of a part of a file."""
+    offset = part.start
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while offset < part.end and (line := file.readline()):
+            yield offset, line
+            offset += len(line)

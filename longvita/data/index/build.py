@@ -1,0 +1,149 @@
+"""Indexing: each piece of a data file is parsed, tokenized and its media's headers are opened; nothing is decoded.
+
+Pieces are independent: processes share them, and each is put into the cache folder when it is done, so that an index
+which was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from longvita.data.document import probe_sample
+from longvita.data.errors import SampleError
+from longvita.data.formats import FORMATS
+from longvita.data.formats.base import Part
+from longvita.data.index.columns import FileIndex, IndexBuilder
+from longvita.data.quarantine import SetAside
+from longvita.data.sample import media_names
+from longvita.data.template import ChatTemplate
+from longvita.data.tokenizer import LongVITATokenizer
+
+PART_BYTES = 32 << 20
+"""Bytes of a piece: some seconds' work."""
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What an index depends on beside its data file."""
+
+    source: str
+    """Name of the data source, for the quarantine file."""
+    media_root: str
+    """Folder that media paths are relative to."""
+    max_fps: float
+    """Most frames taken from one second of video, 1/s."""
+    format: str = "jsonl"
+    """Name of the data file's format."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The index of one part of a file."""
+
+    part: Part
+    digest: str
+    """Of the part when it was indexed."""
+    lines: int
+    """Lines or records of the part."""
+    index: FileIndex
+
+    def save(self, path: Path) -> None:
+        """Writes the piece in one step."""
+        about = {"part": asdict(self.part), "digest": self.digest, "lines": self.lines}
+        broken = "\n".join(entry.to_json() for entry in self.index.broken)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(draft, "wb") as file:
+            np.savez(
+                file,
+                rows=self.index.rows,
+                media=self.index.media,
+                rates=self.index.rates,
+                about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+                broken=np.frombuffer(broken.encode(), np.uint8),
+            )
+        os.replace(draft, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Piece:
+        """The piece that `save` wrote."""
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(arrays["about"].tobytes())
+        broken = tuple(SetAside.from_json(line) for line in arrays["broken"].tobytes().decode().split("\n") if line)
+        index = FileIndex(arrays["rows"], arrays["media"], arrays["rates"], broken)
+        return cls(Part(**about["part"]), about["digest"], about["lines"], index)
+
+
+def index_part(path: str, part: Part, template: ChatTemplate, settings: IndexSettings) -> Piece:
+    """The index of one part of a file; see Format.samples for what is set aside."""
+    format, builder, lines = FORMATS[settings.format], IndexBuilder(), 0
+    digest = format.digest(path, part)
+    for place, sample in format.samples(path, part):
+        lines = place.line
+        try:
+            if isinstance(sample, SampleError):
+                raise sample
+            if sample is not None:
+                facts = probe_sample(sample, settings.media_root, settings.max_fps)
+                builder.add(place, media_names(sample), template.text_length(sample.turns), facts)
+        except SampleError as error:
+            builder.set_aside(SetAside.because(error, settings.source, path, place.line))
+    return Piece(part, digest, lines, builder.index())
+
+
+def index_parts(
+    path: str,
+    parts: Sequence[Part],
+    template: ChatTemplate,
+    settings: IndexSettings,
+    folder: Path,
+    processes: int,
+) -> Iterator[Piece]:
+    """The pieces of `parts`, as they are done: from `folder`, where an interrupted pass left them, or made now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = [(path, part, settings, str(_file_of(folder, part))) for part in parts]
+    if min(processes, len(tasks)) < 2:
+        yield from (_work(template, *task) for task in tasks)
+        return
+    # Spawned, not forked: the process that asks may hold threads, locks and a device.
+    context = multiprocessing.get_context("spawn")
+    setup = (template.tokenizer.to_json(), template.tokens_per_tile)
+    with ProcessPoolExecutor(min(processes, len(tasks)), context, _set_up, setup) as pool:
+        for future in as_completed([pool.submit(_work_in_pool, *task) for task in tasks]):
+            yield Piece.load(Path(future.result()))
+
+
+_TEMPLATE: list[ChatTemplate] = []
+"""The template of a process of the pool, which is set up once."""
+
+
+def _set_up(tokenizer: str, tokens_per_tile: int) -> None:
+    _TEMPLATE[:] = [ChatTemplate(LongVITATokenizer.from_json(tokenizer), tokens_per_tile)]
+
+
+def _work_in_pool(path: str, part: Part, settings: IndexSettings, file: str) -> str:
+    _work(_TEMPLATE[0], path, part, settings, file)
+    return file
+
+
+def _work(template: ChatTemplate, path: str, part: Part, settings: IndexSettings, file: str) -> Piece:
+    """A piece, from its file if that is of the same bytes."""
+    if os.path.exists(file):
+        piece = Piece.load(Path(file))
+        if piece.digest == FORMATS[settings.format].digest(path, part):
+            return piece
+    piece = index_part(path, part, template, settings)
+    piece.save(Path(file))
+    return piece
+
+
+def _file_of(folder: Path, part: Part) -> Path:
+    return folder / f"{part.start}-{part.end}.npz"
