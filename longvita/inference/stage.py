@@ -53,7 +53,7 @@ class PipelineStage:
         self.sequence_parallel = config.layout.sequence_parallel
         self._sending: list[tuple[Any, Tensor]] = []
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run(self, chunk: Chunk, cache: KVCache, tiles: TileSource | None = None) -> Tensor | None:
         """Passes a chunk through this stage and counts it as cached.
 
