@@ -1,8 +1,8 @@
 """The data loader: the endless stream of micro batches of one rank.
 
-Sequence k of the stream is the same whatever the layout. Micro batch i of replica r, of D replicas and m sequences a
-micro batch, holds sequences start + (i * D + r) * m and the m - 1 after it: the replicas together take the sequences in
-order, so a global batch is the same set, and a run goes on at any layout from the number of sequences consumed.
+Sequence k of the stream is the same whatever the layout. The replicas together take the sequences step by step in
+order, so a global batch is the same set, and a run goes on at any layout from the number of sequences consumed. Within
+a step the sequences are divided among the replicas so that each has as much work, see longvita.data.balance.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
 from longvita.data.assemble import PlacedDocument, assemble
+from longvita.data.balance import WorkModel, divide
 from longvita.data.batch import LocalBatch
 from longvita.data.catalog import Catalog, build_catalog, make_template, plan_epoch
 from longvita.data.document import Document, DocumentReader, DocumentRequest
@@ -114,6 +115,10 @@ class Loader(Iterator[LocalBatch]):
         self._ahead = max(1, 2 * config.data.num_workers)
         self._under_way: collections.deque[_MicroBatch] = collections.deque()
         self._next = 0
+        step = config.training.global_batch_size if end_sequence is None else 0
+        self._round = max(step, ranks.dp_size * config.training.micro_batch_size)
+        self._work = WorkModel.of(config)
+        self._shares: dict[int, list[int]] = {}
         if ranks.leads_replica and ranks.dp_rank == 0:
             self._report_set_aside()
 
@@ -138,7 +143,7 @@ class Loader(Iterator[LocalBatch]):
 
     @property
     def consumed_sequences(self) -> int:
-        """Where another loader would go on: sequences of the stream that all replicas have taken."""
+        """Where another loader would go on after a whole step: sequences that all replicas have taken."""
         return self._start + self._next * self.ranks.dp_size * self.config.training.micro_batch_size
 
     def close(self) -> None:
@@ -162,8 +167,29 @@ class Loader(Iterator[LocalBatch]):
     def _numbers(self, micro_batch: int) -> list[int]:
         """The sequences of the stream that a micro batch, counted since the start, consists of."""
         size = self.config.training.micro_batch_size
-        first = self._start + (micro_batch * self.ranks.dp_size + self.ranks.dp_rank) * size
-        return list(range(first, first + size))
+        number, turn = divmod(micro_batch, self._round // (self.ranks.dp_size * size))
+        return self._share(number)[turn * size : (turn + 1) * size]
+
+    def _share(self, number: int) -> list[int]:
+        """The sequences of a round, which is a step in training, that this replica takes."""
+        if number not in self._shares:
+            first = self._start + number * self._round
+            sequences = np.arange(first, first + self._round)
+            if self.ranks.dp_size > 1 and self._end is None:
+                work = np.asarray([self._work_of(sequence) for sequence in sequences.tolist()])
+                sequences = sequences[divide(work, self.ranks.dp_size) == self.ranks.dp_rank]
+            else:
+                micro_batches = sequences.reshape(-1, self.ranks.dp_size, self.config.training.micro_batch_size)
+                sequences = micro_batches[:, self.ranks.dp_rank].ravel()
+            # Micro batches are begun ahead of the one that is asked for, never far behind it.
+            self._shares = {key: share for key, share in self._shares.items() if key >= number - 1}
+            self._shares[number] = sequences.tolist()
+        return self._shares[number]
+
+    def _work_of(self, sequence: int) -> float:
+        samples = self.stream.sequence(sequence)
+        lengths, tiles = self.catalog.lengths[samples], self.catalog.tiles[samples]
+        return self._work.of_sequence(lengths, tiles, self.config.data.isolate_documents)
 
     def _begin(self, task: int, numbers: list[int]) -> _MicroBatch:
         """Has the documents of these sequences read."""
