@@ -23,7 +23,6 @@ from rich.table import Table
 from longvita.config import load
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.catalog import Catalog, build_catalog, make_template, plan_epoch
-from longvita.data.packing import EpochPlan
 from longvita.data.quarantine import count_reasons
 from longvita.data.template import ChatTemplate
 from longvita.errors import UserError
@@ -56,10 +55,11 @@ def show_mix(
     catalog = build_catalog(config, template, sources)
     console.print(source_table(f"{title}: sources", catalog))
     console.print(f"\n{title}: tokens of a sample\n{length_picture(catalog.lengths[catalog.taken])}", highlight=False)
-    plan = plan_epoch(catalog, config, 0)
+    plan, length = plan_epoch(catalog, config, 0), config.data.sequence_length
+    documents = [catalog.lengths[plan.sequence(number)] for number in range(plan.num_sequences)]
     console.print(
-        f"\n{title}: {plan.num_sequences} sequences of {plan.sequence_length} tokens an epoch, {plan.fill:.1%} filled\n"
-        f"{fill_picture(plan)}\n\n{sequence_picture(plan)}\n",
+        f"\n{title}: {plan.num_sequences} sequences of {length} tokens an epoch, {plan.fill:.1%} filled\n"
+        f"{fill_picture(documents, length)}\n\n{sequence_picture(documents[:ROWS], length)}\n",
         highlight=False,
         markup=False,
     )
@@ -91,34 +91,27 @@ def length_picture(lengths: np.ndarray) -> str:
     return bars(rows)
 
 
-def fill_picture(plan: EpochPlan) -> str:
-    """How many sequences are how full."""
-    fills = np.asarray([tokens.sum() for tokens in document_lengths(plan, plan.num_sequences)]) / plan.sequence_length
+def fill_picture(documents: Sequence[np.ndarray], sequence_length: int) -> str:
+    """How many sequences are how full; `documents` are the lengths [d] of each one's documents."""
+    fills = np.asarray([lengths.sum() for lengths in documents]) / sequence_length
     bounds = (0.0, *STEPS, np.inf)
     names = [f"below {STEPS[0]:.0%}", *(f"from {step:.0%}" for step in STEPS)]
     counts = [int(((fills >= low) & (fills < high)).sum()) for low, high in itertools.pairwise(bounds)]
     return bars(list(zip(names, counts)))
 
 
-def sequence_picture(plan: EpochPlan) -> str:
-    """The first sequences: each document as a run of its letter."""
+def sequence_picture(documents: Sequence[np.ndarray], sequence_length: int) -> str:
+    """Sequences, each document as a run of its letter; `documents` as for `fill_picture`."""
     letters = string.ascii_uppercase + string.ascii_lowercase
     rows = []
-    for number, lengths in enumerate(document_lengths(plan, min(ROWS, plan.num_sequences))):
-        ends = np.round(np.cumsum(lengths) / plan.sequence_length * BAR).astype(int)
+    for number, lengths in enumerate(documents):
+        ends = np.round(np.cumsum(lengths) / sequence_length * BAR).astype(int)
         starts = [0, *ends[:-1]]
         row = "".join(
             letters[place % len(letters)] * (end - start) for place, (start, end) in enumerate(zip(starts, ends))
         )
-        rows.append(f"{number:4d} |{row:<{BAR}}| {len(lengths)} documents, {lengths.sum() / plan.sequence_length:.1%}")
+        rows.append(f"{number:4d} |{row:<{BAR}}| {len(lengths)} documents, {lengths.sum() / sequence_length:.1%}")
     return "\n".join(rows)
-
-
-def document_lengths(plan: EpochPlan, sequences: int) -> list[np.ndarray]:
-    """Tokens of each document of the first `sequences` sequences."""
-    of_sample = dict(zip(plan.samples.tolist(), plan.lengths.tolist()))
-    chosen = [plan.sequence(number) for number in range(sequences)]
-    return [np.asarray([of_sample[sample] for sample in samples.tolist()]) for samples in chosen if samples is not None]
 
 
 def bars(rows: Sequence[tuple[str, int]]) -> str:

@@ -21,7 +21,8 @@ from longvita.data.index.store import IndexJob, load_index
 from longvita.data.measure import Measured, measure
 from longvita.data.media.item import MediaSettings
 from longvita.data.mixture import shuffle, take
-from longvita.data.packing import EpochPlan
+from longvita.data.packing import EpochPlan, Plan
+from longvita.data.plan_cache import cached_plan, plan_name
 from longvita.data.quarantine import SetAside, count_reasons
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import load_tokenizer
@@ -117,10 +118,20 @@ def build_catalog(config: Config, template: ChatTemplate, sources: dict[str, Dat
     return Catalog(files, settings)
 
 
-def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> EpochPlan:
-    """The sequences of one epoch of a catalog."""
-    samples = shuffle(catalog.taken, config.seed, epoch)
-    return EpochPlan(samples, catalog.lengths[samples], config.data.sequence_length, config.seed, epoch)
+def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> Plan:
+    """The sequences of one epoch of a catalog, from the folder of the indexes where they have been packed before."""
+    length, taken = config.data.sequence_length, catalog.taken
+
+    def pack() -> EpochPlan:
+        samples = shuffle(taken, config.seed, epoch)
+        return EpochPlan(samples, catalog.lengths[samples], length, config.seed, epoch)
+
+    return cached_plan(index_folder(config), plan_name(taken, catalog.lengths[taken], length, config.seed, epoch), pack)
+
+
+def index_folder(config: Config) -> Path:
+    """Where the indexes and plans of a run lie."""
+    return Path(config.data.index_cache or Path(config.output) / "index")
 
 
 def _open_file(
@@ -128,9 +139,8 @@ def _open_file(
 ) -> CatalogFile:
     data_file = str(config.data.data_file(path))
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
-    cache = config.data.index_cache or Path(config.output) / "index"
     index_settings = IndexSettings(source, media_root, settings.max_fps, dataset.format_of(path))
-    index = load_index(data_file, IndexJob(template, index_settings, Path(cache), config.data.index_processes))
+    index = load_index(data_file, IndexJob(template, index_settings, index_folder(config), config.data.index_processes))
     measured = measure(index, template, settings, config.data.sequence_length, source, data_file)
     taken = measured.usable[take(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{path}")]
     return CatalogFile(source, data_file, index_settings.format, media_root, index, measured, taken)

@@ -12,13 +12,31 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
+PACKER_VERSION = 1
+"""Raised when the same samples are packed otherwise: plans that were stored are not used then."""
 WINDOW_SEQUENCES = 256
 """Sequences that a window's tokens would fill."""
 LONG_SHARE = 1 / 8
 """Share of a sequence above which a document counts as long."""
+
+
+class Plan(Protocol):
+    """The sequences of one epoch."""
+
+    @property
+    def fill(self) -> float:
+        """Share of the epoch's positions that hold a document's token."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of the whole epoch."""
+
+    def sequence(self, number: int) -> np.ndarray | None:
+        """[k] int64: the samples of sequence `number` of the epoch, in order; None past its end."""
 
 
 class EpochPlan:
@@ -28,10 +46,18 @@ class EpochPlan:
         """samples: [d] int64, in the epoch's order; lengths: [d] int64, their tokens, none above sequence_length."""
         self.samples, self.lengths = samples, lengths
         self.sequence_length = sequence_length
-        self._entropy = [seed, epoch]
+        self._seed, self._epoch = seed, epoch
         self._window_ends = _cut_windows(lengths, WINDOW_SEQUENCES * sequence_length)
         self._windows_packed = 0
         self._sequences: list[np.ndarray] = []
+
+    def again(self) -> EpochPlan:
+        """The same plan, of which nothing is packed yet."""
+        return EpochPlan(self.samples, self.lengths, self.sequence_length, self._seed, self._epoch)
+
+    def starts_window(self, number: int) -> bool:
+        """Whether sequence `number` is the first of one that is not packed yet."""
+        return number >= len(self._sequences)
 
     def sequence(self, number: int) -> np.ndarray | None:
         """[k] int64: the samples of sequence `number` of the epoch, in order; None past its end."""
@@ -58,7 +84,7 @@ class EpochPlan:
         start = self._window_ends[window - 1] if window else 0
         end = self._window_ends[window]
         bins = best_fit(self.lengths[start:end].tolist(), self.sequence_length)
-        order = np.random.default_rng([*self._entropy, window]).permutation(len(bins))
+        order = np.random.default_rng([self._seed, self._epoch, window]).permutation(len(bins))
         # Documents of a sequence keep the shuffled order they came in, not the order of their lengths.
         self._sequences += [self.samples[start:end][np.sort(bins[position])] for position in order]
         self._windows_packed += 1
@@ -100,11 +126,11 @@ def best_fit(lengths: list[int], room: int) -> list[np.ndarray]:
 class SequenceStream:
     """The endless stream of training sequences: epoch after epoch, each a plan of its own."""
 
-    def __init__(self, plan_epoch: Callable[[int], EpochPlan]):
+    def __init__(self, plan_epoch: Callable[[int], Plan]):
         """`plan_epoch(epoch)` gives an epoch's plan; it must hold at least one sequence."""
         self._plan_epoch = plan_epoch
         self._starts = [0]
-        self._plans: dict[int, EpochPlan] = {}
+        self._plans: dict[int, Plan] = {}
 
     def sequence(self, number: int) -> np.ndarray:
         """[k] int64: the samples of sequence `number` of the stream, counted from the start of training."""
@@ -118,7 +144,7 @@ class SequenceStream:
             if epoch == len(self._starts):
                 self._starts.append(self._starts[-1] + plan.num_sequences)
 
-    def _plan(self, epoch: int) -> EpochPlan:
+    def _plan(self, epoch: int) -> Plan:
         if epoch not in self._plans:
             self._plans = {epoch: self._plan_epoch(epoch)}
         return self._plans[epoch]

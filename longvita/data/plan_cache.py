@@ -1,0 +1,88 @@
+"""Packing plans on disk: written beside the run that first needs one, mapped by those after it.
+
+A plan is a function of what its file's name is the hash of, so one that is there is right. Training does not wait for
+it: the sequences that a step needs are packed at once, and a thread of one process packs the whole epoch meanwhile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from longvita.data.packing import PACKER_VERSION, EpochPlan, Plan
+
+PAUSE_SECONDS = 0.005
+"""Between two windows of the thread: the process that it is in has other work."""
+
+
+class StoredPlan:
+    """An epoch's plan, mapped from a file. The ranks of a machine share its pages."""
+
+    def __init__(self, path: Path):
+        self._samples = np.load(path / "samples.npy", mmap_mode="r")
+        self._starts = np.load(path / "starts.npy", mmap_mode="r")
+        self.fill = float(np.load(path / "fill.npy"))
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of the whole epoch."""
+        return len(self._starts) - 1
+
+    def sequence(self, number: int) -> np.ndarray | None:
+        """See EpochPlan."""
+        if number >= self.num_sequences:
+            return None
+        return np.asarray(self._samples[self._starts[number] : self._starts[number + 1]])
+
+
+def plan_name(taken: np.ndarray, lengths: np.ndarray, sequence_length: int, seed: int, epoch: int) -> str:
+    """Names the plan of what `EpochPlan` is a function of; `taken` [d] before its shuffle, `lengths` [d] its tokens."""
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(repr((PACKER_VERSION, sequence_length, seed, epoch, len(taken))).encode())
+    for column in (taken, lengths):
+        digest.update(np.ascontiguousarray(column, np.int64).data)
+    return f"plan-{digest.hexdigest()}"
+
+
+def cached_plan(folder: Path, name: str, make: Callable[[], EpochPlan]) -> Plan:
+    """The plan of this name from the folder; else the one that `make` gives, which goes there in the meantime."""
+    path = folder / name
+    if path.is_dir():
+        return StoredPlan(path)
+    plan = make()
+    threading.Thread(target=_store, args=(path, plan.again()), name="packing plan", daemon=True).start()
+    return plan
+
+
+def _store(path: Path, plan: EpochPlan) -> None:
+    """Packs the whole epoch and puts it where `cached_plan` looks, unless another process is at it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.is_dir():
+                _write(path, plan)
+    except OSError:
+        return  # Another process writes it, or the folder cannot be written to: the plan in memory is the same.
+
+
+def _write(path: Path, plan: EpochPlan) -> None:
+    sequences, number = [], 0
+    while (documents := plan.sequence(number)) is not None:
+        sequences.append(documents)
+        number += 1
+        if plan.starts_window(number):
+            time.sleep(PAUSE_SECONDS)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.mkdir(exist_ok=True)
+    np.save(draft / "samples.npy", np.concatenate([np.zeros(0, np.int64), *sequences]))
+    np.save(draft / "starts.npy", np.cumsum([0, *map(len, sequences)]))
+    np.save(draft / "fill.npy", plan.fill)
+    os.rename(draft, path)
