@@ -138,8 +138,8 @@ def _check_vision(config: Config) -> Iterator[Problem]:
 def _check_language(config: Config) -> Iterator[Problem]:
     language = config.model.language
     heads, groups = "model.language.num_attention_heads", "model.language.num_query_groups"
-    if language.hidden_size % language.num_attention_heads:
-        way_out = f"num_attention_heads of {_divisors(language.hidden_size)}"
+    if language.kv_channels is None and language.hidden_size % language.num_attention_heads:
+        way_out = f"num_attention_heads of {_divisors(language.hidden_size)}, or kv_channels"
         yield _problem(config, heads, "does not divide the hidden size", way_out, ("model.language.hidden_size",))
     elif language.head_dim % 2:
         message = f"gives heads of odd width {language.head_dim}, and RoPE turns pairs"

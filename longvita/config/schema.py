@@ -76,9 +76,11 @@ class LanguageConfig(Section):
     ffn_hidden_size: int = Field(13824, ge=1)
     """Width of the SwiGLU MLP's middle layer."""
     num_attention_heads: int = Field(40, ge=1)
-    """Query heads; must divide hidden_size."""
+    """Query heads; must divide hidden_size unless kv_channels is given."""
     num_query_groups: int = Field(8, ge=1)
     """Key and value heads (GQA groups); must divide num_attention_heads."""
+    kv_channels: int | None = Field(None, ge=2)
+    """Width of an attention head; hidden_size / num_attention_heads when absent."""
     vocab_size: int = Field(152064, ge=1)
     """Rows of the embedding and of the output layer, padding rows included."""
     max_position_embeddings: int = Field(1310720, ge=1)
@@ -93,13 +95,18 @@ class LanguageConfig(Section):
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_width(self) -> int:
+        """Width of all query heads together."""
+        return self.num_attention_heads * self.head_dim
 
     @property
     def layer_weights(self) -> int:
         """Weights of one layer's linears: attention and the gated MLP."""
         key_value = 2 * self.num_query_groups * self.head_dim
-        return self.hidden_size * (2 * self.hidden_size + key_value + 3 * self.ffn_hidden_size)
+        return self.hidden_size * (2 * self.query_width + key_value + 3 * self.ffn_hidden_size)
 
 
 class ModelConfig(Section):
