@@ -7,7 +7,7 @@ frame limit at which it fits; one that is too long even so is set aside.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from longvita.data.errors import DataError, Reason
 from longvita.data.index import FileIndex, IndexSettings, load_index
 from longvita.data.media.item import MediaFacts, MediaSettings
 from longvita.data.media.video import most_frames_that_fit
+from longvita.data.missing import Missing, describe_missing, holds_nothing, missing_files
 from longvita.data.mixture import shuffle, take
 from longvita.data.packing import EpochPlan
 from longvita.data.quarantine import SetAside, count_reasons
@@ -94,9 +95,11 @@ class CatalogFile:
 class Catalog:
     """The files of a mix. Samples are numbered through all files, in the order of the config."""
 
-    def __init__(self, files: Sequence[CatalogFile], settings: MediaSettings):
+    def __init__(self, files: Sequence[CatalogFile], settings: MediaSettings, missing: Missing | None = None):
         self.files = tuple(files)
         self.settings = settings
+        self.missing = missing or {}
+        """Data files that are not there and are left out, by source."""
         sizes = [len(file.index) for file in self.files]
         self._starts = np.cumsum([0, *sizes]).tolist()
         self.lengths = np.concatenate([file.measured.lengths for file in self.files])
@@ -148,13 +151,17 @@ def make_template(config: Config) -> ChatTemplate:
 
 
 def build_catalog(config: Config, template: ChatTemplate, sources: dict[str, DatasetConfig]) -> Catalog:
-    """The catalog of a mix. Raises DataError if a file is missing or no sample is left."""
+    """The catalog of a mix. Raises DataError if no sample is left or files are missing; with data.allow_missing, if all
+    are.
+    """
     settings = media_settings(config)
+    missing = _check_missing(config, sources)
     files = [
         _open_file(config, template, settings, source, dataset, path)
         for source, dataset in sources.items()
         if dataset.ratio > 0
         for path in dataset.data_paths
+        if str(config.data.data_file(path)) not in missing.get(source, ())
     ]
     if sum(len(file.taken) for file in files) == 0:
         entries = [entry for file in files for entry in (*file.index.broken, *file.measured.too_long)]
@@ -164,13 +171,23 @@ def build_catalog(config: Config, template: ChatTemplate, sources: dict[str, Dat
             f"{count_reasons(entries) or 'none'}; see data.dataset, its ratio and num, and "
             f"data.sequence_length {config.data.sequence_length}"
         )
-    return Catalog(files, settings)
+    return Catalog(files, settings, missing)
 
 
 def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> EpochPlan:
     """The sequences of one epoch of a catalog."""
     samples = shuffle(catalog.taken, config.seed, epoch)
     return EpochPlan(samples, catalog.lengths[samples], config.data.sequence_length, config.seed, epoch)
+
+
+def _check_missing(config: Config, sources: Mapping[str, DatasetConfig]) -> dict[str, list[str]]:
+    missing = missing_files(config, sources)
+    if missing and (not config.data.allow_missing or holds_nothing(sources, missing)):
+        ways_out = "fetch them (longvita data fetch CONFIG) or set data.data_root to the folder that holds them"
+        if not config.data.allow_missing:
+            ways_out += ", or leave them out and have them counted (data.allow_missing=true, --allow-missing)"
+        raise DataError(f"{describe_missing(missing)}\n{ways_out}")
+    return missing
 
 
 def _open_file(
