@@ -32,6 +32,25 @@ class Outcome:
     """What is wrong, for a person."""
 
 
+class _ByteCount:
+    """Bytes of one file that came, passed on as they come; the thread ends here when the run is to end."""
+
+    def __init__(self, on_bytes: Callable[[int], None], stop: threading.Event):
+        self._on_bytes, self._stop, self._seen = on_bytes, stop, 0
+
+    def add(self, number: int) -> None:
+        """Takes bytes that came; below 0 if some went. Raises StopFetching."""
+        if self._stop.is_set():
+            raise StopFetching
+        self._seen += number
+        self._on_bytes(number)
+
+    def settle(self, number: int) -> None:
+        """Makes it `number` bytes in all: those of a whole file, or 0 where it did not come."""
+        self._on_bytes(number - self._seen)
+        self._seen = number
+
+
 class Filler:
     """Fills one folder from a hub."""
 
@@ -76,34 +95,32 @@ class Filler:
 
         on_bytes: is told how many bytes came; below 0 if some went. Raises StopFetching after stop().
         """
-        seen = 0
-
-        def count(number: int) -> None:
-            nonlocal seen
-            if self._stop.is_set():
-                raise StopFetching
-            seen += number
-            on_bytes(number)
-
+        count = _ByteCount(on_bytes, self._stop)
         part = self._part(wanted, file)
         try:
-            count(0)
-            part.parent.mkdir(parents=True, exist_ok=True)
-            self._hub.download(file, part, count)
-            problem = file.problem(part)
-            if problem is None:
-                self._put(part, wanted, file)
+            problem = self._bring(part, wanted, file, count)
         except TROUBLES as error:
-            on_bytes(-seen)
+            count.settle(0)
             state, detail = self._hub.explain(error, file.repository)
             return Outcome(wanted, state, file.size, detail)
         if problem is not None:
-            part.unlink()
-            on_bytes(-seen)
+            count.settle(0)
             detail = f"what came is damaged and was removed: {problem}; run the command again"
             return Outcome(wanted, State.FAILED, file.size, detail)
-        on_bytes(file.size - seen)
+        count.settle(file.size)
         return Outcome(wanted, State.FETCHED, file.size)
+
+    def _bring(self, part: Path, wanted: Wanted, file: HubFile, count: _ByteCount) -> str | None:
+        """Completes a part and puts it in its place; if it is not what the Hub describes, removes it and says why."""
+        count.add(0)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        self._hub.download(file, part, count.add)
+        problem = file.problem(part)
+        if problem is not None:
+            part.unlink()
+            return problem
+        self._put(part, wanted, file)
+        return None
 
     def _put(self, part: Path, wanted: Wanted, file: HubFile) -> None:
         place = self._place(wanted)

@@ -226,6 +226,13 @@ class TestMissing:
         assert not (tmp_path / "data/us/words/a.jsonl").exists()
 
 
+def test_a_data_set_that_was_renamed(run, hub, tmp_path):
+    hub.data_sets["us/renamed"] = hub.data_sets.pop(JSONL)
+    hub.renamed[JSONL] = "us/renamed"
+    assert run()[0] == 0
+    assert (tmp_path / "data/us/words/a.jsonl").read_bytes() == WORDS
+
+
 def test_a_dry_run_writes_nothing_and_counts_bytes(run, hub, tmp_path):
     code, files = run(dry_run=True)
     assert code == 0
