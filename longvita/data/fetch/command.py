@@ -76,7 +76,7 @@ def _fetch(
     wanted: Sequence[Wanted],
     options: FetchOptions,
 ) -> list[Outcome]:
-    """Asks what there is, looks at what is here, and downloads the rest: 1. data files, 2. archives."""
+    """Asks the hub what it has, looks at what is here, and downloads the rest."""
     pairs, outcomes = describe(hub, wanted)
     if options.media:
         more, troubles = describe_media(hub, sources)

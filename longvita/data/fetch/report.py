@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 
 from longvita.config.schema import DatasetConfig
 from longvita.data.fetch.filling import Outcome
@@ -45,12 +45,12 @@ def _by_hand(dataset: DatasetConfig) -> str:
 
 def _table(sources: dict[str, DatasetConfig], outcomes: Sequence[Outcome], dry_run: bool) -> Table:
     states = [State.WANTED if dry_run else State.FETCHED, State.THERE, *BAD]
-    table = Table("source", "files", "size", *(str(state) for state in states), "licence")
-    for name, dataset in sources.items():
+    table = Table(*(Column(name, no_wrap=True) for name in ("source", "files", "size", *states)))
+    for name in sources:
         own = [outcome for outcome in outcomes if outcome.wanted.source == name]
         counts = [sum(outcome.state == state for outcome in own) for state in states]
         size = decimal(sum(outcome.size for outcome in own))
-        table.add_row(name, str(len(own)), size, *(str(count or "") for count in counts), dataset.licence)
+        table.add_row(name, str(len(own)), size, *(str(count or "") for count in counts))
     return table
 
 

@@ -5,16 +5,17 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from typer.testing import CliRunner
 
 from longvita.cli import app
 from longvita.config import load
 from longvita.data.errors import DataError
 from longvita.data.fetch import hub as hub_module
-from longvita.data.fetch.command import FetchOptions, fetch
+from longvita.data.fetch.command import FetchOptions, _in_threads, fetch
 from longvita.data.fetch.filling import Filler, StopFetching
 from longvita.data.fetch.hub import Hub
 from longvita.data.fetch.ledger import alone
@@ -43,6 +44,9 @@ def hub(monkeypatch):
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    close_session()  # one made before may know a proxy
     refuse_the_net(monkeypatch)
     data_sets = {
         JSONL: {"jsonl/us/words/a.jsonl": WORDS, "jsonl/us/words/b (c,d).jsonl": SMALL},
@@ -408,6 +412,19 @@ def test_stopping_keeps_what_came(hub, tmp_path):
     assert filler.lacking(item, file) == len(PICTURES) - part.stat().st_size
 
 
+def test_an_interrupt_ends_all_threads():
+    stopped = threading.Event()
+
+    def work(item):
+        if item == "interrupted":
+            raise KeyboardInterrupt
+        return stopped.wait(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        _in_threads(work, ["interrupted", "busy", "waiting"], 2, stopped.set)
+    assert stopped.is_set()
+
+
 def test_the_ledger_says_what_came_from_where(run, tmp_path):
     run()
     entry = json.loads((tmp_path / "data/.fetch/ledger.json").read_text())["us/words/a.jsonl"]
@@ -435,8 +452,9 @@ def test_the_command_line(hub, tmp_path, write_yaml):
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
-    rows = [line.split() for line in result.stdout.splitlines()]
-    assert any("words" in row and "mit" in row for row in rows)
+    rows = [line.replace("│", " ").split() for line in result.stdout.splitlines()]
+    assert ["words", "2", "40.0", "kB", "1", "1"] in rows  # files, size, fetched, missing
+    assert ["films", "1", "17", "bytes", "1"] in rows
     assert f"missing: not at {hub.endpoint}/datasets/{JSONL}\n  us/words/gone.jsonl" in result.stdout
     assert "films is only partly on the Hub; get it by hand from https://example.org/films" in result.stdout
     assert (tmp_path / "data/us/words/a.jsonl").read_bytes() == WORDS
