@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch and look at training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -91,6 +91,26 @@ def data_encode(
     settings = MediaSettings(image_size, max_tiles, max_frames, max_fps)
     options = EncodeOptions(str(file), tokenizer, media_root, settings, tokens_per_tile, headers_only, as_json)
     raise typer.Exit(encode(options))
+
+
+@data_app.command("fetch")
+def data_fetch(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    source: Annotated[list[str] | None, typer.Option(help="Source to fetch; may be given several times.")] = None,
+    to: Annotated[str | None, typer.Option(help="Folder to fill; data.data_root when absent.")] = None,
+    media: Annotated[bool, typer.Option("--media", help="Archives of pictures and videos too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and how much.")] = False,
+    endpoint: Annotated[str | None, typer.Option(help="Address of the Hub or of a mirror.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Files that are fetched at once.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Download the data files of a mix from the Hugging Face Hub; exit code 1 if some did not come."""
+    from longvita.config import load
+    from longvita.data.fetch.command import FetchOptions, fetch
+
+    options = FetchOptions(source or (), to, media, dry_run, endpoint, workers, as_json)
+    raise typer.Exit(fetch(load(config, overrides), options))
 
 
 @app.command()

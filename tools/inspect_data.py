@@ -1,6 +1,6 @@
 """Shows what a config's data holds and how it is packed, without decoding any of it.
 
-python tools/inspect_data.py CONFIG [section.field=value ...]
+python tools/inspect_data.py CONFIG [section.field=value ...] [--allow-missing]
 
 For each source: samples, those that the mix takes, their tokens and tiles, the length of samples, and what is set
 aside and why. Then the packed sequences of the first epoch: how full they are, and a picture of the first ones, one row
@@ -23,6 +23,7 @@ from rich.table import Table
 from longvita.config import load
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.catalog import Catalog, build_catalog, make_template, plan_epoch
+from longvita.data.missing import describe_missing
 from longvita.data.quarantine import count_reasons
 from longvita.data.template import ChatTemplate
 from longvita.errors import UserError
@@ -38,9 +39,10 @@ STEPS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 def main(
     config: Annotated[str, typer.Argument(help="YAML file", metavar="CONFIG")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value")] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Leave out files that are not there.")] = False,
 ) -> None:
     """Show samples, lengths, packing and what is set aside."""
-    settings = load(config, overrides or [])
+    settings = load(config, [*(overrides or []), *(["data.allow_missing=true"] if allow_missing else [])])
     template = make_template(settings)
     console = Console(width=max(Console().width, 100))
     for title, sources in (("training", settings.data.dataset), ("held out", settings.data.validation)):
@@ -54,6 +56,8 @@ def show_mix(
     """Tables and pictures of one mix."""
     catalog = build_catalog(config, template, sources)
     console.print(source_table(f"{title}: sources", catalog))
+    if catalog.missing:
+        console.print(f"\n{title}: left out, {describe_missing(catalog.missing)}", highlight=False, markup=False)
     console.print(f"\n{title}: tokens of a sample\n{length_picture(catalog.lengths[catalog.taken])}", highlight=False)
     plan, length = plan_epoch(catalog, config, 0), config.data.sequence_length
     documents = [catalog.lengths[plan.sequence(number)] for number in range(plan.num_sequences)]

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import os.path
 from pathlib import Path, PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path on this machine; a ~ at its start is the home folder."""
+
+
+def _as_list(value: Any) -> Any:
+    """A name that stands alone, as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+"""One name or a list of them."""
 
 
 class Section(BaseModel):
@@ -147,6 +156,14 @@ class DatasetConfig(Section):
     """Data files of the source, relative to data.data_root."""
     format: DataFormat | None = None
     """Format of the files; by the end of their names when absent."""
+    found_at: Names = []
+    """Where the source is public: data sets of the Hugging Face Hub (OWNER/NAME), pages (https://...) for what is
+    elsewhere. `longvita data fetch` leaves out a source without any."""
+    files_at: str | None = None
+    """Where data_paths lie on the Hub: OWNER/NAME or OWNER/NAME/FOLDER, put before each path; data.files_at when
+    absent. Empty where each path starts with the OWNER/NAME of its own data set."""
+    licence: str = ""
+    """Licence of the source, as its own card states it."""
     media_root: Place | None = None
     """Folder that the samples' picture and video paths are relative to; data.media_root when absent."""
 
@@ -166,6 +183,10 @@ class DataConfig(Section):
     """Held-out sources, each with a loss of its own in the log."""
     data_root: Place = "."
     """Folder that data_paths are relative to."""
+    files_at: str = ""
+    """Where the data_paths of all sources lie on the Hugging Face Hub: OWNER/NAME/FOLDER, put before each path."""
+    allow_missing: bool = False
+    """Whether a data file that is not there is left out and counted; otherwise it is an error."""
     media_root: Place = "."
     """Folder that picture and video paths are relative to."""
     sequence_length: int = Field(16384, ge=2)

@@ -6,7 +6,7 @@ Built from the indexes of the mix's files alone.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from longvita.data.index.columns import FileIndex
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.measure import Measured, measure
 from longvita.data.media.item import MediaSettings
+from longvita.data.missing import Missing, describe_missing, holds_nothing, missing_files
 from longvita.data.mixture import shuffle, take
 from longvita.data.packing import EpochPlan, Plan
 from longvita.data.plan_cache import cached_plan, plan_name
@@ -45,9 +46,11 @@ class CatalogFile:
 class Catalog:
     """The files of a mix. Samples are numbered through all files, in the order of the config."""
 
-    def __init__(self, files: Sequence[CatalogFile], settings: MediaSettings):
+    def __init__(self, files: Sequence[CatalogFile], settings: MediaSettings, missing: Missing | None = None):
         self.files = tuple(files)
         self.settings = settings
+        self.missing = missing or {}
+        """Data files that are not there and are left out, by source."""
         sizes = [len(file.index) for file in self.files]
         self._starts = np.cumsum([0, *sizes]).tolist()
         self.lengths = np.concatenate([file.measured.lengths for file in self.files])
@@ -99,13 +102,17 @@ def make_template(config: Config) -> ChatTemplate:
 
 
 def build_catalog(config: Config, template: ChatTemplate, sources: dict[str, DatasetConfig]) -> Catalog:
-    """The catalog of a mix. Raises DataError if a file is missing or no sample is left."""
+    """The catalog of a mix. Raises DataError if no sample is left or files are missing; with data.allow_missing, if all
+    are.
+    """
     settings = media_settings(config)
+    missing = _check_missing(config, sources)
     files = [
         _open_file(config, template, settings, source, dataset, path)
         for source, dataset in sources.items()
         if dataset.ratio > 0
         for path in dataset.data_paths
+        if str(config.data.data_file(path)) not in missing.get(source, ())
     ]
     if sum(len(file.taken) for file in files) == 0:
         entries = [entry for file in files for entry in (*file.index.broken, *file.measured.too_long)]
@@ -115,7 +122,7 @@ def build_catalog(config: Config, template: ChatTemplate, sources: dict[str, Dat
             f"{count_reasons(entries) or 'none'}; see data.dataset, its ratio and num, and "
             f"data.sequence_length {config.data.sequence_length}"
         )
-    return Catalog(files, settings)
+    return Catalog(files, settings, missing)
 
 
 def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> Plan:
@@ -132,6 +139,16 @@ def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> Plan:
 def index_folder(config: Config) -> Path:
     """Where the indexes and plans of a run lie."""
     return Path(config.data.index_cache or Path(config.output) / "index")
+
+
+def _check_missing(config: Config, sources: Mapping[str, DatasetConfig]) -> dict[str, list[str]]:
+    missing = missing_files(config, sources)
+    if missing and (not config.data.allow_missing or holds_nothing(sources, missing)):
+        ways_out = "fetch them (longvita data fetch CONFIG) or set data.data_root to the folder that holds them"
+        if not config.data.allow_missing:
+            ways_out += ", or leave them out and have them counted (data.allow_missing=true, --allow-missing)"
+        raise DataError(f"{describe_missing(missing)}\n{ways_out}")
+    return missing
 
 
 def _open_file(

@@ -111,6 +111,19 @@ class TestMixture:
         assert len(take(3, 0.1, 30, 0, "a")) == 0
         assert len(take(0, 1.0, 30, 0, "a")) == 0
 
+    @given(st.integers(0, 300), st.floats(0, 4), st.integers(1, 500), st.integers(0, 9))
+    def test_as_a_plain_restatement_takes_them(self, total, ratio, num, seed):
+        wanted = min(int(total * ratio), num)
+        left, plain = wanted, []
+        while left > 0:
+            plain.append(min(left, total))  # whole rounds through the file, then a part of one
+            left -= total
+        taken = take(total, ratio, num, seed, "a").tolist()
+        assert len(taken) == wanted
+        for size in plain:
+            part, taken = taken[:size], taken[size:]
+            assert len(set(part)) == size and set(part) <= set(range(total))
+
     def test_a_share_takes_no_sample_twice(self):
         assert len(set(take(100, 0.5, 1000, 0, "a").tolist())) == 50
 
