@@ -80,7 +80,7 @@ def load_index(
         with _locked(folder / "lock"):
             if _meta(folder).get("state") != state:
                 _bring_up_to_date(path, job, folder, state, progress)
-    return _open(folder, _meta(folder)["edition"])
+    return open_edition(folder, _meta(folder)["edition"])
 
 
 def _bring_up_to_date(
@@ -102,7 +102,7 @@ def _bring_up_to_date(
         pieces[piece.part] = piece
         done += piece.part.end - piece.part.start
         progress(done, whole)
-    index = _write(folder, [pieces[part] for part in parts], state, meta.get("edition", 0) + 1)
+    index = write_edition(folder, [pieces[part] for part in parts], state, meta.get("edition", 0) + 1)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     logger.info(
         "indexed %s: %d samples, %d set aside, %.1f s", path, len(index), len(index.broken), time.monotonic() - start
@@ -112,7 +112,7 @@ def _bring_up_to_date(
 def _last_pieces(folder: Path, meta: dict[str, Any]) -> list[Piece]:
     if not meta:
         return []
-    index = _open(folder, meta["edition"])
+    index = open_edition(folder, meta["edition"])
     pieces, row, line = [], 0, 1
     for about in meta["parts"]:
         rows, lines = range(row, row + about["rows"]), range(line, line + about["lines"])
@@ -122,7 +122,8 @@ def _last_pieces(folder: Path, meta: dict[str, Any]) -> list[Piece]:
     return pieces
 
 
-def _write(folder: Path, pieces: Sequence[Piece], state: list[int], edition: int) -> FileIndex:
+def write_edition(folder: Path, pieces: Sequence[Piece], state: list[int], edition: int) -> FileIndex:
+    """Writes an edition of the pieces of a file, in order; `state` is the file's, see `load_index`."""
     lines_before = itertools.accumulate((piece.lines for piece in pieces), initial=0)
     index = join([(piece.index, before) for piece, before in zip(pieces, lines_before)])
     for name in COLUMNS:
@@ -141,7 +142,8 @@ def _write(folder: Path, pieces: Sequence[Piece], state: list[int], edition: int
     return index
 
 
-def _open(folder: Path, edition: int) -> FileIndex:
+def open_edition(folder: Path, edition: int) -> FileIndex:
+    """An edition of an index, mapped from its folder."""
     columns = {name: np.load(folder / f"{name}-{edition}.npy", mmap_mode="r") for name in COLUMNS}
     broken = (folder / f"broken-{edition}.jsonl").read_text().splitlines()
     return FileIndex(**columns, broken=tuple(SetAside.from_json(line) for line in broken))
