@@ -3,27 +3,46 @@
 It is started as a program of its own, not forked, so it inherits no thread, no device and no lock, and it does without
 torch. It ends when the training process closes the connection or dies.
 
-Messages, worker to trainer: ("hello",), ("ready",), ("begin", number), ("alive",), ("document", number, Document),
+Messages, worker to trainer: ("hello",), ("ready",), ("begin", number), ("alive",), ("document", number, EncodedSample),
 ("unusable", number, SampleError), ("done",), ("error", traceback). Trainer to worker: WorkerSetup after "hello", then
-tasks, which are lists of (number, DocumentRequest).
+tasks, which are (number of tiles, list of WorkItems), each followed by its TileArena if it has tiles.
 """
 
 from __future__ import annotations
 
+import resource
 import signal
 import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from longvita.data.document import DocumentReader
-from longvita.data.errors import SampleError
+import numpy as np
+
+from longvita.data.arena import TileArena
+from longvita.data.document import DocumentReader, DocumentRequest
+from longvita.data.errors import SampleError, tell
 from longvita.data.media.item import MediaSettings
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
 
 BEAT_SECONDS = 1.0
 """Shortest time between two signs of life, seconds."""
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """A document of a task."""
+
+    number: int
+    """Its place in the task."""
+    request: DocumentRequest
+    first_tile: int
+    """Its first tile in the task's arena."""
+
+    def part_of(self, tiles: np.ndarray) -> np.ndarray:
+        """uint8 [k, S, S, 3]: its own of the arena's tiles."""
+        return tiles[self.first_tile : self.first_tile + len(self.request.wanted)]
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,10 @@ class WorkerSetup:
     """The tokenizer as JSON."""
     tokens_per_tile: int
     settings: MediaSettings
+    sample_seconds: float = 600.0
+    """Longest time that the tiles of one document may take, seconds."""
+    memory_bytes: int = 4 << 30
+    """Most memory that decoding may take beside what the worker has at its start, bytes."""
 
     def reader(self) -> DocumentReader:
         """The reader that these settings describe."""
@@ -49,12 +72,12 @@ def main(descriptor: int) -> None:
     connection = Connection(descriptor)
     try:
         connection.send(("hello",))
-        reader = connection.recv().reader()
+        setup: WorkerSetup = connection.recv()
+        reader = setup.reader()
+        limit_memory(setup.memory_bytes)
         connection.send(("ready",))
         while True:
-            for number, request in connection.recv():
-                _serve(connection, reader, number, request)
-            connection.send(("done",))
+            _serve_task(connection, reader)
     except (EOFError, ConnectionError):
         return  # The training process is gone or does not need us any more.
     except Exception:
@@ -62,8 +85,36 @@ def main(descriptor: int) -> None:
         raise
 
 
-def _serve(connection: Connection, reader: DocumentReader, number: int, request) -> None:
-    connection.send(("begin", number))
+def limit_memory(more: int) -> None:
+    """Lets this process allocate `more` bytes beside what it has; an allocation beyond that fails with MemoryError.
+
+    The limit is on writable memory of the process's own (RLIMIT_DATA): that of numpy, Pillow and FFmpeg with all their
+    threads, but no shared memory, no program code and no address space that is only reserved. The kernel refuses what
+    goes beyond, so nothing can be faster than a look at a process's size would be.
+    """
+    with open("/proc/self/status", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    used = int(fields["VmData"].split()[0]) * 1024
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = used + more if hard == resource.RLIM_INFINITY else min(used + more, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _serve_task(connection: Connection, reader: DocumentReader) -> None:
+    num_tiles, work = connection.recv()
+    size = reader.settings.image_size
+    tiles = np.zeros((0, size, size, 3), np.uint8)
+    if num_tiles:
+        arena = TileArena.receive(connection, num_tiles, size)
+        arena.close()
+        tiles = arena.tiles
+    for item in work:
+        _serve(connection, reader, item, item.part_of(tiles))
+    connection.send(("done",))
+
+
+def _serve(connection: Connection, reader: DocumentReader, item: WorkItem, out: np.ndarray) -> None:
+    connection.send(("begin", item.number))
     last = time.monotonic()
 
     def beat() -> None:
@@ -73,8 +124,10 @@ def _serve(connection: Connection, reader: DocumentReader, number: int, request)
             connection.send(("alive",))
 
     try:
-        document = reader.read(request, beat)
+        document = reader.read(item.request, beat, out)
     except SampleError as error:
-        connection.send(("unusable", number, SampleError(error.reason, error.detail)))
+        connection.send(("unusable", item.number, SampleError(error.reason, error.detail)))
+    except MemoryError as error:
+        connection.send(("unusable", item.number, item.request.undecodable(f"gave up: {tell(error)}")))
     else:
-        connection.send(("document", number, document))
+        connection.send(("document", item.number, document.encoded))
