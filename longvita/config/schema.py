@@ -166,7 +166,7 @@ class DataConfig(Section):
     """Longest wait for one frame of a video or one picture, seconds; a sample that takes longer is set aside."""
     sample_timeout_seconds: float = Field(600.0, gt=0)
     """Longest time that the tiles of one sample may take a worker, seconds; a sample that takes longer is set aside."""
-    decode_memory_bytes: int = Field(4 * 1024**3, ge=64 * 1024**2)
+    decode_memory_bytes: int = Field(4 * 1024**3, ge=256 * 1024**2)
     """Most memory that a worker may take for decoding, beside the tiles themselves, bytes; a sample that needs more is
     set aside."""
     decode_threads: int = Field(1, ge=1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longvita.data.errors import MediaError, Reason, SampleError
+from longvita.data.errors import Reason, SampleError
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media, resolve
 from longvita.data.sample import Sample, parse_line
 from longvita.data.template import ChatTemplate, EncodedSample, mark_order
@@ -60,10 +60,10 @@ class DocumentRequest:
         """Names the document in messages."""
         return f"{self.path}:{self.line}"
 
-    def undecodable(self, why: str) -> MediaError:
+    def undecodable(self, why: str) -> SampleError:
         """The error of a document that a decoder failed at without saying which of its files is to blame."""
         reason = Reason.BROKEN_VIDEO if self.facts.videos else Reason.BROKEN_PICTURE
-        return MediaError(reason, f"the worker that decoded it {why}")
+        return SampleError(reason, f"the worker that decoded it {why}")
 
 
 @dataclass(frozen=True)

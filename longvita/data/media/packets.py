@@ -98,20 +98,23 @@ def read_packet_table(path: Path, stall_seconds: float, beat: Callable[[], None]
 def _scan(path: Path, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
     import av
 
-    times, is_key = [], []
+    shown, is_key, decoded = [], [], None
     with av.open(str(path), timeout=stall_seconds) as container:
         stream = video_stream(container)
         promised = stream.frames
         for packet in container.demux(stream):
             beat()
             if packet.size:
-                times.append((packet.pts, packet.dts))
+                shown.append(packet.pts)
                 is_key.append(packet.is_keyframe)
-    if not times or any(None in pair for pair in times):
-        raise ValueError("the file has packets without a time stamp" if times else "the file has no packets")
-    stamps, decoded = np.asarray(times, np.int64).T
-    # A packet that was cut off would be decoded after the last one, and none is shown before it is decoded.
-    certain = len(stamps) if len(stamps) >= promised else int((stamps <= decoded[-1]).sum())
+                decoded = packet.dts
+    if None in shown:
+        raise ValueError("the file has packets without a time stamp")
+    stamps = np.asarray(shown, np.int64)
+    certain = len(stamps)
+    if certain < promised:
+        # A packet that was cut off would be decoded after the last one, and none is shown before it is decoded.
+        certain = 0 if decoded is None else int((stamps <= decoded).sum())
     return PacketTable(stamps, np.asarray(is_key, bool), certain)
 
 

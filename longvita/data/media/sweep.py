@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from longvita.data.errors import MediaError, Reason
 from longvita.data.media.packets import PacketTable, Sweep, plan_sweeps, read_packet_table, video_stream
 
 SKIPPABLE_CODECS = ("h264",)
@@ -23,8 +24,8 @@ def read_with_pyav(
     """The frames with these numbers, ascending and with repeats, as upright RGB pictures.
 
     `beat` is called for each packet that is looked at and each frame that is decoded. Raises what PyAV raises,
-    TimeoutError if a wanted frame takes longer than `stall_seconds`, ValueError and IndexError for frames that are
-    not there.
+    TimeoutError if a wanted frame takes longer than `stall_seconds`, ValueError for a frame that the decoder does not
+    give, and MediaError for one that the file does not hold.
     """
     import av
 
@@ -35,7 +36,7 @@ def read_with_pyav(
         for sweep in plan_sweeps(table, there):
             yield from sweeper.run(sweep)
     if len(there) < len(indices):
-        raise IndexError(f"{table.num_frames} frames, frame {indices[len(there)]} is asked")
+        raise MediaError(Reason.BROKEN_VIDEO, f"the file ends early, {table.num_frames} of its frames are there")
 
 
 class _Sweeper:

@@ -171,12 +171,19 @@ def read_frames(
                 raise MediaError(Reason.BROKEN_VIDEO, f"video {path} has {len(files)} frames, frame {index} is asked")
             yield open_picture(files[index])
         return
+    if not indices:
+        return
     done = 0
     try:
         for picture in read_with_pyav(path, indices, stall_seconds, beat, threads):
             yield picture
             done += 1
         return
+    except (MediaError, MemoryError) as error:
+        # decord would number the frames of a file that ends early as if none were missing, and ends the process where
+        # it gets no memory.
+        detail = error.detail if isinstance(error, MediaError) else tell(error)
+        raise MediaError(Reason.BROKEN_VIDEO, f"video {path}: frame {indices[done]} cannot be had: {detail}") from error
     except Exception as error:  # noqa: BLE001 - a damaged file may fail in any part of FFmpeg or PyAV.
         pyav_error = tell(error)
     try:

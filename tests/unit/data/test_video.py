@@ -175,6 +175,16 @@ class TestDamage:
         path = stock / "media/cut.mp4"
         assert probe_video(path).num_frames == 40
         assert len(list(read_frames(path, [0, 2]))) == 2
-        with pytest.raises(MediaError, match=r"frame 39 cannot be decoded \(PyAV: .*decord: ") as caught:
+        with pytest.raises(MediaError, match="frame 39 cannot be had: the file ends early, 7 of") as caught:
             list(read_frames(path, [0, 39]))
+        assert caught.value.reason == Reason.BROKEN_VIDEO
+
+    def test_damage_in_the_middle(self, stock, tmp_path):
+        """Both decoders are asked, and the message tells what each of them said."""
+        content = bytearray((stock / "media/clip.mp4").read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 4000] = bytes(4000)
+        (tmp_path / "damaged.mp4").write_bytes(content)
+        with pytest.raises(MediaError, match=r"damaged.mp4: frame \d+ cannot be decoded \(PyAV: .*decord: ") as caught:
+            list(read_frames(tmp_path / "damaged.mp4", range(40)))
         assert caught.value.reason == Reason.BROKEN_VIDEO
