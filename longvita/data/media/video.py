@@ -7,6 +7,8 @@ silence.
 
 from __future__ import annotations
 
+import collections
+import itertools
 import math
 import os
 import re
@@ -26,8 +28,6 @@ FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Pictures that count as frames of a folder."""
 STALL_SECONDS = 120.0
 """Longest wait for one frame, seconds."""
-BATCH_FRAMES = 8
-"""Frames asked of decord at once: bounds memory and the time between two looks at the clock."""
 FAULT_TOLERANCE = 1e-9
 """decord repeats frames in place of damaged ones unless this share, the smallest above none, forbids it."""
 
@@ -199,14 +199,16 @@ def read_frames(
 
 
 def _read_with_decord(path: Path, indices: Sequence[int], beat: Callable[[], None]) -> Iterator[Image.Image]:
+    """Frame by frame from the first one on: where decord2 3.4.0 jumps it may give another frame, without an error."""
     import decord
 
     decord.logging.set_level(decord.logging.FATAL)
     reader = decord.VideoReader(str(path), num_threads=1, fault_tol=FAULT_TOLERANCE)
-    for start in range(0, len(indices), BATCH_FRAMES):
+    if indices[-1] >= len(reader):
+        raise IndexError(f"{len(reader)} frames, frame {indices[-1]} is asked")
+    times = collections.Counter(indices)
+    for number in range(indices[-1] + 1):
         beat()
-        batch = list(indices[start : start + BATCH_FRAMES])
-        if batch[-1] >= len(reader):
-            raise IndexError(f"{len(reader)} frames, frame {batch[-1]} is asked")
-        for pixels in reader.get_batch(batch).asnumpy():
-            yield Image.fromarray(pixels)
+        frame = reader.next()
+        if number in times:
+            yield from itertools.repeat(Image.fromarray(frame.asnumpy()), times[number])

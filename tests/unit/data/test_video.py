@@ -21,6 +21,7 @@ from longvita.data.media.video import (
     probe_video,
     read_frames,
 )
+from tests.clips import clip
 from tests.unit.data.material import clip_frames, write_video
 
 FACTS = st.builds(
@@ -91,6 +92,14 @@ class TestFiles:
 
         monkeypatch.setattr(video, "read_with_pyav", failing)
         np.testing.assert_array_equal([np.asarray(frame) for frame in read_frames(path, [0, 5, 20])], whole)
+
+    def test_decord_gives_the_right_frames_far_apart(self):
+        """Its own jumps do not: of this clip, and more often of longer ones, it now and then gives another frame."""
+        path, indices = clip("bikes.mp4"), [0, 90, 90, 200, 249]
+        ours = [np.asarray(frame) for frame in read_frames(path, indices)]
+        np.testing.assert_array_equal(
+            [np.asarray(f) for f in video._read_with_decord(path, indices, lambda: None)], ours
+        )
 
     @pytest.mark.parametrize("quarter_turns", [1, 2, 3])
     def test_a_turned_video_is_upright(self, stock, tmp_path, quarter_turns):
