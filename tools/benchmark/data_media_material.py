@@ -22,16 +22,27 @@ FILM_FPS, FILM_SECONDS = 25, 3600
 LOOP_SECONDS = 30
 
 
+def photograph(name: str) -> Image.Image:
+    """A picture that scikit-image ships in its wheel."""
+    return Image.fromarray(getattr(skimage_data, name)()).convert("RGB")
+
+
+def write_picture(path: Path, picture: Image.Image) -> Path:
+    """A JPEG file."""
+    picture.save(path, quality=90)
+    return path
+
+
 def write_pictures(folder: Path, count: int) -> list[str]:
     """JPEG files of photographs, the longer side of 640 to 2,000 pixels, of several shapes; their names."""
     random = np.random.default_rng(0)
     names = []
     for number in range(count):
-        photograph = Image.fromarray(getattr(skimage_data, PICTURES[number % len(PICTURES)])()).convert("RGB")
+        picture = photograph(PICTURES[number % len(PICTURES)])
         longer, shape = random.integers(SHORTEST_SIDE, LONGEST_SIDE, endpoint=True), random.uniform(0.5, 1.0)
         size = (int(longer), int(longer * shape))
         names.append(f"{number}.jpg")
-        photograph.resize(size if random.random() < 0.6 else size[::-1]).save(folder / names[-1], quality=90)
+        write_picture(folder / names[-1], picture.resize(size if random.random() < 0.6 else size[::-1]))
     return names
 
 

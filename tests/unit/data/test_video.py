@@ -94,7 +94,7 @@ class TestFiles:
         np.testing.assert_array_equal([np.asarray(frame) for frame in read_frames(path, [0, 5, 20])], whole)
 
     def test_decord_gives_the_right_frames_far_apart(self):
-        """Its own jumps do not: of this clip, and more often of longer ones, it now and then gives another frame."""
+        """Its own jumps are not used: out of an hour of film they gave other frames."""
         path, indices = clip("bikes.mp4"), [0, 90, 90, 200, 249]
         ours = [np.asarray(frame) for frame in read_frames(path, indices)]
         np.testing.assert_array_equal(
