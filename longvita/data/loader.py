@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
+from longvita.data.arena import Arena
 from longvita.data.assemble import PlacedDocument, assemble
 from longvita.data.batch import LocalBatch
 from longvita.data.catalog import Catalog, build_catalog, make_template, plan_epoch
@@ -110,6 +111,7 @@ class Loader(Iterator[LocalBatch]):
         self._start, self._end = start_sequence, end_sequence
         self._quarantine = QuarantineFile(Path(config.output) / FILE_NAME) if ranks.leads_replica else None
         self._source = _start_reading(config, catalog, template)
+        self._arena = Arena()
         self._closer = weakref.finalize(self, self._source.close)
         self._ahead = max(1, 2 * config.data.num_workers)
         self._under_way: collections.deque[_MicroBatch] = collections.deque()
@@ -222,6 +224,7 @@ class Loader(Iterator[LocalBatch]):
             padding_id=self._template.tokenizer.padding,
             isolate=data.isolate_documents,
             image_size=self.config.model.vision.image_size,
+            arena=self._arena,
         )
 
     def _report_set_aside(self) -> None:

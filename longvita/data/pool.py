@@ -8,6 +8,7 @@ Memory is bounded by the caller, who decides how many tasks are under way.
 from __future__ import annotations
 
 import collections
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from longvita.data.arena import TileArena
+from longvita.data.arena import Arena, SharedBlock
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import SampleError
 from longvita.data.template import EncodedSample
@@ -64,12 +65,13 @@ class InlineReader:
 class _Task:
     """Documents that are asked for together, and the memory for their tiles."""
 
-    def __init__(self, requests: Sequence[DocumentRequest], image_size: int):
+    def __init__(self, requests: Sequence[DocumentRequest], image_size: int, arena: Arena):
         firsts = np.cumsum([0, *(len(request.wanted) for request in requests)]).tolist()
         self.work = [WorkItem(number, request, first) for number, (request, first) in enumerate(zip(requests, firsts))]
-        self.num_tiles: int = firsts[-1]
-        self.arena = TileArena(self.num_tiles, image_size) if self.num_tiles else None
-        self.tiles = self.arena.tiles if self.arena else np.zeros((0, image_size, image_size, 3), np.uint8)
+        shape = (firsts[-1], image_size, image_size, 3)
+        block = arena.take(math.prod(shape)) if firsts[-1] else None
+        self.tiles = arena.array(shape, np.uint8, block)
+        self.block = block if isinstance(block, SharedBlock) else None
         self.results: dict[int, Result] = {}
 
     @property
@@ -77,7 +79,7 @@ class _Task:
         return len(self.results) == len(self.work)
 
     def add(self, number: int, result: EncodedSample | SampleError) -> None:
-        """The outcome of a document, its tiles being in the arena."""
+        """The outcome of a document; its tiles are in place."""
         if isinstance(result, SampleError):
             self.results[number] = result
         else:
@@ -85,14 +87,9 @@ class _Task:
 
     def send(self, connection: Connection, work: list[WorkItem]) -> None:
         """Gives a worker some of the documents to read."""
-        connection.send((self.num_tiles, work))
-        if self.arena is not None:
-            self.arena.send(connection)
-
-    def close(self) -> None:
-        """No worker is given it any more."""
-        if self.arena is not None:
-            self.arena.close()
+        connection.send((len(self.tiles), self.block.size if self.block else 0, work))
+        if self.block is not None:
+            self.block.send(connection)
 
 
 @dataclass
@@ -116,6 +113,7 @@ class WorkerPool:
     def __init__(self, setup: WorkerSetup, num_workers: int):
         self._setup = setup
         self._silence = setup.settings.stall_seconds + GRACE_SECONDS
+        self._arena = Arena(SharedBlock)
         self._changed = threading.Condition()
         self._tasks: dict[int, _Task] = {}
         self._waiting: collections.deque[tuple[int, list[WorkItem]]] = collections.deque()
@@ -130,7 +128,7 @@ class WorkerPool:
     def submit(self, task: int, requests: Sequence[DocumentRequest]) -> None:
         """Announces a task; it is begun as soon as a worker is free."""
         with self._changed:
-            entry = self._tasks[task] = _Task(requests, self._setup.settings.image_size)
+            entry = self._tasks[task] = _Task(requests, self._setup.settings.image_size, self._arena)
             if requests:
                 self._waiting.append((task, entry.work))
         self._wake_out.send(None)
@@ -145,7 +143,7 @@ class WorkerPool:
             self._changed.wait_for(lambda: self._error is not None or entry.is_complete)
             if self._error is not None:
                 raise RuntimeError(self._error)
-            self._tasks.pop(task).close()
+            del self._tasks[task]
         return [entry.results[number] for number in range(len(entry.work))]
 
     def close(self) -> None:
@@ -166,8 +164,6 @@ class WorkerPool:
                 worker.process.wait()
         self._wake_in.close()
         self._wake_out.close()
-        for task in self._tasks.values():
-            task.close()
 
     def _start(self) -> _Worker:
         ours, theirs = multiprocessing.Pipe()

@@ -5,11 +5,13 @@ torch. It ends when the training process closes the connection or dies.
 
 Messages, worker to trainer: ("hello",), ("ready",), ("begin", number), ("alive",), ("document", number, EncodedSample),
 ("unusable", number, SampleError), ("done",), ("error", traceback). Trainer to worker: WorkerSetup after "hello", then
-tasks, which are (number of tiles, list of WorkItems), each followed by its TileArena if it has tiles.
+tasks, which are (number of tiles, bytes of the block for them, list of WorkItems), each followed by that SharedBlock if
+it has tiles.
 """
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import signal
 import time
@@ -19,7 +21,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from longvita.data.arena import TileArena
+from longvita.data.arena import SharedBlock
 from longvita.data.document import DocumentReader, DocumentRequest
 from longvita.data.errors import SampleError, tell
 from longvita.data.media.item import MediaSettings
@@ -28,6 +30,10 @@ from longvita.data.tokenizer import LongVITATokenizer
 
 BEAT_SECONDS = 1.0
 """Shortest time between two signs of life, seconds."""
+KEPT_MEMORY = 256 << 20
+"""Freed memory that a worker keeps for the next picture, bytes: what is new to a process must be cleared first."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_IN_HEAP = -1, -3, 32 << 20
+"""Parameters of glibc's mallopt, and the largest value that the second may have, bytes."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,10 @@ class WorkItem:
     """Its place in the task."""
     request: DocumentRequest
     first_tile: int
-    """Its first tile in the task's arena."""
+    """Its first tile among those of the task."""
 
     def part_of(self, tiles: np.ndarray) -> np.ndarray:
-        """uint8 [k, S, S, 3]: its own of the arena's tiles."""
+        """uint8 [k, S, S, 3]: its own of the task's tiles."""
         return tiles[self.first_tile : self.first_tile + len(self.request.wanted)]
 
 
@@ -74,7 +80,8 @@ def main(descriptor: int) -> None:
         connection.send(("hello",))
         setup: WorkerSetup = connection.recv()
         reader = setup.reader()
-        limit_memory(setup.memory_bytes)
+        keep_freed_memory()
+        limit_memory(KEPT_MEMORY + setup.memory_bytes)
         connection.send(("ready",))
         while True:
             _serve_task(connection, reader)
@@ -83,6 +90,14 @@ def main(descriptor: int) -> None:
     except Exception:
         connection.send(("error", traceback.format_exc()))
         raise
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep what a picture took for the next one; others than glibc do as they like."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_IN_HEAP)
+        mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
 
 
 def limit_memory(more: int) -> None:
@@ -101,13 +116,12 @@ def limit_memory(more: int) -> None:
 
 
 def _serve_task(connection: Connection, reader: DocumentReader) -> None:
-    num_tiles, work = connection.recv()
+    num_tiles, block_size, work = connection.recv()
     size = reader.settings.image_size
     tiles = np.zeros((0, size, size, 3), np.uint8)
     if num_tiles:
-        arena = TileArena.receive(connection, num_tiles, size)
-        arena.close()
-        tiles = arena.tiles
+        block = SharedBlock.receive(connection, block_size)
+        tiles = np.frombuffer(block.mapping, np.uint8, num_tiles * size * size * 3).reshape(-1, size, size, 3)
     for item in work:
         _serve(connection, reader, item, item.part_of(tiles))
     connection.send(("done",))
