@@ -2,9 +2,10 @@
 
 An epoch's samples, shuffled, are cut into windows that would fill a thousand sequences. Within a window each document
 goes, whole, into the fullest sequence that still has room for it (best fit): long ones first, the longest before the
-others, then short ones in their shuffled order, so that they mix. Sorting the short ones too would fill nothing more
+others, then short ones in their shuffled order, so that they mix. Sorting the short ones too would fill a thousandth more
 and put equal lengths, and so the same kinds of samples, side by side.
-A window depends on nothing outside it, so a run starts after the first window is packed, and packing the windows again
+The emptiest sequence of a window is not used: its documents are the next window's first.
+A window depends on nothing after it, so a run starts when the first window is packed, and packing the windows again
 gives the same sequences: ranks, workers and restarts need no state.
 """
 
@@ -20,7 +21,7 @@ PACKER_VERSION = 1
 """Raised when the same samples are packed otherwise: plans that were stored are not used then."""
 WINDOW_SEQUENCES = 1024
 """Sequences that a window's tokens would fill."""
-LONG_SHARE = 1 / 16
+LONG_SHARE = 1 / 8
 """Share of a sequence above which a document counts as long."""
 
 
@@ -49,6 +50,8 @@ class EpochPlan:
         self._seed, self._epoch = seed, epoch
         self._window_ends = _cut_windows(lengths, WINDOW_SEQUENCES * sequence_length)
         self._windows_packed = 0
+        self._left_over = np.zeros(0, np.int64)
+        """Places of documents that the last window left to the next."""
         self._sequences: list[np.ndarray] = []
 
     def again(self) -> EpochPlan:
@@ -83,10 +86,16 @@ class EpochPlan:
         window = self._windows_packed
         start = self._window_ends[window - 1] if window else 0
         end = self._window_ends[window]
-        bins = best_fit(self.lengths[start:end].tolist(), self.sequence_length)
+        places = np.concatenate([self._left_over, np.arange(start, end)])
+        lengths = self.lengths[places]
+        bins = best_fit(lengths.tolist(), self.sequence_length)
+        self._left_over = np.zeros(0, np.int64)
+        if end < len(self.samples):
+            emptiest = min(range(len(bins)), key=lambda number: int(lengths[bins[number]].sum()))
+            self._left_over = places[np.sort(bins.pop(emptiest))]
         order = np.random.default_rng([self._seed, self._epoch, window]).permutation(len(bins))
         # Documents of a sequence keep the shuffled order they came in, not the order of their lengths.
-        self._sequences += [self.samples[start:end][np.sort(bins[position])] for position in order]
+        self._sequences += [self.samples[places[np.sort(bins[position])]] for position in order]
         self._windows_packed += 1
 
 

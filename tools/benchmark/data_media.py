@@ -1,6 +1,6 @@
 """Decoding pictures and videos against the published way: float tiles in a torch DataLoader, frames through OpenCV.
 
-    python tools/benchmark/data_media.py --json
+The part of data.py on pictures and videos:
 
 `loader_over_naive`: samples a second, of one JPEG of 640 to 2,000 pixels each, as float32 tiles in the training
 process, our Loader over a DataLoader with as many workers. `short_video_over_naive`: the same for clips of 10 seconds
@@ -13,10 +13,8 @@ starts, and frames of the film with those of one plain pass through it; a bit th
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +33,6 @@ from data_media_material import (
     write_pictures,
 )
 from data_media_naive import naive_loader, opencv_frames, plain_tile
-from harness import print_figures
 from PIL import Image
 
 from longvita.config.schema import Config
@@ -217,20 +214,3 @@ def require_equal(ours: np.ndarray, plain: np.ndarray) -> None:
     if not np.array_equal(ours, plain):
         rows = np.flatnonzero((ours != plain).any(axis=(1, 2, 3))) if ours.shape == plain.shape else "their number"
         raise RuntimeError(f"frames differ from those of one pass through the film: {rows}")
-
-
-def main() -> None:
-    """Makes the material, measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    figures: dict[str, float] = {}
-    for measure in (picture_figures, video_figures):
-        with tempfile.TemporaryDirectory() as folder:
-            figures |= measure(Path(folder))
-    print_figures(figures, arguments.json)
-
-
-if __name__ == "__main__":
-    main()

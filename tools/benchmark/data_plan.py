@@ -25,6 +25,8 @@ from longvita.data.packing import WINDOW_SEQUENCES, EpochPlan
 
 SHORT, LONG = 16384, 131072
 REPLICAS, STEP, STEPS = 8, 64, 200
+WINDOWS = 8
+"""Windows that other packers pack too."""
 SIDE = 448
 
 
@@ -133,17 +135,18 @@ def _imbalance(planned: Planned) -> dict[str, float]:
 
 
 def _yardsticks(plan: EpochPlan) -> dict[str, float]:
-    """Fill of the first window of the plan by other packers, over ours."""
-    end = int(np.searchsorted(np.cumsum(plan.lengths), WINDOW_SEQUENCES * plan.sequence_length))
-    lengths, room = plan.lengths[:end].tolist(), plan.sequence_length
-    own = EpochPlan(plan.samples[:end], plan.lengths[:end], room, 42, 0).num_sequences
+    """Our fill over that of other packers, which pack the same samples in windows as long as ours."""
+    ends = np.cumsum(plan.lengths[: len(plan.lengths) // 2]) // (WINDOW_SEQUENCES * plan.sequence_length)
+    windows = [plan.lengths[: len(ends)][ends == number].tolist() for number in range(min(WINDOWS, int(ends[-1])))]
+    count, room = sum(map(len, windows)), plan.sequence_length
+    own = EpochPlan(plan.samples[:count], plan.lengths[:count], room, 42, 0).num_sequences
     packers: dict[str, Callable[[Sequence[int], int], int]] = {
         "first_fit_decreasing": lambda x, room: first_fit(sorted(x, reverse=True), room),
         "first_fit_shuffled": first_fit,
         "best_fit_shuffled": best_fit_in_order,
         "greedy_knapsack": greedy_knapsack,
     }
-    return {f"fill_over_{name}": packer(lengths, room) / own for name, packer in packers.items()}
+    return {f"fill_over_{name}": sum(packer(x, room) for x in windows) / own for name, packer in packers.items()}
 
 
 def first_fit(lengths: Sequence[int], room: int) -> int:
