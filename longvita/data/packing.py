@@ -2,8 +2,8 @@
 
 An epoch's samples, shuffled, are cut into windows that would fill a thousand sequences. Within a window each document
 goes, whole, into the fullest sequence that still has room for it (best fit): long ones first, the longest before the
-others, then short ones in their shuffled order, so that they mix. Sorting the short ones too would fill a thousandth more
-and put equal lengths, and so the same kinds of samples, side by side.
+others, then short ones in their shuffled order, so that they mix. Sorting the short ones too would fill a thousandth
+more and put equal lengths, and so the same kinds of samples, side by side.
 The emptiest sequence of a window is not used: its documents are the next window's first.
 A window depends on nothing after it, so a run starts when the first window is packed, and packing the windows again
 gives the same sequences: ranks, workers and restarts need no state.
