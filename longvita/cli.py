@@ -93,6 +93,21 @@ def data_encode(
     raise typer.Exit(encode(options))
 
 
+@data_app.command("index")
+def data_index(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes; data.index_processes when absent.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Index every data file of a config, as far as it is not indexed yet, and print what each source holds."""
+    from longvita.config import load
+    from longvita.data.index import command
+
+    own = [] if processes is None else [f"data.index_processes={processes}"]
+    raise typer.Exit(command.index(load(config, [*(overrides or []), *own]), as_json))
+
+
 @app.command()
 def doctor(
     platform: Annotated[str, typer.Option(help="Platform to look at; auto takes the one that is there.")] = "auto",

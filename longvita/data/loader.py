@@ -154,7 +154,7 @@ class Loader(Iterator[LocalBatch]):
         """Figures of the data: samples, those set aside by reason, fill of the packed sequences. Packs one epoch."""
         files, plan = self.catalog.files, plan_epoch(self.catalog, self.config, 0)
         return {
-            "samples": sum(len(file.index) + len(file.index.broken) for file in files),
+            "samples": sum(file.num_samples for file in files),
             "taken": len(self.catalog.taken),
             "set_aside": count_reasons(self.catalog.set_aside),
             "resampled": sum(

@@ -110,3 +110,8 @@ def _ends_amid_a_line(path: Path) -> bool:
 def count_reasons(entries: Iterable[SetAside]) -> dict[str, int]:
     """Number of entries by reason word, the most frequent first."""
     return dict(Counter(str(entry.reason) for entry in entries).most_common())
+
+
+def reasons_text(reasons: dict[str, int]) -> str:
+    """Counts by reason word, to read."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"
