@@ -144,6 +144,11 @@ class SequenceStream:
             if epoch == len(self._starts):
                 self._starts.append(self._starts[-1] + plan.num_sequences)
 
+    def epoch_of(self, number: int) -> int:
+        """The epoch that sequence `number` of the stream belongs to, from 0."""
+        self.sequence(number)
+        return bisect.bisect_right(self._starts, number) - 1
+
     def _plan(self, epoch: int) -> Plan:
         if epoch not in self._plans:
             self._plans = {epoch: self._plan_epoch(epoch)}
