@@ -108,6 +108,19 @@ def data_index(
     raise typer.Exit(command.index(load(config, [*(overrides or []), *own]), as_json))
 
 
+@data_app.command("retry")
+def data_retry(
+    quarantine: Annotated[Path, typer.Argument(help="Quarantine file of a run.", metavar="QUARANTINE_FILE")],
+    config: ConfigFile,
+    overrides: Overrides = None,
+) -> None:
+    """Look at samples that were set aside again; those of use now leave the file. Exit code 1 while some are left."""
+    from longvita.config import load
+    from longvita.data import retry
+
+    raise typer.Exit(retry.retry(quarantine, load(config, overrides)))
+
+
 @app.command()
 def doctor(
     platform: Annotated[str, typer.Option(help="Platform to look at; auto takes the one that is there.")] = "auto",

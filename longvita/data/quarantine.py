@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvita.data.errors import Reason, SampleError
+from longvita.training.manifest import write_atomically
 
 FILE_NAME = "quarantine.jsonl"
 """Name of the file below a run's output folder."""
@@ -95,6 +96,11 @@ def read_quarantine(path: str | Path) -> list[SetAside]:
             continue  # The end of the file, or a line that a crash cut: its sample is found again.
         entries.setdefault(entry.key, entry)
     return list(entries.values())
+
+
+def write_quarantine(path: str | Path, entries: Iterable[SetAside]) -> None:
+    """Writes a quarantine file anew, in one step. Not while a run adds to it: what it adds meanwhile would be lost."""
+    write_atomically(Path(path), "".join(entry.to_json() + "\n" for entry in entries))
 
 
 def _ends_amid_a_line(path: Path) -> bool:

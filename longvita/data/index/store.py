@@ -108,14 +108,25 @@ def renew_index(path: str | Path, job: IndexJob, lines: Collection[int]) -> None
     load_index(path, job)
     folder = job.folder(path)
     with _locked(folder / "lock"):
-        trusted, line = [], 1
-        for piece in _last_pieces(folder):
-            if not any(line <= doubted < line + piece.lines for doubted in lines):
-                trusted.append(piece)
-            line += piece.lines
+        doubted = {part for part, own in _lines_of_parts(folder) if any(line in own for line in lines)}
+        trusted = [piece for piece in _last_pieces(folder) if piece.part not in doubted]
         # What an interrupted pass left may be from before the media were mended.
         shutil.rmtree(folder / "parts", ignore_errors=True)
         _bring_up_to_date(path, job, folder, _state(path), trusted)
+
+
+def lines_of_parts(path: str | Path, job: IndexJob) -> list[tuple[Part, range]]:
+    """The parts of a data file and the numbers of the lines of each, by its index, which is made where it is not."""
+    load_index(path, job)
+    return _lines_of_parts(job.folder(Path(path)))
+
+
+def _lines_of_parts(folder: Path) -> list[tuple[Part, range]]:
+    parts = _meta(folder)["parts"]
+    ends = list(itertools.accumulate((about["lines"] for about in parts), initial=1))
+    return [
+        (Part(about["start"], about["end"]), range(*lines)) for about, lines in zip(parts, itertools.pairwise(ends))
+    ]
 
 
 def size_of(path: str | Path) -> int:
