@@ -121,6 +121,41 @@ def data_retry(
     raise typer.Exit(retry.retry(quarantine, load(config, overrides)))
 
 
+@data_app.command("report")
+def data_report(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("report.html"),
+    text: Annotated[bool, typer.Option("--text", help="Print the figures, no examples; write nothing.")] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Replicas that a step is divided among; 8 when absent, or fewer.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Samples of each source on the page.")] = 4,
+) -> None:
+    """Show what each source holds, how it is packed, examples with their pictures, and what is set aside."""
+    from longvita.config import load
+    from longvita.data.report import command
+    from longvita.data.report.mix import ReportOptions
+
+    options = ReportOptions(replicas, 0 if text else examples)
+    raise typer.Exit(command.report(load(config, overrides), None if text else output, options))
+
+
+@data_app.command("view")
+def data_view(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    sequence: Annotated[int, typer.Option(min=0, help="Its number in the training stream.")] = 0,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Replicas; layout.processes' own when absent.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write this page, print nothing.")] = None,
+) -> None:
+    """Show one packed sequence: its documents, which tokens carry loss, which rank takes which tile."""
+    from longvita.config import load
+    from longvita.data.report import view
+
+    raise typer.Exit(view.view(load(config, overrides), sequence, replicas, page))
+
+
 @app.command()
 def doctor(
     platform: Annotated[str, typer.Option(help="Platform to look at; auto takes the one that is there.")] = "auto",

@@ -23,12 +23,12 @@ from longvita.config.schema import Config, DatasetConfig
 from longvita.data.account import PlannedSamples, Tally
 from longvita.data.agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
 from longvita.data.assemble import PlacedDocument, assemble
-from longvita.data.balance import WorkModel, divide
+from longvita.data.balance import StepDivision, WorkModel
 from longvita.data.batch import LocalBatch
 from longvita.data.catalog import Catalog, build_catalog, make_template, plan_epoch
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import DataError, SampleError
-from longvita.data.micro_batch import MicroBatch, tally_of
+from longvita.data.micro_batch import MicroBatch, owners_of_tiles, tally_of
 from longvita.data.packing import SequenceStream
 from longvita.data.pool import InlineReader, WorkerPool
 from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
@@ -106,7 +106,7 @@ class Loader(Iterator[LocalBatch]):
         self._planned = PlannedSamples(catalog, stream, start_sequence)
         step = config.training.global_batch_size if end_sequence is None else 0
         self._round = max(step, ranks.dp_size * config.training.micro_batch_size)
-        self._work = WorkModel.of(config)
+        self._division = StepDivision(catalog, stream, WorkModel.of(config), config.data.isolate_documents)
         self._shares: dict[int, list[int]] = {}
         if ranks.leads_replica and ranks.dp_rank == 0:
             self._report_set_aside()
@@ -177,8 +177,8 @@ class Loader(Iterator[LocalBatch]):
             first = self._start + number * self._round
             sequences = np.arange(first, first + self._round)
             if self.ranks.dp_size > 1 and self._end is None:
-                work = np.asarray([self._work_of(sequence) for sequence in sequences.tolist()])
-                sequences = sequences[divide(work, self.ranks.dp_size) == self.ranks.dp_rank]
+                replicas = self._division.replicas(sequences, self.ranks.dp_size)
+                sequences = sequences[replicas == self.ranks.dp_rank]
             else:
                 micro_batches = sequences.reshape(-1, self.ranks.dp_size, self.config.training.micro_batch_size)
                 sequences = micro_batches[:, self.ranks.dp_rank].ravel()
@@ -186,11 +186,6 @@ class Loader(Iterator[LocalBatch]):
             self._shares = {key: share for key, share in self._shares.items() if key >= number - 1}
             self._shares[number] = sequences.tolist()
         return self._shares[number]
-
-    def _work_of(self, sequence: int) -> float:
-        samples = self.stream.sequence(sequence)
-        lengths, tiles = self.catalog.lengths[samples], self.catalog.tiles[samples]
-        return self._work.of_sequence(lengths, tiles, self.config.data.isolate_documents)
 
     def _begin(self, task: int, numbers: list[int]) -> MicroBatch:
         """Has the documents of these sequences read."""
@@ -205,8 +200,6 @@ class Loader(Iterator[LocalBatch]):
 
     def _plan(self, task: int, numbers: list[int]) -> MicroBatch:
         """The documents of a micro batch of these sequences, and who decodes their tiles: from counts alone."""
-        from longvita.parallel.vision_sharding import assign_tiles  # Its module needs megatron-core; workers do not.
-
         requests: list[DocumentRequest] = []
         sequences: list[int] = []
         for position, sequence in enumerate(numbers):
@@ -214,9 +207,7 @@ class Loader(Iterator[LocalBatch]):
                 documents = [self.catalog.request(sample) for sample in self.stream.sequence(sequence)]
                 requests += documents
                 sequences += [position] * len(documents)
-        counts = np.asarray([request.num_tiles for request in requests], np.int64)
-        owner_of_tile = assign_tiles(int(counts.sum()), self.ranks.vision_size).numpy()
-        owners = np.split(owner_of_tile, np.cumsum(counts)[:-1]) if requests else []
+        owners = owners_of_tiles(requests, self.ranks.vision_size)
         if self.ranks.stage == 0:
             requests = [_wanting(request, mine == self.ranks.vision_rank) for request, mine in zip(requests, owners)]
         return MicroBatch(task, numbers, requests, sequences, owners)

@@ -28,6 +28,15 @@ class MicroBatch:
     """[n] int64 each: vision rank that encodes each tile of each document."""
 
 
+def owners_of_tiles(requests: Sequence[DocumentRequest], vision_size: int) -> list[np.ndarray]:
+    """[n] int64 for each document of a micro batch: the vision rank that encodes each of its tiles."""
+    from longvita.parallel.vision_sharding import assign_tiles  # Its module needs megatron-core; the others here don't.
+
+    counts = np.asarray([request.num_tiles for request in requests], np.int64)
+    owner_of_tile = assign_tiles(int(counts.sum()), vision_size).numpy()
+    return np.split(owner_of_tile, np.cumsum(counts)[:-1]) if requests else []
+
+
 def tally_of(tries: Sequence[tuple[MicroBatch, Findings]]) -> Tally:
     """What became of the documents of a micro batch that was read once or, with spare sequences in it, several times.
 
