@@ -73,7 +73,8 @@ def divide(work: np.ndarray, replicas: int) -> np.ndarray:
     """The replica [n] that takes each sequence of a step, of which `work` [n] is the work: n / replicas for each.
 
     The heaviest first, each goes to the replica with the least work that still has a place; then pairs are exchanged
-    between the replica with the most work and others while that lowers the most. A function of its arguments alone.
+    between the replica with the most work and others while that lowers the most. Where taking them in turn is better
+    even so, that is the division. A function of its arguments alone.
     Raises ValueError if the sequences cannot be divided evenly.
     """
     if len(work) % replicas:
@@ -90,7 +91,8 @@ def divide(work: np.ndarray, replicas: int) -> np.ndarray:
     for _ in range(MOST_EXCHANGES):
         if not _exchange(work, owners, replicas):
             break
-    return owners
+    in_turn = np.arange(len(work)) % replicas
+    return min(owners, in_turn, key=lambda division: np.bincount(division, work, replicas).max())
 
 
 def _exchange(work: np.ndarray, owners: np.ndarray, replicas: int) -> bool:

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from longvita.config.schema import Config
@@ -12,6 +12,7 @@ from longvita.data.balance import WorkModel, divide
 from longvita.training.flops import Workload, training_flops
 
 
+@example(2, 6, 2088)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31))
 def test_equally_many_and_no_worse_than_in_order(replicas, places, seed):
     work = np.random.default_rng(seed).lognormal(0, 1, replicas * places)
