@@ -18,6 +18,7 @@ CORE = [
     "megatron-core==0.16.1",  # its specs, its optimizer and its checkpoints are relied on in detail
     "torch>=2.7",
     "transformers>=5.16,<6",
+    "huggingface-hub>=2,<3",
     "safetensors>=0.5",
     "pydantic>=2.11,<3",
     "pyyaml>=6",

@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch and look at training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -93,11 +93,15 @@ def data_encode(
     raise typer.Exit(encode(options))
 
 
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave out files that are not there.")]
+
+
 @data_app.command("index")
 def data_index(
     config: ConfigFile,
     overrides: Overrides = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes; data.index_processes when absent.")] = None,
+    allow_missing: AllowMissing = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Index every data file of a config, as far as it is not indexed yet, and print what each source holds."""
@@ -105,7 +109,7 @@ def data_index(
     from longvita.data.index import command
 
     own = [] if processes is None else [f"data.index_processes={processes}"]
-    raise typer.Exit(command.index(load(config, [*(overrides or []), *own]), as_json))
+    raise typer.Exit(command.index(load(config, [*_with_missing(overrides, allow_missing), *own]), as_json))
 
 
 @data_app.command("retry")
@@ -131,6 +135,7 @@ def data_report(
         int | None, typer.Option(min=1, help="Replicas that a step is divided among; 8 when absent, or fewer.")
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Samples of each source on the page.")] = 4,
+    allow_missing: AllowMissing = False,
 ) -> None:
     """Show what each source holds, how it is packed, examples with their pictures, and what is set aside."""
     from longvita.config import load
@@ -138,7 +143,12 @@ def data_report(
     from longvita.data.report.mix import ReportOptions
 
     options = ReportOptions(replicas, 0 if text else examples)
-    raise typer.Exit(command.report(load(config, overrides), None if text else output, options))
+    loaded = load(config, _with_missing(overrides, allow_missing))
+    raise typer.Exit(command.report(loaded, None if text else output, options))
+
+
+def _with_missing(overrides: list[str] | None, allow_missing: bool) -> list[str]:
+    return [*(overrides or []), *(["data.allow_missing=true"] if allow_missing else [])]
 
 
 @data_app.command("view")
@@ -154,6 +164,26 @@ def data_view(
     from longvita.data.report import view
 
     raise typer.Exit(view.view(load(config, overrides), sequence, replicas, page))
+
+
+@data_app.command("fetch")
+def data_fetch(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    source: Annotated[list[str] | None, typer.Option(help="Source to fetch; may be given several times.")] = None,
+    to: Annotated[str | None, typer.Option(help="Folder to fill; data.data_root when absent.")] = None,
+    media: Annotated[bool, typer.Option("--media", help="Archives of pictures and videos too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and how much.")] = False,
+    endpoint: Annotated[str | None, typer.Option(help="Address of the Hub or of a mirror.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Files that are fetched at once.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Download the data files of a mix from the Hugging Face Hub; exit code 1 if some did not come."""
+    from longvita.config import load
+    from longvita.data.fetch.command import FetchOptions, fetch
+
+    options = FetchOptions(source or (), to, media, dry_run, endpoint, workers, as_json)
+    raise typer.Exit(fetch(load(config, overrides), options))
 
 
 @app.command()

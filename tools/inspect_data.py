@@ -1,6 +1,6 @@
-"""Shows what a config's data holds and how it is packed: `longvita data report --text`, without its examples.
+"""Shows what a config's data holds and how it is packed: `longvita data report --text`.
 
-python tools/inspect_data.py CONFIG [section.field=value ...]
+python tools/inspect_data.py CONFIG [section.field=value ...] [--allow-missing]
 
 For each source: samples, those that the mix takes, their tokens and tiles, the length of samples, and what is set
 aside and why. Then the packed sequences of the first epoch: how full they are, a picture of the first ones, one row a

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import os.path
 from pathlib import Path, PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path on this machine; a ~ at its start is the home folder."""
+
+
+def _as_list(value: Any) -> Any:
+    """A name that stands alone, as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+"""One name or a list of them."""
 
 
 class Section(BaseModel):
@@ -76,9 +85,11 @@ class LanguageConfig(Section):
     ffn_hidden_size: int = Field(13824, ge=1)
     """Width of the SwiGLU MLP's middle layer."""
     num_attention_heads: int = Field(40, ge=1)
-    """Query heads; must divide hidden_size."""
+    """Query heads; must divide hidden_size unless kv_channels is given."""
     num_query_groups: int = Field(8, ge=1)
     """Key and value heads (GQA groups); must divide num_attention_heads."""
+    kv_channels: int | None = Field(None, ge=2)
+    """Width of an attention head; hidden_size / num_attention_heads when absent."""
     vocab_size: int = Field(152064, ge=1)
     """Rows of the embedding and of the output layer, padding rows included."""
     max_position_embeddings: int = Field(1310720, ge=1)
@@ -93,13 +104,18 @@ class LanguageConfig(Section):
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_width(self) -> int:
+        """Width of all query heads together."""
+        return self.num_attention_heads * self.head_dim
 
     @property
     def layer_weights(self) -> int:
         """Weights of one layer's linears: attention and the gated MLP."""
         key_value = 2 * self.num_query_groups * self.head_dim
-        return self.hidden_size * (2 * self.hidden_size + key_value + 3 * self.ffn_hidden_size)
+        return self.hidden_size * (2 * self.query_width + key_value + 3 * self.ffn_hidden_size)
 
 
 class ModelConfig(Section):
@@ -140,6 +156,14 @@ class DatasetConfig(Section):
     """Data files of the source, relative to data.data_root."""
     format: DataFormat | None = None
     """Format of the files; by the end of their names when absent."""
+    found_at: Names = []
+    """Where the source is public: data sets of the Hugging Face Hub (OWNER/NAME), pages (https://...) for what is
+    elsewhere. `longvita data fetch` leaves out a source without any."""
+    files_at: str | None = None
+    """Where data_paths lie on the Hub: OWNER/NAME or OWNER/NAME/FOLDER, put before each path; data.files_at when
+    absent. Empty where each path starts with the OWNER/NAME of its own data set."""
+    licence: str = ""
+    """Licence of the source, as its own card states it."""
     media_root: Place | None = None
     """Folder that the samples' picture and video paths are relative to; data.media_root when absent."""
 
@@ -159,6 +183,10 @@ class DataConfig(Section):
     """Held-out sources, each with a loss of its own in the log."""
     data_root: Place = "."
     """Folder that data_paths are relative to."""
+    files_at: str = ""
+    """Where the data_paths of all sources lie on the Hugging Face Hub: OWNER/NAME/FOLDER, put before each path."""
+    allow_missing: bool = False
+    """Whether a data file that is not there is left out and counted; otherwise it is an error."""
     media_root: Place = "."
     """Folder that picture and video paths are relative to."""
     sequence_length: int = Field(16384, ge=2)

@@ -6,7 +6,7 @@ Built from the indexes of the mix's files alone.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from longvita.data.index.columns import FileIndex
 from longvita.data.index.store import IndexJob, IndexProgress, load_index
 from longvita.data.measure import Measured, measure
 from longvita.data.media.item import MediaSettings
+from longvita.data.missing import Missing, describe_missing, holds_nothing, missing_files
 from longvita.data.mixture import shuffle, take
 from longvita.data.packing import EpochPlan, Plan
 from longvita.data.plan_cache import cached_plan, plan_name
@@ -55,9 +56,11 @@ class CatalogFile:
 class Catalog:
     """The files of a mix. Samples are numbered through all files, in the order of the config."""
 
-    def __init__(self, files: Sequence[CatalogFile], settings: MediaSettings):
+    def __init__(self, files: Sequence[CatalogFile], settings: MediaSettings, missing: Missing | None = None):
         self.files = tuple(files)
         self.settings = settings
+        self.missing = missing or {}
+        """Data files that are not there and are left out, by source."""
         sizes = [len(file.index) for file in self.files]
         self._starts = np.cumsum([0, *sizes]).tolist()
         self.lengths = np.concatenate([file.measured.lengths for file in self.files])
@@ -118,11 +121,12 @@ def build_catalog(
     sources: dict[str, DatasetConfig],
     open_one: Callable[..., CatalogFile] | None = None,
 ) -> Catalog:
-    """The catalog of a mix. Raises DataError if a file is missing or no sample is left.
+    """The catalog of a mix. Raises DataError if no sample is left or files are missing; with data.allow_missing, if all
+    are.
 
     open_one: what opens each file, with the arguments of `open_file`, which it is when absent.
     """
-    files = [(open_one or open_file)(config, template, *place) for place in files_of(sources)]
+    files = [(open_one or open_file)(config, template, *place) for place in files_of(config, sources)]
     if sum(len(file.taken) for file in files) == 0:
         entries = [entry for file in files for entry in file.set_aside]
         fitting = sum(len(file.measured.usable) for file in files)
@@ -131,7 +135,7 @@ def build_catalog(
             f"{count_reasons(entries) or 'none'}; see data.dataset, its ratio and num, and "
             f"data.sequence_length {config.data.sequence_length}"
         )
-    return Catalog(files, media_settings(config))
+    return Catalog(files, media_settings(config), missing_files(config, sources))
 
 
 def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> Plan:
@@ -150,13 +154,23 @@ def index_folder(config: Config) -> Path:
     return Path(config.data.index_cache or Path(config.output) / "index")
 
 
-def files_of(sources: dict[str, DatasetConfig]) -> list[tuple[str, DatasetConfig, str]]:
-    """Source name, source and path, as the config has it, of each file of a mix."""
+def files_of(config: Config, sources: Mapping[str, DatasetConfig]) -> list[tuple[str, DatasetConfig, str]]:
+    """Source name, source and path, as the config has it, of each file of a mix.
+
+    Raises DataError if files are missing; with data.allow_missing they are left out, and it is raised if all are.
+    """
+    missing = missing_files(config, sources)
+    if missing and (not config.data.allow_missing or holds_nothing(sources, missing)):
+        ways_out = "fetch them (longvita data fetch CONFIG) or set data.data_root to the folder that holds them"
+        if not config.data.allow_missing:
+            ways_out += ", or leave them out and have them counted (data.allow_missing=true, --allow-missing)"
+        raise DataError(f"{describe_missing(missing)}\n{ways_out}")
     return [
         (source, dataset, path)
         for source, dataset in sources.items()
         if dataset.ratio > 0
         for path in dataset.data_paths
+        if str(config.data.data_file(path)) not in missing.get(source, ())
     ]
 
 

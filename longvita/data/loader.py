@@ -29,6 +29,7 @@ from longvita.data.catalog import Catalog, build_catalog, make_template, plan_ep
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import DataError, SampleError
 from longvita.data.micro_batch import MicroBatch, owners_of_tiles, tally_of
+from longvita.data.missing import count_missing, describe_missing
 from longvita.data.packing import SequenceStream
 from longvita.data.pool import InlineReader, WorkerPool
 from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
@@ -110,6 +111,7 @@ class Loader(Iterator[LocalBatch]):
         self._shares: dict[int, list[int]] = {}
         if ranks.leads_replica and ranks.dp_rank == 0:
             self._report_set_aside()
+            self._report_missing()
 
     def __next__(self) -> LocalBatch:
         while len(self._under_way) < self._ahead:
@@ -152,12 +154,15 @@ class Loader(Iterator[LocalBatch]):
         self._closer()
 
     def summary(self) -> dict[str, Any]:
-        """Figures of the data: samples, those set aside by reason, fill of the packed sequences. Packs one epoch."""
+        """Figures of the data: samples, those set aside by reason, files that are not there, fill of the packed
+        sequences. Packs one epoch.
+        """
         files, plan = self.catalog.files, plan_epoch(self.catalog, self.config, 0)
         return {
             "samples": sum(file.num_samples for file in files),
             "taken": len(self.catalog.taken),
             "set_aside": count_reasons(self.catalog.set_aside),
+            "missing_files": count_missing(self.catalog.missing),
             "resampled": sum(
                 int((file.measured.frame_limits < self.config.data.max_num_frames).sum()) for file in files
             ),
@@ -249,6 +254,11 @@ class Loader(Iterator[LocalBatch]):
             logger.warning(
                 "%d samples are set aside: %s; see %s", len(entries), count_reasons(entries), self._quarantine.path
             )
+
+    def _report_missing(self) -> None:
+        """Says which data files data.allow_missing leaves out."""
+        if self.catalog.missing:
+            logger.warning("data.allow_missing leaves them out: %s", describe_missing(self.catalog.missing))
 
 
 def build_loader(

@@ -1,9 +1,9 @@
 """Packing: which documents make up training sequence k, as a pure function of (samples, lengths, seed, epoch, length).
 
-An epoch's samples, shuffled, are cut into windows that would fill some hundred sequences. Within a window each document
+An epoch's samples, shuffled, are cut into windows that would fill a thousand sequences. Within a window each document
 goes, whole, into the fullest sequence that still has room for it (best fit): long ones first, the longest before the
-others, then short ones in their shuffled order, so that they mix. Sorting the short ones too would fill a percent more
-at most and put equal lengths, and so the same kinds of samples, side by side.
+others, then short ones in their shuffled order, so that they mix. Sorting the short ones too would fill nothing more
+and put equal lengths, and so the same kinds of samples, side by side.
 A window depends on nothing outside it, so a run starts after the first window is packed, and packing the windows again
 gives the same sequences: ranks, workers and restarts need no state.
 """
@@ -18,9 +18,9 @@ import numpy as np
 
 PACKER_VERSION = 1
 """Raised when the same samples are packed otherwise: plans that were stored are not used then."""
-WINDOW_SEQUENCES = 256
+WINDOW_SEQUENCES = 1024
 """Sequences that a window's tokens would fill."""
-LONG_SHARE = 1 / 8
+LONG_SHARE = 1 / 16
 """Share of a sequence above which a document counts as long."""
 
 

@@ -45,7 +45,7 @@ def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
             config: Config, template: ChatTemplate, source: str, dataset: DatasetConfig, path: str
         ) -> CatalogFile:
             nonlocal before, set_aside
-            size = size_of(config.data.data_file(path)) if config.data.data_file(path).exists() else 0
+            size = size_of(config.data.data_file(path))
 
             def show(progress: IndexProgress) -> None:
                 done = before + size * progress.done // max(progress.whole, 1)

@@ -90,7 +90,7 @@ def _sort_out(
 
 def _files(config: Config, template: ChatTemplate) -> dict[tuple[str, str], _File]:
     """The data files of the mix and of the held-out sources, by source name and path as in quarantine files."""
-    places = [*files_of(config.data.dataset), *files_of(config.data.validation)]
+    places = [*files_of(config, config.data.dataset), *files_of(config, config.data.validation)]
     files = [
         _File(source, str(config.data.data_file(path)), index_job(config, template, source, dataset, path))
         for source, dataset, path in places

@@ -54,10 +54,10 @@ def index(config: Config, as_json: bool) -> int:
     """
     template, settings = make_template(config), media_settings(config)
     mixes = {"training": config.data.dataset, "held_out": config.data.validation}
-    places = {mix: files_of(sources) for mix, sources in mixes.items()}
+    places = {mix: files_of(config, sources) for mix, sources in mixes.items()}
     paths = [config.data.data_file(path) for mix in places.values() for _, _, path in mix]
     figures: dict[str, dict[str, SourceIndex]] = {}
-    with indexing(sum(size_of(path) for path in paths if path.exists())) as open_one:
+    with indexing(sum(map(size_of, paths))) as open_one:
         for mix, files in places.items():
             found: dict[str, list[CatalogFile]] = {}
             for source, dataset, path in files:

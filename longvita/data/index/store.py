@@ -99,7 +99,7 @@ def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing)
         with _locked(folder / "lock"):
             if _meta(folder).get("state") != state:
                 _bring_up_to_date(path, job, folder, state, _last_pieces(folder), progress)
-    return _open(folder, _meta(folder)["edition"])
+    return open_edition(folder, _meta(folder)["edition"])
 
 
 def renew_index(path: str | Path, job: IndexJob, lines: Collection[int]) -> None:
@@ -153,7 +153,7 @@ def _bring_up_to_date(
         pieces[piece.part] = piece
         made.append(piece)
         progress(_progress(made, whole))
-    index = _write(folder, [pieces[part] for part in parts], state, meta.get("edition", 0) + 1)
+    index = write_edition(folder, [pieces[part] for part in parts], state, meta.get("edition", 0) + 1)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     logger.info(
         "indexed %s: %d samples, %d set aside, %.1f s", path, len(index), len(index.broken), time.monotonic() - start
@@ -174,7 +174,7 @@ def _last_pieces(folder: Path) -> list[Piece]:
     meta = _meta(folder)
     if not meta:
         return []
-    index = _open(folder, meta["edition"])
+    index = open_edition(folder, meta["edition"])
     pieces, row, line = [], 0, 1
     for about in meta["parts"]:
         rows, lines = range(row, row + about["rows"]), range(line, line + about["lines"])
@@ -184,7 +184,8 @@ def _last_pieces(folder: Path) -> list[Piece]:
     return pieces
 
 
-def _write(folder: Path, pieces: Sequence[Piece], state: list[int], edition: int) -> FileIndex:
+def write_edition(folder: Path, pieces: Sequence[Piece], state: list[int], edition: int) -> FileIndex:
+    """Writes an edition of the pieces of a file, in order; `state` is the file's, see `load_index`."""
     lines_before = itertools.accumulate((piece.lines for piece in pieces), initial=0)
     index = join([(piece.index, before) for piece, before in zip(pieces, lines_before)])
     for name in COLUMNS:
@@ -203,7 +204,8 @@ def _write(folder: Path, pieces: Sequence[Piece], state: list[int], edition: int
     return index
 
 
-def _open(folder: Path, edition: int) -> FileIndex:
+def open_edition(folder: Path, edition: int) -> FileIndex:
+    """An edition of an index, mapped from its folder."""
     columns = {name: np.load(folder / f"{name}-{edition}.npy", mmap_mode="r") for name in COLUMNS}
     broken = (folder / f"broken-{edition}.jsonl").read_text().splitlines()
     return FileIndex(**columns, broken=tuple(SetAside.from_json(line) for line in broken))

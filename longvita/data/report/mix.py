@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.catalog import Catalog, build_catalog, files_of, make_template, plan_epoch
 from longvita.data.index.store import size_of
+from longvita.data.missing import Missing
 from longvita.data.packing import Plan
 from longvita.data.progress import counting, indexing
 from longvita.data.quarantine import SetAside
@@ -39,6 +40,8 @@ class MixReport:
     examples: dict[str, list[Example]]
     """By source."""
     set_aside: Sequence[SetAside]
+    missing: Missing
+    """Data files that data.allow_missing leaves out."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ def gather(title: str, sources: dict[str, DatasetConfig], config: Config, option
     Raises DataError for a missing file, an empty mix, or replicas that a step cannot be divided among.
     """
     template = make_template(config)
-    paths = [config.data.data_file(path) for _, _, path in files_of(sources)]
-    with indexing(sum(size_of(path) for path in paths if path.exists())) as open_one:
+    paths = [config.data.data_file(path) for _, _, path in files_of(config, sources)]
+    with indexing(sum(map(size_of, paths))) as open_one:
         catalog = build_catalog(config, template, sources, open_one)
     plan, length = plan_epoch(catalog, config, 0), config.data.sequence_length
     with counting(f"{title}: packing", -(-int(catalog.lengths[catalog.taken].sum(dtype="int64")) // length)) as show:
@@ -75,6 +78,7 @@ def gather(title: str, sources: dict[str, DatasetConfig], config: Config, option
         imbalance=_imbalance(catalog, plan, config, options.replicas) if sources == config.data.dataset else None,
         examples={source: [next(read) for _ in own] for source, own in chosen.items()},
         set_aside=catalog.set_aside,
+        missing=catalog.missing,
     )
 
 

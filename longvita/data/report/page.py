@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from longvita.data.missing import describe_missing
 from longvita.data.quarantine import SetAside, reasons_text
 from longvita.data.report import spans
 from longvita.data.report.examples import Example
@@ -44,6 +45,7 @@ def _mix(mix: MixReport) -> list[str]:
     return [
         f"<h2>{html.escape(mix.title)}</h2>",
         _sources(mix.sources),
+        f"<pre>Left out, {html.escape(describe_missing(mix.missing))}</pre>" if mix.missing else "",
         f"<h3>Packing</h3><p>{packing.sequences:,} sequences of {packing.sequence_length:,} tokens an epoch, "
         f"{packing.fill:.1%} filled. How many are how full:</p>",
         _bars(packing.fills),

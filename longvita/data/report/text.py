@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from longvita.data.missing import describe_missing
 from longvita.data.quarantine import reasons_text
 from longvita.data.report.figures import Histogram, Imbalance, SourceFigures
 from longvita.data.report.mix import MixReport
@@ -21,6 +22,8 @@ def show_mix(console: Console, mix: MixReport) -> None:
     """Prints tables and pictures of one mix."""
     title, packing = mix.title, mix.packing
     console.print(source_table(f"{title}: sources", mix.sources))
+    if mix.missing:
+        console.print(f"\n{title}: left out, {describe_missing(mix.missing)}", highlight=False, markup=False)
     for source in mix.sources:
         console.print(f"\n{title}: tokens of a sample of {source.source}", highlight=False, markup=False)
         console.print(bars(source.lengths), highlight=False, markup=False)

@@ -233,11 +233,29 @@ class TestCommand:
         assert isinstance(result.exception, FileNotFoundError)
 
 
+def inspect_data(config_file, repository, *options):
+    command = [sys.executable, str(repository / "tools" / "inspect_data.py"), str(config_file), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def test_inspect_data_is_the_report_as_text(config_file, repository):
-    command = [sys.executable, str(repository / "tools" / "inspect_data.py"), str(config_file), "seed=3"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = inspect_data(config_file, repository, "seed=3")
+    assert result.returncode == 0, result.stderr
     assert "sequences of 256 tokens an epoch" in result.stdout
     assert "invalid_json 1, missing_file 1" in result.stdout
     assert "training: sources" in result.stdout
     assert "held out: sources" in result.stdout
     assert "   0 |A" in result.stdout
+
+
+def test_without_the_files_that_are_missing(config_file, folder, repository):
+    lost = f"data.dataset.lost={{data_paths: [{folder}/gone.jsonl]}}"
+    refused = inspect_data(config_file, repository, lost)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: 1 data file of 1 source is not there:\n  lost:\n")
+    result = inspect_data(config_file, repository, lost, "--allow-missing")
+    assert result.returncode == 0, result.stderr
+    left_out = f"left out, 1 data file of 1 source is not there:\n  lost:\n    {folder}/gone.jsonl"
+    assert f"training: {left_out}" in result.stdout
+    text = TestCommand().page(config_file, folder, lost, "--allow-missing")
+    assert "L" + left_out[1:] in text
