@@ -16,6 +16,7 @@ import numpy as np
 
 from longvita.data.catalog import Catalog
 from longvita.data.packing import SequenceStream
+from longvita.data.quarantine import FILE_NAME as QUARANTINE
 from longvita.data.quarantine import count_reasons
 
 FILE_NAME = "account.json"
@@ -62,7 +63,10 @@ class Account:
         return {**{word: self.tally[source, word] for word in OUTCOMES}, "set_aside": reasons}
 
     def report(self, catalog: Catalog, consumed_sequences: int) -> dict[str, Any]:
-        """account.json: sums over all sources, and each source with what no plan could take of it (`unusable`)."""
+        """account.json: sums over all sources, and each source with what no plan could take of it (`unusable`).
+
+        `quarantine` names the file beside it that tells each sample of both kinds that are not trained on.
+        """
         unusable: dict[str, list] = {file.source: [] for file in catalog.files}
         for entry in catalog.set_aside:
             unusable[entry.source].append(entry)
@@ -73,7 +77,8 @@ class Account:
         sums: dict[str, int] = {word: sum(one[word] for one in sources.values()) for word in OUTCOMES}
         for word in ("set_aside", "unusable"):
             sums[word] = sum(sum(one[word].values()) for one in sources.values())
-        return {"sequences": [self.first_sequence, consumed_sequences], **sums, "sources": sources}
+        place = {"sequences": [self.first_sequence, consumed_sequences], "quarantine": QUARANTINE}
+        return {**place, **sums, "sources": sources}
 
 
 class PlannedSamples:

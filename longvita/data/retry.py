@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,12 +131,12 @@ def _look_again(file: _File, entries: Sequence[SetAside], config: Config, pool: 
         yield of_line[request.place.line], found
 
 
-def _samples_at(file: _File, lines: Collection[int]) -> dict[int, tuple[Place, Sample | SampleError]]:
+def _samples_at(file: _File, lines: Set[int]) -> dict[int, tuple[Place, Sample | SampleError]]:
     """Place and sample of each line; of the parts that hold one, all lines are read."""
     gone = SampleError(Reason.INVALID_SAMPLE, "the file has no sample at this line any more")
     found: dict[int, tuple[Place, Sample | SampleError]] = {line: (Place(0, 0, line), gone) for line in lines}
     for part, numbers in lines_of_parts(file.path, file.job):
-        if not any(line in numbers for line in lines):
+        if lines.isdisjoint(numbers):
             continue
         for place, sample in FORMATS[file.job.settings.format].samples(file.path, part):
             line = numbers.start + place.line - 1

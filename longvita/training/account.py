@@ -29,7 +29,11 @@ def write_account(output: Path, report: dict[str, Any]) -> None:
 def account_table(report: dict[str, Any]) -> Table:
     """What account.json holds, one row a source."""
     first, end = report["sequences"]
-    table = Table("source", title=f"samples of sequences {first:,} to {end:,}, see {FILE_NAME}")
+    table = Table(
+        "source",
+        title=f"samples of sequences {first:,} to {end:,}, see {FILE_NAME}",
+        caption=f"each one that is set aside: {report['quarantine']}",
+    )
     for name in ("planned", "delivered", "repeated"):
         table.add_column(name, justify="right")
     for name in ("set aside", "unusable"):

@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,13 +102,13 @@ def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing)
     return open_edition(folder, _meta(folder)["edition"])
 
 
-def renew_index(path: str | Path, job: IndexJob, lines: Collection[int]) -> None:
+def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
     """Makes the parts of an index that hold these lines anew, though their bytes are the same: media were mended."""
     path = Path(path)
     load_index(path, job)
     folder = job.folder(path)
     with _locked(folder / "lock"):
-        doubted = {part for part, own in _lines_of_parts(folder) if any(line in own for line in lines)}
+        doubted = {part for part, own in _lines_of_parts(folder) if not lines.isdisjoint(own)}
         trusted = [piece for piece in _last_pieces(folder) if piece.part not in doubted]
         # What an interrupted pass left may be from before the media were mended.
         shutil.rmtree(folder / "parts", ignore_errors=True)
@@ -123,10 +123,8 @@ def lines_of_parts(path: str | Path, job: IndexJob) -> list[tuple[Part, range]]:
 
 def _lines_of_parts(folder: Path) -> list[tuple[Part, range]]:
     parts = _meta(folder)["parts"]
-    ends = list(itertools.accumulate((about["lines"] for about in parts), initial=1))
-    return [
-        (Part(about["start"], about["end"]), range(*lines)) for about, lines in zip(parts, itertools.pairwise(ends))
-    ]
+    bounds = itertools.pairwise(itertools.accumulate((about["lines"] for about in parts), initial=1))
+    return [(Part(about["start"], about["end"]), range(*lines)) for about, lines in zip(parts, bounds)]
 
 
 def size_of(path: str | Path) -> int:
