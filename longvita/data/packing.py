@@ -39,6 +39,9 @@ class Plan(Protocol):
     def sequence(self, number: int) -> np.ndarray | None:
         """[k] int64: the samples of sequence `number` of the epoch, in order; None past its end."""
 
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """The whole epoch, of n sequences: [d] int64, the samples of one after the other, and [n + 1], their bounds."""
+
 
 class EpochPlan:
     """The sequences of one epoch, packed window by window as they are asked for."""
@@ -69,6 +72,12 @@ class EpochPlan:
                 return None
             self._pack_window()
         return self._sequences[number]
+
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """See Plan."""
+        bounds = np.zeros(self.num_sequences + 1, np.int64)
+        np.cumsum([len(samples) for samples in self._sequences], out=bounds[1:])
+        return np.concatenate([np.zeros(0, np.int64), *self._sequences]), bounds
 
     @property
     def num_sequences(self) -> int:
@@ -152,6 +161,11 @@ class SequenceStream:
             epoch += 1
             if epoch == len(self._starts):
                 self._starts.append(self._starts[-1] + plan.num_sequences)
+
+    def epoch_of(self, number: int) -> int:
+        """The epoch that sequence `number` of the stream belongs to, from 0."""
+        self.sequence(number)
+        return bisect.bisect_right(self._starts, number) - 1
 
     def _plan(self, epoch: int) -> Plan:
         if epoch not in self._plans:

@@ -122,9 +122,11 @@ def _imbalance(planned: Planned) -> dict[str, float]:
     """Slowest replica's work over the mean, for a 14B model, the worst step; dealt out in order, for comparison."""
     model, measured = WorkModel.of(Config()), planned.measured
     balanced, in_order = [], []
+    samples, bounds = planned.plan.flat()
     for step in range(min(STEPS, planned.plan.num_sequences // STEP)):
-        sequences = [planned.plan.sequence(step * STEP + number) for number in range(STEP)]
-        work = np.asarray([model.of_sequence(measured.lengths[s], measured.tiles[s], isolated=True) for s in sequences])
+        own = bounds[step * STEP : (step + 1) * STEP + 1]
+        documents, starts = samples[own[0] : own[-1]], own[:-1] - own[0]
+        work = model.of_sequences(measured.lengths[documents], measured.tiles[documents], starts, isolated=True)
         mean = work.sum() / REPLICAS
         balanced.append(np.bincount(divide(work, REPLICAS), work).max() / mean)
         in_order.append(np.bincount(np.arange(STEP) % REPLICAS, work).max() / mean)

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 from typer.testing import CliRunner
 
 from longvita.cli import app
-from longvita.config import to_yaml
 from longvita.data.errors import DataError
 from longvita.data.template import IGNORED_LABEL
-from tests.unit.data.material import conversation, data_config, write_jsonl
+from tests.unit.data.material import conversation, write_jsonl
 
 SAMPLES = [
     conversation("hello"),
@@ -77,36 +74,3 @@ def test_no_such_file(folder):
     result = CliRunner().invoke(app, ["data", "encode", "none.jsonl", "--tokenizer", str(folder / "tokenizer")])
     assert isinstance(result.exception, DataError)
     assert "none.jsonl does not exist" in str(result.exception)
-
-
-def inspect_data(folder, repository, *options, **data):
-    config = data_config(folder, **data)
-    fitting = config.inference.model_copy(update={"max_seq_len": 1024, "max_new_tokens": 64})
-    (folder / "config.yaml").write_text(to_yaml(config.model_copy(update={"inference": fitting})))
-    command = [sys.executable, str(repository / "tools" / "inspect_data.py"), str(folder / "config.yaml"), *options]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_inspect_data(folder, repository):
-    write_jsonl(folder / "a.jsonl", SAMPLES * 10 + BROKEN)
-    source = {"a": {"data_paths": ["a.jsonl"]}}
-    result = inspect_data(folder, repository, sources=source, validation=source)
-    assert result.returncode == 0, result.stderr
-    assert "sequences of 256 tokens an epoch" in result.stdout
-    assert "invalid_json 1, empty_turn 1" in result.stdout
-    assert "training: sources" in result.stdout
-    assert "held out: sources" in result.stdout
-    assert "   0 |A" in result.stdout
-
-
-def test_inspect_data_without_the_files_that_are_missing(folder, repository):
-    write_jsonl(folder / "a.jsonl", SAMPLES * 10)
-    sources = {"a": {"data_paths": ["a.jsonl"]}, "lost": {"data_paths": ["gone.jsonl"]}}
-    refused = inspect_data(folder, repository, sources=sources)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: 1 data file of 1 source is not there:\n  lost:\n")
-    result = inspect_data(folder, repository, "--allow-missing", sources=sources)
-    assert result.returncode == 0, result.stderr
-    assert (
-        f"training: left out, 1 data file of 1 source is not there:\n  lost:\n    {folder}/gone.jsonl" in result.stdout
-    )
