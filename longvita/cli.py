@@ -129,7 +129,7 @@ def data_retry(
 def data_report(
     config: ConfigFile,
     overrides: Overrides = None,
-    output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("report.html"),
+    output: Annotated[Path | None, typer.Option(help="HTML page to write; data.html below output when absent.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Print the figures, no examples; write nothing.")] = False,
     replicas: Annotated[
         int | None, typer.Option(min=1, help="Replicas that a step is divided among; 8 when absent, or fewer.")
@@ -144,7 +144,8 @@ def data_report(
 
     options = ReportOptions(replicas, 0 if text else examples)
     loaded = load(config, _with_missing(overrides, allow_missing))
-    raise typer.Exit(command.report(loaded, None if text else output, options))
+    page = output or Path(loaded.output) / command.PAGE
+    raise typer.Exit(command.report(loaded, None if text else page, options))
 
 
 def _with_missing(overrides: list[str] | None, allow_missing: bool) -> list[str]:

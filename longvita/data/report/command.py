@@ -11,12 +11,17 @@ from longvita.data.report.mix import ReportOptions, gather
 from longvita.data.report.page import write_report
 from longvita.data.report.text import show_mix
 
+PAGE = "data.html"
+"""Name of the page below a run's output folder, where no other is given."""
+
 
 def report(config: Config, output: Path | None, options: ReportOptions) -> int:
     """Writes the page `output`, or prints the same figures where there is none; the exit code.
 
     Raises DataError, TokenizerError; FileNotFoundError if the folder of `output` is missing.
     """
+    if output == Path(config.output) / PAGE:
+        output.parent.mkdir(parents=True, exist_ok=True)
     if output is not None and not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder of {output} does not exist; make it, or write elsewhere (--output)")
     mixes = {"training": config.data.dataset, "held out": config.data.validation}
