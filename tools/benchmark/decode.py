@@ -2,7 +2,7 @@
 
     python tools/benchmark/decode.py --json
 
-A language model of one layer with 16 heads of 128, each with keys and values of its own, and few weights beside them:
+A language model of one layer with 32 heads of 128, each with keys and values of its own, and few weights beside them:
 nearly all of a new token's work is what context parallelism shares out, as it is after a million tokens in a large
 model. A video fills the context; processes have one thread each.
 `speedup`: seconds of the whole context once more over those of one new token, CP 2.

@@ -69,10 +69,10 @@ def config(tokens: int, context_parallel: int) -> Config:
                 "projector": {"hidden_size": 32},
                 "language": {
                     "num_layers": 1,
-                    "hidden_size": 512,
+                    "hidden_size": 256,
                     "ffn_hidden_size": 256,
-                    "num_attention_heads": 16,
-                    "num_query_groups": 16,
+                    "num_attention_heads": 32,
+                    "num_query_groups": 32,
                     "kv_channels": 128,
                     "vocab_size": 384,
                 },
