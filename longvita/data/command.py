@@ -13,7 +13,8 @@ import numpy as np
 from longvita.data.document import probe_sample
 from longvita.data.errors import DataError, SampleError
 from longvita.data.formats import FORMATS
-from longvita.data.media.item import MediaSettings, decode_tiles, order_media, resolve
+from longvita.data.media.item import MediaSettings, decode_tiles, order_media
+from longvita.data.media.source import resolve
 from longvita.data.quarantine import SetAside, count_reasons
 from longvita.data.sample import Sample
 from longvita.data.template import IGNORED_LABEL, ChatTemplate, EncodedSample, mark_order

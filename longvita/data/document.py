@@ -17,7 +17,8 @@ import numpy as np
 from longvita.data.errors import SampleError
 from longvita.data.formats import FORMATS
 from longvita.data.formats.base import Place
-from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media, resolve
+from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
+from longvita.data.media.source import resolve
 from longvita.data.sample import Sample, media_names
 from longvita.data.template import ChatTemplate, EncodedSample, mark_order
 

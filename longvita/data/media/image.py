@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from longvita.data.errors import MediaError, Reason
+from longvita.data.media.source import Stored, file_of, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,14 +161,14 @@ def normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     return tiles
 
 
-def open_picture(path: str | os.PathLike) -> Image.Image:
+def open_picture(path: Stored) -> Image.Image:
     """A picture file as an upright RGB picture, the first one of an animation.
 
     Raises MediaError for a missing file, one that is no picture or is cut off, and one larger than MAX_PIXELS.
     """
     check_regular_file(path, "picture")
     try:
-        with Image.open(path) as picture:
+        with opened(path) as file, Image.open(file) as picture:
             _check_size(picture.size)
             return to_upright_rgb(picture)
     except MediaError as error:
@@ -176,8 +177,11 @@ def open_picture(path: str | os.PathLike) -> Image.Image:
         raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {_tell(error)}") from error
 
 
-def check_regular_file(path: str | os.PathLike, noun: str) -> None:
-    """Raises MediaError if there is no file at `path`, or something that is no file and might block its reader."""
+def check_regular_file(source: Stored, noun: str) -> None:
+    """Raises MediaError if there is no file at a path, or something that is no file and might block its reader."""
+    path = file_of(source)
+    if path is None:
+        return
     if not os.path.exists(path):
         raise MediaError(Reason.MISSING_FILE, f"{noun} {path} does not exist")
     if not os.path.isfile(path):
@@ -185,11 +189,11 @@ def check_regular_file(path: str | os.PathLike, noun: str) -> None:
         raise MediaError(reason, f"{noun} {path} is no regular file")
 
 
-def probe_picture(path: str | os.PathLike) -> tuple[int, int]:
+def probe_picture(path: Stored) -> tuple[int, int]:
     """Width and height in pixels of the upright picture, from its header alone. Raises as `open_picture` does."""
     check_regular_file(path, "picture")
     try:
-        with Image.open(path) as picture:
+        with opened(path) as file, Image.open(file) as picture:
             _check_size(picture.size)
             return upright_size(picture)
     except MediaError as error:

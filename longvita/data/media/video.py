@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
 from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_picture
+from longvita.data.media.source import Stored, as_stored, files_in, is_folder, opened
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Pictures that count as frames of a folder."""
@@ -103,12 +103,10 @@ def _frame_step(num_frames: int, fps: float, max_fps: float, max_num_frames: int
     return max(fps / max_fps, num_frames / (max_num_frames + 1))
 
 
-def list_frames(folder: str | os.PathLike) -> list[Path]:
+def list_frames(folder: Stored) -> list[Stored]:
     """Frame pictures of a folder in natural order (frame2 before frame10)."""
-    return sorted(
-        (path for path in Path(folder).iterdir() if path.suffix.lower() in FRAME_SUFFIXES),
-        key=lambda path: _natural_key(path.name),
-    )
+    frames = [entry for entry in files_in(folder) if os.path.splitext(entry[0])[1].lower() in FRAME_SUFFIXES]
+    return [source for _, source in sorted(frames, key=lambda entry: _natural_key(entry[0]))]
 
 
 def _natural_key(name: str) -> tuple:
@@ -116,13 +114,13 @@ def _natural_key(name: str) -> tuple:
     return tuple((1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts)
 
 
-def probe_video(path: str | os.PathLike) -> VideoFacts:
+def probe_video(path: Stored) -> VideoFacts:
     """Frames and rate of a video from its header alone; files whose header has no count are demuxed, not decoded.
 
     Raises MediaError: missing_file if there is nothing at `path`, broken_video if it is no video that can be opened.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = as_stored(path)
+    if is_folder(path):
         num_frames = len(list_frames(path))
         if num_frames == 0:
             raise MediaError(Reason.BROKEN_VIDEO, f"video {path} is a folder without a .png, .jpg or .jpeg file")
@@ -131,7 +129,7 @@ def probe_video(path: str | os.PathLike) -> VideoFacts:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with opened(path) as file, av.open(file) as container:
             stream = _video_stream(container)
             rate = stream.average_rate
             num_frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
@@ -157,7 +155,7 @@ def _check_frame_size(stream: Any) -> None:
 
 
 def read_frames(
-    path: str | os.PathLike,
+    path: Stored,
     indices: Sequence[int],
     stall_seconds: float = STALL_SECONDS,
     beat: Callable[[], None] = lambda: None,
@@ -167,8 +165,8 @@ def read_frames(
     `beat` is called at each sign of life. Raises MediaError if a frame cannot be had, naming file and frame, or if one
     takes longer than `stall_seconds`.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = as_stored(path)
+    if is_folder(path):
         files = list_frames(path)
         for index in indices:
             beat()
@@ -196,11 +194,12 @@ def read_frames(
         ) from error
 
 
-def _read_with_decord(path: Path, indices: Sequence[int], beat: Callable[[], None]) -> Iterator[Image.Image]:
+def _read_with_decord(path: Stored, indices: Sequence[int], beat: Callable[[], None]) -> Iterator[Image.Image]:
     import decord
 
     decord.logging.set_level(decord.logging.FATAL)
-    reader = decord.VideoReader(str(path), num_threads=1, fault_tol=FAULT_TOLERANCE)
+    with opened(path) as file:  # decord reads a file object whole.
+        reader = decord.VideoReader(file, num_threads=1, fault_tol=FAULT_TOLERANCE)
     for start in range(0, len(indices), BATCH_FRAMES):
         beat()
         batch = list(indices[start : start + BATCH_FRAMES])
@@ -211,16 +210,16 @@ def _read_with_decord(path: Path, indices: Sequence[int], beat: Callable[[], Non
 
 
 def _read_with_pyav(
-    path: Path, indices: Sequence[int], stall_seconds: float, beat: Callable[[], None]
+    path: Stored, indices: Sequence[int], stall_seconds: float, beat: Callable[[], None]
 ) -> Iterator[Image.Image]:
     """Frames by their time stamps: the header's order of frames is the order of their stamps."""
     import av
 
-    with av.open(str(path), timeout=stall_seconds) as container:
+    with opened(path) as file, av.open(file, timeout=stall_seconds) as container:
         stamps = sorted(
             packet.pts for packet in container.demux(_video_stream(container)) if packet.size and packet.pts is not None
         )
-    with av.open(str(path), timeout=stall_seconds) as container:
+    with opened(path) as file, av.open(file, timeout=stall_seconds) as container:
         stream = _video_stream(container)
         stream.thread_type = "NONE"
         frames = _FrameFinder(container, stream, stall_seconds, beat)
