@@ -71,10 +71,26 @@ def config_show(
     show(load_with_sources(config, overrides), Console(), docs)
 
 
+DataFile = Annotated[
+    str, typer.Argument(help="Data file, folder or address of samples.", metavar="FILE", show_default=False)
+]
+DataFormatOption = Annotated[
+    str | None, typer.Option("--format", help="Format of FILE; by the end of its name when absent.", show_default=False)
+]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="Such as answer=label; may be given several times.", metavar="WHAT=NAME"),
+]
+PromptOption = Annotated[str | None, typer.Option(help="Question of a caption.", show_default=False)]
+
+
 @data_app.command("encode")
 def data_encode(
-    file: Annotated[Path, typer.Argument(help="JSONL file of samples.", metavar="FILE", show_default=False)],
+    file: DataFile,
     tokenizer: Annotated[str, typer.Option(help="Tokenizer folder.", show_default=False)],
+    data_format: DataFormatOption = None,
+    columns: ColumnsOption = None,
+    prompt: PromptOption = None,
     media_root: Annotated[str, typer.Option(help="Folder that picture and video paths are relative to.")] = ".",
     max_frames: Annotated[int, typer.Option(min=1, help="Most frames taken from one video.")] = 63,
     max_fps: Annotated[float, typer.Option(min=1e-6, help="Most frames taken from one second of video.")] = 1.0,
@@ -87,9 +103,20 @@ def data_encode(
     """Print samples as the model gets them; broken ones on stderr, and exit code 1 if there are any."""
     from longvita.data.command import EncodeOptions, encode
     from longvita.data.media.item import MediaSettings
+    from longvita.data.record import format_options
 
     settings = MediaSettings(image_size, max_tiles, max_frames, max_fps)
-    options = EncodeOptions(str(file), tokenizer, media_root, settings, tokens_per_tile, headers_only, as_json)
+    options = EncodeOptions(
+        file,
+        tokenizer,
+        media_root,
+        settings,
+        tokens_per_tile,
+        headers_only,
+        as_json,
+        data_format,
+        format_options(columns or [], prompt),
+    )
     raise typer.Exit(encode(options))
 
 

@@ -14,6 +14,9 @@ from typing import Any
 
 from longvita.config.errors import ABSENT, ConfigError, Problem, Source
 from longvita.config.schema import Config, DatasetConfig
+from longvita.data import remote
+from longvita.data.errors import DataError
+from longvita.data.paths import data_files
 from longvita.data.sample import TILE_MARKERS
 
 
@@ -323,10 +326,15 @@ def _all_layers_recomputed(config: Config) -> bool:
 def _missing_data(config: Config, field: str, sources: dict[str, DatasetConfig]) -> Iterator[Problem]:
     """A problem for each source whose files are not there (the first missing file of each is named)."""
     for name, dataset in sources.items():
-        missing = [path for path in dataset.data_paths if not config.data.data_file(path).is_file()]
+        try:
+            files = [file for path in dataset.data_paths for file in data_files(config.data.data_root, path)]
+            missing = [file for file in files if not remote.exists(file)]
+        except DataError as error:
+            yield Problem(str(error), f"data.{field}.{name}.data_paths", ABSENT)
+            continue
         if missing and dataset.ratio > 0:
             more = f" (and {len(missing) - 1} more of this source)" if len(missing) > 1 else ""
-            message = f"there is no file {config.data.data_file(missing[0])}{more}"
+            message = f"there is no file {missing[0]}{more}"
             way_out = "set data.data_root to the folder that holds the data sets, or ratio: 0 to leave the source out"
             yield Problem(message, f"data.{field}.{name}.data_paths", ABSENT, way_out=way_out)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from longvita.config.schema import Config, DatasetConfig
+from longvita.data import remote
 from longvita.data.document import DocumentRequest, media_settings
 from longvita.data.errors import DataError
 from longvita.data.index.build import IndexSettings
@@ -22,8 +23,10 @@ from longvita.data.measure import Measured, measure
 from longvita.data.media.item import MediaSettings
 from longvita.data.mixture import shuffle, take
 from longvita.data.packing import EpochPlan, Plan
+from longvita.data.paths import data_files, format_of
 from longvita.data.plan_cache import cached_plan, plan_name
 from longvita.data.quarantine import SetAside, count_reasons
+from longvita.data.record import FormatOptions
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import load_tokenizer
 
@@ -35,6 +38,7 @@ class CatalogFile:
     source: str
     path: str
     format: str
+    options: FormatOptions
     media_root: str
     index: FileIndex
     measured: Measured
@@ -71,6 +75,7 @@ class Catalog:
         return DocumentRequest(
             path=file.path,
             format=file.format,
+            options=file.options,
             place=index.place(number),
             names=int(index.rows["names"][number]),
             source=file.source,
@@ -102,10 +107,11 @@ def build_catalog(config: Config, template: ChatTemplate, sources: dict[str, Dat
     """The catalog of a mix. Raises DataError if a file is missing or no sample is left."""
     settings = media_settings(config)
     files = [
-        _open_file(config, template, settings, source, dataset, path)
+        _open_file(config, template, settings, source, dataset, path, data_file)
         for source, dataset in sources.items()
         if dataset.ratio > 0
         for path in dataset.data_paths
+        for data_file in data_files(config.data.data_root, path)
     ]
     if sum(len(file.taken) for file in files) == 0:
         entries = [entry for file in files for entry in (*file.index.broken, *file.measured.too_long)]
@@ -135,12 +141,20 @@ def index_folder(config: Config) -> Path:
 
 
 def _open_file(
-    config: Config, template: ChatTemplate, settings: MediaSettings, source: str, dataset: DatasetConfig, path: str
+    config: Config,
+    template: ChatTemplate,
+    settings: MediaSettings,
+    source: str,
+    dataset: DatasetConfig,
+    path: str,
+    data_file: str,
 ) -> CatalogFile:
-    data_file = str(config.data.data_file(path))
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
-    index_settings = IndexSettings(source, media_root, settings.max_fps, dataset.format_of(path))
+    options = FormatOptions(tuple(sorted(dataset.columns.items())), dataset.prompt)
+    format = format_of(data_file, dataset.format)
+    index_settings = IndexSettings(source, media_root, settings.max_fps, format, options)
     index = load_index(data_file, IndexJob(template, index_settings, index_folder(config), config.data.index_processes))
     measured = measure(index, template, settings, config.data.sequence_length, source, data_file)
-    taken = measured.usable[take(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{path}")]
-    return CatalogFile(source, data_file, index_settings.format, media_root, index, measured, taken)
+    name = path if data_file == remote.join(config.data.data_root, path) else f"{path}/{Path(data_file).name}"
+    taken = measured.usable[take(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{name}")]
+    return CatalogFile(source, data_file, format, options, media_root, index, measured, taken)

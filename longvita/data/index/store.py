@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from longvita.data import remote
 from longvita.data.errors import DataError
-from longvita.data.formats import FORMATS
 from longvita.data.formats.base import Part
 from longvita.data.index.build import PART_BYTES, IndexSettings, Piece, index_parts
 from longvita.data.index.columns import FileIndex, join, piece_of
@@ -52,11 +52,12 @@ class IndexJob:
     """Processes that share the parts of a file."""
     part_bytes: int = PART_BYTES
 
-    def folder(self, path: Path) -> Path:
-        """The index's folder: another one for another tokenizer, media folder or format."""
-        about = {"version": VERSION, "path": str(path.resolve()), "tokenizer": self.template.tokenizer.fingerprint}
+    def folder(self, path: str) -> Path:
+        """The index's folder: another one for another tokenizer, media folder, format or choice of columns."""
+        place = path if remote.is_remote(path) else str(Path(path).resolve())
+        about = {"version": VERSION, "path": place, "tokenizer": self.template.tokenizer.fingerprint}
         text = json.dumps(about | dataclasses.asdict(self.settings))
-        return self.cache / f"{path.stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+        return self.cache / f"{Path(place).stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
 def load_index(
@@ -68,13 +69,13 @@ def load_index(
     ask at once: the first one works, the others wait for it. `progress` is called with the units done and those of all
     parts that need work. Raises DataError if there is no such file.
     """
-    path = Path(path)
-    if not path.exists():
+    path = str(path)
+    if not remote.exists(path):
         raise DataError(
             f"data file {path} of source {job.settings.source!r} does not exist; see data.data_root and its data_paths"
         )
     folder = job.folder(path)
-    state = _state(path)
+    state = remote.state(path)
     if _meta(folder).get("state") != state:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
@@ -84,21 +85,19 @@ def load_index(
 
 
 def _bring_up_to_date(
-    path: Path, job: IndexJob, folder: Path, state: list[int], progress: Callable[[int, int], None]
+    path: str, job: IndexJob, folder: Path, state: list[Any], progress: Callable[[int, int], None]
 ) -> None:
     """Writes a new edition: the pieces of the last one whose bytes are the same, and new ones for the other parts."""
-    start, meta, format = time.monotonic(), _meta(folder), FORMATS[job.settings.format]
+    start, meta, format = time.monotonic(), _meta(folder), job.settings.make_format()
     kept = {piece.part: piece for piece in _last_pieces(folder, meta)}
-    parts = format.parts(str(path), job.part_bytes)
-    pieces = {
-        part: kept[part] for part in parts if part in kept and kept[part].digest == format.digest(str(path), part)
-    }
+    parts = format.parts(path, job.part_bytes)
+    pieces = {part: kept[part] for part in parts if part in kept and kept[part].digest == format.digest(path, part)}
     wanted = [part for part in parts if part not in pieces]
     if meta:
         what = "grew" if all(part in pieces for part in list(kept)[:-1]) else "changed"
         logger.warning("%s %s since it was indexed: %d of %d parts anew", path, what, len(wanted), len(parts))
     whole, done = sum(part.end - part.start for part in wanted), 0
-    for piece in index_parts(str(path), wanted, job.template, job.settings, folder / "parts", job.processes):
+    for piece in index_parts(path, wanted, job.template, job.settings, folder / "parts", job.processes):
         pieces[piece.part] = piece
         done += piece.part.end - piece.part.start
         progress(done, whole)
@@ -122,7 +121,7 @@ def _last_pieces(folder: Path, meta: dict[str, Any]) -> list[Piece]:
     return pieces
 
 
-def _write(folder: Path, pieces: Sequence[Piece], state: list[int], edition: int) -> FileIndex:
+def _write(folder: Path, pieces: Sequence[Piece], state: list[Any], edition: int) -> FileIndex:
     lines_before = itertools.accumulate((piece.lines for piece in pieces), initial=0)
     index = join([(piece.index, before) for piece, before in zip(pieces, lines_before)])
     for name in COLUMNS:
@@ -152,13 +151,6 @@ def _meta(folder: Path) -> dict[str, Any]:
         return json.loads((folder / META).read_text())
     except (FileNotFoundError, ValueError):
         return {}
-
-
-def _state(path: Path) -> list[int]:
-    """What tells that a file was not touched: its size and time, of a folder those of all that it holds."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    stats = [file.stat() for file in files]
-    return [len(files), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
 
 
 @contextlib.contextmanager

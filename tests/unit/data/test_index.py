@@ -197,7 +197,7 @@ class TestCache:
                 load_index(path, job_of(folder, template, part_bytes=400))
         indexed_parts.clear()
         index = load_index(path, job_of(folder, template, part_bytes=400))
-        whole = len(build.FORMATS["jsonl"].parts(str(path), 400))
+        whole = len(settings_of(folder).make_format().parts(str(path), 400))
         assert len(indexed_parts) == whole - 2
         assert_equal(index, index_of(path, folder, template))
 

@@ -12,10 +12,10 @@ import pytest
 
 from longvita.data import document as document_module
 from longvita.data import pool as pool_module
+from longvita.data import remote
 from longvita.data.catalog import build_catalog, make_template
 from longvita.data.document import Document, DocumentReader
 from longvita.data.errors import MediaError, Reason, SampleError
-from longvita.data.formats import jsonl as jsonl_module
 from longvita.data.pool import InlineReader, WorkerPool
 from longvita.data.worker import WorkerSetup
 from tests.unit.data.material import conversation, data_config, write_jsonl
@@ -236,13 +236,13 @@ def waits(monkeypatch):
 
 def test_a_data_file_that_fails_for_a_moment_is_read_again(stuff, monkeypatch, waits):
     expected = DocumentReader(stuff.template, stuff.settings).read(stuff.requests[1])
-    monkeypatch.setattr(jsonl_module, "open", FailingFile(2), raising=False)
+    monkeypatch.setattr(remote, "open", FailingFile(2), raising=False)
     assert same(DocumentReader(stuff.template, stuff.settings).read(stuff.requests[1]), expected)
     assert waits == list(document_module.READ_WAITS[:2])
 
 
 def test_a_data_file_that_stays_away_ends_the_run_by_name(stuff, monkeypatch, waits):
-    monkeypatch.setattr(jsonl_module, "open", FailingFile(99), raising=False)
+    monkeypatch.setattr(remote, "open", FailingFile(99), raising=False)
     with pytest.raises(RuntimeError, match=r"a\.jsonl:2 can't be read any more .*Stale file handle.* after 4 tries"):
         DocumentReader(stuff.template, stuff.settings).read(stuff.requests[1])
     assert waits == list(document_module.READ_WAITS)
