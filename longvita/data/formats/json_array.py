@@ -16,6 +16,7 @@ TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[{\[]|[}\]]|[^\s,:{}\[\]"]++', re.
 """A string (group 1 is empty while its end is not read yet), an opening or closing bracket, or a bare word."""
 BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(\[?)")
 """What may stand before an array, and its bracket."""
+PAIRS = {b"{": b"{}", b"[": b"[]"}
 LONGEST = 256 << 20
 """Bytes of the longest sample: where more are read without an end, the brackets do not match."""
 
@@ -96,8 +97,9 @@ class _Scan:
         """Bytes of the buffer that are behind us."""
         self._first: int | None = None
         """Where the open element begins in the buffer."""
+        self._pair = b""
         self._depth = 0
-        """Its open brackets."""
+        """Its open brackets of the kind that it begins with: others that do not match are its own damage."""
 
     def feed(self, block: bytes) -> Iterator[tuple[int, bytes]]:
         """The elements that end in a block; an empty one is the end of the part."""
@@ -129,10 +131,9 @@ class _Scan:
         """Whether an element ends with a token."""
         if self._first is None:
             self._first = token.start()
-        if token[0] in (b"{", b"["):
-            self._depth += 1
-        elif token[0] in (b"}", b"]"):
-            self._depth -= 1
+            self._pair = PAIRS.get(token[0], b"")
+        if token[0] in self._pair:
+            self._depth += 1 if token[0] == self._pair[:1] else -1
         return self._depth <= 0
 
     def _element(self, end: int) -> tuple[int, bytes]:

@@ -30,6 +30,8 @@ class Member:
     """Bytes of its content."""
     time: float = 0.0
     """Time of its last change, seconds; 0 from an index."""
+    is_cut: bool = False
+    """Whether the archive ends within it."""
 
     @property
     def end(self) -> int:
@@ -40,7 +42,7 @@ class Member:
 def members(path: str, start: int = 0, end: int | None = None) -> Iterator[Member]:
     """The members of an archive whose headers lie in [start, end), of which `start` is one.
 
-    Raises tarfile.TarError where the archive is damaged, EOFError at a member that is cut off, OSError.
+    One that is cut off is the last. Raises tarfile.TarError where the archive is damaged, OSError.
     """
     size = remote.size(path)
     end = size if end is None else end
@@ -59,10 +61,21 @@ def _pass(file: BinaryIO, start: int, end: int, size: int) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (info := archive.next()) is not None and info.offset < end:
             if info.isreg():
-                if info.offset_data + info.size > size:
-                    raise EOFError(f"the archive ends within {info.name}")
-                yield Member(info.name, info.offset, info.offset_data, info.size, info.mtime)
+                is_cut = info.offset_data + info.size > size
+                yield Member(info.name, info.offset, info.offset_data, info.size, info.mtime, is_cut)
+                if is_cut:
+                    return
             archive.members = []  # type: ignore[attr-defined] # It would keep every header that it saw.
+        if info is None:
+            _check_end(file, archive.offset)
+
+
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """Raises ReadError unless the archive's end is there, or the file's: tarfile takes any damage for the end."""
+    file.seek(offset)
+    block = file.read(BLOCK)
+    if block.strip(b"\0") or len(block) not in (0, BLOCK):
+        raise tarfile.ReadError(f"there is no header of a member at byte {offset}")
 
 
 def _index(path: str, size: int) -> list[Member] | None:

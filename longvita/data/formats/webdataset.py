@@ -123,11 +123,12 @@ def _groups(path: str, start: int, end: int | None) -> Iterator[_Group]:
                 yield _Group(tuple(gathered))
                 gathered = []
             gathered.append(member)
-    except (tarfile.TarError, EOFError) as error:
+    except tarfile.TarError as error:
         yield _Group(tuple(gathered), damage=str(error))
         return
     if gathered:
-        yield _Group(tuple(gathered))
+        last = gathered[-1]
+        yield _Group(tuple(gathered), damage=f"it ends within {last.name}" if last.is_cut else "")
 
 
 def _key(member: Member) -> str:
