@@ -21,9 +21,14 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 def join(root: str | os.PathLike, path: str) -> str:
     """A path below a root, or the path itself where it is absolute or has a scheme."""
-    if is_remote(root) and not is_remote(path):
-        return f"{str(root).rstrip('/')}/{path.lstrip('/')}"
-    return path if is_remote(path) else os.path.join(root, path)
+    if is_remote(path) or path.startswith("/"):
+        return path
+    return as_folder(root) + path if is_remote(root) else os.path.join(root, path)
+
+
+def as_folder(address: str | os.PathLike) -> str:
+    """An address with a slash at its end."""
+    return str(address) if str(address).endswith("/") else f"{address}/"
 
 
 def open_file(path: str) -> BinaryIO:

@@ -80,7 +80,7 @@ def leads_outside(path: str, root: str | os.PathLike) -> bool:
         return False
     whole, top = remote.join(root, path), str(root)
     if remote.is_remote(top) or remote.is_remote(whole):
-        return ".." in path.split("/") or not whole.startswith(top.rstrip("/") + "/")
+        return ".." in path.split("/") or not whole.startswith(remote.as_folder(top))
     whole, top = os.path.abspath(whole), os.path.abspath(top)
     return os.path.commonpath([whole, top]) != top
 
