@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at training data and convert it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -118,6 +118,30 @@ def data_encode(
         format_options(columns or [], prompt),
     )
     raise typer.Exit(encode(options))
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[
+        str,
+        typer.Argument(help="YAML file, or data file, folder or pattern.", metavar="CONFIG|FILE", show_default=False),
+    ],
+    to: Annotated[str, typer.Option(help="jsonl or webdataset.", show_default=False)],
+    output: Annotated[str, typer.Option(help="Folder to make.", show_default=False)],
+    shard_bytes: Annotated[int, typer.Option(min=1, help="webdataset: bytes at which a shard is full.")] = 1 << 30,
+    media_root: Annotated[
+        str | None, typer.Option(help="Folder that paths are relative to; the config's, or the present one.")
+    ] = None,
+    data_format: DataFormatOption = None,
+    columns: ColumnsOption = None,
+    prompt: PromptOption = None,
+) -> None:
+    """Write samples as published JSONL or as WebDataset; exit code 1 if some are broken."""
+    from longvita.data.convert.command import ConvertOptions, convert
+    from longvita.data.record import format_options
+
+    options = format_options(columns or [], prompt)
+    raise typer.Exit(convert(ConvertOptions(source, to, output, shard_bytes, media_root, data_format, options)))
 
 
 @app.command()

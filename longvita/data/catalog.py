@@ -150,7 +150,7 @@ def _open_file(
     data_file: str,
 ) -> CatalogFile:
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
-    options = FormatOptions(tuple(sorted(dataset.columns.items())), dataset.prompt)
+    options = FormatOptions.of(dataset.columns, dataset.prompt)
     format = format_of(data_file, dataset.format)
     index_settings = IndexSettings(source, media_root, settings.max_fps, format, options)
     index = load_index(data_file, IndexJob(template, index_settings, index_folder(config), config.data.index_processes))

@@ -32,6 +32,11 @@ class FormatOptions:
     prompt: str = PROMPT
     """Question of a caption."""
 
+    @classmethod
+    def of(cls, columns: Mapping[Any, str], prompt: str) -> FormatOptions:
+        """The options that a source's config has."""
+        return cls(tuple(sorted(columns.items())), prompt)
+
     def names_of(self, purpose: str) -> tuple[str, ...]:
         """Names that the value for a purpose may have."""
         return tuple(name for key, name in self.columns if key == purpose) or COLUMNS[purpose]
