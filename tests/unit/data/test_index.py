@@ -38,6 +38,12 @@ BROKEN = {
         conversation("<video>", videos=["none.mp4"]),
         conversation("<video>", videos=["nowhere"]),
     ],
+    Reason.OUTSIDE_MEDIA_ROOT: [
+        conversation("<image>", images=["../one.png"]),
+        conversation("<image>", images=["/etc/hostname"]),
+        conversation("<video>", videos=["frames/../../clip.mp4"]),
+        conversation("<image>", images=["s3://bucket/one.png"]),
+    ],
     Reason.BROKEN_PICTURE: [conversation("<image>", images=["text.png"]), conversation("<image>", images=["frames"])],
     Reason.BROKEN_VIDEO: [
         conversation("<video>", videos=[name]) for name in ("zero.mp4", "text.mp4", "audio.mp4", "empty", "one.png/x")
