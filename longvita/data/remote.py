@@ -67,9 +67,7 @@ def files_below(folder: str) -> list[str]:
     """Paths of all files below a folder, however deep, relative to it, sorted, with forward slashes."""
     if not is_remote(folder):
         found = [
-            os.path.relpath(os.path.join(place, name), folder)
-            for place, _, names in os.walk(folder, followlinks=True)
-            for name in names
+            os.path.relpath(os.path.join(place, name), folder) for place, _, names in os.walk(folder) for name in names
         ]
         return sorted(path.replace(os.sep, "/") for path in found if os.path.isfile(os.path.join(folder, path)))
     system, inner = _system(folder)

@@ -39,7 +39,7 @@ class Parquet:
         """Of the file's size and time and what it says about the groups: such a file never grows in place."""
         table = open_table(path)
         groups = range(part.start, min(part.end, len(table.group_bytes)))
-        about = [remote.state(path), self.options.columns, *(table.about(group) for group in groups)]
+        about = [remote.state(path), *(table.about(group) for group in groups)]
         return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:

@@ -55,7 +55,8 @@ class _ParquetTable:
     def __init__(self, path: str):
         import pyarrow.parquet
 
-        self._file = pyarrow.parquet.ParquetFile(remote.open_file(path), buffer_size=1 << 20)
+        source = remote.open_file(path) if remote.is_remote(path) else path
+        self._file = pyarrow.parquet.ParquetFile(source, buffer_size=1 << 20)
         metadata = self._file.metadata
         self.columns = self._file.schema_arrow.names
         self.group_bytes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tarfile
 from collections.abc import Iterator
@@ -39,17 +40,23 @@ class Member:
         return self.data + -(-self.size // BLOCK) * BLOCK
 
 
-def members(path: str, start: int = 0, end: int | None = None) -> Iterator[Member]:
-    """The members of an archive whose headers lie in [start, end), of which `start` is one.
+def listed_members(path: str, start: int, end: int | None) -> Iterator[Member]:
+    """As `members`, from a true index where there is one: for ranges of many members."""
+    size = remote.size(path)
+    index = _index(path, size)
+    if index is None:
+        yield from members(path, start, end)
+    else:
+        yield from (member for member in index if start <= member.header < (size if end is None else end))
+
+
+def members(path: str, start: int, end: int | None) -> Iterator[Member]:
+    """The members of an archive whose headers lie in [start, end), of which `start` is one; None is its end.
 
     One that is cut off is the last. Raises tarfile.TarError where the archive is damaged, OSError.
     """
     size = remote.size(path)
     end = size if end is None else end
-    index = _index(path, size)
-    if index is not None:
-        yield from (member for member in index if start <= member.header < end)
-        return
     with remote.open_file(path) as file:
         yield from _pass(file, start, end, size)
 
@@ -88,7 +95,7 @@ def _index(path: str, size: int) -> list[Member] | None:
     if found:
         with remote.open_file(path) as archive:
             step = max(1, len(found) // INDEX_CHECKS)
-            if _is_true(archive, [*found[::step], found[-1]]) and 0 <= size - found[-1].end <= END_BYTES:
+            if _fits(found, size) and _is_true(archive, [*found[::step], found[-1]]):
                 return found
     return None
 
@@ -107,6 +114,17 @@ def _parse_index(text: str) -> list[Member]:
         except ValueError:
             return []
     return found
+
+
+def _fits(found: list[Member], size: int) -> bool:
+    """Whether listed members lie one behind the other and end where the archive of `size` bytes does."""
+    follow = all(before.end <= after.header for before, after in itertools.pairwise(found))
+    return (
+        follow
+        and found[0].header >= 0
+        and min(member.size for member in found) >= 0
+        and 0 <= size - found[-1].end <= END_BYTES
+    )
 
 
 def _is_true(archive: BinaryIO, found: list[Member]) -> bool:

@@ -7,14 +7,14 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longvita.data import remote
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats.base import Part, Place
-from longvita.data.formats.tar import Member, members
+from longvita.data.formats.tar import Member, listed_members, members
 from longvita.data.media.kinds import PICTURES, VIDEOS, ending
 from longvita.data.media.source import FilePart
 from longvita.data.record import FormatOptions, record_sample
@@ -83,7 +83,7 @@ class WebDataset:
 
     def read(self, path: str, place: Place) -> Sample:
         """The sample of a key."""
-        for group in _groups(path, place.offset, place.offset + place.size):
+        for group in _grouped(members(path, place.offset, place.offset + place.size)):
             if group.members and not group.damage:
                 return self._sample(path, group.members)
         raise SampleError(Reason.INVALID_SAMPLE, f"there is no sample at byte {place.offset} of {path}")
@@ -108,17 +108,27 @@ class WebDataset:
 
 
 def _named(value: Any, parts: Sequence[FilePart]) -> list[Any]:
-    """Listed media: members where they have their names, whole or without folders; paths otherwise."""
+    """Listed media: members where they have their names, whole or without folders; paths otherwise.
+
+    Where a list of other names is as long as the members are many, as of pictures that got new names, it is of them.
+    """
     known = {os.path.basename(part.name): part for part in parts} | {part.name: part for part in parts}
     names = value if isinstance(value, list) else [value]
+    if len(names) == len(parts) and not any(name in known for name in names if isinstance(name, str)):
+        return list(parts)
     return [known.get(name, name) if isinstance(name, str) else name for name in names]
 
 
 def _groups(path: str, start: int, end: int | None) -> Iterator[_Group]:
-    """The samples whose first header lies in [start, end); a last one tells of damage."""
+    """The samples whose headers lie in [start, end)."""
+    return _grouped(listed_members(path, start, end))
+
+
+def _grouped(found: Iterable[Member]) -> Iterator[_Group]:
+    """Members by their keys; a last group tells of damage."""
     gathered: list[Member] = []
     try:
-        for member in members(path, start, end):
+        for member in found:
             if gathered and _key(member) != _key(gathered[0]):
                 yield _Group(tuple(gathered))
                 gathered = []

@@ -58,6 +58,14 @@ def test_media_that_the_text_lists(tmp_path):
     assert (sample.images[1], sample.videos) == ("elsewhere.png", ("frames",))
 
 
+def test_a_list_of_old_names_is_of_the_members(tmp_path):
+    text = DUMPED(llava("<image><image>?", image=["coco/7.jpg", "coco/8.jpg"]))
+    (sample,) = samples_of(
+        "webdataset", write_tar(tmp_path / "a.tar", [("1.a.png", RED), ("1.b.png", BLUE), ("1.json", text)])
+    )
+    assert [read_bytes(medium) for medium in sample.images] == [RED, BLUE]
+
+
 def test_folders_and_links_are_no_members(tmp_path):
     path = tmp_path / "a.tar"
     write_tar(path, [("1.txt", "one")])
@@ -128,10 +136,10 @@ def forbid_a_pass(monkeypatch):
 
 def test_a_true_index_spares_the_pass(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "a.tar", [(f"{n}.{end}", RED) for n in range(30) for end in ("png", "txt.jpg")])
-    plain = list(tar.members(str(path)))
+    plain = list(tar.members(str(path), 0, None))
     write_index(path)
     forbid_a_pass(monkeypatch)
-    indexed = list(tar.members(str(path)))
+    indexed = list(tar.listed_members(str(path), 0, None))
     assert [(m.name, m.header, m.data, m.size) for m in indexed] == [(m.name, m.header, m.data, m.size) for m in plain]
 
 
@@ -142,6 +150,9 @@ def test_a_true_index_spares_the_pass(tmp_path, monkeypatch):
         lambda path: write_tar(path, [(f"{n}.txt", "x" * 600) for n in (1, 2, *range(3, 60))]),
         lambda path: path.with_suffix(".idx").write_text("v1.2 2\ntxt 512 three 1.txt\n"),
         lambda path: path.with_suffix(".idx").write_text("v1.2 9\ntxt 512 3 1.txt\n"),
+        lambda path: path.with_suffix(".idx").write_text("v1.2 1\ntxt 100 3 1.txt\n"),
+        lambda path: path.with_suffix(".idx").write_text("v1.2 1\ntxt 512 600 1.txt txt 1536 -600 2.txt\n"),
+        lambda path: path.with_suffix(".idx").write_text("v1.2 1\ntxt one 3 1.txt\n"),
         lambda path: path.with_suffix(".idx").write_text(""),
         lambda path: path.with_suffix(".idx").write_bytes(b"\xff\xfe\x00"),
     ],
@@ -150,7 +161,7 @@ def test_an_index_that_is_not_true_is_left_alone(tmp_path, spoil):
     path = write_tar(tmp_path / "a.tar", [("1.txt", "x" * 600), ("2.txt", "x" * 600)])
     write_index(path)
     spoil(path)
-    names = [member.name for member in tar.members(str(path))]
+    names = [member.name for member in tar.listed_members(str(path), 0, None)]
     with tarfile.open(path) as archive:
         assert names == archive.getnames()
 

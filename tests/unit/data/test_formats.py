@@ -187,12 +187,12 @@ def test_an_empty_part_size_of_nothing(tmp_path):
     assert list(read_all("json", tmp_path / "b.json")) == []
 
 
-@pytest.mark.parametrize("kind", ["parquet", "webdataset", "captions"])
-def test_indexed_and_read_through_the_index(kind, tmp_path, template):
+@pytest.mark.parametrize("kind, processes", [("parquet", 2), ("parquet", 1), ("webdataset", 1), ("captions", 1)])
+def test_indexed_and_read_through_the_index(kind, processes, tmp_path, template):
     name, make = MAKERS[kind]
     path = make(tmp_path)
     settings = IndexSettings("web", str(tmp_path), 1.0, name)
-    index = load_index(path, IndexJob(template, settings, tmp_path / "cache", part_bytes=1))
+    index = load_index(path, IndexJob(template, settings, tmp_path / "cache", processes, part_bytes=1))
     assert (len(index), index.broken) == (COUNT, ())
     assert index.facts(3).pictures[0].width == 8
     samples = [settings.make_format().read(str(path), index.place(number)) for number in range(COUNT)]
