@@ -14,6 +14,10 @@ from longvita.data.sample import Sample, parse_line
 
 TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[{\[]|[}\]]|[^\s,:{}\[\]"]++', re.DOTALL)
 """A string (group 1 is empty while its end is not read yet), an opening or closing bracket, or a bare word."""
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_FLAT = rb'\{(?:[^"{}]++|' + _STRING + rb")*+\}"
+SHALLOW = re.compile(rb'\{(?:[^"{}]++|' + _STRING + rb"|" + _FLAT + rb")*+\}", re.DOTALL)
+"""A whole object with one level of objects within, as samples are: found at once, where TOKEN goes step by step."""
 BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(\[?)")
 """What may stand before an array, and its bracket."""
 PAIRS = {b"{": b"{}", b"[": b"[]"}
@@ -108,7 +112,7 @@ class _Scan:
         self._buffer = self._buffer[kept:] + block
         self._taken -= kept
         self._first = None if self._first is None else 0
-        for token in TOKEN.finditer(self._buffer, self._taken):
+        while token := self._next_token():
             if block and self._may_go_on(token):
                 break
             self._taken = token.end()
@@ -122,7 +126,15 @@ class _Scan:
             self.ended = True
         self.ended |= not block
 
+    def _next_token(self) -> re.Match[bytes] | None:
+        token = TOKEN.search(self._buffer, self._taken)
+        if self._first is None and token and token[0] == b"{":
+            return SHALLOW.match(self._buffer, token.start()) or token
+        return token
+
     def _may_go_on(self, token: re.Match[bytes]) -> bool:
+        if token[0].startswith(b"{"):
+            return False
         if token[0].startswith(b'"'):
             return not token[1]
         return token[0] not in b"{}[]" and token.end() == len(self._buffer)
