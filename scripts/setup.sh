@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-DEBIAN_PACKAGES=(ffmpeg)  # ffmpeg: tests cut and re-mux video files with it
+DEBIAN_PACKAGES=(ffmpeg bible-kjv)  # tests cut and re-mux video files, and read long texts
 STAMP=.venv/.longvita-setup
 
 say() { printf 'setup: %s\n' "$*"; }

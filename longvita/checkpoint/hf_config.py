@@ -138,14 +138,14 @@ def language_config(config: dict[str, Any]) -> LanguageConfig:
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise CheckpointError(f"RoPE scaling {rope} is not part of this model; take a checkpoint without it")
     heads, width = _integer(config, "num_attention_heads"), _integer(config, "hidden_size")
-    if config.get("head_dim") not in (None, width // heads):
-        raise CheckpointError(f"head_dim {config['head_dim']} is not hidden_size / heads = {width // heads}")
+    head = config.get("head_dim")
     return LanguageConfig(
         num_layers=_integer(config, "num_hidden_layers"),
         hidden_size=width,
         ffn_hidden_size=_integer(config, "intermediate_size"),
         num_attention_heads=heads,
         num_query_groups=int(config.get("num_key_value_heads") or heads),
+        kv_channels=None if head in (None, width // heads) else _integer(config, "head_dim"),
         vocab_size=_integer(config, "vocab_size"),
         max_position_embeddings=int(config.get("max_position_embeddings", 32768)),
         rotary_base=int(rope.get("rope_theta") or config.get("rope_theta") or 10000),
@@ -194,6 +194,7 @@ def qwen2_settings(language: LanguageConfig) -> dict[str, Any]:
     """The keys that Qwen2's own config.json has for this language model, with RoPE in its old and new form."""
     return {
         "attention_dropout": 0.0,
+        **({} if language.kv_channels is None else {"head_dim": language.head_dim}),
         "hidden_act": "silu",
         "hidden_size": language.hidden_size,
         "initializer_range": 0.02,

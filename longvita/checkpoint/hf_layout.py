@@ -259,7 +259,7 @@ class Mapper:
         if module.startswith("self_attention.linear_qkv."):
             return self._language_qkv(parameter, prefix, module.rsplit(".", 1)[1])
         if module == "self_attention.linear_proj.weight":
-            return self._cut(parameter, (prefix + "self_attn.o_proj.weight",), (width, width), 1)
+            return self._cut(parameter, (prefix + "self_attn.o_proj.weight",), (width, language.query_width), 1)
         if module == "mlp.linear_fc1.weight":
             both = (prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
             return self._cut(parameter, both, (ffn, width), 0)

@@ -14,9 +14,8 @@ from typing import Any
 
 from longvita.config.errors import ABSENT, ConfigError, Problem, Source
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data import remote
 from longvita.data.errors import DataError
-from longvita.data.paths import data_files
+from longvita.data.missing import holds_nothing, missing_files
 from longvita.data.sample import TILE_MARKERS
 
 
@@ -37,7 +36,8 @@ def find_training_problems(config: Config) -> list[Problem]:
     elif not Path(config.data.tokenizer).is_dir():
         problems.append(Problem("there is no such folder", "data.tokenizer", config.data.tokenizer))
     problems += _missing_data(config, "dataset", config.data.dataset)
-    problems += _missing_data(config, "validation", config.data.validation)
+    for name, dataset in config.data.validation.items():
+        problems += _missing_data(config, "validation", {name: dataset})
     return problems
 
 
@@ -141,8 +141,8 @@ def _check_vision(config: Config) -> Iterator[Problem]:
 def _check_language(config: Config) -> Iterator[Problem]:
     language = config.model.language
     heads, groups = "model.language.num_attention_heads", "model.language.num_query_groups"
-    if language.hidden_size % language.num_attention_heads:
-        way_out = f"num_attention_heads of {_divisors(language.hidden_size)}"
+    if language.kv_channels is None and language.hidden_size % language.num_attention_heads:
+        way_out = f"num_attention_heads of {_divisors(language.hidden_size)}, or kv_channels"
         yield _problem(config, heads, "does not divide the hidden size", way_out, ("model.language.hidden_size",))
     elif language.head_dim % 2:
         message = f"gives heads of odd width {language.head_dim}, and RoPE turns pairs"
@@ -324,19 +324,21 @@ def _all_layers_recomputed(config: Config) -> bool:
 
 
 def _missing_data(config: Config, field: str, sources: dict[str, DatasetConfig]) -> Iterator[Problem]:
-    """A problem for each source whose files are not there (the first missing file of each is named)."""
-    for name, dataset in sources.items():
-        try:
-            files = [file for path in dataset.data_paths for file in data_files(config.data.data_root, path)]
-            missing = [file for file in files if not remote.exists(file)]
-        except DataError as error:
-            yield Problem(str(error), f"data.{field}.{name}.data_paths", ABSENT)
-            continue
-        if missing and dataset.ratio > 0:
-            more = f" (and {len(missing) - 1} more of this source)" if len(missing) > 1 else ""
-            message = f"there is no file {missing[0]}{more}"
-            way_out = "set data.data_root to the folder that holds the data sets, or ratio: 0 to leave the source out"
-            yield Problem(message, f"data.{field}.{name}.data_paths", ABSENT, way_out=way_out)
+    """A problem for each source of a mix whose files are not there (the first missing file of each is named)."""
+    try:
+        missing = missing_files(config, sources)
+    except DataError as error:  # A pattern that no file matches.
+        yield Problem(str(error), f"data.{field}", ABSENT)
+        return
+    if config.data.allow_missing and not holds_nothing(config, sources, missing):
+        return
+    for name, paths in missing.items():
+        more = f" (and {len(paths) - 1} more of this source)" if len(paths) > 1 else ""
+        way_out = (
+            "longvita data fetch CONFIG, data.data_root=FOLDER that holds the data sets, ratio: 0 to leave the source "
+            "out, or data.allow_missing=true to leave out what is not there"
+        )
+        yield Problem(f"there is no file {paths[0]}{more}", f"data.{field}.{name}.data_paths", ABSENT, way_out=way_out)
 
 
 _CHECKS: list[Callable[[Config], Iterator[Problem]]] = [

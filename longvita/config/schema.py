@@ -7,14 +7,24 @@ Sections are strict and immutable: an unknown key, a wrong type or a value outsi
 from __future__ import annotations
 
 import os.path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from longvita.data import remote
 from longvita.data.record import PROMPT
 
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path on this machine; a ~ at its start is the home folder."""
+
+
+def _as_list(value: Any) -> Any:
+    """A name that stands alone, as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+"""One name or a list of them."""
 
 
 class Section(BaseModel):
@@ -77,9 +87,11 @@ class LanguageConfig(Section):
     ffn_hidden_size: int = Field(13824, ge=1)
     """Width of the SwiGLU MLP's middle layer."""
     num_attention_heads: int = Field(40, ge=1)
-    """Query heads; must divide hidden_size."""
+    """Query heads; must divide hidden_size unless kv_channels is given."""
     num_query_groups: int = Field(8, ge=1)
     """Key and value heads (GQA groups); must divide num_attention_heads."""
+    kv_channels: int | None = Field(None, ge=2)
+    """Width of an attention head; hidden_size / num_attention_heads when absent."""
     vocab_size: int = Field(152064, ge=1)
     """Rows of the embedding and of the output layer, padding rows included."""
     max_position_embeddings: int = Field(1310720, ge=1)
@@ -94,13 +106,18 @@ class LanguageConfig(Section):
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_width(self) -> int:
+        """Width of all query heads together."""
+        return self.num_attention_heads * self.head_dim
 
     @property
     def layer_weights(self) -> int:
         """Weights of one layer's linears: attention and the gated MLP."""
         key_value = 2 * self.num_query_groups * self.head_dim
-        return self.hidden_size * (2 * self.hidden_size + key_value + 3 * self.ffn_hidden_size)
+        return self.hidden_size * (2 * self.query_width + key_value + 3 * self.ffn_hidden_size)
 
 
 class ModelConfig(Section):
@@ -148,6 +165,14 @@ class DatasetConfig(Section):
     its answer, or a caption, and the images and videos. The usual names need not be given."""
     prompt: str = Field(PROMPT, min_length=1)
     """Question of a caption."""
+    found_at: Names = []
+    """Where the source is public: data sets of the Hugging Face Hub (OWNER/NAME), pages (https://...) for what is
+    elsewhere. `longvita data fetch` leaves out a source without any."""
+    files_at: str | None = None
+    """Where data_paths lie on the Hub: OWNER/NAME or OWNER/NAME/FOLDER, put before each path; data.files_at when
+    absent. Empty where each path starts with the OWNER/NAME of its own data set."""
+    licence: str = ""
+    """Licence of the source, as its own card states it."""
     media_root: Place | None = None
     """Folder, or address, that the samples' picture and video paths are relative to; data.media_root when absent."""
 
@@ -163,6 +188,10 @@ class DataConfig(Section):
     """Held-out sources, each with a loss of its own in the log."""
     data_root: Place = "."
     """Folder that data_paths are relative to, or an address such as s3://BUCKET/FOLDER."""
+    files_at: str = ""
+    """Where the data_paths of all sources lie on the Hugging Face Hub: OWNER/NAME/FOLDER, put before each path."""
+    allow_missing: bool = False
+    """Whether a data file that is not there is left out and counted; otherwise it is an error."""
     media_root: Place = "."
     """Folder, or address, that picture and video paths are relative to and may not lead out of; / allows any path."""
     sequence_length: int = Field(16384, ge=2)
@@ -179,10 +208,29 @@ class DataConfig(Section):
     """Processes per training process that decode and tokenize ahead; 0 does it in the training process."""
     decode_timeout_seconds: float = Field(120.0, gt=0)
     """Longest wait for one frame of a video or one picture, seconds; a sample that takes longer is set aside."""
+    sample_timeout_seconds: float = Field(600.0, gt=0)
+    """Longest time that the tiles of one sample may take a worker, seconds; a sample that takes longer is set aside."""
+    decode_memory_bytes: int = Field(4 * 1024**3, ge=256 * 1024**2)
+    """Most memory that a worker may take for decoding, beside the tiles themselves, bytes; a sample that needs more is
+    set aside."""
+    decode_threads: int = Field(1, ge=1)
+    """Threads of the decoder of a video; above 1 is of use where there are more cores than workers."""
+    reduced_jpeg: bool = False
+    """Whether a JPEG picture is read at a half, a quarter or an eighth of its size where that still has as many pixels
+    in each direction as its grid of tiles. Faster for large photographs; the tiles differ a little from the published
+    ones."""
+    frame_cache: Place | None = None
+    """Folder of a cache of decoded frames that processes, epochs and runs share; no cache when absent."""
+    frame_cache_bytes: int = Field(100 * 1024**3, ge=1)
+    """Most bytes of the files in frame_cache; the frames that were not used for longest go first."""
     index_processes: int = Field(2, ge=1)
     """Processes that index a data file together."""
     index_cache: Place | None = None
     """Folder for the indexes of the data files; "index" below output when absent."""
+
+    def data_file(self, path: str) -> str:
+        """Where a data file lies: below data_root, unless it is absolute or an address."""
+        return remote.join(self.data_root, path)
 
 
 class LayoutConfig(Section):

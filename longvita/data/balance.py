@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from longvita.config.schema import Config
+from longvita.data.catalog import Catalog
+from longvita.data.packing import SequenceStream
 from longvita.training.flops import Workload, training_flops
 
 MOST_EXCHANGES = 64
@@ -36,18 +38,43 @@ class WorkModel:
         units = [Workload(tokens=1), Workload(attention_pairs=1), Workload(tiles=1)]
         return cls(*(training_flops(config.model, unit, config.training.trainable) for unit in units))
 
-    def of_sequence(self, lengths: np.ndarray, tiles: np.ndarray, isolated: bool) -> float:
-        """Of a sequence of documents of these lengths and tiles [d]; `isolated`: each attends to itself alone."""
+    def of_sequences(self, lengths: np.ndarray, tiles: np.ndarray, starts: np.ndarray, isolated: bool) -> np.ndarray:
+        """[n] float64: of n sequences of documents of these lengths and tiles [d]; `starts` [n]: the first of each.
+
+        `isolated`: each document attends to itself alone.
+        """
         lengths = lengths.astype(np.float64)
-        pairs = (lengths**2).sum() / 2 if isolated else lengths.sum() ** 2 / 2
-        return float(self.per_token * lengths.sum() + self.per_pair * pairs + self.per_tile * tiles.sum())
+        tokens = np.add.reduceat(lengths, starts)
+        pairs = np.add.reduceat(lengths**2, starts) / 2 if isolated else tokens**2 / 2
+        of_tiles = np.add.reduceat(tiles.astype(np.float64), starts)
+        return self.per_token * tokens + self.per_pair * pairs + self.per_tile * of_tiles
+
+
+@dataclass(frozen=True)
+class StepDivision:
+    """Divides the sequences of a step of one stream among replicas."""
+
+    catalog: Catalog
+    stream: SequenceStream
+    work: WorkModel
+    isolated: bool
+    """Whether documents of a sequence attend to themselves alone."""
+
+    def replicas(self, sequences: np.ndarray, replicas: int) -> np.ndarray:
+        """[n] int64: the replica that takes each of a step's sequences [n], of their numbers in the stream."""
+        documents = [self.stream.sequence(number) for number in sequences.tolist()]
+        starts = np.cumsum([0, *map(len, documents[:-1])])
+        samples = np.concatenate(documents)
+        lengths, tiles = self.catalog.lengths[samples], self.catalog.tiles[samples]
+        return divide(self.work.of_sequences(lengths, tiles, starts, self.isolated), replicas)
 
 
 def divide(work: np.ndarray, replicas: int) -> np.ndarray:
     """The replica [n] that takes each sequence of a step, of which `work` [n] is the work: n / replicas for each.
 
     The heaviest first, each goes to the replica with the least work that still has a place; then pairs are exchanged
-    between the replica with the most work and others while that lowers the most. A function of its arguments alone.
+    between the replica with the most work and others while that lowers the most. Where taking them in turn is better
+    even so, that is the division. A function of its arguments alone.
     Raises ValueError if the sequences cannot be divided evenly.
     """
     if len(work) % replicas:
@@ -64,7 +91,8 @@ def divide(work: np.ndarray, replicas: int) -> np.ndarray:
     for _ in range(MOST_EXCHANGES):
         if not _exchange(work, owners, replicas):
             break
-    return owners
+    in_turn = np.arange(len(work)) % replicas
+    return min(owners, in_turn, key=lambda division: np.bincount(division, work, replicas).max())
 
 
 def _exchange(work: np.ndarray, owners: np.ndarray, replicas: int) -> bool:

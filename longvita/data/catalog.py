@@ -6,24 +6,24 @@ Built from the indexes of the mix's files alone.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data import remote
 from longvita.data.document import DocumentRequest, media_settings
 from longvita.data.errors import DataError
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.columns import FileIndex
-from longvita.data.index.store import IndexJob, load_index
+from longvita.data.index.store import IndexJob, IndexProgress, load_index
 from longvita.data.measure import Measured, measure
 from longvita.data.media.item import MediaSettings
+from longvita.data.missing import Missing, describe_missing, files_of_mix, holds_nothing, missing_files
 from longvita.data.mixture import shuffle, take
 from longvita.data.packing import EpochPlan, Plan
-from longvita.data.paths import data_files, format_of
+from longvita.data.paths import format_of
 from longvita.data.plan_cache import cached_plan, plan_name
 from longvita.data.quarantine import SetAside, count_reasons
 from longvita.data.record import FormatOptions
@@ -37,21 +37,32 @@ class CatalogFile:
 
     source: str
     path: str
-    format: str
-    options: FormatOptions
-    media_root: str
+    settings: IndexSettings
+    """What its index depends on, its format and media folder among them."""
     index: FileIndex
     measured: Measured
     taken: np.ndarray
     """[k] int64, numbers of its samples that the mix takes; a number may be there more than once."""
 
+    @property
+    def num_samples(self) -> int:
+        """All its samples, those that cannot be used among them."""
+        return len(self.index) + len(self.index.broken)
+
+    @property
+    def set_aside(self) -> list[SetAside]:
+        """Its samples that cannot be used."""
+        return [*self.index.broken, *self.measured.too_long]
+
 
 class Catalog:
     """The files of a mix. Samples are numbered through all files, in the order of the config."""
 
-    def __init__(self, files: Sequence[CatalogFile], settings: MediaSettings):
+    def __init__(self, files: Sequence[CatalogFile], settings: MediaSettings, missing: Missing | None = None):
         self.files = tuple(files)
         self.settings = settings
+        self.missing = missing or {}
+        """Data files that are not there and are left out, by source."""
         sizes = [len(file.index) for file in self.files]
         self._starts = np.cumsum([0, *sizes]).tolist()
         self.lengths = np.concatenate([file.measured.lengths for file in self.files])
@@ -62,7 +73,11 @@ class Catalog:
     @property
     def set_aside(self) -> list[SetAside]:
         """Every sample of the files that cannot be used."""
-        return [entry for file in self.files for entry in (*file.index.broken, *file.measured.too_long)]
+        return [entry for file in self.files for entry in file.set_aside]
+
+    def file_numbers(self, samples: np.ndarray) -> np.ndarray:
+        """[k] int64: for each of `samples`, the number of its file among `files`."""
+        return np.searchsorted(self._starts, samples, side="right") - 1
 
     def source_of(self, sample: int) -> str:
         """Name of a sample's source."""
@@ -74,12 +89,12 @@ class Catalog:
         index, measured = file.index, file.measured
         return DocumentRequest(
             path=file.path,
-            format=file.format,
-            options=file.options,
+            format=file.settings.format,
+            options=file.settings.options,
             place=index.place(number),
             names=int(index.rows["names"][number]),
             source=file.source,
-            media_root=file.media_root,
+            media_root=file.settings.media_root,
             facts=index.facts(number),
             max_num_frames=int(measured.frame_limits[number]),
             length=int(measured.lengths[number]),
@@ -103,25 +118,27 @@ def make_template(config: Config) -> ChatTemplate:
     return ChatTemplate(tokenizer, config.model.tokens_per_tile)
 
 
-def build_catalog(config: Config, template: ChatTemplate, sources: dict[str, DatasetConfig]) -> Catalog:
-    """The catalog of a mix. Raises DataError if a file is missing or no sample is left."""
-    settings = media_settings(config)
-    files = [
-        _open_file(config, template, settings, source, dataset, path, data_file)
-        for source, dataset in sources.items()
-        if dataset.ratio > 0
-        for path in dataset.data_paths
-        for data_file in data_files(config.data.data_root, path)
-    ]
+def build_catalog(
+    config: Config,
+    template: ChatTemplate,
+    sources: dict[str, DatasetConfig],
+    open_one: Callable[..., CatalogFile] | None = None,
+) -> Catalog:
+    """The catalog of a mix. Raises DataError if no sample is left or files are missing; with data.allow_missing, if all
+    are.
+
+    open_one: what opens each file, with the arguments of `open_file`, which it is when absent.
+    """
+    files = [(open_one or open_file)(config, template, *place) for place in files_of(config, sources)]
     if sum(len(file.taken) for file in files) == 0:
-        entries = [entry for file in files for entry in (*file.index.broken, *file.measured.too_long)]
+        entries = [entry for file in files for entry in file.set_aside]
         fitting = sum(len(file.measured.usable) for file in files)
         raise DataError(
             f"no sample to train on in {', '.join(sources) or 'an empty mix'}: {fitting} can be used, set aside are "
             f"{count_reasons(entries) or 'none'}; see data.dataset, its ratio and num, and "
             f"data.sequence_length {config.data.sequence_length}"
         )
-    return Catalog(files, settings)
+    return Catalog(files, media_settings(config), missing_files(config, sources))
 
 
 def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> Plan:
@@ -140,21 +157,45 @@ def index_folder(config: Config) -> Path:
     return Path(config.data.index_cache or Path(config.output) / "index")
 
 
-def _open_file(
+def files_of(config: Config, sources: Mapping[str, DatasetConfig]) -> list[tuple[str, DatasetConfig, str]]:
+    """Source name, source and path relative to data_root of each file of a mix.
+
+    Raises DataError if files are missing; with data.allow_missing they are left out, and it is raised if all are.
+    """
+    missing = missing_files(config, sources)
+    if missing and (not config.data.allow_missing or holds_nothing(config, sources, missing)):
+        ways_out = "fetch them (longvita data fetch CONFIG) or set data.data_root to the folder that holds them"
+        if not config.data.allow_missing:
+            ways_out += ", or leave them out and have them counted (data.allow_missing=true, --allow-missing)"
+        raise DataError(f"{describe_missing(missing)}\n{ways_out}")
+    return [
+        (source, dataset, path)
+        for source, dataset, path in files_of_mix(config, sources)
+        if config.data.data_file(path) not in missing.get(source, ())
+    ]
+
+
+def index_job(config: Config, template: ChatTemplate, source: str, dataset: DatasetConfig, path: str) -> IndexJob:
+    """How one file of a mix is indexed."""
+    media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
+    format = format_of(config.data.data_file(path), dataset.format)
+    options = FormatOptions.of(dataset.columns, dataset.prompt)
+    settings = IndexSettings(source, media_root, config.data.max_fps, format, options)
+    return IndexJob(template, settings, index_folder(config), config.data.index_processes)
+
+
+def open_file(
     config: Config,
     template: ChatTemplate,
-    settings: MediaSettings,
     source: str,
     dataset: DatasetConfig,
     path: str,
-    data_file: str,
+    progress: Callable[[IndexProgress], None] = lambda progress: None,
 ) -> CatalogFile:
-    media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
-    options = FormatOptions.of(dataset.columns, dataset.prompt)
-    format = format_of(data_file, dataset.format)
-    index_settings = IndexSettings(source, media_root, settings.max_fps, format, options)
-    index = load_index(data_file, IndexJob(template, index_settings, index_folder(config), config.data.index_processes))
-    measured = measure(index, template, settings, config.data.sequence_length, source, data_file)
-    name = path if data_file == remote.join(config.data.data_root, path) else f"{path}/{Path(data_file).name}"
-    taken = measured.usable[take(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{name}")]
-    return CatalogFile(source, data_file, format, options, media_root, index, measured, taken)
+    """One file of a mix, indexed and measured; `progress` as for load_index. Raises DataError if it is missing."""
+    data_file = config.data.data_file(path)
+    job = index_job(config, template, source, dataset, path)
+    index = load_index(data_file, job, progress)
+    measured = measure(index, template, media_settings(config), config.data.sequence_length, source, data_file)
+    taken = measured.usable[take(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{path}")]
+    return CatalogFile(source, data_file, job.settings, index, measured, taken)

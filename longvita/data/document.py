@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longvita.data.errors import SampleError
+from longvita.data.errors import Reason, SampleError
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Place
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
@@ -66,6 +66,11 @@ class DocumentRequest:
         """Names the document in messages."""
         return f"{self.path}:{self.place.line}"
 
+    def undecodable(self, why: str) -> SampleError:
+        """The error of a document that a decoder failed at without saying which of its files is to blame."""
+        reason = Reason.BROKEN_VIDEO if self.facts.videos else Reason.BROKEN_PICTURE
+        return SampleError(reason, f"the worker that decoded it {why}")
+
 
 @dataclass(frozen=True)
 class Document:
@@ -83,8 +88,10 @@ class DocumentReader:
     template: ChatTemplate
     settings: MediaSettings
 
-    def read(self, request: DocumentRequest, beat: Callable[[], None] = lambda: None) -> Document:
-        """The tokens and the wanted tiles of one document.
+    def read(
+        self, request: DocumentRequest, beat: Callable[[], None] = lambda: None, out: np.ndarray | None = None
+    ) -> Document:
+        """The tokens and the wanted tiles of one document, these in `out` if it is given.
 
         Raises MediaError if a tile cannot be decoded, RuntimeError if the data file changed since it was indexed or
         can't be read for some time.
@@ -94,9 +101,11 @@ class DocumentReader:
         encoded = self.template.encode(sample.turns, request.facts.grids(self.settings), counts)
         if len(encoded.input_ids) != request.length or encoded.num_tiles != request.num_tiles:
             raise _changed(request, f"{len(encoded.input_ids)} tokens now, {request.length} then")
-        return Document(encoded, self.decode(sample, request, beat))
+        return Document(encoded, self._decode(sample, request, beat, out))
 
-    def decode(self, sample: Sample, request: DocumentRequest, beat: Callable[[], None] = lambda: None) -> np.ndarray:
+    def _decode(
+        self, sample: Sample, request: DocumentRequest, beat: Callable[[], None], out: np.ndarray | None
+    ) -> np.ndarray:
         """uint8 [k, S, S, 3]: the wanted tiles of a sample. Raises MediaError."""
         items = order_media(
             mark_order(sample.turns),
@@ -104,7 +113,7 @@ class DocumentReader:
             [resolve(path, request.media_root) for path in sample.videos],
             request.facts,
         )
-        return decode_tiles(items, self.settings, request.max_num_frames, request.wanted, beat)
+        return decode_tiles(items, self.settings, request.max_num_frames, request.wanted, beat, out)
 
 
 def _read_sample(request: DocumentRequest, beat: Callable[[], None]) -> Sample:
@@ -144,6 +153,10 @@ def media_settings(config: Config) -> MediaSettings:
         max_num_frames=config.data.max_num_frames,
         max_fps=config.data.max_fps,
         stall_seconds=config.data.decode_timeout_seconds,
+        decode_threads=config.data.decode_threads,
+        reduced_jpeg=config.data.reduced_jpeg,
+        frame_cache=config.data.frame_cache,
+        frame_cache_bytes=config.data.frame_cache_bytes,
     )
 
 

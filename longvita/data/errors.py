@@ -50,3 +50,11 @@ class SampleError(UserError, ValueError):
 
 class MediaError(SampleError):
     """A picture or video that cannot be read; the message names the file."""
+
+
+def tell(error: Exception) -> str:
+    """An error of a decoding library in one short line."""
+    if isinstance(error, MemoryError):
+        return "it takes more memory than data.decode_memory_bytes leaves a decoding process"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()[:200] if lines else ''}"

@@ -20,13 +20,17 @@ import numpy as np
 import torch.distributed as dist
 
 from longvita.config.schema import Config, DatasetConfig
+from longvita.data.account import PlannedSamples, Tally
 from longvita.data.agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
+from longvita.data.arena import Arena
 from longvita.data.assemble import PlacedDocument, assemble
-from longvita.data.balance import WorkModel, divide
+from longvita.data.balance import StepDivision, WorkModel
 from longvita.data.batch import LocalBatch
 from longvita.data.catalog import Catalog, build_catalog, make_template, plan_epoch
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import DataError, SampleError
+from longvita.data.micro_batch import MicroBatch, owners_of_tiles, tally_of
+from longvita.data.missing import count_missing, describe_missing
 from longvita.data.packing import SequenceStream
 from longvita.data.pool import InlineReader, WorkerPool
 from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
@@ -76,21 +80,6 @@ class LoaderRanks:
         )
 
 
-@dataclass(frozen=True)
-class _MicroBatch:
-    """A micro batch that is under way."""
-
-    task: int
-    """Its number among all that are read, those with spare sequences included."""
-    numbers: list[int]
-    """Its sequences in the stream."""
-    requests: list[DocumentRequest]
-    sequences: list[int]
-    """Sequence of the micro batch that each document belongs to."""
-    owners: list[np.ndarray]
-    """[n] int64 each: vision rank that encodes each tile of each document."""
-
-
 class Loader(Iterator[LocalBatch]):
     """Micro batches of one rank, endless. Close it, or let it be collected, to end its workers."""
 
@@ -111,16 +100,20 @@ class Loader(Iterator[LocalBatch]):
         self._start, self._end = start_sequence, end_sequence
         self._quarantine = QuarantineFile(Path(config.output) / FILE_NAME) if ranks.leads_replica else None
         self._source = _start_reading(config, catalog, template)
+        self._arena = Arena()
         self._closer = weakref.finalize(self, self._source.close)
         self._ahead = max(1, 2 * config.data.num_workers)
-        self._under_way: collections.deque[_MicroBatch] = collections.deque()
+        self._under_way: collections.deque[MicroBatch] = collections.deque()
         self._next = 0
+        self._tally: Tally = collections.Counter()
+        self._planned = PlannedSamples(catalog, stream, start_sequence)
         step = config.training.global_batch_size if end_sequence is None else 0
         self._round = max(step, ranks.dp_size * config.training.micro_batch_size)
-        self._work = WorkModel.of(config)
+        self._division = StepDivision(catalog, stream, WorkModel.of(config), config.data.isolate_documents)
         self._shares: dict[int, list[int]] = {}
         if ranks.leads_replica and ranks.dp_rank == 0:
             self._report_set_aside()
+            self._report_missing()
 
     def __next__(self) -> LocalBatch:
         while len(self._under_way) < self._ahead:
@@ -128,6 +121,7 @@ class Loader(Iterator[LocalBatch]):
             self._under_way.append(self._begin(number * (SPARES + 1), self._numbers(number)))
         micro_batch = self._under_way.popleft()
         results, findings = self._finish(micro_batch)
+        tries = [(micro_batch, findings)]
         for spare in range(1, SPARES + 1):
             left = {micro_batch.sequences[i] for i in range(len(micro_batch.requests)) if i not in findings}
             if len(left) == len(micro_batch.numbers) or self._end is not None:
@@ -138,7 +132,10 @@ class Loader(Iterator[LocalBatch]):
             numbers = [micro_batch.numbers[i] if i in left else number + spare for i, number in planned]
             micro_batch = self._begin(micro_batch.task + 1, numbers)
             results, findings = self._finish(micro_batch)
+            tries.append((micro_batch, findings))
         self._next += 1
+        if self.ranks.leads_replica:
+            self._tally.update(tally_of(tries))
         return self._assemble(micro_batch, results, findings)
 
     @property
@@ -146,17 +143,28 @@ class Loader(Iterator[LocalBatch]):
         """Where another loader would go on after a whole step: sequences that all replicas have taken."""
         return self._start + self._next * self.ranks.dp_size * self.config.training.micro_batch_size
 
+    def tally(self) -> Tally:
+        """What became of the samples that this loader's replica took, after a whole step; that of all replicas together
+        is the sum of all processes' tallies. The first replica alone counts what the plan took.
+        """
+        if self.ranks.leads_replica and self.ranks.dp_rank == 0:
+            return self._tally + self._planned.tally_up_to(self.consumed_sequences)
+        return self._tally
+
     def close(self) -> None:
         """Ends the workers."""
         self._closer()
 
     def summary(self) -> dict[str, Any]:
-        """Figures of the data: samples, those set aside by reason, fill of the packed sequences. Packs one epoch."""
+        """Figures of the data: samples, those set aside by reason, files that are not there, fill of the packed
+        sequences. Packs one epoch.
+        """
         files, plan = self.catalog.files, plan_epoch(self.catalog, self.config, 0)
         return {
-            "samples": sum(len(file.index) + len(file.index.broken) for file in files),
+            "samples": sum(file.num_samples for file in files),
             "taken": len(self.catalog.taken),
             "set_aside": count_reasons(self.catalog.set_aside),
+            "missing_files": count_missing(self.catalog.missing),
             "resampled": sum(
                 int((file.measured.frame_limits < self.config.data.max_num_frames).sum()) for file in files
             ),
@@ -176,8 +184,8 @@ class Loader(Iterator[LocalBatch]):
             first = self._start + number * self._round
             sequences = np.arange(first, first + self._round)
             if self.ranks.dp_size > 1 and self._end is None:
-                work = np.asarray([self._work_of(sequence) for sequence in sequences.tolist()])
-                sequences = sequences[divide(work, self.ranks.dp_size) == self.ranks.dp_rank]
+                replicas = self._division.replicas(sequences, self.ranks.dp_size)
+                sequences = sequences[replicas == self.ranks.dp_rank]
             else:
                 micro_batches = sequences.reshape(-1, self.ranks.dp_size, self.config.training.micro_batch_size)
                 sequences = micro_batches[:, self.ranks.dp_rank].ravel()
@@ -186,26 +194,19 @@ class Loader(Iterator[LocalBatch]):
             self._shares[number] = sequences.tolist()
         return self._shares[number]
 
-    def _work_of(self, sequence: int) -> float:
-        samples = self.stream.sequence(sequence)
-        lengths, tiles = self.catalog.lengths[samples], self.catalog.tiles[samples]
-        return self._work.of_sequence(lengths, tiles, self.config.data.isolate_documents)
-
-    def _begin(self, task: int, numbers: list[int]) -> _MicroBatch:
+    def _begin(self, task: int, numbers: list[int]) -> MicroBatch:
         """Has the documents of these sequences read."""
         micro_batch = self._plan(task, numbers)
         self._source.submit(micro_batch.task, micro_batch.requests)
         return micro_batch
 
-    def _finish(self, micro_batch: _MicroBatch) -> tuple[list[Document | SampleError], Findings]:
+    def _finish(self, micro_batch: MicroBatch) -> tuple[list[Document | SampleError], Findings]:
         """What was read, and the documents that no rank of the replica can use."""
         results = self._source.result(micro_batch.task)
         return results, self._agree(micro_batch, results)
 
-    def _plan(self, task: int, numbers: list[int]) -> _MicroBatch:
+    def _plan(self, task: int, numbers: list[int]) -> MicroBatch:
         """The documents of a micro batch of these sequences, and who decodes their tiles: from counts alone."""
-        from longvita.parallel.vision_sharding import assign_tiles  # Its module needs megatron-core; workers do not.
-
         requests: list[DocumentRequest] = []
         sequences: list[int] = []
         for position, sequence in enumerate(numbers):
@@ -213,14 +214,12 @@ class Loader(Iterator[LocalBatch]):
                 documents = [self.catalog.request(sample) for sample in self.stream.sequence(sequence)]
                 requests += documents
                 sequences += [position] * len(documents)
-        counts = np.asarray([request.num_tiles for request in requests], np.int64)
-        owner_of_tile = assign_tiles(int(counts.sum()), self.ranks.vision_size).numpy()
-        owners = np.split(owner_of_tile, np.cumsum(counts)[:-1]) if requests else []
+        owners = owners_of_tiles(requests, self.ranks.vision_size)
         if self.ranks.stage == 0:
             requests = [_wanting(request, mine == self.ranks.vision_rank) for request, mine in zip(requests, owners)]
-        return _MicroBatch(task, numbers, requests, sequences, owners)
+        return MicroBatch(task, numbers, requests, sequences, owners)
 
-    def _agree(self, micro_batch: _MicroBatch, results: list[Document | SampleError]) -> Findings:
+    def _agree(self, micro_batch: MicroBatch, results: list[Document | SampleError]) -> Findings:
         own = {position: result for position, result in enumerate(results) if isinstance(result, SampleError)}
         deciders = np.unique(np.concatenate([*micro_batch.owners, np.zeros(0, np.int64)])).tolist()
         findings = self._agreement.agree(micro_batch.task, own, deciders)
@@ -232,7 +231,7 @@ class Loader(Iterator[LocalBatch]):
         return findings
 
     def _assemble(
-        self, micro_batch: _MicroBatch, results: list[Document | SampleError], findings: Findings
+        self, micro_batch: MicroBatch, results: list[Document | SampleError], findings: Findings
     ) -> LocalBatch:
         placed = []
         for position, result in enumerate(results):
@@ -248,6 +247,7 @@ class Loader(Iterator[LocalBatch]):
             padding_id=self._template.tokenizer.padding,
             isolate=data.isolate_documents,
             image_size=self.config.model.vision.image_size,
+            arena=self._arena,
         )
 
     def _report_set_aside(self) -> None:
@@ -257,6 +257,11 @@ class Loader(Iterator[LocalBatch]):
             logger.warning(
                 "%d samples are set aside: %s; see %s", len(entries), count_reasons(entries), self._quarantine.path
             )
+
+    def _report_missing(self) -> None:
+        """Says which data files data.allow_missing leaves out."""
+        if self.catalog.missing:
+            logger.warning("data.allow_missing leaves them out: %s", describe_missing(self.catalog.missing))
 
 
 def build_loader(
@@ -302,7 +307,13 @@ def _sources(config: Config, split: str) -> dict[str, DatasetConfig]:
 def _start_reading(config: Config, catalog: Catalog, template: ChatTemplate) -> InlineReader | WorkerPool:
     if config.data.num_workers == 0:
         return InlineReader(DocumentReader(template, catalog.settings))
-    setup = WorkerSetup(template.tokenizer.to_json(), template.tokens_per_tile, catalog.settings)
+    setup = WorkerSetup(
+        template.tokenizer.to_json(),
+        template.tokens_per_tile,
+        catalog.settings,
+        sample_seconds=config.data.sample_timeout_seconds,
+        memory_bytes=config.data.decode_memory_bytes,
+    )
     return WorkerPool(setup, config.data.num_workers)
 
 

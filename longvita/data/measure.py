@@ -40,7 +40,7 @@ def measure(
 ) -> Measured:
     """Lengths of a file's samples. Headers that are alike, as most are, are looked at once."""
     text = index.rows["text_tokens"].astype(np.int64)
-    picture_tokens, tiles, frames = _of_media(index, template, settings)
+    picture_tokens, tiles, frames = of_media(index, template, settings)
     lengths = text + picture_tokens + frames * template.tokens_per_frame
     tiles = tiles + frames
     limits = np.full(len(index), settings.max_num_frames, np.int32)
@@ -57,7 +57,7 @@ def measure(
     return Measured(lengths.astype(np.int32), tiles.astype(np.int32), limits, np.flatnonzero(fits), too_long)
 
 
-def _of_media(
+def of_media(
     index: FileIndex, template: ChatTemplate, settings: MediaSettings
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each sample, int64 [n]: tokens of its pictures, tiles of its pictures, frames of its videos at the limit."""

@@ -1,10 +1,11 @@
 """Packing: which documents make up training sequence k, as a pure function of (samples, lengths, seed, epoch, length).
 
-An epoch's samples, shuffled, are cut into windows that would fill some hundred sequences. Within a window each document
+An epoch's samples, shuffled, are cut into windows that would fill a thousand sequences. Within a window each document
 goes, whole, into the fullest sequence that still has room for it (best fit): long ones first, the longest before the
-others, then short ones in their shuffled order, so that they mix. Sorting the short ones too would fill a percent more
-at most and put equal lengths, and so the same kinds of samples, side by side.
-A window depends on nothing outside it, so a run starts after the first window is packed, and packing the windows again
+others, then short ones in their shuffled order, so that they mix. Sorting the short ones too would fill a thousandth
+more and put equal lengths, and so the same kinds of samples, side by side.
+The emptiest sequence of a window is not used: its documents are the next window's first.
+A window depends on nothing after it, so a run starts when the first window is packed, and packing the windows again
 gives the same sequences: ranks, workers and restarts need no state.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 
 PACKER_VERSION = 1
 """Raised when the same samples are packed otherwise: plans that were stored are not used then."""
-WINDOW_SEQUENCES = 256
+WINDOW_SEQUENCES = 1024
 """Sequences that a window's tokens would fill."""
 LONG_SHARE = 1 / 8
 """Share of a sequence above which a document counts as long."""
@@ -38,6 +39,9 @@ class Plan(Protocol):
     def sequence(self, number: int) -> np.ndarray | None:
         """[k] int64: the samples of sequence `number` of the epoch, in order; None past its end."""
 
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """The whole epoch, of n sequences: [d] int64, the samples of one after the other, and [n + 1], their bounds."""
+
 
 class EpochPlan:
     """The sequences of one epoch, packed window by window as they are asked for."""
@@ -49,6 +53,8 @@ class EpochPlan:
         self._seed, self._epoch = seed, epoch
         self._window_ends = _cut_windows(lengths, WINDOW_SEQUENCES * sequence_length)
         self._windows_packed = 0
+        self._left_over = np.zeros(0, np.int64)
+        """Places of documents that the last window left to the next."""
         self._sequences: list[np.ndarray] = []
 
     def again(self) -> EpochPlan:
@@ -67,6 +73,12 @@ class EpochPlan:
             self._pack_window()
         return self._sequences[number]
 
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """See Plan."""
+        bounds = np.zeros(self.num_sequences + 1, np.int64)
+        np.cumsum([len(samples) for samples in self._sequences], out=bounds[1:])
+        return np.concatenate([np.zeros(0, np.int64), *self._sequences]), bounds
+
     @property
     def num_sequences(self) -> int:
         """Sequences of the whole epoch."""
@@ -83,10 +95,16 @@ class EpochPlan:
         window = self._windows_packed
         start = self._window_ends[window - 1] if window else 0
         end = self._window_ends[window]
-        bins = best_fit(self.lengths[start:end].tolist(), self.sequence_length)
+        places = np.concatenate([self._left_over, np.arange(start, end)])
+        lengths = self.lengths[places]
+        bins = best_fit(lengths.tolist(), self.sequence_length)
+        self._left_over = np.zeros(0, np.int64)
+        if end < len(self.samples):
+            emptiest = min(range(len(bins)), key=lambda number: int(lengths[bins[number]].sum()))
+            self._left_over = places[np.sort(bins.pop(emptiest))]
         order = np.random.default_rng([self._seed, self._epoch, window]).permutation(len(bins))
         # Documents of a sequence keep the shuffled order they came in, not the order of their lengths.
-        self._sequences += [self.samples[start:end][np.sort(bins[position])] for position in order]
+        self._sequences += [self.samples[places[np.sort(bins[position])]] for position in order]
         self._windows_packed += 1
 
 
@@ -143,6 +161,11 @@ class SequenceStream:
             epoch += 1
             if epoch == len(self._starts):
                 self._starts.append(self._starts[-1] + plan.num_sequences)
+
+    def epoch_of(self, number: int) -> int:
+        """The epoch that sequence `number` of the stream belongs to, from 0."""
+        self.sequence(number)
+        return bisect.bisect_right(self._starts, number) - 1
 
     def _plan(self, epoch: int) -> Plan:
         if epoch not in self._plans:

@@ -35,23 +35,21 @@ def format_of(path: str, given: str | None = None) -> str:
     return by_name or ("captions" if remote.is_folder(path) else "jsonl")
 
 
-def data_files(root: str, entry: str) -> list[str]:
-    """The files of an entry below data_root, sorted, a path as it is. Raises DataError for a pattern of no file."""
+def files_of_entry(root: str, entry: str) -> list[str]:
+    """The files that an entry stands for, relative to data_root as it is, sorted.
+
+    An entry that finds nothing stands for itself: a path where nothing is. Raises DataError for a range that holds
+    nothing and for a list of shards that is none.
+    """
     path = remote.join(root, entry)
     if RANGE.search(entry):
-        return [file for name in _of_range(entry) for file in data_files(root, name)]
-    if _is_pattern(entry) and not remote.exists(path):
-        found = [remote.join(root, match) for match in remote.matches(root, entry)]
-        if not found:
-            raise DataError(f"no file matches {path}; see data.data_root and the source's data_paths")
-        return found
+        return [file for name in _of_range(entry) for file in files_of_entry(root, name)]
+    if any(character in entry for character in remote.GLOB_CHARACTERS) and not remote.exists(path):
+        return remote.matches(root, entry) or [entry]
     if path.endswith(".json"):
-        return _shards(path) or [path]
-    return _tables(path) or [path]
-
-
-def _is_pattern(entry: str) -> bool:
-    return any(character in entry for character in remote.GLOB_CHARACTERS)
+        folder = entry.rpartition("/")[0]
+        return [remote.join(folder, name) if folder else name for name in _shards(path)] or [entry]
+    return [remote.join(entry, name) for name in _tables(path)] or [entry]
 
 
 def _of_range(entry: str) -> list[str]:
@@ -66,11 +64,11 @@ def _of_range(entry: str) -> list[str]:
 
 
 def _tables(path: str) -> list[str]:
-    """Tables of a folder of `datasets`: those of its training split where it has one."""
+    """Tables of a folder of `datasets`, relative to it: those of its training split where it has one."""
     if not remote.is_folder(path):
         return []
     for pattern in TABLES:
-        found = [remote.join(path, match) for match in remote.matches(path, pattern)]
+        found = remote.matches(path, pattern)
         train = [file for file in found if file.rpartition("/")[2].startswith(SPLIT)]
         if found:
             return train or found
@@ -78,7 +76,7 @@ def _tables(path: str) -> list[str]:
 
 
 def _shards(path: str) -> list[str]:
-    """The shards of a list that wids wrote, relative to it; none where the file is something else."""
+    """The shards of a list that wids wrote, as it names them; none where the file is something else."""
     if not remote.exists(path):
         return []
     with remote.open_file(path) as file:
@@ -87,8 +85,6 @@ def _shards(path: str) -> list[str]:
         file.seek(0)
         try:
             value: Any = json.loads(file.read())
-            names = [shard["url"] for shard in value["shardlist"]]
+            return [str(shard["url"]) for shard in value["shardlist"]]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is no list of shards: {type(error).__name__} {error}") from error
-    folder = path.rpartition("/")[0]
-    return [remote.join(folder, name) if folder else name for name in names]

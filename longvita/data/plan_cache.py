@@ -41,6 +41,10 @@ class StoredPlan:
             return None
         return np.asarray(self._samples[self._starts[number] : self._starts[number + 1]])
 
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """See Plan; mapped."""
+        return self._samples, self._starts
+
 
 def plan_name(taken: np.ndarray, lengths: np.ndarray, sequence_length: int, seed: int, epoch: int) -> str:
     """Names the plan of what `EpochPlan` is a function of; `taken` [d] before its shuffle, `lengths` [d] its tokens."""
@@ -74,15 +78,15 @@ def _store(path: Path, plan: EpochPlan) -> None:
 
 
 def _write(path: Path, plan: EpochPlan) -> None:
-    sequences, number = [], 0
-    while (documents := plan.sequence(number)) is not None:
-        sequences.append(documents)
+    number = 0
+    while plan.sequence(number) is not None:
         number += 1
         if plan.starts_window(number):
             time.sleep(PAUSE_SECONDS)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.mkdir(exist_ok=True)
-    np.save(draft / "samples.npy", np.concatenate([np.zeros(0, np.int64), *sequences]))
-    np.save(draft / "starts.npy", np.cumsum([0, *map(len, sequences)]))
+    samples, starts = plan.flat()
+    np.save(draft / "samples.npy", samples)
+    np.save(draft / "starts.npy", starts)
     np.save(draft / "fill.npy", plan.fill)
     os.rename(draft, path)

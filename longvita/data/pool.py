@@ -1,13 +1,14 @@
 """The processes that read documents ahead of the trainer, and their stand-in within the training process.
 
-A thread watches the workers: it hands out tasks, takes results, and replaces a worker that crashed or gives no sign of
-life. The document that it was at is unusable; the others of its task are read again by another worker. Memory is
-bounded by the caller, who decides how many tasks are under way.
+A thread watches the workers: it hands out tasks, takes results, and replaces a worker that crashed, gives no sign of
+life, or is at one document for too long. That document is unusable; the others of its task are read by another worker.
+Memory is bounded by the caller, who decides how many tasks are under way.
 """
 
 from __future__ import annotations
 
 import collections
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -18,9 +19,13 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import numpy as np
+
+from longvita.data.arena import Arena, SharedBlock
 from longvita.data.document import Document, DocumentReader, DocumentRequest
-from longvita.data.errors import Reason, SampleError
-from longvita.data.worker import WorkerSetup
+from longvita.data.errors import SampleError
+from longvita.data.template import EncodedSample
+from longvita.data.worker import WorkerSetup, WorkItem
 
 GRACE_SECONDS = 15.0
 """Added to the time limit of one frame before a silent worker is replaced, seconds."""
@@ -30,7 +35,6 @@ MOST_FRUITLESS_STARTS = 3
 """Workers in a row that may end without reading a document before that is an error."""
 
 Result = Document | SampleError
-Work = list[tuple[int, DocumentRequest]]
 
 
 class InlineReader:
@@ -58,10 +62,34 @@ class InlineReader:
             return error
 
 
-@dataclass
 class _Task:
-    size: int
-    results: dict[int, Result] = field(default_factory=dict)
+    """Documents that are asked for together, and the memory for their tiles."""
+
+    def __init__(self, requests: Sequence[DocumentRequest], image_size: int, arena: Arena):
+        firsts = np.cumsum([0, *(len(request.wanted) for request in requests)]).tolist()
+        self.work = [WorkItem(number, request, first) for number, (request, first) in enumerate(zip(requests, firsts))]
+        shape = (firsts[-1], image_size, image_size, 3)
+        block = arena.take(math.prod(shape)) if firsts[-1] else None
+        self.tiles = arena.array(shape, np.uint8, block)
+        self.block = block if isinstance(block, SharedBlock) else None
+        self.results: dict[int, Result] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.results) == len(self.work)
+
+    def add(self, number: int, result: EncodedSample | SampleError) -> None:
+        """The outcome of a document; its tiles are in place."""
+        if isinstance(result, SampleError):
+            self.results[number] = result
+        else:
+            self.results[number] = Document(result, self.work[number].part_of(self.tiles))
+
+    def send(self, connection: Connection, work: list[WorkItem]) -> None:
+        """Gives a worker some of the documents to read."""
+        connection.send((len(self.tiles), self.block.size if self.block else 0, work))
+        if self.block is not None:
+            self.block.send(connection)
 
 
 @dataclass
@@ -71,10 +99,12 @@ class _Worker:
     last_sign: float
     ready: bool = False
     task: int | None = None
-    work: Work = field(default_factory=list)
+    work: list[WorkItem] = field(default_factory=list)
     """What is left of its task."""
     begun: int | None = None
     """Document that it is at."""
+    begun_at: float = 0.0
+    """When it began it."""
 
 
 class WorkerPool:
@@ -83,9 +113,10 @@ class WorkerPool:
     def __init__(self, setup: WorkerSetup, num_workers: int):
         self._setup = setup
         self._silence = setup.settings.stall_seconds + GRACE_SECONDS
+        self._arena = Arena(SharedBlock)
         self._changed = threading.Condition()
         self._tasks: dict[int, _Task] = {}
-        self._waiting: collections.deque[tuple[int, Work]] = collections.deque()
+        self._waiting: collections.deque[tuple[int, list[WorkItem]]] = collections.deque()
         self._error: str | None = None
         self._fruitless = 0
         self._closing = False
@@ -97,9 +128,9 @@ class WorkerPool:
     def submit(self, task: int, requests: Sequence[DocumentRequest]) -> None:
         """Announces a task; it is begun as soon as a worker is free."""
         with self._changed:
-            self._tasks[task] = _Task(len(requests))
+            entry = self._tasks[task] = _Task(requests, self._setup.settings.image_size, self._arena)
             if requests:
-                self._waiting.append((task, list(enumerate(requests))))
+                self._waiting.append((task, entry.work))
         self._wake_out.send(None)
 
     def result(self, task: int) -> list[Result]:
@@ -109,11 +140,11 @@ class WorkerPool:
         """
         with self._changed:
             entry = self._tasks[task]
-            self._changed.wait_for(lambda: self._error is not None or len(entry.results) == entry.size)
+            self._changed.wait_for(lambda: self._error is not None or entry.is_complete)
             if self._error is not None:
                 raise RuntimeError(self._error)
             del self._tasks[task]
-        return [entry.results[number] for number in range(entry.size)]
+        return [entry.results[number] for number in range(len(entry.work))]
 
     def close(self) -> None:
         """Ends the workers and the thread. May be called more than once."""
@@ -154,6 +185,7 @@ class WorkerPool:
                         self._receive(position)
                     elif worker.task is not None and time.monotonic() - worker.last_sign > self._silence:
                         self._replace(position, f"gave no sign of life for {self._silence:.0f} s")
+                    self._replace_if_slow(position)
                 self._hand_out()
         except Exception as error:
             self._fail(f"the thread that watches the data workers ended: {type(error).__name__}: {error}")
@@ -165,7 +197,7 @@ class WorkerPool:
                 worker.task, worker.work = self._waiting.popleft()
                 worker.last_sign = time.monotonic()
                 try:
-                    worker.connection.send(worker.work)
+                    self._tasks[worker.task].send(worker.connection, worker.work)
                 except OSError:
                     continue  # It died; its closed connection is read next and it is replaced.
 
@@ -182,7 +214,7 @@ class WorkerPool:
         elif kind == "ready":
             worker.ready = True
         elif kind == "begin":
-            worker.begun = content[0]
+            worker.begun, worker.begun_at = content[0], time.monotonic()
         elif kind in ("document", "unusable"):
             self._finish_document(worker, *content)
         elif kind == "done":
@@ -190,15 +222,21 @@ class WorkerPool:
         elif kind == "error":
             self._fail(f"a data worker failed:\n{content[0]}")
 
-    def _finish_document(self, worker: _Worker, number: int, result: Result) -> None:
+    def _finish_document(self, worker: _Worker, number: int, result: EncodedSample | SampleError) -> None:
         self._fruitless = 0
         worker.begun = None
-        worker.work = [item for item in worker.work if item[0] != number]
+        worker.work = [item for item in worker.work if item.number != number]
         with self._changed:
             # A task's entry is gone if nobody waits for it any more.
             if worker.task in self._tasks:
-                self._tasks[worker.task].results[number] = result
+                self._tasks[worker.task].add(number, result)
             self._changed.notify_all()
+
+    def _replace_if_slow(self, position: int) -> None:
+        """Replaces a worker that is at one document for too long, however lively it is."""
+        worker, limit = self._workers[position], self._setup.sample_seconds
+        if worker.begun is not None and time.monotonic() - worker.begun_at > limit:
+            self._replace(position, f"took longer than {limit:.0f} s (data.sample_timeout_seconds)")
 
     def _replace(self, position: int, what: str) -> None:
         """Starts another worker for one that ended or hangs, blaming the document that it was decoding."""
@@ -210,11 +248,9 @@ class WorkerPool:
         if self._fruitless > MOST_FRUITLESS_STARTS:
             self._fail(f"data workers end again and again (the last one {what}, exit code {code}); see their output")
             return
-        request = dict(worker.work).get(worker.begun) if worker.begun is not None else None
-        if request is not None and request.wanted and worker.begun is not None:
-            reason = Reason.BROKEN_VIDEO if request.facts.videos else Reason.BROKEN_PICTURE
-            message = f"the worker that decoded it {what} (exit code {code})"
-            self._finish_document(worker, worker.begun, SampleError(reason, message))
+        for item in list(worker.work):
+            if item.number == worker.begun and item.request.wanted:
+                self._finish_document(worker, item.number, item.request.undecodable(f"{what} (exit code {code})"))
         if worker.task is not None and worker.work:
             self._waiting.appendleft((worker.task, worker.work))
         self._workers[position] = self._start()

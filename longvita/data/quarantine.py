@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvita.data.errors import Reason, SampleError
+from longvita.training.manifest import write_atomically
 
 FILE_NAME = "quarantine.jsonl"
 """Name of the file below a run's output folder."""
@@ -97,6 +98,11 @@ def read_quarantine(path: str | Path) -> list[SetAside]:
     return list(entries.values())
 
 
+def write_quarantine(path: str | Path, entries: Iterable[SetAside]) -> None:
+    """Writes a quarantine file anew, in one step. Not while a run adds to it: what it adds meanwhile would be lost."""
+    write_atomically(Path(path), "".join(entry.to_json() + "\n" for entry in entries))
+
+
 def _ends_amid_a_line(path: Path) -> bool:
     """Whether the last write to the file was cut by a crash."""
     with open(path, "rb") as file:
@@ -110,3 +116,8 @@ def _ends_amid_a_line(path: Path) -> bool:
 def count_reasons(entries: Iterable[SetAside]) -> dict[str, int]:
     """Number of entries by reason word, the most frequent first."""
     return dict(Counter(str(entry.reason) for entry in entries).most_common())
+
+
+def reasons_text(reasons: dict[str, int]) -> str:
+    """Counts by reason word, to read."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"

@@ -75,15 +75,15 @@ def files_below(folder: str) -> list[str]:
 
 
 def matches(root: str, pattern: str) -> list[str]:
-    """Files and folders below `root` that a pattern with *, ? and [ ] matches, sorted; `join(root, match)` is one."""
-    if not is_remote(join(root, pattern)):
-        return sorted(glob.glob(pattern, root_dir=root, recursive=True))
+    """What a pattern with *, ? and [ ] matches below `root`, sorted, relative to it if the pattern is."""
     whole = join(root, pattern)
+    if not is_remote(whole):
+        return sorted(glob.glob(pattern, root_dir=root or None, recursive=True))
     first = min(whole.index(character) for character in GLOB_CHARACTERS if character in whole)
-    folder = whole[: whole.rindex("/", 0, first)]
+    folder = whole[: whole.rindex("/", 0, first) + 1]
     system, inner = _system(folder)
-    found = system.glob(f"{inner.rstrip('/')}/{whole[len(folder) + 1 :]}")
-    return sorted(f"{folder}/{_relative(path, inner)}" for path in found)
+    found = [folder + _relative(path, inner) for path in system.glob(as_folder(inner) + whole[len(folder) :])]
+    return sorted(found if is_remote(pattern) else [path.removeprefix(as_folder(root)) for path in found])
 
 
 def state(path: str) -> list[Any]:

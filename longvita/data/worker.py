@@ -3,27 +3,52 @@
 It is started as a program of its own, not forked, so it inherits no thread, no device and no lock, and it does without
 torch. It ends when the training process closes the connection or dies.
 
-Messages, worker to trainer: ("hello",), ("ready",), ("begin", number), ("alive",), ("document", number, Document),
+Messages, worker to trainer: ("hello",), ("ready",), ("begin", number), ("alive",), ("document", number, EncodedSample),
 ("unusable", number, SampleError), ("done",), ("error", traceback). Trainer to worker: WorkerSetup after "hello", then
-tasks, which are lists of (number, DocumentRequest).
+tasks, which are (number of tiles, bytes of the block for them, list of WorkItems), each followed by that SharedBlock if
+it has tiles.
 """
 
 from __future__ import annotations
 
+import ctypes
+import resource
 import signal
 import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from longvita.data.document import DocumentReader
-from longvita.data.errors import SampleError
+import numpy as np
+
+from longvita.data.arena import SharedBlock
+from longvita.data.document import DocumentReader, DocumentRequest
+from longvita.data.errors import SampleError, tell
 from longvita.data.media.item import MediaSettings
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
 
 BEAT_SECONDS = 1.0
 """Shortest time between two signs of life, seconds."""
+KEPT_MEMORY = 256 << 20
+"""Freed memory that a worker keeps for the next picture, bytes: what is new to a process must be cleared first."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_IN_HEAP = -1, -3, 32 << 20
+"""Parameters of glibc's mallopt, and the largest value that the second may have, bytes."""
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """A document of a task."""
+
+    number: int
+    """Its place in the task."""
+    request: DocumentRequest
+    first_tile: int
+    """Its first tile among those of the task."""
+
+    def part_of(self, tiles: np.ndarray) -> np.ndarray:
+        """uint8 [k, S, S, 3]: its own of the task's tiles."""
+        return tiles[self.first_tile : self.first_tile + len(self.request.wanted)]
 
 
 @dataclass(frozen=True)
@@ -34,6 +59,10 @@ class WorkerSetup:
     """The tokenizer as JSON."""
     tokens_per_tile: int
     settings: MediaSettings
+    sample_seconds: float = 600.0
+    """Longest time that the tiles of one document may take, seconds."""
+    memory_bytes: int = 4 << 30
+    """Most memory that decoding may take beside what the worker has at its start, bytes."""
 
     def reader(self) -> DocumentReader:
         """The reader that these settings describe."""
@@ -49,12 +78,13 @@ def main(descriptor: int) -> None:
     connection = Connection(descriptor)
     try:
         connection.send(("hello",))
-        reader = connection.recv().reader()
+        setup: WorkerSetup = connection.recv()
+        reader = setup.reader()
+        keep_freed_memory()
+        limit_memory(KEPT_MEMORY + setup.memory_bytes)
         connection.send(("ready",))
         while True:
-            for number, request in connection.recv():
-                _serve(connection, reader, number, request)
-            connection.send(("done",))
+            _serve_task(connection, reader)
     except (EOFError, ConnectionError):
         return  # The training process is gone or does not need us any more.
     except Exception:
@@ -62,8 +92,43 @@ def main(descriptor: int) -> None:
         raise
 
 
-def _serve(connection: Connection, reader: DocumentReader, number: int, request) -> None:
-    connection.send(("begin", number))
+def keep_freed_memory() -> None:
+    """Lets the C library keep what a picture took for the next one; others than glibc do as they like."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_IN_HEAP)
+        mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
+
+
+def limit_memory(more: int) -> None:
+    """Lets this process allocate `more` bytes beside what it has; an allocation beyond that fails with MemoryError.
+
+    The limit is on writable memory of the process's own (RLIMIT_DATA): that of numpy, Pillow and FFmpeg with all their
+    threads, but no shared memory, no program code and no address space that is only reserved. The kernel refuses what
+    goes beyond, so nothing can be faster than a look at a process's size would be.
+    """
+    with open("/proc/self/status", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    used = int(fields["VmData"].split()[0]) * 1024
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = used + more if hard == resource.RLIM_INFINITY else min(used + more, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _serve_task(connection: Connection, reader: DocumentReader) -> None:
+    num_tiles, block_size, work = connection.recv()
+    size = reader.settings.image_size
+    tiles = np.zeros((0, size, size, 3), np.uint8)
+    if num_tiles:
+        block = SharedBlock.receive(connection, block_size)
+        tiles = np.frombuffer(block.mapping, np.uint8, num_tiles * size * size * 3).reshape(-1, size, size, 3)
+    for item in work:
+        _serve(connection, reader, item, item.part_of(tiles))
+    connection.send(("done",))
+
+
+def _serve(connection: Connection, reader: DocumentReader, item: WorkItem, out: np.ndarray) -> None:
+    connection.send(("begin", item.number))
     last = time.monotonic()
 
     def beat() -> None:
@@ -73,8 +138,10 @@ def _serve(connection: Connection, reader: DocumentReader, number: int, request)
             connection.send(("alive",))
 
     try:
-        document = reader.read(request, beat)
+        document = reader.read(item.request, beat, out)
     except SampleError as error:
-        connection.send(("unusable", number, SampleError(error.reason, error.detail)))
+        connection.send(("unusable", item.number, SampleError(error.reason, error.detail)))
+    except MemoryError as error:
+        connection.send(("unusable", item.number, item.request.undecodable(f"gave up: {tell(error)}")))
     else:
-        connection.send(("document", number, document))
+        connection.send(("document", item.number, document.encoded))

@@ -28,7 +28,7 @@ from torch import Tensor
 from longvita.config.schema import Config
 from longvita.data.errors import SampleError
 from longvita.data.media.image import normalise, open_picture, square_tile, to_upright_rgb
-from longvita.data.media.item import MediaSettings, VideoItem
+from longvita.data.media.item import MediaSettings, VideoItem, decode_tiles
 from longvita.data.media.video import VideoFacts, chosen_frames, list_frames, probe_video
 from longvita.data.sample import parse_turns
 from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError
@@ -210,7 +210,7 @@ class _Tiles:
         pixels = np.zeros((len(indices), size, size, 3), np.uint8)
         if frames:
             others = [row for row, index in enumerate(indices) if index != self._place]
-            pixels[others] = self._film.decode(self._settings, self._settings.max_num_frames, frames, lambda: None)
+            pixels[others] = decode_tiles([self._film], self._settings, self._settings.max_num_frames, frames)
         if self._place in indices:
             pixels[list(indices).index(self._place)] = square_tile(self._needle, size)
         return torch.from_numpy(normalise(pixels))

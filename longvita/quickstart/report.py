@@ -33,9 +33,17 @@ class Answer:
 
 
 def write_html(
-    output: Path, report: dict, needles: dict[str, list[int]], answers: Sequence[Answer], runs: Sequence[str]
+    output: Path,
+    report: dict,
+    needles: dict[str, list[int]],
+    film: Image.Image | None,
+    answers: Sequence[Answer],
+    runs: Sequence[str],
 ) -> None:
-    """Writes `output`/report.html; `runs` are the folders below `output` that hold the stages' metrics."""
+    """Writes `output`/report.html; `runs` are the folders below `output` that hold the stages' metrics.
+
+    needles: right and all answers of stage 4's sources; film: the picture that the needle task draws.
+    """
     metrics = {run: [line for line in read_metrics(output / run) if "loss" in line] for run in runs}
     parts = [
         _stages(report),
@@ -45,6 +53,7 @@ def write_html(
         _fill(metrics),
         "<h2>Stage 4: right answers by depth and length</h2>",
         _needles(needles),
+        _film(film),
         "<h2>Asked after the export</h2>",
         *(_answer(answer) for answer in answers),
     ]
@@ -108,6 +117,16 @@ def _needles(counts: dict[str, list[int]]) -> str:
         for depth in depths
     )
     return f"<table><tr><th></th>{head}</tr>{rows}</table>"
+
+
+def _film(picture: Image.Image | None) -> str:
+    if picture is None:
+        return ""
+    return (
+        "<p>The same held-out digits in one film at each depth and length, by "
+        "<code>longvita evaluate --task needle</code>:</p>"
+        f"<img src='{as_data_url(picture)}' alt='share of needles found by depth and length'>"
+    )
 
 
 def _cell(right: int, asked: int) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from rich.console import Console
 
 from longvita.checkpoint.command import convert
@@ -26,7 +27,7 @@ from longvita.config import dump, load
 from longvita.config.checks import ulysses_size
 from longvita.config.schema import Config
 from longvita.data.media.image import open_picture
-from longvita.quickstart.build import COMPLETE, DEPTHS, LONG, TOKENIZER, Sizes, build, needle_source
+from longvita.quickstart.build import COMPLETE, DEPTHS, LONG, NEEDLE_FOLDER, TOKENIZER, Sizes, build, needle_source
 from longvita.quickstart.evaluate import Exam, hold
 from longvita.quickstart.export_check import largest_difference
 from longvita.quickstart.picture import first_frames, in_terminal
@@ -36,6 +37,7 @@ from longvita.training.command import train
 CONFIGS = Path("configs/train/quickstart")
 OUTPUT = Path("runs/quickstart")
 DATA = OUTPUT / "data"
+NEEDLES = "needle"
 ORIGIN = "origin.txt"
 """File in each folder that tells what it was made from."""
 PROCESSES = 2
@@ -90,7 +92,8 @@ def main() -> int:
     }
     (OUTPUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     answers = ask()
-    write_html(OUTPUT, report, scores["stage4"], answers, [run for stage in STAGES for run in stage.runs])
+    film = find_needles()
+    write_html(OUTPUT, report, scores["stage4"], film, answers, [run for stage in STAGES for run in stage.runs])
     tell(report)
     return 0
 
@@ -104,7 +107,7 @@ def drop_what_is_outdated() -> None:
     """Removes the folders that were made from other data, another config or another stage than there is now."""
     origin = (DATA / COMPLETE).read_text()
     configs = {run: json.dumps(dump(load(CONFIGS / f"{run}.yaml"))) for stage in STAGES for run in stage.runs}
-    for folder, config in [*configs.items(), ("export", "")]:
+    for folder, config in [*configs.items(), ("export", ""), (NEEDLES, "")]:
         origin = hashlib.sha256(f"{origin}\n{config}".encode()).hexdigest()
         note = OUTPUT / folder / ORIGIN
         if not note.exists() or note.read_text() != origin:
@@ -216,6 +219,28 @@ def ask() -> list[Answer]:
         console.print(in_terminal(shown[:8]))
         console.print(f"{path}\nquestion: {question!r}\nanswer: {finished.stdout.strip()!r} (right: {right!r})")
     return answers
+
+
+def find_needles() -> Image.Image:
+    """A held-out scan of each digit as the needle in one film, asked of the exported model as a user would ask it.
+
+    Beside stage 4's questions, each of which has a video of its own, it shows the same film at every depth and length.
+    Returns the picture of what is found.
+    """
+    say("looking for needles in a film")
+    lengths = ",".join(str(frames) for frames in Sizes().needles)
+    depths = ",".join(str(depth) for depth in DEPTHS)
+    command = [
+        "evaluate",
+        str(OUTPUT / "export" / "long_vita"),
+        "--task",
+        "needle",
+        "--data",
+        str(DATA / NEEDLE_FOLDER),
+    ]
+    command += ["--output", str(OUTPUT / NEEDLES), "--lengths", lengths, "--depths", depths, "--layout", "cp=2"]
+    subprocess.run([sys.executable, "-m", "longvita", *command], check=True)
+    return open_picture(OUTPUT / NEEDLES / "needle.png")
 
 
 def tell(report: dict) -> None:

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint import CheckpointException
 from longvita.checkpoint.errors import CheckpointError
 from longvita.config import dump
 from longvita.config.schema import Config
+from longvita.data.account import Account
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
@@ -207,6 +208,7 @@ def _run_facts(state: TrainingState) -> dict[str, Any]:
     return {
         "iteration": state.iteration,
         "consumed_sequences": state.consumed_sequences,
+        "account": state.account.to_facts(),
         "scheduler": state.scheduler.state_dict(),
         "layout": _layout(state.groups),
         "random_states": random_states,
@@ -270,6 +272,7 @@ def load_state(state: TrainingState, folder: Path) -> None:
     state.scheduler.num_steps = 0
     state.scheduler.load_state_dict(facts["scheduler"])
     state.iteration, state.consumed_sequences = facts["iteration"], facts["consumed_sequences"]
+    state.account = Account.from_facts(facts.get("account"), state.consumed_sequences)
     if facts["layout"] == _layout(state.groups):
         state.platform.set_rng_state(facts["random_states"][dist.get_rank()])
 

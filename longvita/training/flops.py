@@ -81,9 +81,8 @@ def _vision_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
 
 def _language_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
     language = model.language
-    hidden = language.hidden_size
     return {
         "language_linear": 2 * language.num_layers * work.tokens * language.layer_weights,
-        "language_attention": 4 * language.num_layers * work.attention_pairs * hidden,
-        "head": 2 * work.loss_tokens * hidden * language.vocab_size,
+        "language_attention": 4 * language.num_layers * work.attention_pairs * language.query_width,
+        "head": 2 * work.loss_tokens * language.hidden_size * language.vocab_size,
     }

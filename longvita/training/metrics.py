@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from longvita.config.schema import Config
@@ -34,6 +34,8 @@ class Speed:
     tiles_per_second: float
     mfu: float
     """Model FLOPs a second over the peak of all devices, 0 to 1."""
+    data_wait_fraction: float
+    """Share of the time in which the rank that waited longest for its data did so, 0 to 1."""
 
 
 class Metrics:
@@ -55,7 +57,7 @@ class Metrics:
         self._reset()
 
     def _reset(self) -> None:
-        self._seconds = self._flops = 0.0
+        self._seconds = self._waited = self._flops = 0.0
         self._steps = self._tokens = self._tiles = 0
         self._unwritten: StepFigures | None = None
 
@@ -70,12 +72,16 @@ class Metrics:
         if self._board is not None:
             self._board.close()
 
-    def step(self, iteration: int, figures: StepFigures, seconds: float) -> None:
-        """Note a step that took `seconds`; written every logging.interval steps and at the last one of this process."""
+    def step(self, iteration: int, figures: StepFigures, seconds: float, waited: float) -> None:
+        """Note a step that took `seconds`, of which it waited for data for `waited`.
+
+        Written every logging.interval steps and at the last one of this process.
+        """
         work = figures.batch.work
         self.iteration, self._unwritten = iteration, figures
         self._steps += 1
         self._seconds += seconds
+        self._waited += waited
         self._tokens += work.tokens
         self._tiles += work.tiles
         self._flops += training_flops(self.config.model, work, self.config.training.trainable)
@@ -91,6 +97,7 @@ class Metrics:
             tokens_per_second=self._tokens / self._seconds,
             tiles_per_second=self._tiles / self._seconds,
             mfu=self._flops / self._seconds / self._peak,
+            data_wait_fraction=min(self._waited / self._seconds, 1.0),
         )
         self._append(
             {
@@ -114,6 +121,7 @@ class Metrics:
             "speed/tokens_per_second": speed.tokens_per_second,
             "speed/tiles_per_second": speed.tiles_per_second,
             "speed/mfu": speed.mfu,
+            "speed/data_wait_fraction": speed.data_wait_fraction,
         }
         self._scalars(flat)
         self._progress.step(self.iteration, figures, speed, self._steps)
@@ -130,8 +138,8 @@ class Metrics:
             )
         )
 
-    def say(self, text: str) -> None:
-        """A line for people."""
+    def say(self, text: RenderableType) -> None:
+        """A line or a table for people."""
         self._progress.say(text)
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -189,7 +197,7 @@ class _Progress:
         if self._live:
             self._bar.stop()
 
-    def say(self, text: str) -> None:
+    def say(self, text: RenderableType) -> None:
         self._console.print(text, highlight=False, markup=False)
 
     def step(self, iteration: int, figures: StepFigures, speed: Speed, steps: int) -> None:
@@ -200,7 +208,7 @@ class _Progress:
         status = (
             f"loss {figures.losses.loss:.4f}  lr {figures.lr:.2e}  grad {figures.grad_norm:.3f}  "
             f"{speed.tokens_per_second:,.0f} tokens/s  {speed.tiles_per_second:,.1f} tiles/s  "
-            f"MFU {100 * speed.mfu:.1f}%  {left} left"
+            f"MFU {100 * speed.mfu:.1f}%  data wait {100 * speed.data_wait_fraction:.0f}%  {left} left"
         )
         if self._live:
             self._bar.update(self._task, completed=iteration, status=status)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -12,6 +12,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
 from longvita.config.schema import Config
+from longvita.data.account import Account
 from longvita.model.build import build_model
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
@@ -36,6 +37,8 @@ class TrainingState:
     """Optimizer steps done."""
     consumed_sequences: int = 0
     """Packed sequences that these steps took from the data, over all processes."""
+    account: Account = field(default_factory=Account)
+    """What became of the samples of these sequences, as of the newest checkpoint."""
 
     @property
     def micro_batches(self) -> int:

@@ -15,12 +15,14 @@ from longvita.checkpoint.errors import CheckpointError
 from longvita.config import check_world_size
 from longvita.config.schema import Config
 from longvita.data.batch import LocalBatch
-from longvita.data.loader import build_loader
+from longvita.data.loader import Loader, build_loader
 from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
+from longvita.training.account import account_table, add_up, write_account
 from longvita.training.checkpointing import Checkpointer, load_state, resume_point
+from longvita.training.data_wait import TimedBatches
 from longvita.training.initial import read_initial_weights
 from longvita.training.manifest import checkpoint_root
 from longvita.training.metrics import Metrics
@@ -64,8 +66,10 @@ class Run:
         root = checkpoint_root(self.output)
         self.checkpointer = Checkpointer(root, config.checkpoint.keep, platform)
         self.saved: int | None = None
+        self.loader: Loader | None = None
         self.resumed = resume_point(root)
         self.state = self._build_state()
+        self.counted_before = self.state.account
         self.metrics = self._build_metrics()
 
     def _build_state(self) -> TrainingState:
@@ -109,20 +113,23 @@ class Run:
         self._say_start()
         if state.iteration >= total:
             return StopReason.NONE
-        with contextlib.closing(build_loader(self.config, self.groups, state.consumed_sequences)) as loader:
+        self.loader = build_loader(self.config, self.groups, state.consumed_sequences)
+        with contextlib.closing(self.loader):
+            batches = TimedBatches(self.loader)
             while state.iteration < total:
-                figures, seconds = self._step(loader)
+                figures, seconds = self._step(batches)
+                waited = batches.take_seconds(self.platform.device)
                 if self.metrics is not None:
-                    self.metrics.step(state.iteration, figures, seconds)
+                    self.metrics.step(state.iteration, figures, seconds, waited)
                 reason = self.watch.agree(self.platform.device)
                 if reason is not StopReason.NONE and state.iteration < total:
                     return reason
                 self._between_steps()
         return StopReason.NONE
 
-    def _step(self, loader: Iterator[LocalBatch]) -> tuple[StepFigures, float]:
+    def _step(self, batches: Iterator[LocalBatch]) -> tuple[StepFigures, float]:
         start = time.perf_counter()
-        figures = train_step(self.state, loader)
+        figures = train_step(self.state, batches)
         self.state.consumed_sequences += self.config.training.global_batch_size
         self.platform.synchronize()
         return figures, time.perf_counter() - start
@@ -144,6 +151,8 @@ class Run:
         """Save the state, unless it is saved already, or no step has been done."""
         if self.state.iteration in (0, self.saved):
             return
+        if self.loader is not None:
+            self.state.account = add_up(self.counted_before, self.loader.tally())
         self.checkpointer.save(self.state)
         self.saved = self.state.iteration
         if not self.config.checkpoint.asynchronous:
@@ -164,6 +173,10 @@ class Run:
     def _finish(self, reason: StopReason) -> None:
         word = "complete" if reason is StopReason.NONE else reason.name.lower()
         write_report(self.output, self.config, self.state.iteration, word)
+        if self.loader is not None and self.metrics is not None:
+            account = self.state.account.report(self.loader.catalog, self.state.consumed_sequences)
+            write_account(self.output, account)
+            self.metrics.say(account_table(account))
         if reason is not StopReason.NONE and self.metrics is not None:
             self.metrics.say(
                 f"stopped by {word.replace('_', ' ')} after step {self.state.iteration}, saved; "

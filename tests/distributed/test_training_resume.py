@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.training import manifest
+from longvita.data.account import Account
+from longvita.training import checkpointing, manifest
 from longvita.training import state as state_module
 from longvita.training.checkpointing import Checkpointer, find_newest, load_state, load_weights, resume_point
 from longvita.training.snapshot import SnapshotWriter
@@ -114,6 +116,29 @@ def test_other_layouts_are_within_tolerance(layout, tmp_path):
         errors = [abs(loss - wanted) / wanted for (loss, _), wanted in zip(found, expected, strict=True)]
         assert errors[0] <= 1e-6, other
         assert max(errors) <= 1e-4, other
+
+
+def without_an_account(rank, world_size, folder):
+    """The accounts after a resume from a checkpoint with one, and from one of before there were any."""
+    config, accounts = run_config("dp2"), []
+    for name, left_out in (("new", ()), ("old", ("account",))):
+        state = start(config)
+        go_on(state, STEPS)
+        state.account = state.account.plus([Counter({("words", "planned"): 5})])
+        checkpointer = Checkpointer(Path(folder) / name, keep=2, platform=state.platform)
+        with pytest.MonkeyPatch.context() as patch:
+            facts = {key: value for key, value in checkpointing._run_facts(state).items() if key not in left_out}
+            patch.setattr(checkpointing, "_run_facts", lambda _, facts=facts: facts)
+            checkpointer.save(state)
+        checkpointer.poll(wait=True)
+        accounts.append(resume(config, Path(folder) / name).account)
+    return accounts
+
+
+def test_an_older_checkpoint_begins_an_account(tmp_path):
+    for new, old in run_distributed(without_an_account, 2, str(tmp_path)):
+        assert new == Account(0, Counter({("words", "planned"): 5}))
+        assert old == Account(4 * STEPS)
 
 
 def four_processes(rank, world_size, folder):

@@ -48,6 +48,17 @@ def figures_of(command: str) -> dict[str, float]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def test_data_plan():
+    figures = figures_of("data.py --part plan --samples 200000")
+    assert figures["index_bytes_per_sample"] <= 48
+    assert figures["fill"] >= 0.995 and figures["fill_long"] >= 0.995
+    assert 1 <= figures["step_imbalance"] <= 1.05 < figures["step_imbalance_in_order"]
+    others = {name: value for name, value in figures.items() if name.startswith("fill_over_")}
+    # First-fit decreasing sorts everything: it fills a little more and mixes nothing.
+    assert len(others) == 4 and others.pop("fill_over_first_fit_decreasing") > 0.998
+    assert all(value >= 1 for value in others.values())
+
+
 def test_packed_attention():
     figures = figures_of("packed_attention.py --documents 4 --tokens 50 --rounds 1")
     assert figures.keys() == {"speedup", "output_difference", "gradient_difference"}

@@ -29,7 +29,7 @@ def python_of(page: str) -> str:
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with both exports of a random model, a picture of several tiles and a video of three seconds."""
     folder = tmp_path_factory.mktemp("docs")
-    run_distributed(export, 1, str(folder), torch.arange(10), torch.randn(1, 3, 28, 28), torch.tensor([3]))
+    run_distributed(export, 1, str(folder), {}, torch.arange(10), torch.randn(1, 3, 28, 28), torch.tensor([3]))
     noise = np.random.default_rng(1).integers(0, 256, (30, 48, 64, 3), dtype=np.uint8)
     Image.fromarray(noise[0]).resize((84, 56)).save(folder / "picture.png")
     with av.open(str(folder / "video.mp4"), "w") as container:

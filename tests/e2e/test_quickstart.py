@@ -33,6 +33,13 @@ def test_each_stage_has_its_layout(report):
     assert [stage["layout"] for stage in report["stages"]] == ["TP2", "DP2", "CP2 ring", "CP2 Ulysses"]
 
 
+def test_needles_are_found_by_the_evaluation_command(quickstart):
+    """Three lengths, five depths, ten digits; figures beside stage 4's own, with room for one film's noise."""
+    scores = json.loads((quickstart / "needle" / "scores.json").read_text())
+    assert scores["overall"]["asked"] == 150
+    assert scores["overall"]["accuracy"] >= 0.8
+
+
 def test_short_context_is_kept_after_the_long(report):
     before = next(stage["accuracy"] for stage in report["stages"] if stage["name"] == "stage2")
     assert report["short_context_accuracy_after"] >= before - LARGEST_FALL

@@ -65,7 +65,20 @@ def test_stopped_and_resumed_under_another_launcher_is_the_same_run(tmp_path):
     assert list(losses_of(output)) == list(range(1, STEPS + 1))
     assert losses_of(output) == losses_of(whole)
     check_reports(output)
+    check_account(output, whole)
     assert f"goes on from {output}/checkpoints/step_{stopped:08d}" in log_of(tmp_path)
+
+
+def check_account(output, whole):
+    """The account of a run that was stopped is that of the run that was not."""
+    account = json.loads((output / "account.json").read_text())
+    assert account == json.loads((whole / "account.json").read_text())
+    assert account["sequences"] == [0, 2 * STEPS]
+    assert account["planned"] == account["delivered"] > account["repeated"] > 0
+    assert account["sources"]["pictures"]["unusable"] == {"missing_file": 1}
+    distinct = sum(source["planned"] - source["repeated"] for source in account["sources"].values())
+    assert distinct == 12 + 4
+    assert "samples of sequences 0 to 48" in log_of(output.parent)
 
 
 def check_reports(output):
@@ -73,6 +86,7 @@ def check_reports(output):
     steps = [line for line in lines if "loss" in line]
     for line in steps:
         assert line["tokens"] > 0 and line["tokens_per_second"] > 0 and 0 < line["mfu"] < 1
+        assert 0 <= line["data_wait_fraction"] <= 1
         assert set(line["source_losses"]) <= {"words", "pictures"}
     assert sum(line["tiles"] for line in steps) > 0
     evaluations = [line for line in lines if "validation" in line]

@@ -93,9 +93,11 @@ def our_logits(models: list[Any], ids: Tensor, tiles: Tensor, tile_starts: Tenso
     return logits
 
 
-def export(rank: int, world: int, folder: str, ids: Tensor, tiles: Tensor, tile_starts: Tensor) -> Tensor:
+def export(
+    rank: int, world: int, folder: str, sizes: dict[str, Any], ids: Tensor, tiles: Tensor, tile_starts: Tensor
+) -> Tensor:
     """Writes FOLDER/long_vita and FOLDER/internvl of a random model; our logits of the input."""
-    config = tiny_config()
+    config = tiny_config(**sizes)
     platform, groups = world_of_one(config)
     models = build_model(config, groups, platform)
     randomise(models)

@@ -48,7 +48,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def exported(tmp_path_factory: pytest.TempPathFactory, inputs) -> tuple[Path, torch.Tensor]:
     """The folder with both exports, and our logits."""
     folder = tmp_path_factory.mktemp("exported")
-    (logits,) = run_distributed(export, 1, str(folder), *inputs)
+    (logits,) = run_distributed(export, 1, str(folder), {}, *inputs)
     return folder, logits
 
 
@@ -68,6 +68,23 @@ def test_the_native_export_computes_our_logits(exported, inputs):
         theirs = model(input_ids=ids[None], pixel_values=inputs[1]).logits[0]
     assert (theirs - ours).abs().max() < TOLERANCE
     assert ours.std() > 0.1, "the model must not be so small that everything agrees"
+
+
+def test_heads_of_a_width_of_their_own(tmp_path: Path, inputs):
+    """Query heads that together are wider than a hidden state, out to transformers and back."""
+    wide = {"kv_channels": 12}
+    (ours,) = run_distributed(export, 1, str(tmp_path), wide, *inputs)
+    for layout in ("long_vita", "internvl"):
+        assert model_config_from_folder(tmp_path / layout).language == tiny_config(**wide).model.language
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "internvl", dtype=torch.float32).eval()
+    ids = with_picture_tokens(inputs[0], inputs[2], model.config.image_token_id)
+    with torch.no_grad():
+        theirs = model(input_ids=ids[None], pixel_values=inputs[1]).logits[0]
+    assert (theirs - ours).abs().max() < TOLERANCE
+    (found,) = run_distributed(
+        logits_from, 1, {"vision+projector+language": str(tmp_path / "long_vita")}, wide, *inputs
+    )
+    assert torch.equal(found["logits"], ours)
 
 
 def test_the_native_export_generates(exported):

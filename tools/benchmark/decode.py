@@ -2,8 +2,10 @@
 
     python tools/benchmark/decode.py --json
 
-A language model of one layer as wide as Qwen2.5's heads (8 heads and 4 groups of 128), a video that fills the context,
-processes of one thread. `speedup`: seconds of the whole context once more over those of one new token, CP 2.
+A language model of one layer with 16 heads of 128, each with keys and values of its own, and few weights beside them:
+nearly all of a new token's work is what context parallelism shares out, as it is after a million tokens in a large
+model. A video fills the context; processes have one thread each.
+`speedup`: seconds of the whole context once more over those of one new token, CP 2.
 `merge_overhead`: seconds of a new token at CP 2 over half of those in one process, tokens taking turns, median.
 `prefix_reuse_cost`: seconds until the first token of the answer to a second question about a copy of the same video,
 over those of the first question.

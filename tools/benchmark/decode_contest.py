@@ -61,7 +61,7 @@ def measured(folder: Path, tokens: int, new_tokens: int, platform: Any) -> dict[
 
 
 def config(tokens: int, context_parallel: int) -> Config:
-    """One layer that has more to read of keys and values than of weights, and a tower that costs little."""
+    """One layer that has keys and values to read rather than weights, and a tower that costs little."""
     return Config.model_validate(
         {
             "model": {
@@ -69,10 +69,11 @@ def config(tokens: int, context_parallel: int) -> Config:
                 "projector": {"hidden_size": 32},
                 "language": {
                     "num_layers": 1,
-                    "hidden_size": 1024,
+                    "hidden_size": 512,
                     "ffn_hidden_size": 256,
-                    "num_attention_heads": 8,
-                    "num_query_groups": 8,
+                    "num_attention_heads": 16,
+                    "num_query_groups": 16,
+                    "kv_channels": 128,
                     "vocab_size": 384,
                 },
             },

@@ -14,7 +14,8 @@ from longvita.data import remote
 from longvita.data.convert.writers import JsonlWriter, WebDatasetWriter, Writer
 from longvita.data.errors import DataError, SampleError
 from longvita.data.formats import read_samples
-from longvita.data.paths import data_files
+from longvita.data.missing import files_of_mix
+from longvita.data.paths import files_of_entry
 from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
 from longvita.data.record import NO_OPTIONS, FormatOptions
 
@@ -119,7 +120,7 @@ def _file_name(source: Source) -> str:
 def _sources(options: ConvertOptions) -> list[Source]:
     if options.source.endswith((".yaml", ".yml")):
         return list(_sources_of_config(options))
-    files = tuple(data_files("", options.source))
+    files = tuple(files_of_entry("", options.source))
     name = Path(options.source.rstrip("/")).stem
     return [Source(name, files, options.format, options.options, options.media_root or ".")]
 
@@ -128,10 +129,11 @@ def _sources_of_config(options: ConvertOptions) -> Iterator[Source]:
     """The sources of a training mix, those with ratio 0 left out; every sample of each counts once."""
     if options.format is not None or options.options != NO_OPTIONS:
         raise DataError("--format, --column and --prompt are for a data file; a config has its own")
-    data = load(options.source).data
+    config = load(options.source)
+    data = config.data
     for name, dataset in data.dataset.items():
-        if dataset.ratio > 0:
-            files = tuple(file for path in dataset.data_paths for file in data_files(data.data_root, path))
+        files = tuple(data.data_file(path) for _, _, path in files_of_mix(config, {name: dataset}))
+        if files:
             own_root = data.media_root if dataset.media_root is None else dataset.media_root
             root = own_root if options.media_root is None else options.media_root
             yield Source(name, files, dataset.format, FormatOptions.of(dataset.columns, dataset.prompt), root)

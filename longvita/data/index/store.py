@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,27 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class IndexProgress:
+    """How far the index of a file is, of the parts that need work."""
+
+    done: int
+    """Units of the parts that are done: bytes, or whatever the format's parts count."""
+    whole: int
+    """Units of all of them."""
+    samples: int
+    """Samples of the parts that are done and can be used."""
+    set_aside: int
+    """Those that can't."""
+
+
+Report = Callable[[IndexProgress], None]
+
+
+def _say_nothing(_: IndexProgress) -> None:
+    """For those who do not ask how far it is."""
+
+
+@dataclass(frozen=True)
 class IndexJob:
     """What is needed beside a data file to index it."""
 
@@ -60,14 +81,12 @@ class IndexJob:
         return self.cache / f"{Path(place).stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-def load_index(
-    path: str | Path, job: IndexJob, progress: Callable[[int, int], None] = lambda done, whole: None
-) -> FileIndex:
+def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing) -> FileIndex:
     """The index of a data file, from the cache folder or made and put there.
 
     A file that changed since then is indexed anew where its bytes differ: a grown one at its end. Several processes may
-    ask at once: the first one works, the others wait for it. `progress` is called with the units done and those of all
-    parts that need work. Raises DataError if there is no such file.
+    ask at once: the first one works, the others wait for it. `progress` is called after each part that needed work.
+    Raises DataError if there is no such file.
     """
     path = str(path)
     if not remote.exists(path):
@@ -80,38 +99,79 @@ def load_index(
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
             if _meta(folder).get("state") != state:
-                _bring_up_to_date(path, job, folder, state, progress)
-    return _open(folder, _meta(folder)["edition"])
+                _bring_up_to_date(path, job, folder, state, _last_pieces(folder), progress)
+    return open_edition(folder, _meta(folder)["edition"])
+
+
+def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
+    """Makes the parts of an index that hold these lines anew, though their bytes are the same: media were mended."""
+    path = str(path)
+    load_index(path, job)
+    folder = job.folder(path)
+    with _locked(folder / "lock"):
+        doubted = {part for part, own in _lines_of_parts(folder) if not lines.isdisjoint(own)}
+        trusted = [piece for piece in _last_pieces(folder) if piece.part not in doubted]
+        # What an interrupted pass left may be from before the media were mended.
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+        _bring_up_to_date(path, job, folder, remote.state(path), trusted)
+
+
+def lines_of_parts(path: str | Path, job: IndexJob) -> list[tuple[Part, range]]:
+    """The parts of a data file and the numbers of the lines of each, by its index, which is made where it is not."""
+    load_index(path, job)
+    return _lines_of_parts(job.folder(str(path)))
+
+
+def _lines_of_parts(folder: Path) -> list[tuple[Part, range]]:
+    parts = _meta(folder)["parts"]
+    bounds = itertools.pairwise(itertools.accumulate((about["lines"] for about in parts), initial=1))
+    return [(Part(about["start"], about["end"]), range(*lines)) for about, lines in zip(parts, bounds)]
+
+
+def size_of(path: str | Path) -> int:
+    """Bytes of a data file, or of all files of a folder."""
+    return remote.state(str(path))[1]
 
 
 def _bring_up_to_date(
-    path: str, job: IndexJob, folder: Path, state: list[Any], progress: Callable[[int, int], None]
+    path: str, job: IndexJob, folder: Path, state: list[Any], last: Sequence[Piece], progress: Report = _say_nothing
 ) -> None:
-    """Writes a new edition: the pieces of the last one whose bytes are the same, and new ones for the other parts."""
+    """Writes a new edition: the pieces of `last` whose bytes are the same, and new ones for the other parts."""
     start, meta, format = time.monotonic(), _meta(folder), job.settings.make_format()
-    kept = {piece.part: piece for piece in _last_pieces(folder, meta)}
+    kept = {piece.part: piece for piece in last}
     parts = format.parts(path, job.part_bytes)
     pieces = {part: kept[part] for part in parts if part in kept and kept[part].digest == format.digest(path, part)}
     wanted = [part for part in parts if part not in pieces]
-    if meta:
+    if meta and meta["state"] != state:
         what = "grew" if all(part in pieces for part in list(kept)[:-1]) else "changed"
         logger.warning("%s %s since it was indexed: %d of %d parts anew", path, what, len(wanted), len(parts))
-    whole, done = sum(part.end - part.start for part in wanted), 0
+    made, whole = [], sum(part.end - part.start for part in wanted)
     for piece in index_parts(path, wanted, job.template, job.settings, folder / "parts", job.processes):
         pieces[piece.part] = piece
-        done += piece.part.end - piece.part.start
-        progress(done, whole)
-    index = _write(folder, [pieces[part] for part in parts], state, meta.get("edition", 0) + 1)
+        made.append(piece)
+        progress(_progress(made, whole))
+    index = write_edition(folder, [pieces[part] for part in parts], state, meta.get("edition", 0) + 1)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     logger.info(
         "indexed %s: %d samples, %d set aside, %.1f s", path, len(index), len(index.broken), time.monotonic() - start
     )
 
 
-def _last_pieces(folder: Path, meta: dict[str, Any]) -> list[Piece]:
+def _progress(made: Sequence[Piece], whole: int) -> IndexProgress:
+    return IndexProgress(
+        done=sum(piece.part.end - piece.part.start for piece in made),
+        whole=whole,
+        samples=sum(len(piece.index) for piece in made),
+        set_aside=sum(len(piece.index.broken) for piece in made),
+    )
+
+
+def _last_pieces(folder: Path) -> list[Piece]:
+    """The pieces of the edition that is there."""
+    meta = _meta(folder)
     if not meta:
         return []
-    index = _open(folder, meta["edition"])
+    index = open_edition(folder, meta["edition"])
     pieces, row, line = [], 0, 1
     for about in meta["parts"]:
         rows, lines = range(row, row + about["rows"]), range(line, line + about["lines"])
@@ -121,7 +181,8 @@ def _last_pieces(folder: Path, meta: dict[str, Any]) -> list[Piece]:
     return pieces
 
 
-def _write(folder: Path, pieces: Sequence[Piece], state: list[Any], edition: int) -> FileIndex:
+def write_edition(folder: Path, pieces: Sequence[Piece], state: list[Any], edition: int) -> FileIndex:
+    """Writes an edition of the pieces of a file, in order; `state` is the file's, see `load_index`."""
     lines_before = itertools.accumulate((piece.lines for piece in pieces), initial=0)
     index = join([(piece.index, before) for piece, before in zip(pieces, lines_before)])
     for name in COLUMNS:
@@ -140,7 +201,8 @@ def _write(folder: Path, pieces: Sequence[Piece], state: list[Any], edition: int
     return index
 
 
-def _open(folder: Path, edition: int) -> FileIndex:
+def open_edition(folder: Path, edition: int) -> FileIndex:
+    """An edition of an index, mapped from its folder."""
     columns = {name: np.load(folder / f"{name}-{edition}.npy", mmap_mode="r") for name in COLUMNS}
     broken = (folder / f"broken-{edition}.jsonl").read_text().splitlines()
     return FileIndex(**columns, broken=tuple(SetAside.from_json(line) for line in broken))

@@ -6,16 +6,17 @@ The tiling is the one of InternVL ("dynamic", arXiv 2404.16821) as Long-VITA use
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from longvita.data.errors import MediaError, Reason
+from longvita.data.errors import MediaError, Reason, tell
 from longvita.data.media.source import Stored, file_of, opened
 
 if TYPE_CHECKING:
@@ -117,64 +118,93 @@ def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture
 
 
-def cut_tiles(picture: Image.Image, grid: Grid, image_size: int, wanted: Sequence[int]) -> np.ndarray:
-    """The `wanted` tiles (0 is the thumbnail of a tiled picture) of an upright RGB picture: uint8 [k, S, S, 3]."""
+def cut_tiles(
+    picture: Image.Image, grid: Grid, image_size: int, wanted: Sequence[int], out: np.ndarray | None = None
+) -> np.ndarray:
+    """The `wanted` tiles (0 is the thumbnail of a tiled picture) of an upright RGB picture: uint8 [k, S, S, 3].
+
+    They are written to `out` if it is given.
+    """
     size = image_size
-    tiles = np.empty((len(wanted), size, size, 3), np.uint8)
-    whole: Image.Image | None = None
+    tiles = np.empty((len(wanted), size, size, 3), np.uint8) if out is None else out
+    whole: np.ndarray | None = None
     for slot, number in enumerate(wanted):
         if not grid.is_tiled or number == 0:
             tiles[slot] = np.asarray(resize(picture, (size, size)))
             continue
         if whole is None:
-            whole = resize(picture, (grid.columns * size, grid.rows * size))
+            whole = np.asarray(resize(picture, (grid.columns * size, grid.rows * size)))
         row, column = divmod(number - 1, grid.columns)
-        tiles[slot] = np.asarray(whole.crop((column * size, row * size, (column + 1) * size, (row + 1) * size)))
+        tiles[slot] = whole[row * size : (row + 1) * size, column * size : (column + 1) * size]
     return tiles
 
 
 def square_tile(picture: Image.Image, image_size: int) -> np.ndarray:
     """A frame as one tile: padded to a square with the mean colour, then resized; uint8 [S, S, 3]."""
-    side = max(picture.size)
-    if picture.size != (side, side):
-        square = Image.new("RGB", (side, side), PADDING_COLOUR)
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        picture = square
+    width = side = max(picture.size)
+    if picture.height < side:
+        # The horizontal pass comes first for a square, row by row, and leaves the bars above and below as they are.
+        width = image_size
+        picture = picture.resize((width, picture.height), Image.Resampling.BICUBIC)
+    if picture.size != (width, side):
+        padded = Image.new("RGB", (width, side), PADDING_COLOUR)
+        padded.paste(picture, ((width - picture.width) // 2, (side - picture.height) // 2))
+        picture = padded
     return np.asarray(resize(picture, (image_size, image_size)))
-
-
-@functools.cache
-def _normalised_values() -> np.ndarray:
-    """float32 [3, 256]: the tower's input for each value of each colour."""
-    values = np.arange(256, dtype=np.float32) / np.float32(255)
-    mean = np.asarray(IMAGE_MEAN, np.float32)[:, None]
-    std = np.asarray(IMAGE_STD, np.float32)[:, None]
-    return ((values - mean) / std).astype(np.float32)
 
 
 def normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """uint8 [n, S, S, 3] to float32 [n, 3, S, S] (in `out` if given) with ImageNet mean 0 and standard deviation 1."""
-    table = _normalised_values()
     tiles = np.empty((pixels.shape[0], 3, *pixels.shape[1:3]), np.float32) if out is None else out
-    for colour in range(3):
-        np.take(table[colour], pixels[..., colour], out=tiles[:, colour], mode="clip")
+    for tile, source in zip(tiles, pixels):
+        for colour in range(3):
+            # One colour of one tile at a time stays in the processor's cache.
+            plane = np.divide(source[..., colour], np.float32(255), out=tile[colour], dtype=np.float32)
+            plane -= np.float32(IMAGE_MEAN[colour])
+            plane /= np.float32(IMAGE_STD[colour])
     return tiles
 
 
-def open_picture(path: Stored) -> Image.Image:
+def open_picture(
+    path: Stored, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
+) -> Image.Image:
     """A picture file as an upright RGB picture, the first one of an animation.
 
-    Raises MediaError for a missing file, one that is no picture or is cut off, and one larger than MAX_PIXELS.
+    size: width and height that the upright picture must have, pixels. least: width and height that are enough; a JPEG
+    file may then be read at a half, a quarter or an eighth of its size, where both are still reached.
+    Raises MediaError for a missing file, one that is no picture or is cut off, one larger than MAX_PIXELS and one of
+    another size.
     """
+    with _opened(path) as picture:
+        if size is not None:
+            check_size_as_indexed(upright_size(picture), size)
+        if least is not None and picture.format == "JPEG":
+            picture.draft(None, least[::-1] if _orientation(picture) >= 5 else least)
+        return to_upright_rgb(picture)
+
+
+@contextlib.contextmanager
+def _opened(path: Stored) -> Iterator[Image.Image]:
+    """A picture file of a permitted size; errors name it."""
     check_regular_file(path, "picture")
     try:
         with opened(path) as file, Image.open(file) as picture:
-            _check_size(picture.size)
-            return to_upright_rgb(picture)
+            _check_pixels(picture.size)
+            yield picture
     except MediaError as error:
         raise MediaError(error.reason, f"picture {path}: {error.detail}") from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them.
-        raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {_tell(error)}") from error
+        raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {tell(error)}") from error
+
+
+def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> None:
+    """Raises MediaError if an upright picture has another size (width, height) than when it was indexed."""
+    if size != indexed:
+        raise MediaError(
+            Reason.BROKEN_PICTURE,
+            f"it is {size[0]} x {size[1]} pixels and was {indexed[0]} x {indexed[1]} when it was indexed; index the "
+            "file anew",
+        )
 
 
 def check_regular_file(source: Stored, noun: str) -> None:
@@ -191,15 +221,8 @@ def check_regular_file(source: Stored, noun: str) -> None:
 
 def probe_picture(path: Stored) -> tuple[int, int]:
     """Width and height in pixels of the upright picture, from its header alone. Raises as `open_picture` does."""
-    check_regular_file(path, "picture")
-    try:
-        with opened(path) as file, Image.open(file) as picture:
-            _check_size(picture.size)
-            return upright_size(picture)
-    except MediaError as error:
-        raise MediaError(error.reason, f"picture {path}: {error.detail}") from error
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them.
-        raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {_tell(error)}") from error
+    with _opened(path) as picture:
+        return upright_size(picture)
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
@@ -223,7 +246,7 @@ def to_upright_rgb(picture: Image.Image) -> Image.Image:
             return Image.alpha_composite(white, picture).convert("RGB")
         return picture.convert("RGB")
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes of them.
-        raise MediaError(Reason.BROKEN_PICTURE, f"its pixels cannot be read: {_tell(error)}") from error
+        raise MediaError(Reason.BROKEN_PICTURE, f"its pixels cannot be read: {tell(error)}") from error
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -247,12 +270,8 @@ def _deep_to_rgb(picture: Image.Image) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8), "L").convert("RGB")
 
 
-def _check_size(size: tuple[int, int]) -> None:
+def _check_pixels(size: tuple[int, int]) -> None:
     if size[0] * size[1] > MAX_PIXELS:
         raise MediaError(
             Reason.BROKEN_PICTURE, f"{size[0]} x {size[1]} pixels are more than the {MAX_PIXELS} that are opened"
         )
-
-
-def _tell(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
+from longvita.data.media.frame_cache import FileFrames, FrameCache
 from longvita.data.media.image import (
     Grid,
+    check_size_as_indexed,
     choose_grid,
     cut_tiles,
     open_picture,
@@ -42,6 +45,14 @@ class MediaSettings:
     """Most frames taken from one second of video, 1/s."""
     stall_seconds: float = STALL_SECONDS
     """Longest wait for one frame of a video, seconds."""
+    decode_threads: int = 1
+    """Threads of the decoder of a video file."""
+    reduced_jpeg: bool = False
+    """Whether a JPEG file is read at a half, a quarter or an eighth of its size where its tiles need no more."""
+    frame_cache: str | None = None
+    """Folder of the cache of decoded frames; none when absent."""
+    frame_cache_bytes: int = 0
+    """Most bytes of that cache."""
 
 
 @dataclass(frozen=True)
@@ -106,18 +117,25 @@ class PictureItem:
         return self.facts.grid(settings).num_tiles
 
     def decode(
-        self, settings: MediaSettings, max_num_frames: int, wanted: Sequence[int], beat: Callable[[], None]
-    ) -> np.ndarray:
-        """uint8 [k, S, S, 3]: its tiles `wanted`. Raises MediaError."""
-        source = self.source
-        picture = to_upright_rgb(source) if isinstance(source, Image.Image) else open_picture(source)
-        if picture.size != (self.facts.width, self.facts.height):
-            raise MediaError(
-                Reason.BROKEN_PICTURE,
-                f"picture {source} is {picture.width} x {picture.height} pixels and was {self.facts.width} x "
-                f"{self.facts.height} when it was indexed; index the file anew",
-            )
-        return cut_tiles(picture, self.facts.grid(settings), settings.image_size, wanted)
+        self,
+        settings: MediaSettings,
+        max_num_frames: int,
+        wanted: Sequence[int],
+        beat: Callable[[], None],
+        out: np.ndarray,
+    ) -> None:
+        """Its tiles `wanted` into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
+        cut_tiles(self._picture(settings), self.facts.grid(settings), settings.image_size, wanted, out)
+
+    def _picture(self, settings: MediaSettings) -> Image.Image:
+        """The upright picture, perhaps read at a reduced size that still has a pixel for each one of its grid."""
+        indexed = (self.facts.width, self.facts.height)
+        if isinstance(self.source, Image.Image):
+            check_size_as_indexed(upright_size(self.source), indexed)
+            return to_upright_rgb(self.source)
+        grid, size = self.facts.grid(settings), settings.image_size
+        enough = (grid.columns * size, grid.rows * size) if settings.reduced_jpeg else None
+        return open_picture(self.source, indexed, enough)
 
 
 @dataclass(frozen=True)
@@ -134,15 +152,32 @@ class VideoItem:
         return count_frames(self.facts, settings.max_fps, max_num_frames)
 
     def decode(
-        self, settings: MediaSettings, max_num_frames: int, wanted: Sequence[int], beat: Callable[[], None]
-    ) -> np.ndarray:
-        """uint8 [k, S, S, 3]: its frames `wanted`, counted among the chosen ones. Raises MediaError."""
+        self,
+        settings: MediaSettings,
+        max_num_frames: int,
+        wanted: Sequence[int],
+        beat: Callable[[], None],
+        out: np.ndarray,
+    ) -> None:
+        """Its frames `wanted`, counted among the chosen ones, into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
         chosen = chosen_frames(self.facts, settings.max_fps, max_num_frames)
-        frames = read_frames(self.source, [chosen[number] for number in wanted], settings.stall_seconds, beat)
-        tiles = np.empty((len(wanted), settings.image_size, settings.image_size, 3), np.uint8)
-        for slot, frame in enumerate(frames):
-            tiles[slot] = square_tile(frame, settings.image_size)
-        return tiles
+        frames = [chosen[number] for number in wanted]
+        cache = self._cache(settings)
+        missing = list(range(len(frames))) if cache is None else cache.load(frames, out)
+        pictures = read_frames(
+            self.source, [frames[slot] for slot in missing], settings.stall_seconds, beat, settings.decode_threads
+        )
+        for slot, picture in zip(missing, pictures, strict=True):
+            out[slot] = square_tile(picture, settings.image_size)
+            if cache is not None:
+                cache.store(frames[slot], out[slot])
+
+    def _cache(self, settings: MediaSettings) -> FileFrames | None:
+        """What the cache of decoded frames holds of this video, if there is a cache; folders have none."""
+        if settings.frame_cache is None or self.facts.is_folder:
+            return None
+        cache = FrameCache(Path(settings.frame_cache), settings.frame_cache_bytes)
+        return cache.of_file(self.source, settings.image_size)
 
 
 MediaItem = PictureItem | VideoItem
@@ -163,20 +198,22 @@ def decode_tiles(
     max_num_frames: int,
     wanted: Sequence[int],
     beat: Callable[[], None] = lambda: None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Pixels of the tiles `wanted` of a sample: uint8 [k, S, S, 3].
+    """Pixels of the tiles `wanted` of a sample: uint8 [k, S, S, 3], in `out` if it is given.
 
     A sample's tiles are numbered through all its media; `wanted` ascends. A picture or video without a wanted tile is
     not opened, and of a video only the wanted frames are decoded. `beat` is called at each sign of life.
     Raises MediaError.
     """
-    pieces = [np.zeros((0, settings.image_size, settings.image_size, 3), np.uint8)]
-    first = 0
+    size = settings.image_size
+    tiles = np.empty((len(wanted), size, size, 3), np.uint8) if out is None else out
+    first = slot = 0
     for item in items:
         count = item.num_tiles(settings, max_num_frames)
         own = [number - first for number in wanted if first <= number < first + count]
         if own:
             beat()
-            pieces.append(item.decode(settings, max_num_frames, own, beat))
-        first += count
-    return np.concatenate(pieces) if len(pieces) > 2 else pieces[-1]
+            item.decode(settings, max_num_frames, own, beat, tiles[slot : slot + len(own)])
+        first, slot = first + count, slot + len(own)
+    return tiles

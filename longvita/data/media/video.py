@@ -1,33 +1,33 @@
 """Videos to frames: which frames are taken, what a header tells, and decoding the chosen ones alone.
 
-A video is a file or a folder of frame pictures. Files are read by decord; where it fails, PyAV takes over from the
-first frame that is missing, and what PyAV cannot read either is a MediaError. Nothing is ever repeated or skipped in
+A video is a file or a folder of frame pictures. Files are read by PyAV; where it fails, decord takes over from the
+first frame that is missing, and what decord cannot read either is a MediaError. Nothing is ever repeated or skipped in
 silence.
 """
 
 from __future__ import annotations
 
+import collections
+import itertools
 import math
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from longvita.data.errors import MediaError, Reason
+from longvita.data.errors import MediaError, Reason, tell
 from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_picture
+from longvita.data.media.packets import video_stream
 from longvita.data.media.source import Stored, as_stored, files_in, is_folder, opened
+from longvita.data.media.sweep import read_with_pyav
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Pictures that count as frames of a folder."""
 STALL_SECONDS = 120.0
 """Longest wait for one frame, seconds."""
-BATCH_FRAMES = 8
-"""Frames asked of decord at once: bounds memory and the time between two looks at the clock."""
 FAULT_TOLERANCE = 1e-9
 """decord repeats frames in place of damaged ones unless this share, the smallest above none, forbids it."""
 
@@ -130,23 +130,17 @@ def probe_video(path: Stored) -> VideoFacts:
 
     try:
         with opened(path) as file, av.open(file) as container:
-            stream = _video_stream(container)
+            stream = video_stream(container)
             rate = stream.average_rate
             num_frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
             _check_frame_size(stream)
     except MediaError as error:
         raise MediaError(error.reason, f"video {path} {error.detail}") from error
     except Exception as error:  # A damaged file may fail in any part of FFmpeg or PyAV.
-        raise MediaError(Reason.BROKEN_VIDEO, f"video {path} cannot be opened: {_tell(error)}") from error
+        raise MediaError(Reason.BROKEN_VIDEO, f"video {path} cannot be opened: {tell(error)}") from error
     if num_frames <= 0 or not rate:
         raise MediaError(Reason.BROKEN_VIDEO, f"video {path} has {num_frames} frames at a rate of {rate}")
     return VideoFacts(num_frames, float(rate))
-
-
-def _video_stream(container: Any) -> Any:
-    if not container.streams.video:
-        raise MediaError(Reason.BROKEN_VIDEO, "has no video stream")
-    return container.streams.video[0]
 
 
 def _check_frame_size(stream: Any) -> None:
@@ -159,11 +153,12 @@ def read_frames(
     indices: Sequence[int],
     stall_seconds: float = STALL_SECONDS,
     beat: Callable[[], None] = lambda: None,
+    threads: int = 1,
 ) -> Iterator[Image.Image]:
     """The frames of a video at ascending `indices`, in order, as RGB pictures; the others are not decoded to pictures.
 
-    `beat` is called at each sign of life. Raises MediaError if a frame cannot be had, naming file and frame, or if one
-    takes longer than `stall_seconds`.
+    `beat` is called at each sign of life; `threads` is how many the decoder of a file has. Raises MediaError if a frame
+    cannot be had, naming file and frame, or if one takes longer than `stall_seconds`.
     """
     path = as_stored(path)
     if is_folder(path):
@@ -174,99 +169,45 @@ def read_frames(
                 raise MediaError(Reason.BROKEN_VIDEO, f"video {path} has {len(files)} frames, frame {index} is asked")
             yield open_picture(files[index])
         return
+    if not indices:
+        return
     done = 0
     try:
-        for picture in _read_with_decord(path, indices, beat):
+        for picture in read_with_pyav(path, indices, stall_seconds, beat, threads):
             yield picture
             done += 1
         return
-    except Exception as error:  # noqa: BLE001 - decord raises DECORDError, RuntimeError, IndexError and more.
-        decord_error = _tell(error)
+    except (MediaError, MemoryError) as error:
+        # decord would number the frames of a file that ends early as if none were missing, and ends the process where
+        # it gets no memory.
+        detail = error.detail if isinstance(error, MediaError) else tell(error)
+        raise MediaError(Reason.BROKEN_VIDEO, f"video {path}: frame {indices[done]} cannot be had: {detail}") from error
+    except Exception as error:  # noqa: BLE001 - a damaged file may fail in any part of FFmpeg or PyAV.
+        pyav_error = tell(error)
     try:
-        for picture in _read_with_pyav(path, indices[done:], stall_seconds, beat):
+        for picture in _read_with_decord(path, indices[done:], beat):
             yield picture
             done += 1
-    except Exception as error:  # A damaged stream may fail in any part of FFmpeg or PyAV.
+    except Exception as error:  # decord raises DECORDError, RuntimeError, IndexError and more.
         missing = f"frame {indices[done]}" if done < len(indices) else "its end"
         raise MediaError(
             Reason.BROKEN_VIDEO,
-            f"video {path}: {missing} cannot be decoded (decord: {decord_error}; PyAV: {_tell(error)})",
+            f"video {path}: {missing} cannot be decoded (PyAV: {pyav_error}; decord: {tell(error)})",
         ) from error
 
 
 def _read_with_decord(path: Stored, indices: Sequence[int], beat: Callable[[], None]) -> Iterator[Image.Image]:
+    """Frame by frame from the first one on: where decord2 3.4.0 jumps it may give another frame, without an error."""
     import decord
 
     decord.logging.set_level(decord.logging.FATAL)
     with opened(path) as file:  # decord reads a file object whole.
         reader = decord.VideoReader(file, num_threads=1, fault_tol=FAULT_TOLERANCE)
-    for start in range(0, len(indices), BATCH_FRAMES):
+    if indices[-1] >= len(reader):
+        raise IndexError(f"{len(reader)} frames, frame {indices[-1]} is asked")
+    times = collections.Counter(indices)
+    for number in range(indices[-1] + 1):
         beat()
-        batch = list(indices[start : start + BATCH_FRAMES])
-        if batch[-1] >= len(reader):
-            raise IndexError(f"{len(reader)} frames, frame {batch[-1]} is asked")
-        for pixels in reader.get_batch(batch).asnumpy():
-            yield Image.fromarray(pixels)
-
-
-def _read_with_pyav(
-    path: Stored, indices: Sequence[int], stall_seconds: float, beat: Callable[[], None]
-) -> Iterator[Image.Image]:
-    """Frames by their time stamps: the header's order of frames is the order of their stamps."""
-    import av
-
-    with opened(path) as file, av.open(file, timeout=stall_seconds) as container:
-        stamps = sorted(
-            packet.pts for packet in container.demux(_video_stream(container)) if packet.size and packet.pts is not None
-        )
-    with opened(path) as file, av.open(file, timeout=stall_seconds) as container:
-        stream = _video_stream(container)
-        stream.thread_type = "NONE"
-        frames = _FrameFinder(container, stream, stall_seconds, beat)
-        for index in indices:
-            if index >= len(stamps):
-                raise IndexError(f"{len(stamps)} frames, frame {index} is asked")
-            yield frames.find(stamps[index])
-
-
-class _FrameFinder:
-    """Decodes forward to the frame with a given time stamp, jumping to the key frame before it when that is far."""
-
-    def __init__(self, container: Any, stream: Any, stall_seconds: float, beat: Callable[[], None]):
-        self.container, self.stream = container, stream
-        self.stall_seconds, self.beat = stall_seconds, beat
-        self.decoded = container.decode(stream)
-        self.jump = int(2 / stream.time_base)  # Within two seconds decoding on is cheaper than a jump.
-        self.last: int | None = None
-        self.picture: Image.Image | None = None
-
-    def find(self, stamp: int) -> Image.Image:
-        if self.picture is not None and stamp == self.last:
-            return self.picture  # A slow video gives a frame more than once.
-        if self.last is not None and stamp - self.last > self.jump:
-            self.container.seek(stamp, stream=self.stream)
-            self.decoded = self.container.decode(self.stream)
-        deadline = time.monotonic() + self.stall_seconds
-        for frame in self.decoded:
-            self.beat()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no frame within {self.stall_seconds} s")
-            if frame.pts is None or frame.pts < stamp:
-                continue
-            if frame.pts > stamp or frame.is_corrupt:
-                raise ValueError("the frame is damaged" if frame.is_corrupt else "the frame is missing")
-            self.last, self.picture = frame.pts, _upright(frame)
-            return self.picture
-        raise EOFError("the stream ends before it")
-
-
-def _upright(frame: Any) -> Image.Image:
-    """A decoded frame as RGB, turned as the file says (decord does so by itself)."""
-    pixels = frame.to_ndarray(format="rgb24")
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)
-
-
-def _tell(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()[:200] if lines else ''}"
+        frame = reader.next()
+        if number in times:
+            yield from itertools.repeat(Image.fromarray(frame.asnumpy()), times[number])

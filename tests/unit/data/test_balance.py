@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from longvita.config.schema import Config
@@ -12,6 +12,7 @@ from longvita.data.balance import WorkModel, divide
 from longvita.training.flops import Workload, training_flops
 
 
+@example(2, 6, 2088)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31))
 def test_equally_many_and_no_worse_than_in_order(replicas, places, seed):
     work = np.random.default_rng(seed).lognormal(0, 1, replicas * places)
@@ -48,7 +49,11 @@ def test_work_counts_attention_and_tiles():
     work = Workload(tokens=4000, attention_pairs=0, tiles=7)
     work.attention_pairs = (1000**2 + 3000**2) // 2
     expected = training_flops(config.model, work, config.training.trainable)
-    assert model.of_sequence(lengths, tiles, isolated=True) == pytest.approx(expected)
+    one = np.zeros(1, int)
+    assert model.of_sequences(lengths, tiles, one, isolated=True) == pytest.approx([expected])
     work.attention_pairs = 4000**2 // 2
     expected = training_flops(config.model, work, config.training.trainable)
-    assert model.of_sequence(lengths, tiles, isolated=False) == pytest.approx(expected)
+    assert model.of_sequences(lengths, tiles, one, isolated=False) == pytest.approx([expected])
+    both = model.of_sequences(lengths, tiles, np.asarray([0, 1]), isolated=False)
+    assert both.sum() == pytest.approx(model.of_sequences(lengths, tiles, one, isolated=True)[0])
+    assert both[1] == pytest.approx(model.of_sequences(lengths[1:], tiles[1:], one, isolated=True)[0])

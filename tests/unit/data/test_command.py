@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 from typer.testing import CliRunner
 
 from longvita.cli import app
-from longvita.config import to_yaml
 from longvita.data.errors import DataError
 from longvita.data.template import IGNORED_LABEL
 from tests.unit.data.format_material import dump_json, llava, png, write_parquet, write_tar
-from tests.unit.data.material import conversation, data_config, write_jsonl
+from tests.unit.data.material import conversation, write_jsonl
 
 SAMPLES = [
     conversation("hello"),
@@ -98,18 +95,3 @@ def test_no_such_file(folder):
     result = CliRunner().invoke(app, ["data", "encode", "none.jsonl", "--tokenizer", str(folder / "tokenizer")])
     assert isinstance(result.exception, DataError)
     assert "none.jsonl does not exist" in str(result.exception)
-
-
-def test_inspect_data(folder, repository):
-    write_jsonl(folder / "a.jsonl", SAMPLES * 10 + BROKEN)
-    source = {"a": {"data_paths": ["a.jsonl"]}}
-    config = data_config(folder, source, validation=source)
-    fitting = config.inference.model_copy(update={"max_seq_len": 1024, "max_new_tokens": 64})
-    (folder / "config.yaml").write_text(to_yaml(config.model_copy(update={"inference": fitting})))
-    command = [sys.executable, str(repository / "tools" / "inspect_data.py"), str(folder / "config.yaml")]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "sequences of 256 tokens an epoch" in result.stdout
-    assert "invalid_json 1, empty_turn 1" in result.stdout
-    assert "training: sources" in result.stdout
-    assert "held out: sources" in result.stdout
-    assert "   0 |A" in result.stdout

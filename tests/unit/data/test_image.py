@@ -21,6 +21,7 @@ from longvita.data.media.image import (
     tile_image,
     to_upright_rgb,
 )
+from longvita.data.media.item import MediaSettings, PictureFacts, PictureItem, decode_tiles
 from tests.unit.data.material import cut_file, picture
 
 
@@ -72,6 +73,22 @@ def test_wanted_tiles_are_the_same_as_all_tiles_cut():
     np.testing.assert_array_equal(cut_tiles(photograph, grid, 28, [0, 3, 5]), every[[0, 3, 5]])
 
 
+def test_tiles_are_cut_into_memory_that_is_given():
+    photograph = picture("coffee")
+    grid = choose_grid(*photograph.size, 12, 28)
+    out = np.zeros((2, 28, 28, 3), np.uint8)
+    cut_tiles(photograph, grid, 28, [0, 2], out)
+    np.testing.assert_array_equal(out, cut_tiles(photograph, grid, 28, [0, 2]))
+
+
+def test_normalise_is_exact_for_every_value():
+    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
+    for colour in range(3):
+        expected = (scaled - np.float32(IMAGE_MEAN[colour])) / np.float32(image.IMAGE_STD[colour])
+        np.testing.assert_array_equal(normalise(values)[0, colour].ravel(), expected)
+
+
 def test_normalise_matches_its_definition():
     values = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
     expected = (values / 255.0 - IMAGE_MEAN) / image.IMAGE_STD
@@ -83,6 +100,16 @@ def test_square_tile_pads_with_the_mean_colour():
     assert tile[30, 30].tolist() == [255, 0, 0]
     assert tile[0, 0].tolist() == list(image.PADDING_COLOUR)
     assert tile[59, 59].tolist() == list(image.PADDING_COLOUR)
+
+
+@pytest.mark.parametrize("side", [30, 64, 100])
+@pytest.mark.parametrize("size", [(64, 36), (63, 36), (36, 64), (36, 63), (64, 64), (64, 1), (31, 30)])
+def test_square_tile_is_a_padded_picture_resized(size, side):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    longest = max(size)
+    padded = Image.new("RGB", (longest, longest), image.PADDING_COLOUR)
+    padded.paste(noise, ((longest - size[0]) // 2, (longest - size[1]) // 2))
+    np.testing.assert_array_equal(square_tile(noise, side), pixels(resize(padded, (side, side))))
 
 
 @pytest.mark.parametrize("name", ["tall", "wide"])
@@ -177,3 +204,56 @@ class TestDamage:
             for read in (open_picture, probe_picture):
                 with pytest.raises(MediaError, match="is no regular file"):
                     read(path)
+
+
+class TestReducedSize:
+    """JPEG files of a size that the tiles do not need, read at a half, a quarter or an eighth of it."""
+
+    @staticmethod
+    def write(path, size, orientation=1, **options):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture("coffee").resize(size).save(path, exif=exif, quality=95, **options)
+        return path
+
+    @pytest.mark.parametrize(
+        "least, expected",
+        [((400, 240), (400, 240)), ((201, 120), (400, 240)), ((200, 120), (200, 120)), ((100, 61), (200, 120))]
+        + [((100, 60), (100, 60)), ((10, 10), (50, 30)), ((1000, 10), (400, 240))],
+    )
+    def test_as_small_as_is_enough_in_both_directions(self, tmp_path, least, expected):
+        path = self.write(tmp_path / "a.jpg", (400, 240))
+        assert open_picture(path, least=least).size == expected
+        assert open_picture(path).size == (400, 240)
+
+    @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+    def test_upright(self, tmp_path, orientation):
+        size = (400, 240) if orientation < 5 else (240, 400)
+        path = self.write(tmp_path / "a.jpg", (400, 240), orientation)
+        reduced = open_picture(path, size=size, least=(size[0] // 2, size[1] // 2))
+        assert reduced.size == (size[0] // 2, size[1] // 2)
+        whole = open_picture(path).resize(reduced.size, Image.Resampling.BOX)
+        assert np.abs(pixels(reduced).astype(int) - pixels(whole)).mean() < 3
+
+    def test_other_formats_are_read_whole(self, tmp_path):
+        picture("coffee").resize((400, 240)).save(tmp_path / "a.png")
+        assert open_picture(tmp_path / "a.png", least=(10, 10)).size == (400, 240)
+
+    def test_the_size_of_the_file_is_what_counts(self, tmp_path):
+        """It is compared with the index, reduced or not."""
+        path = self.write(tmp_path / "a.jpg", (400, 240))
+        with pytest.raises(MediaError, match=r"a.jpg: it is 400 x 240 pixels and was 200 x 120 when it was indexed"):
+            open_picture(path, size=(200, 120), least=(10, 10))
+
+    def test_tiles(self, tmp_path):
+        path = self.write(tmp_path / "a.jpg", (900, 600))
+        items = [PictureItem(path, PictureFacts(900, 600))]
+        plain = decode_tiles(items, MediaSettings(image_size=28), 1, range(7))
+        assert MediaSettings().reduced_jpeg is False
+        reduced = decode_tiles(items, MediaSettings(image_size=28, reduced_jpeg=True), 1, range(7))
+        difference = np.abs(reduced.astype(int) - plain)
+        assert 0 < difference.mean() < 4
+        # With a grid that needs every pixel nothing differs.
+        large = [MediaSettings(image_size=200, reduced_jpeg=reduced) for reduced in (False, True)]
+        first, second = (decode_tiles(items, settings, 1, range(7)) for settings in large)
+        np.testing.assert_array_equal(first, second)

@@ -117,8 +117,8 @@ def test_nothing_is_decoded(folder, template, monkeypatch):
         raise AssertionError("decoded")
 
     monkeypatch.setattr(image, "to_upright_rgb", refuse)
+    monkeypatch.setattr(video, "read_with_pyav", refuse)
     monkeypatch.setattr(video, "_read_with_decord", refuse)
-    monkeypatch.setattr("av.VideoStream.decode", refuse, raising=False)
     index = index_of(write_jsonl(folder / "a.jsonl", GOOD), folder, template)
     assert len(index) == 4
 

@@ -203,9 +203,9 @@ class TestReplica:
         decoded = []
         real = document.decode_tiles
 
-        def count(items, settings, limit, wanted, beat):
+        def count(items, settings, limit, wanted, *others):
             decoded.append(len(wanted))
-            return real(items, settings, limit, wanted, beat)
+            return real(items, settings, limit, wanted, *others)
 
         monkeypatch.setattr(document, "decode_tiles", count)
         by_rank = on_ranks(config, self.RANKS, 8)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -61,6 +62,49 @@ def test_windows_are_packed_as_they_are_needed():
     assert epoch_plan.num_sequences > 9_000
 
 
+class TestRandomness:
+    """Packing moves documents about within a window, never for their lengths' sake beyond it."""
+
+    LENGTHS = np.minimum(np.random.default_rng(1).lognormal(5, 1.2, 60_000).astype(int) + 1, 4096)
+
+    @pytest.fixture(scope="class")
+    def stream(self):
+        """The samples in the order in which they are trained on."""
+        packed = plan(self.LENGTHS, length=4096)
+        assert len(packed._window_ends) > 4
+        return np.concatenate([packed.sequence(number) for number in range(packed.num_sequences)])
+
+    def test_no_length_comes_early_or_late(self, stream):
+        """Each tenth of the stream, the ends of the epoch too, has the mean length of all, and as many long ones."""
+        long = np.percentile(self.LENGTHS, 95)
+        for tenth in np.array_split(self.LENGTHS[stream], 10):
+            error = self.LENGTHS.std() / len(tenth) ** 0.5
+            assert abs(tenth.mean() - self.LENGTHS.mean()) < 4 * error
+            expected = len(tenth) * (long < self.LENGTHS).mean()
+            assert abs((tenth > long).sum() - expected) < 4 * expected**0.5
+
+    def test_the_order_of_the_samples_says_nothing(self, stream):
+        """Rank correlation of a sample's number and of its length with its place."""
+        places = np.empty(len(stream))
+        places[stream] = np.arange(len(stream))
+        for column in (np.arange(len(stream)), self.LENGTHS.argsort().argsort()):
+            assert abs(np.corrcoef(places, column)[0, 1]) < 4 / len(stream) ** 0.5
+
+    def test_short_documents_keep_company_of_any_length(self):
+        """Lengths of two short documents next to each other in a sequence are nearly as unlike as any two."""
+        packed = plan(self.LENGTHS, length=4096)
+        short = 4096 / 8
+        pairs = [
+            pair
+            for number in range(packed.num_sequences)
+            for pair in itertools.pairwise(self.LENGTHS[packed.sequence(number)])
+            if max(pair) <= short
+        ]
+        left, right = np.asarray(pairs).T
+        assert len(pairs) > 5_000
+        assert abs(np.corrcoef(left, right)[0, 1]) < 0.15
+
+
 def test_other_seeds_and_epochs_give_other_orders():
     lengths = [10 + number % 30 for number in range(200)]
     orders = [sequences(plan(lengths, seed, epoch)) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
@@ -110,6 +154,19 @@ class TestMixture:
         assert len(take(100, 1.0, 30, 0, "a")) == 30
         assert len(take(3, 0.1, 30, 0, "a")) == 0
         assert len(take(0, 1.0, 30, 0, "a")) == 0
+
+    @given(st.integers(0, 300), st.floats(0, 4), st.integers(1, 500), st.integers(0, 9))
+    def test_as_a_plain_restatement_takes_them(self, total, ratio, num, seed):
+        wanted = min(int(total * ratio), num)
+        left, plain = wanted, []
+        while left > 0:
+            plain.append(min(left, total))  # whole rounds through the file, then a part of one
+            left -= total
+        taken = take(total, ratio, num, seed, "a").tolist()
+        assert len(taken) == wanted
+        for size in plain:
+            part, taken = taken[:size], taken[size:]
+            assert len(set(part)) == size and set(part) <= set(range(total))
 
     def test_a_share_takes_no_sample_twice(self):
         assert len(set(take(100, 0.5, 1000, 0, "a").tolist())) == 50

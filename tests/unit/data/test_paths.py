@@ -9,7 +9,7 @@ import pytest
 from longvita.config import ConfigError, load, to_yaml
 from longvita.data.catalog import build_catalog, make_template
 from longvita.data.errors import DataError
-from longvita.data.paths import data_files, format_of
+from longvita.data.paths import files_of_entry, format_of
 from tests.unit.data.format_material import write_parquet, write_tar
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
@@ -23,7 +23,7 @@ def root(tmp_path):
 
 
 def names(root, entry):
-    return [file.removeprefix(f"{root}/") for file in data_files(str(root), entry)]
+    return files_of_entry(str(root), entry)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,7 @@ def names(root, entry):
     [
         ("a.jsonl", ["a.jsonl"]),
         ("none.jsonl", ["none.jsonl"]),
+        ("*.tar", ["*.tar"]),
         ("c(x).jsonl", ["c(x).jsonl"]),
         ("odd[1].jsonl", ["odd[1].jsonl"]),
         ("[ab].jsonl", ["a.jsonl", "b.jsonl"]),
@@ -47,13 +48,12 @@ def test_entries(root, entry, found):
 
 
 def test_an_absolute_pattern(root):
-    assert data_files("/elsewhere", f"{root}/[ab].jsonl") == [f"{root}/a.jsonl", f"{root}/b.jsonl"]
+    assert files_of_entry("/elsewhere", f"{root}/[ab].jsonl") == [f"{root}/a.jsonl", f"{root}/b.jsonl"]
 
 
-@pytest.mark.parametrize("entry, message", [("*.tar", r"no file matches .*\*.tar"), ("{3..1}.tar", r"\{1..3\}")])
-def test_entries_of_nothing(root, entry, message):
-    with pytest.raises(DataError, match=message):
-        data_files(str(root), entry)
+def test_a_range_of_nothing(root):
+    with pytest.raises(DataError, match=r"the range \{3..1\} of \{3..1\}.tar holds nothing: write \{1..3\}"):
+        files_of_entry(str(root), "{3..1}.tar")
 
 
 def test_folders_of_tables(tmp_path):
@@ -82,7 +82,7 @@ def test_a_list_of_shards(tmp_path):
     assert names(tmp_path, "other.json") == ["other.json"]
     (tmp_path / "list.json").write_text('{"__kind__": "wids-shard-index-v1"}')
     with pytest.raises(DataError, match=r"list.json is no list of shards: KeyError 'shardlist'"):
-        data_files(str(tmp_path), "list.json")
+        files_of_entry(str(tmp_path), "list.json")
 
 
 def test_formats(tmp_path):
@@ -109,5 +109,19 @@ def test_a_config_with_a_pattern_of_nothing_is_refused_before_training(folder, w
     config = data_config(folder, {"a": {"data_paths": ["none-*.jsonl"]}, "b": {"data_paths": ["none-{0..2}.jsonl"]}})
     with pytest.raises(ConfigError) as caught:
         load(write_yaml(to_yaml(config)), purpose="training")
-    assert "no file matches" in str(caught.value)
+    assert f"there is no file {folder}/none-*.jsonl" in str(caught.value)
     assert "none-0.jsonl (and 2 more of this source)" in str(caught.value)
+    config = data_config(folder, {"a": {"data_paths": ["a-{2..1}.jsonl"]}})
+    with pytest.raises(ConfigError, match="the range"):
+        load(write_yaml(to_yaml(config)), purpose="training")
+
+
+def test_patterns_of_nothing_may_be_left_out(folder):
+    write_jsonl(folder / "a-1.jsonl", [conversation("hello")])
+    sources = {"a": {"data_paths": ["a-*.jsonl", "b-*.jsonl"]}}
+    config = data_config(folder, sources)
+    with pytest.raises(DataError, match=r"b-\*.jsonl"):
+        build_catalog(config, make_template(config), config.data.dataset)
+    config = data_config(folder, sources, allow_missing=True)
+    catalog = build_catalog(config, make_template(config), config.data.dataset)
+    assert (len(catalog.files), catalog.missing) == (1, {"a": [f"{folder}/b-*.jsonl"]})

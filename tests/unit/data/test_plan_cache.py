@@ -36,6 +36,11 @@ def test_is_stored_in_the_meantime_and_then_mapped(tmp_path):
     for number in range(first.num_sequences):
         np.testing.assert_array_equal(second.sequence(number), first.sequence(number))
     assert second.sequence(first.num_sequences) is None
+    for mapped, packed in zip(second.flat(), first.flat(), strict=True):
+        np.testing.assert_array_equal(mapped, packed)
+    samples, bounds = first.flat()
+    np.testing.assert_array_equal(samples[bounds[3] : bounds[4]], first.sequence(3))
+    assert bounds[-1] == len(samples) == len(TAKEN)
 
 
 def test_a_folder_that_cannot_be_written_to_costs_nothing(tmp_path):

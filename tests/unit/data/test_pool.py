@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import os
 import subprocess
 import sys
 import time
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from longvita.data import document as document_module
 from longvita.data import pool as pool_module
@@ -30,10 +33,10 @@ SAMPLES = [
 
 
 class Stuff:
-    """Requests for the samples above or those of other sources, with every tile wanted, and what reads them."""
+    """Requests for samples or of sources, those above if none are given, every tile wanted, and what reads them."""
 
-    def __init__(self, folder, sources=None):
-        write_jsonl(folder / "a.jsonl", SAMPLES)
+    def __init__(self, folder, samples=SAMPLES, sources=None):
+        write_jsonl(folder / "a.jsonl", samples)
         config = data_config(folder, sources or {"a": {"data_paths": ["a.jsonl"]}})
         self.template = make_template(config)
         catalog = build_catalog(config, self.template, config.data.dataset)
@@ -41,12 +44,22 @@ class Stuff:
         self.requests = [dataclasses.replace(request, wanted=tuple(range(request.num_tiles))) for request in requests]
         self.settings = catalog.settings
 
-    def pool(self, workers=1, **settings):
+    def pool(self, workers=1, limits=None, **settings):
         changed = dataclasses.replace(self.settings, **settings)
-        return WorkerPool(WorkerSetup(self.template.tokenizer.to_json(), 1, changed), workers)
+        return WorkerPool(WorkerSetup(self.template.tokenizer.to_json(), 1, changed, **(limits or {})), workers)
 
     def inline(self):
         return InlineReader(DocumentReader(self.template, self.settings))
+
+
+def read_in_workers(stuff, requests, **options):
+    """What a pool makes of one task."""
+    pool = stuff.pool(**options)
+    try:
+        pool.submit(0, requests)
+        return pool.result(0)
+    finally:
+        pool.close()
 
 
 @pytest.fixture
@@ -91,7 +104,9 @@ def test_workers_read_every_format(folder):
     (folder / "e" / "one.jpg").write_bytes(photograph())
     (folder / "e" / "one.txt").write_text("a cup")
     table = {"data_paths": ["c.parquet"], "columns": {"images": "scan", "caption": "label"}}
-    stuff = Stuff(folder, {"files": {"data_paths": ["b.tar", "d.json", "e"]}, "table": {**table, "prompt": "What?"}})
+    stuff = Stuff(
+        folder, sources={"files": {"data_paths": ["b.tar", "d.json", "e"]}, "table": {**table, "prompt": "What?"}}
+    )
     pool, inline = stuff.pool(), stuff.inline()
     try:
         for reader in (pool, inline):
@@ -146,14 +161,22 @@ def crashing_decoder(monkeypatch, tmp_path):
 
     def install(action):
         (tmp_path / "code").mkdir()
-        (tmp_path / "code" / "decord.py").write_text(f"import os, time\n{action}\n")
+        (tmp_path / "code" / "av.py").write_text(f"import os, signal, time\n{action}\n")
         monkeypatch.setattr(sys, "path", [str(tmp_path / "code"), *sys.path])
 
     return install
 
 
-def test_a_decoder_that_crashes_costs_one_document(stuff, crashing_decoder):
-    crashing_decoder("os._exit(7)")
+@pytest.mark.parametrize(
+    "action, code",
+    [
+        ("os._exit(7)", 7),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9),
+        ("import ctypes; ctypes.string_at(0)", -11),
+    ],
+)
+def test_a_decoder_that_crashes_costs_one_document(stuff, crashing_decoder, action, code):
+    crashing_decoder(action)
     pool = stuff.pool()
     try:
         pool.submit(0, stuff.requests)
@@ -163,7 +186,7 @@ def test_a_decoder_that_crashes_costs_one_document(stuff, crashing_decoder):
         pool.close()
     assert [type(result) for result in first] == [Document, Document, SampleError, SampleError]
     assert first[2].reason == Reason.BROKEN_VIDEO
-    assert "ended (exit code 7)" in first[2].detail
+    assert f"ended (exit code {code})" in first[2].detail
     assert [type(result) for result in second] == [Document, Document]
 
 
@@ -179,6 +202,101 @@ def test_a_decoder_that_hangs_costs_one_document(stuff, crashing_decoder, monkey
         pool.close()
     assert [type(result) for result in results] == [Document, SampleError]
     assert "no sign of life for 4 s" in results[1].detail
+
+
+ENDLESS_FILE = """
+class Packet:
+    size, pts, dts, is_keyframe = 1, 0, 0, True
+
+class File:
+    def __init__(self, *arguments, **options):
+        self.streams, self.video, self.frames = self, [self], 1
+    def __enter__(self):
+        return self
+    def __exit__(self, *error):
+        pass
+    def demux(self, stream):
+        while True:
+            time.sleep(0.1)
+            yield Packet()
+
+open = File
+"""
+
+
+def test_a_decoder_that_never_ends_costs_one_document(stuff, crashing_decoder):
+    """It gives signs of life all the time."""
+    crashing_decoder(ENDLESS_FILE)
+    first, second = read_in_workers(stuff, stuff.requests[1:3], limits={"sample_seconds": 4.0})
+    assert isinstance(first, Document)
+    assert isinstance(second, SampleError) and second.reason == Reason.BROKEN_VIDEO
+    assert "took longer than 4 s (data.sample_timeout_seconds)" in second.detail
+
+
+class TestMemory:
+    """Bombs: small files whose headers are fine, and whose pixels take more memory than decoding may."""
+
+    LIMIT = {"memory_bytes": 256 << 20}
+
+    @staticmethod
+    def write_picture(path):
+        Image.new("L", (12000, 12000)).save(path)
+
+    @staticmethod
+    def write_video(path):
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("png", rate=1)
+            stream.width, stream.height, stream.pix_fmt = 9000, 9000, "gray"
+            frame = av.VideoFrame.from_ndarray(np.zeros((9000, 9000), np.uint8), format="gray")
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+
+    @pytest.mark.parametrize(
+        "name, key, reason",
+        [("bomb.png", "images", Reason.BROKEN_PICTURE), ("bomb.mov", "videos", Reason.BROKEN_VIDEO)],
+    )
+    def test_a_bomb_costs_one_document(self, folder, own_media, name, key, reason):
+        media = own_media()
+        write = self.write_picture if key == "images" else self.write_video
+        write(media / name)
+        assert (media / name).stat().st_size < 500_000
+        mark = {"images": "<image>?", "videos": "<video>?"}[key]
+        stuff = Stuff(folder, [SAMPLES[1], conversation(mark, **{key: [name]}), SAMPLES[2]])
+        results = read_in_workers(stuff, stuff.requests, limits=self.LIMIT)
+        assert [type(result) for result in results] == [Document, SampleError, Document], results
+        assert results[1].reason == reason
+        assert name in results[1].detail
+        assert "data.decode_memory_bytes" in results[1].detail
+        # With the usual limit it is a picture or video like any other.
+        assert isinstance(read_in_workers(stuff, stuff.requests[1:2])[0], Document)
+
+    def test_tiles_do_not_count(self, folder):
+        """They are in shared memory: a long video is no bomb."""
+        stuff = Stuff(folder, [SAMPLES[2]])
+        stuff.settings = dataclasses.replace(stuff.settings, image_size=4000)
+        (document,) = read_in_workers(stuff, stuff.requests, limits=self.LIMIT)
+        assert document.pixels.nbytes > self.LIMIT["memory_bytes"]
+        assert document.pixels.any(axis=(1, 2, 3)).all()
+
+
+def test_tiles_outlive_the_pool(stuff):
+    """They are in memory that is shared with workers, who may be gone."""
+    results = read_in_workers(stuff, stuff.requests)
+    inline = stuff.inline()
+    inline.submit(0, stuff.requests)
+    assert all(same(left, right) for left, right in zip(results, inline.result(0), strict=True))
+
+
+def test_no_descriptors_are_left(stuff):
+    def opened():
+        return len(os.listdir("/proc/self/fd"))
+
+    read_in_workers(stuff, stuff.requests)
+    gc.collect()
+    before = opened()
+    for _ in range(2):
+        read_in_workers(stuff, stuff.requests)
+    gc.collect()
+    assert opened() == before
 
 
 def test_workers_that_cannot_start_are_an_error(stuff, monkeypatch, tmp_path):

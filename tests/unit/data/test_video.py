@@ -21,6 +21,7 @@ from longvita.data.media.video import (
     probe_video,
     read_frames,
 )
+from tests.clips import clip
 from tests.unit.data.material import clip_frames, write_video
 
 FACTS = st.builds(
@@ -78,22 +79,30 @@ class TestFiles:
         indices = [0, 0, 1, 1, *range(3, 40, 3)]
         path = stock / "media/clip.mp4"
         ours = [np.asarray(frame) for frame in read_frames(path, indices)]
-        theirs = [np.asarray(frame) for frame in video._read_with_pyav(path, indices, 60, lambda: None)]
+        theirs = [np.asarray(frame) for frame in video._read_with_decord(path, indices, lambda: None)]
         np.testing.assert_array_equal(ours, theirs)
 
-    def test_pyav_takes_over_where_decord_fails(self, stock, monkeypatch):
+    def test_decord_takes_over_where_pyav_fails(self, stock, monkeypatch):
         path = stock / "media/clip.mp4"
         whole = [np.asarray(frame) for frame in read_frames(path, [0, 5, 20])]
 
-        def failing(path, indices, beat):
+        def failing(path, indices, stall_seconds, beat, threads):
             yield from [Image.fromarray(whole[0])]
             raise RuntimeError("no more")
 
-        monkeypatch.setattr(video, "_read_with_decord", failing)
+        monkeypatch.setattr(video, "read_with_pyav", failing)
         np.testing.assert_array_equal([np.asarray(frame) for frame in read_frames(path, [0, 5, 20])], whole)
 
+    def test_decord_gives_the_right_frames_far_apart(self):
+        """Its own jumps are not used: out of an hour of film they gave other frames."""
+        path, indices = clip("bikes.mp4"), [0, 90, 90, 200, 249]
+        ours = [np.asarray(frame) for frame in read_frames(path, indices)]
+        np.testing.assert_array_equal(
+            [np.asarray(f) for f in video._read_with_decord(path, indices, lambda: None)], ours
+        )
+
     @pytest.mark.parametrize("quarter_turns", [1, 2, 3])
-    def test_a_turned_video_is_upright_with_both_decoders(self, stock, tmp_path, quarter_turns):
+    def test_a_turned_video_is_upright(self, stock, tmp_path, quarter_turns):
         path = tmp_path / "turned.mp4"
         content = bytearray((stock / "media/clip.mp4").read_bytes())
         matrix = content.find(b"tkhd") + 4 + 40  # Behind version, times, track, duration, layer and volume.
@@ -105,8 +114,6 @@ class TestFiles:
         upright = [np.asarray(frame) for frame in read_frames(path, [3])]
         by_hand = np.rot90(np.asarray(next(read_frames(stock / "media/clip.mp4", [3]))), -quarter_turns)
         np.testing.assert_array_equal(upright[0], by_hand)
-        fallback = [np.asarray(frame) for frame in video._read_with_pyav(path, [3], 60, lambda: None)]
-        np.testing.assert_array_equal(fallback, upright)
 
     def test_signs_of_life(self, stock):
         beats = []
@@ -115,7 +122,7 @@ class TestFiles:
 
     def test_a_stall_is_an_error(self, stock):
         with pytest.raises(TimeoutError, match="no frame within"):
-            list(video._read_with_pyav(stock / "media/clip.mp4", [39], -1.0, lambda: None))
+            list(video.read_with_pyav(stock / "media/clip.mp4", [39], -1.0, lambda: None))
 
 
 class TestFolders:
@@ -177,6 +184,16 @@ class TestDamage:
         path = stock / "media/cut.mp4"
         assert probe_video(path).num_frames == 40
         assert len(list(read_frames(path, [0, 2]))) == 2
-        with pytest.raises(MediaError, match=r"frame 39 cannot be decoded \(decord: .*PyAV: ") as caught:
+        with pytest.raises(MediaError, match="frame 39 cannot be had: the file ends early, 7 of") as caught:
             list(read_frames(path, [0, 39]))
+        assert caught.value.reason == Reason.BROKEN_VIDEO
+
+    def test_damage_in_the_middle(self, stock, tmp_path):
+        """Both decoders are asked, and the message tells what each of them said."""
+        content = bytearray((stock / "media/clip.mp4").read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 4000] = bytes(4000)
+        (tmp_path / "damaged.mp4").write_bytes(content)
+        with pytest.raises(MediaError, match=r"damaged.mp4: frame \d+ cannot be decoded \(PyAV: .*decord: ") as caught:
+            list(read_frames(tmp_path / "damaged.mp4", range(40)))
         assert caught.value.reason == Reason.BROKEN_VIDEO

@@ -71,7 +71,7 @@ def page(tmp_path) -> Checker:
         Answer("0004_0.png", "digit?", "digit four", "digit four", [picture]),
         Answer("clip.mp4", "after?", "after <b>six</b>", "after nine", [picture, picture]),
     ]
-    write_html(tmp_path, REPORT, NEEDLES, answers, ["stage1"])
+    write_html(tmp_path, REPORT, NEEDLES, picture, answers, ["stage1"])
     checker = Checker()
     checker.feed((tmp_path / "report.html").read_text(encoding="utf-8"))
     checker.close()
@@ -80,7 +80,7 @@ def page(tmp_path) -> Checker:
 
 def test_page_is_whole_and_needs_no_other_file(page):
     assert page.open == []
-    assert len(page.sources) == 3
+    assert len(page.sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
 
 
@@ -122,5 +122,5 @@ def test_pictures_in_a_terminal():
 
 
 def test_nothing_measured_yet_is_no_error(tmp_path):
-    write_html(tmp_path, {**REPORT, "stages": []}, {}, [], ["missing"])
+    write_html(tmp_path, {**REPORT, "stages": []}, {}, None, [], ["missing"])
     assert Path(tmp_path / "report.html").stat().st_size > 0

@@ -22,7 +22,7 @@ def config(**logging):
 def write_steps(output, settings, start, stop):
     with Metrics(output, settings, start, devices=2, peak_flops=1e9) as metrics:
         for step in range(start + 1, stop + 1):
-            metrics.step(step, figures(float(step)), seconds=0.5)
+            metrics.step(step, figures(float(step)), seconds=0.5, waited=0.125)
         metrics.validation({"held": 2.0})
 
 
@@ -35,6 +35,7 @@ def test_steps_are_written_with_their_rates(tmp_path):
     assert first["tiles_per_second"] == pytest.approx(6)
     flops = training_flops(config().model, WORK, ["vision", "projector", "language"])
     assert first["mfu"] == pytest.approx(flops / 0.5 / 2e9)
+    assert first["data_wait_fraction"] == pytest.approx(0.25)
     assert evaluation == {"step": 2, "validation": {"held": 2.0}}
 
 

@@ -1,0 +1,105 @@
+"""`longvita data index`: indexes every file of a config, and tells what is in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from longvita.config.schema import Config
+from longvita.data.catalog import CatalogFile, files_of, make_template
+from longvita.data.document import media_settings
+from longvita.data.index.columns import KIND_BITS, PICTURE
+from longvita.data.index.store import size_of
+from longvita.data.measure import of_media
+from longvita.data.media.item import MediaSettings
+from longvita.data.progress import indexing
+from longvita.data.quarantine import count_reasons, reasons_text
+from longvita.data.template import ChatTemplate
+
+
+@dataclass(frozen=True)
+class SourceIndex:
+    """What the indexes of a source's files hold."""
+
+    files: int
+    samples: int
+    """Those set aside among them."""
+    set_aside: dict[str, int]
+    """Samples that cannot be used, by reason word."""
+    pictures: int
+    videos: int
+    frames: int
+    """Taken from the videos at the config's limits."""
+    tokens: int
+    """Of the samples that can be used, at the config's limits."""
+    index_bytes: int
+    """Size of the index."""
+
+    @property
+    def bytes_a_sample(self) -> float:
+        """Bytes of index for each sample that can be used."""
+        return self.index_bytes / max(self.samples - sum(self.set_aside.values()), 1)
+
+
+def index(config: Config, as_json: bool) -> int:
+    """Indexes the files of the mix and of the held-out sources, as far as they are not; prints a table or one object.
+
+    The exit code. Raises DataError for a file that is missing, TokenizerError.
+    """
+    template, settings = make_template(config), media_settings(config)
+    mixes = {"training": config.data.dataset, "held_out": config.data.validation}
+    places = {mix: files_of(config, sources) for mix, sources in mixes.items()}
+    paths = [config.data.data_file(path) for mix in places.values() for _, _, path in mix]
+    figures: dict[str, dict[str, SourceIndex]] = {}
+    with indexing(sum(map(size_of, paths))) as open_one:
+        for mix, files in places.items():
+            found: dict[str, list[CatalogFile]] = {}
+            for source, dataset, path in files:
+                found.setdefault(source, []).append(open_one(config, template, source, dataset, path))
+            figures[mix] = {source: source_index(own, template, settings) for source, own in found.items()}
+    if as_json:
+        text = {mix: {source: _as_json(one) for source, one in found.items()} for mix, found in figures.items()}
+        print(json.dumps(text))
+    else:
+        Console(width=max(Console().width, 120)).print(_table(figures))
+    return 0
+
+
+def source_index(files: Sequence[CatalogFile], template: ChatTemplate, settings: MediaSettings) -> SourceIndex:
+    """Sums over the files of a source."""
+    sums: Counter[str] = Counter()
+    for file in files:
+        columns, usable = file.index, file.measured.usable
+        pictures = int(((columns.media["extent"] >> KIND_BITS) == PICTURE).sum())
+        _, picture_tiles, _ = of_media(columns, template, settings)
+        sums["pictures"] += pictures
+        sums["videos"] += len(columns.media) - pictures
+        sums["frames"] += int((file.measured.tiles[usable] - picture_tiles[usable]).sum())
+        sums["tokens"] += int(file.measured.lengths[usable].sum(dtype="int64"))
+        sums["index_bytes"] += columns.rows.nbytes + columns.media.nbytes + columns.rates.nbytes
+    set_aside = count_reasons(entry for file in files for entry in file.set_aside)
+    return SourceIndex(len(files), sum(file.num_samples for file in files), set_aside, **sums)
+
+
+def _as_json(figures: SourceIndex) -> dict:
+    return {**dataclasses.asdict(figures), "bytes_a_sample": round(figures.bytes_a_sample, 2)}
+
+
+def _table(figures: dict[str, dict[str, SourceIndex]]) -> Table:
+    names = ("mix", "source", "files", "samples", "pictures", "videos", "frames", "tokens", "bytes a sample")
+    table = Table(title="index")
+    for name in names:
+        table.add_column(name, justify="left" if name in ("mix", "source") else "right")
+    table.add_column("set aside")
+    for mix, sources in figures.items():
+        for source, one in sources.items():
+            counts = (one.files, one.samples, one.pictures, one.videos, one.frames, one.tokens)
+            texts = [*(f"{count:,}" for count in counts), f"{one.bytes_a_sample:.1f}", reasons_text(one.set_aside)]
+            table.add_row(mix.replace("_", " "), source, *texts)
+    return table

@@ -1,0 +1,111 @@
+"""Frames out of a video file by PyAV: only what wanted frames need is decoded, and only they are made pictures."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from longvita.data.errors import MediaError, Reason
+from longvita.data.media.packets import PacketTable, Sweep, plan_sweeps, read_packet_table, video_stream
+from longvita.data.media.source import Stored, opened
+
+SKIPPABLE_CODECS = ("h264",)
+"""Codecs that mark, by the standard, the frames that no other frame is made from; a decoder may leave those out."""
+
+
+def read_with_pyav(
+    path: Stored, indices: Sequence[int], stall_seconds: float, beat: Callable[[], None], threads: int = 1
+) -> Iterator[Image.Image]:
+    """The frames with these numbers, ascending and with repeats, as upright RGB pictures.
+
+    `beat` is called for each packet that is looked at and each frame that is decoded. Raises what PyAV raises,
+    TimeoutError if a wanted frame takes longer than `stall_seconds`, ValueError for a frame that the decoder does not
+    give, and MediaError for one that the file does not hold.
+    """
+    import av
+
+    table = read_packet_table(path, stall_seconds, beat)
+    there = [index for index in indices if index < table.num_frames]
+    with opened(path) as file, av.open(file, timeout=stall_seconds) as container:
+        sweeper = _Sweeper(container, table, threads, stall_seconds, beat)
+        for sweep in plan_sweeps(table, there):
+            yield from sweeper.run(sweep)
+    if len(there) < len(indices):
+        raise MediaError(Reason.BROKEN_VIDEO, f"the file ends early, {table.num_frames} of its frames are there")
+
+
+class _Sweeper:
+    """Decodes one file, sweep by sweep."""
+
+    def __init__(
+        self, container: Any, table: PacketTable, threads: int, stall_seconds: float, beat: Callable[[], None]
+    ):
+        from av.video.reformatter import VideoReformatter
+
+        self.container, self.table, self.threads = container, table, threads
+        self.stall_seconds, self.beat = stall_seconds, beat
+        self.stream = video_stream(container)
+        self.stream.thread_type = "NONE" if threads == 1 else "AUTO"
+        self.decoder = self.stream.codec_context
+        self.decoder.thread_count = threads
+        self.skips = self.decoder.name in SKIPPABLE_CODECS
+        self.reformatter = VideoReformatter()
+
+    def run(self, sweep: Sweep) -> Iterator[Image.Image]:
+        """The wanted frames of a sweep."""
+        frames = self._decode(sweep)
+        for stamp, repeats in itertools.groupby(sweep.stamps):  # A slow video gives a frame more than once.
+            picture = self._upright(self._find(frames, stamp))
+            yield from (picture for _ in repeats)
+
+    def _find(self, frames: Iterator[Any], stamp: int) -> Any:
+        deadline = time.monotonic() + self.stall_seconds
+        for frame in frames:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no frame within {self.stall_seconds} s")
+            if frame.pts is None or frame.pts < stamp:
+                continue
+            if frame.pts > stamp or frame.is_corrupt:
+                raise ValueError("the frame is damaged" if frame.is_corrupt else "the frame is missing")
+            return frame
+        raise EOFError("the stream ends before it")
+
+    def _decode(self, sweep: Sweep) -> Iterator[Any]:
+        """All frames from a sweep's first packet to its last, but those that may be skipped."""
+        wanted, left = set(sweep.stamps), set(sweep.stamps)
+        for packet in self._packets(sweep):
+            if self.skips:
+                self.decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            for frame in packet.decode():
+                self.beat()
+                yield frame
+            left.discard(packet.pts)
+            if not left:
+                break
+        for frame in self.decoder.decode(None):
+            self.beat()
+            yield frame
+
+    def _packets(self, sweep: Sweep) -> Iterator[Any]:
+        start = int(self.table.stamps[sweep.start])
+        if sweep.start > 0:
+            self.container.seek(start, stream=self.stream)
+        landed = False
+        for packet in self.container.demux(self.stream):
+            if not packet.size:
+                return
+            if not landed and sweep.start > 0 and packet.pts > start:
+                raise ValueError("a jump to the key frame before it leads behind it")
+            landed = True
+            yield packet
+
+    def _upright(self, frame: Any) -> Image.Image:
+        """A decoded frame as RGB, turned as the file says (decord does so by itself)."""
+        pixels = self.reformatter.reformat(frame, format="rgb24", threads=self.threads).to_ndarray()
+        turns = round(getattr(frame, "rotation", 0) / 90) % 4
+        return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)

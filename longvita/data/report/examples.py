@@ -1,0 +1,96 @@
+"""Some samples of each source, chosen by a seed, as the model gets them: their tokens, and some of their tiles.
+
+Tiles are decoded in workers that may crash or hang, so a bad file costs its own pictures and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from longvita.config.schema import Config
+from longvita.data.catalog import Catalog
+from longvita.data.document import DocumentReader, DocumentRequest
+from longvita.data.errors import SampleError
+from longvita.data.pool import WorkerPool
+from longvita.data.report.spans import Span, loss_tokens, spans_of
+from longvita.data.template import ChatTemplate, EncodedSample
+from longvita.data.worker import WorkerSetup
+
+MOST_PICTURES = 6
+"""Pictures of a sample that are shown, and as many frames of its videos."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample."""
+
+    request: DocumentRequest
+    loss_tokens: int
+    spans: list[Span]
+    pictures: list[tuple[str, Image.Image]]
+    """Thumbnails of its pictures and some frames, as the model sees them, each with a name."""
+    problem: str
+    """Why its tiles could not be decoded; empty where they could."""
+
+
+def choose(catalog: Catalog, source: str, count: int, seed: int) -> list[int]:
+    """At most `count` different samples of those that the mix takes of a source, ascending."""
+    numbers = [number for number, file in enumerate(catalog.files) if file.source == source]
+    sizes = np.asarray([len(file.taken) for file in catalog.files])
+    starts = np.cumsum(sizes) - sizes
+    rng = np.random.default_rng([seed, zlib.crc32(source.encode())])
+    places = rng.choice(sizes[numbers].sum(), min(count, int(sizes[numbers].sum())), replace=False)
+    ends = np.cumsum(sizes[numbers])
+    file = np.searchsorted(ends, places, side="right")
+    within = places - (ends - sizes[numbers])[file]
+    return np.unique(catalog.taken[starts[numbers][file] + within]).tolist()
+
+
+def read_examples(
+    samples: Iterable[int], catalog: Catalog, template: ChatTemplate, config: Config, show: Callable[[int], None]
+) -> list[Example]:
+    """Reads samples of a catalog; `show` is called with the number that are read.
+
+    Raises RuntimeError if a data file changed meanwhile.
+    """
+    setup = WorkerSetup(template.tokenizer.to_json(), template.tokens_per_tile, catalog.settings)
+    reader = DocumentReader(template, catalog.settings)
+    examples: list[Example] = []
+    with contextlib.closing(WorkerPool(setup, max(config.data.num_workers, 1))) as pool:
+        for sample in samples:
+            examples.append(_read(catalog.request(sample), reader, pool, len(examples)))
+            show(len(examples))
+    return examples
+
+
+def _read(request: DocumentRequest, reader: DocumentReader, pool: WorkerPool, task: int) -> Example:
+    encoded = reader.read(request).encoded
+    names = _shown_tiles(encoded, reader.template)
+    pool.submit(task, [dataclasses.replace(request, wanted=tuple(names))])
+    (result,) = pool.result(task)
+    spans, loss = spans_of(encoded, reader.template), loss_tokens(encoded)
+    if isinstance(result, SampleError):
+        return Example(request, loss, spans, [], f"{result.reason}: {result.detail}")
+    pictures = list(zip(names.values(), map(Image.fromarray, result.pixels), strict=True))
+    return Example(request, loss, spans, pictures, "")
+
+
+def _shown_tiles(encoded: EncodedSample, template: ChatTemplate) -> dict[int, str]:
+    """Numbers of the tiles that are shown, ascending, and their names: pictures' first ones, frames evenly chosen."""
+    tokens = encoded.input_ids[encoded.tile_starts]
+    pictures = np.flatnonzero(tokens == template.tokenizer.id_of("<IMG_CONTEXT>"))
+    frames = np.flatnonzero(tokens == template.tokenizer.id_of("<VID_CONTEXT>"))
+    chosen = np.unique(np.linspace(0, len(frames) - 1, MOST_PICTURES).astype(int)).tolist() if len(frames) else []
+    names = {
+        int(tile): f"picture {number} of {len(pictures)}"
+        for number, tile in enumerate(pictures[:MOST_PICTURES], start=1)
+    }
+    names |= {int(frames[number]): f"frame {number + 1} of {len(frames)}" for number in chosen}
+    return dict(sorted(names.items()))

@@ -1,0 +1,88 @@
+"""Everything that a report tells of one mix, gathered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longvita.config.schema import Config, DatasetConfig
+from longvita.data.catalog import Catalog, build_catalog, files_of, make_template, plan_epoch
+from longvita.data.index.store import size_of
+from longvita.data.missing import Missing
+from longvita.data.packing import Plan
+from longvita.data.progress import counting, indexing
+from longvita.data.quarantine import SetAside
+from longvita.data.report.examples import Example, choose, read_examples
+from longvita.data.report.figures import (
+    Imbalance,
+    PackingFigures,
+    SourceFigures,
+    imbalance,
+    pack,
+    packing_figures,
+    source_figures,
+    steps_of,
+)
+
+USUAL_REPLICAS = 8
+
+
+@dataclass(frozen=True)
+class MixReport:
+    """One mix: the training data, or the held-out sources."""
+
+    title: str
+    sources: list[SourceFigures]
+    packing: PackingFigures
+    imbalance: Imbalance | None
+    """Of training steps; the held-out sources have none."""
+    examples: dict[str, list[Example]]
+    """By source."""
+    set_aside: Sequence[SetAside]
+    missing: Missing
+    """Data files that data.allow_missing leaves out."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report is asked for."""
+
+    replicas: int | None
+    """Data-parallel replicas that the work of a step is divided among; when absent, as many as divide it, at most 8."""
+    examples: int
+    """Samples of each source that are shown."""
+
+
+def gather(title: str, sources: dict[str, DatasetConfig], config: Config, options: ReportOptions) -> MixReport:
+    """Indexes, packs and divides a mix, and reads its examples, each with a bar.
+
+    Raises DataError for a missing file, an empty mix, or replicas that a step cannot be divided among.
+    """
+    template = make_template(config)
+    paths = [config.data.data_file(path) for _, _, path in files_of(config, sources)]
+    with indexing(sum(map(size_of, paths))) as open_one:
+        catalog = build_catalog(config, template, sources, open_one)
+    plan, length = plan_epoch(catalog, config, 0), config.data.sequence_length
+    with counting(f"{title}: packing", -(-int(catalog.lengths[catalog.taken].sum(dtype="int64")) // length)) as show:
+        pack(plan, show)
+    figures = source_figures(catalog)
+    chosen = {one.source: choose(catalog, one.source, options.examples, config.seed) for one in figures}
+    samples = [sample for own in chosen.values() for sample in own]
+    with counting(f"{title}: examples", len(samples)) as show:
+        read = iter(read_examples(samples, catalog, template, config, show) if samples else [])
+    return MixReport(
+        title=title,
+        sources=figures,
+        packing=packing_figures(catalog, plan, length),
+        imbalance=_imbalance(catalog, plan, config, options.replicas) if sources == config.data.dataset else None,
+        examples={source: [next(read) for _ in own] for source, own in chosen.items()},
+        set_aside=catalog.set_aside,
+        missing=catalog.missing,
+    )
+
+
+def _imbalance(catalog: Catalog, plan: Plan, config: Config, replicas: int | None) -> Imbalance:
+    with counting("dividing steps", steps_of(plan, config)) as show:
+        replicas = replicas or math.gcd(config.training.global_batch_size, USUAL_REPLICAS)
+        return imbalance(catalog, plan, config, replicas, show)

@@ -1,0 +1,136 @@
+"""The report as one HTML page: no network, pictures inside it."""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from longvita.data.missing import describe_missing
+from longvita.data.quarantine import SetAside, reasons_text
+from longvita.data.report import spans
+from longvita.data.report.examples import Example
+from longvita.data.report.figures import Histogram, Imbalance, SourceFigures
+from longvita.data.report.mix import MixReport
+from longvita.data.report.text import imbalance_text
+from longvita.pages import as_data_url, write_page
+
+SIDE = 160
+"""Of a thumbnail, pixels."""
+MOST_CHARACTERS = 2000
+"""Of one run of an example's text."""
+MOST_ENTRIES = 10
+"""Entries for each source and reason of what was set aside."""
+_STYLE = (
+    spans.STYLE
+    + """
+.bar { display: inline-block; height: .8em; background: #1f77b4; } td.bars { text-align: left; width: 26em; }
+.sequence { display: flex; width: 640px; height: 14px; background: #eee; margin: 2px 0; }
+.sequence span { background: #1f77b4; border-right: 1px solid #fff; box-sizing: border-box; }
+article { border-top: 1px solid #ddd; margin-top: 1rem; }
+"""
+)
+
+
+def write_report(path: Path, name: str, mixes: Sequence[MixReport]) -> None:
+    """Writes the page of a config's mixes."""
+    write_page(path, f"Data of {name}", [part for mix in mixes for part in _mix(mix)], _STYLE)
+
+
+def _mix(mix: MixReport) -> list[str]:
+    packing = mix.packing
+    return [
+        f"<h2>{html.escape(mix.title)}</h2>",
+        _sources(mix.sources),
+        f"<pre>Left out, {html.escape(describe_missing(mix.missing))}</pre>" if mix.missing else "",
+        f"<h3>Packing</h3><p>{packing.sequences:,} sequences of {packing.sequence_length:,} tokens an epoch, "
+        f"{packing.fill:.1%} filled. How many are how full:</p>",
+        _bars(packing.fills),
+        f"<p>The first {len(packing.first)}, document by document:</p>",
+        *(_sequence(lengths, packing.sequence_length) for lengths in packing.first),
+        *(_imbalance(mix.imbalance) if mix.imbalance is not None else ()),
+        *(part for source in mix.sources for part in _source(source, mix.examples[source.source], mix.title)),
+        f"<h3>Set aside ({html.escape(mix.title)})</h3>",
+        *_set_aside(mix.set_aside),
+    ]
+
+
+def _imbalance(found: Imbalance) -> list[str]:
+    text = html.escape(imbalance_text(found)).capitalize()
+    return [
+        f"<h3>Work of the replicas</h3><p>{text}. How many steps are how uneven:</p>",
+        _bars(found.classes),
+    ]
+
+
+def _sources(sources: Sequence[SourceFigures]) -> str:
+    head = "".join(
+        f"<th>{name}</th>" for name in ("source", "samples", "taken", "tokens", "tiles", "resampled", "set aside")
+    )
+    rows = "".join(_source_row(one) for one in sources)
+    return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _source_row(one: SourceFigures) -> str:
+    numbers = (one.samples, one.taken, one.tokens, one.tiles, one.resampled)
+    cells = [html.escape(one.source), *(f"{number:,}" for number in numbers), reasons_text(one.set_aside)]
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _bars(rows: Histogram) -> str:
+    most = max((count for _, count in rows), default=0) or 1
+    cells = "".join(
+        f"<tr><td>{html.escape(name)}</td><td class='bars'><span class='bar' style='width: {24 * count / most:.2f}em'>"
+        f"</span></td><td>{count:,}</td></tr>"
+        for name, count in rows
+    )
+    return f"<table>{cells}</table>"
+
+
+def _sequence(lengths: np.ndarray, sequence_length: int) -> str:
+    blocks = "".join(
+        f"<span style='width: {length / sequence_length:.3%}' title='{length:,} tokens'></span>"
+        for length in lengths.tolist()
+    )
+    return f"<div class='sequence'>{blocks}</div>"
+
+
+def _source(source: SourceFigures, examples: Sequence[Example], title: str) -> list[str]:
+    return [
+        f"<h3>{html.escape(source.source)} ({html.escape(title)})</h3><p>Tokens of a sample:</p>",
+        _bars(source.lengths),
+        f"<p>{len(examples)} of its samples, chosen by the seed. Text that carries loss is <mark>marked</mark>.</p>",
+        *(_example(example) for example in examples),
+    ]
+
+
+def _example(example: Example) -> str:
+    request = example.request
+    head = (
+        f"{request.name} · {request.length:,} tokens, {example.loss_tokens:,} with loss · {request.num_tiles:,} tiles"
+    )
+    figures = "".join(
+        f"<figure><img src='{as_data_url(picture, SIDE)}' alt=''><figcaption>{html.escape(name)}</figcaption></figure>"
+        for name, picture in example.pictures
+    )
+    problem = f"<p>{html.escape(example.problem)}</p>" if example.problem else ""
+    text = spans.as_html(example.spans, MOST_CHARACTERS)
+    return f"<article><p><small>{html.escape(head)}</small></p>{figures}{problem}{text}</article>"
+
+
+def _set_aside(entries: Sequence[SetAside]) -> list[str]:
+    if not entries:
+        return ["<p>Nothing.</p>"]
+    ordered = sorted(entries, key=lambda entry: (entry.source, entry.reason))
+    groups = itertools.groupby(ordered, key=lambda entry: (entry.source, entry.reason))
+    return [_group(source, str(reason), list(group)) for (source, reason), group in groups]
+
+
+def _group(source: str, reason: str, entries: Sequence[SetAside]) -> str:
+    shown = entries[:MOST_ENTRIES]
+    more = f", the first {len(shown)} of them here" if len(shown) < len(entries) else ""
+    items = "".join(f"<li>{html.escape(f'{one.path}:{one.line}: {one.detail}')}</li>" for one in shown)
+    return f"<p>{html.escape(source)}: {reason} {len(entries):,}{more}</p><ul>{items}</ul>"

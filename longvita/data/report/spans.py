@@ -1,0 +1,110 @@
+"""A document's tokens as runs that are alike: text, text that carries loss, and blocks of tiles."""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.text import Text
+
+from longvita.data.template import IGNORED_LABEL, ChatTemplate, EncodedSample
+
+TEXT, LOSS = -2, -1
+"""Kinds of tokens; a tile's are the number of its owner, from 0."""
+STYLE = """
+.tokens { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.6 ui-monospace, monospace; }
+.tokens mark { background: #cdeac0; } .tokens b { font-weight: normal; border-radius: 3px; padding: 0 .3em; }
+.elided { color: #888; }
+"""
+RANK_COLOURS = ("#cfe2f3", "#f9cb9c", "#d9d2e9", "#fff2cc", "#c9e5e1", "#f4cccc", "#dde6b5", "#e6d3c0")
+"""Of the ranks that encode tiles, over and over."""
+TERMINAL_COLOURS = ("cyan", "yellow", "magenta", "blue", "red", "white")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of one kind that follow each other."""
+
+    kind: int
+    """TEXT, LOSS, or the rank that encodes the tiles."""
+    tokens: int
+    text: str
+    """What the tokens say; empty for tiles."""
+    tiles: range = range(0)
+    """Which of the document's tiles these are."""
+
+
+def spans_of(encoded: EncodedSample, template: ChatTemplate, owners: Sequence[int] | np.ndarray = ()) -> list[Span]:
+    """The runs of a document; `owners` [n]: the rank that encodes each tile, one for all of them when absent."""
+    kinds = np.where(encoded.labels == IGNORED_LABEL, TEXT, LOSS)
+    owners = np.asarray(owners, np.int64) if len(owners) else np.zeros(encoded.num_tiles, np.int64)
+    # From the marker before a tile to the one after it.
+    places = encoded.tile_starts[:, None] - 1 + np.arange(template.tokens_per_frame)
+    kinds[places] = owners[:, None]
+    bounds = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
+    spans, tile = [], 0
+    for start, end in itertools.pairwise(bounds):
+        if kinds[start] >= 0:
+            count = (end - start) // template.tokens_per_frame
+            spans.append(Span(int(kinds[start]), end - start, "", range(tile, tile + count)))
+            tile += count
+        elif end > start:
+            text = template.tokenizer.decode(encoded.input_ids[start:end].tolist())
+            spans.append(Span(int(kinds[start]), end - start, text))
+    return spans
+
+
+def loss_tokens(encoded: EncodedSample) -> int:
+    """Tokens of a document that carry loss."""
+    return int(np.count_nonzero(encoded.labels != IGNORED_LABEL))
+
+
+def as_html(spans: Sequence[Span], most_characters: int, name_of: Callable[[int], str] | None = None) -> str:
+    """A block of a page: loss-bearing text marked, tiles as blocks in the colours of their ranks.
+
+    most_characters: of one run of text; its middle is left out beyond that. name_of: of a tile's rank, where that is
+    wanted. Needs STYLE.
+    """
+    return f"<div class='tokens'>{''.join(_pieces(spans, most_characters, name_of))}</div>"
+
+
+def _pieces(spans: Sequence[Span], most: int, name_of: Callable[[int], str] | None) -> Iterator[str]:
+    for span in spans:
+        if span.kind < 0:
+            head, gap, tail = (html.escape(part) for part in _cut(span.text, most))
+            text = f"{head}<span class='elided'>{gap}</span>{tail}" if gap else head
+            yield f"<mark>{text}</mark>" if span.kind == LOSS else text
+        else:
+            colour = RANK_COLOURS[span.kind % len(RANK_COLOURS)]
+            yield f"<b style='background: {colour}'>{html.escape(_block(span, name_of))}</b>"
+
+
+def as_text(spans: Sequence[Span], most_characters: int, name_of: Callable[[int], str] | None = None) -> Text:
+    """The same for the terminal: loss-bearing text green and underlined."""
+    text = Text()
+    for span in spans:
+        if span.kind < 0:
+            style = "green underline" if span.kind == LOSS else ""
+            head, gap, tail = _cut(span.text, most_characters)
+            text.append(head, style)
+            text.append(gap, "dim")
+            text.append(tail, style)
+        else:
+            text.append(_block(span, name_of), f"reverse {TERMINAL_COLOURS[span.kind % len(TERMINAL_COLOURS)]}")
+    return text
+
+
+def _block(span: Span, name_of: Callable[[int], str] | None) -> str:
+    numbers = f"tile {span.tiles[0]}" if len(span.tiles) == 1 else f"tiles {span.tiles[0]} to {span.tiles[-1]}"
+    return f"[{numbers}: {span.tokens:,} tokens{f', {name_of(span.kind)}' if name_of else ''}]"
+
+
+def _cut(text: str, most: int) -> tuple[str, str, str]:
+    """Text, or its two ends and between them how much is left out."""
+    if len(text) <= most:
+        return text, "", ""
+    half = most // 2
+    return text[:half], f" … {len(text) - 2 * half:,} characters … ", text[len(text) - half :]

