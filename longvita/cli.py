@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-data_app = typer.Typer(help="Fetch and look at training data.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch, convert and look at training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -71,10 +71,26 @@ def config_show(
     show(load_with_sources(config, overrides), Console(), docs)
 
 
+DataFile = Annotated[
+    str, typer.Argument(help="Data file, folder or address of samples.", metavar="FILE", show_default=False)
+]
+DataFormatOption = Annotated[
+    str | None, typer.Option("--format", help="Format of FILE; by the end of its name when absent.", show_default=False)
+]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="Such as answer=label; may be given several times.", metavar="WHAT=NAME"),
+]
+PromptOption = Annotated[str | None, typer.Option(help="Question of a caption.", show_default=False)]
+
+
 @data_app.command("encode")
 def data_encode(
-    file: Annotated[Path, typer.Argument(help="JSONL file of samples.", metavar="FILE", show_default=False)],
+    file: DataFile,
     tokenizer: Annotated[str, typer.Option(help="Tokenizer folder.", show_default=False)],
+    data_format: DataFormatOption = None,
+    columns: ColumnsOption = None,
+    prompt: PromptOption = None,
     media_root: Annotated[str, typer.Option(help="Folder that picture and video paths are relative to.")] = ".",
     max_frames: Annotated[int, typer.Option(min=1, help="Most frames taken from one video.")] = 63,
     max_fps: Annotated[float, typer.Option(min=1e-6, help="Most frames taken from one second of video.")] = 1.0,
@@ -87,10 +103,45 @@ def data_encode(
     """Print samples as the model gets them; broken ones on stderr, and exit code 1 if there are any."""
     from longvita.data.command import EncodeOptions, encode
     from longvita.data.media.item import MediaSettings
+    from longvita.data.record import format_options
 
     settings = MediaSettings(image_size, max_tiles, max_frames, max_fps)
-    options = EncodeOptions(str(file), tokenizer, media_root, settings, tokens_per_tile, headers_only, as_json)
+    options = EncodeOptions(
+        file,
+        tokenizer,
+        media_root,
+        settings,
+        tokens_per_tile,
+        headers_only,
+        as_json,
+        data_format,
+        format_options(columns or [], prompt),
+    )
     raise typer.Exit(encode(options))
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[
+        str,
+        typer.Argument(help="YAML file, or data file, folder or pattern.", metavar="CONFIG|FILE", show_default=False),
+    ],
+    to: Annotated[str, typer.Option(help="jsonl or webdataset.", show_default=False)],
+    output: Annotated[str, typer.Option(help="Folder to make.", show_default=False)],
+    shard_bytes: Annotated[int, typer.Option(min=1, help="webdataset: bytes at which a shard is full.")] = 1 << 30,
+    media_root: Annotated[
+        str | None, typer.Option(help="Folder that paths are relative to; the config's, or the present one.")
+    ] = None,
+    data_format: DataFormatOption = None,
+    columns: ColumnsOption = None,
+    prompt: PromptOption = None,
+) -> None:
+    """Write samples as published JSONL or as WebDataset; exit code 1 if some are broken."""
+    from longvita.data.convert.command import ConvertOptions, convert
+    from longvita.data.record import format_options
+
+    options = format_options(columns or [], prompt)
+    raise typer.Exit(convert(ConvertOptions(source, to, output, shard_bytes, media_root, data_format, options)))
 
 
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave out files that are not there.")]

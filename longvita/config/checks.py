@@ -14,6 +14,7 @@ from typing import Any
 
 from longvita.config.errors import ABSENT, ConfigError, Problem, Source
 from longvita.config.schema import Config, DatasetConfig
+from longvita.data.errors import DataError
 from longvita.data.missing import holds_nothing, missing_files
 from longvita.data.sample import TILE_MARKERS
 
@@ -324,8 +325,12 @@ def _all_layers_recomputed(config: Config) -> bool:
 
 def _missing_data(config: Config, field: str, sources: dict[str, DatasetConfig]) -> Iterator[Problem]:
     """A problem for each source of a mix whose files are not there (the first missing file of each is named)."""
-    missing = missing_files(config, sources)
-    if config.data.allow_missing and not holds_nothing(sources, missing):
+    try:
+        missing = missing_files(config, sources)
+    except DataError as error:  # A pattern that no file matches.
+        yield Problem(str(error), f"data.{field}", ABSENT)
+        return
+    if config.data.allow_missing and not holds_nothing(config, sources, missing):
         return
     for name, paths in missing.items():
         more = f" (and {len(paths) - 1} more of this source)" if len(paths) > 1 else ""

@@ -7,10 +7,12 @@ Sections are strict and immutable: an unknown key, a wrong type or a value outsi
 from __future__ import annotations
 
 import os.path
-from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from longvita.data import remote
+from longvita.data.record import PROMPT
 
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path on this machine; a ~ at its start is the home folder."""
@@ -140,9 +142,10 @@ class ModelConfig(Section):
         return (self.vision.patches_per_side // self.projector.downsample) ** 2
 
 
-DataFormat = Literal["jsonl"]
+DataFormat = Literal["jsonl", "json", "parquet", "webdataset", "captions"]
 """Formats of data files, see longvita/data/formats."""
-FORMAT_OF_SUFFIX = {".jsonl": "jsonl"}
+Column = Literal["messages", "question", "answer", "caption", "images", "videos"]
+"""What a named value of a record is for, see longvita/data/record.py."""
 
 
 class DatasetConfig(Section):
@@ -153,9 +156,15 @@ class DatasetConfig(Section):
     num: int = Field(999999999, ge=1)
     """Most samples to take from each file."""
     data_paths: list[Place] = Field(min_length=1)
-    """Data files of the source, relative to data.data_root."""
+    """Data files of the source, relative to data.data_root: paths, folders, patterns with * ? [ ] and ranges such as
+    shard-{000..127}.tar."""
     format: DataFormat | None = None
-    """Format of the files; by the end of their names when absent."""
+    """Format of the files; by the end of their names when absent, captions for a folder."""
+    columns: dict[Column, str] = {}
+    """For parquet, webdataset and captions: names of the columns or JSON keys that hold the messages, or a question and
+    its answer, or a caption, and the images and videos. The usual names need not be given."""
+    prompt: str = Field(PROMPT, min_length=1)
+    """Question of a caption."""
     found_at: Names = []
     """Where the source is public: data sets of the Hugging Face Hub (OWNER/NAME), pages (https://...) for what is
     elsewhere. `longvita data fetch` leaves out a source without any."""
@@ -165,11 +174,7 @@ class DatasetConfig(Section):
     licence: str = ""
     """Licence of the source, as its own card states it."""
     media_root: Place | None = None
-    """Folder that the samples' picture and video paths are relative to; data.media_root when absent."""
-
-    def format_of(self, path: str) -> str:
-        """Name of the format of one of data_paths: JSONL where the end of its name tells nothing."""
-        return self.format or FORMAT_OF_SUFFIX.get(PurePath(path).suffix, "jsonl")
+    """Folder, or address, that the samples' picture and video paths are relative to; data.media_root when absent."""
 
 
 class DataConfig(Section):
@@ -182,13 +187,13 @@ class DataConfig(Section):
     validation: dict[str, DatasetConfig] = {}
     """Held-out sources, each with a loss of its own in the log."""
     data_root: Place = "."
-    """Folder that data_paths are relative to."""
+    """Folder that data_paths are relative to, or an address such as s3://BUCKET/FOLDER."""
     files_at: str = ""
     """Where the data_paths of all sources lie on the Hugging Face Hub: OWNER/NAME/FOLDER, put before each path."""
     allow_missing: bool = False
     """Whether a data file that is not there is left out and counted; otherwise it is an error."""
     media_root: Place = "."
-    """Folder that picture and video paths are relative to."""
+    """Folder, or address, that picture and video paths are relative to and may not lead out of; / allows any path."""
     sequence_length: int = Field(16384, ge=2)
     """Length of a packed sequence, tokens."""
     isolate_documents: bool = True
@@ -223,9 +228,9 @@ class DataConfig(Section):
     index_cache: Place | None = None
     """Folder for the indexes of the data files; "index" below output when absent."""
 
-    def data_file(self, path: str) -> Path:
-        """Where one of data_paths lies: below data_root, unless it is absolute."""
-        return Path(self.data_root) / path
+    def data_file(self, path: str) -> str:
+        """Where a data file lies: below data_root, unless it is absolute or an address."""
+        return remote.join(self.data_root, path)
 
 
 class LayoutConfig(Section):

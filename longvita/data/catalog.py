@@ -20,11 +20,13 @@ from longvita.data.index.columns import FileIndex
 from longvita.data.index.store import IndexJob, IndexProgress, load_index
 from longvita.data.measure import Measured, measure
 from longvita.data.media.item import MediaSettings
-from longvita.data.missing import Missing, describe_missing, holds_nothing, missing_files
+from longvita.data.missing import Missing, describe_missing, files_of_mix, holds_nothing, missing_files
 from longvita.data.mixture import shuffle, take
 from longvita.data.packing import EpochPlan, Plan
+from longvita.data.paths import format_of
 from longvita.data.plan_cache import cached_plan, plan_name
 from longvita.data.quarantine import SetAside, count_reasons
+from longvita.data.record import FormatOptions
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import load_tokenizer
 
@@ -35,8 +37,8 @@ class CatalogFile:
 
     source: str
     path: str
-    format: str
-    media_root: str
+    settings: IndexSettings
+    """What its index depends on, its format and media folder among them."""
     index: FileIndex
     measured: Measured
     taken: np.ndarray
@@ -87,11 +89,12 @@ class Catalog:
         index, measured = file.index, file.measured
         return DocumentRequest(
             path=file.path,
-            format=file.format,
+            format=file.settings.format,
+            options=file.settings.options,
             place=index.place(number),
             names=int(index.rows["names"][number]),
             source=file.source,
-            media_root=file.media_root,
+            media_root=file.settings.media_root,
             facts=index.facts(number),
             max_num_frames=int(measured.frame_limits[number]),
             length=int(measured.lengths[number]),
@@ -155,29 +158,29 @@ def index_folder(config: Config) -> Path:
 
 
 def files_of(config: Config, sources: Mapping[str, DatasetConfig]) -> list[tuple[str, DatasetConfig, str]]:
-    """Source name, source and path, as the config has it, of each file of a mix.
+    """Source name, source and path relative to data_root of each file of a mix.
 
     Raises DataError if files are missing; with data.allow_missing they are left out, and it is raised if all are.
     """
     missing = missing_files(config, sources)
-    if missing and (not config.data.allow_missing or holds_nothing(sources, missing)):
+    if missing and (not config.data.allow_missing or holds_nothing(config, sources, missing)):
         ways_out = "fetch them (longvita data fetch CONFIG) or set data.data_root to the folder that holds them"
         if not config.data.allow_missing:
             ways_out += ", or leave them out and have them counted (data.allow_missing=true, --allow-missing)"
         raise DataError(f"{describe_missing(missing)}\n{ways_out}")
     return [
         (source, dataset, path)
-        for source, dataset in sources.items()
-        if dataset.ratio > 0
-        for path in dataset.data_paths
-        if str(config.data.data_file(path)) not in missing.get(source, ())
+        for source, dataset, path in files_of_mix(config, sources)
+        if config.data.data_file(path) not in missing.get(source, ())
     ]
 
 
 def index_job(config: Config, template: ChatTemplate, source: str, dataset: DatasetConfig, path: str) -> IndexJob:
     """How one file of a mix is indexed."""
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
-    settings = IndexSettings(source, media_root, config.data.max_fps, dataset.format_of(path))
+    format = format_of(config.data.data_file(path), dataset.format)
+    options = FormatOptions.of(dataset.columns, dataset.prompt)
+    settings = IndexSettings(source, media_root, config.data.max_fps, format, options)
     return IndexJob(template, settings, index_folder(config), config.data.index_processes)
 
 
@@ -190,9 +193,9 @@ def open_file(
     progress: Callable[[IndexProgress], None] = lambda progress: None,
 ) -> CatalogFile:
     """One file of a mix, indexed and measured; `progress` as for load_index. Raises DataError if it is missing."""
-    data_file = str(config.data.data_file(path))
+    data_file = config.data.data_file(path)
     job = index_job(config, template, source, dataset, path)
     index = load_index(data_file, job, progress)
     measured = measure(index, template, media_settings(config), config.data.sequence_length, source, data_file)
     taken = measured.usable[take(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{path}")]
-    return CatalogFile(source, data_file, job.settings.format, job.settings.media_root, index, measured, taken)
+    return CatalogFile(source, data_file, job.settings, index, measured, taken)

@@ -1,4 +1,4 @@
-"""`longvita data encode`: samples of a JSONL file as the model gets them."""
+"""`longvita data encode`: samples of a data file as the model gets them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from longvita.data.document import probe_sample
-from longvita.data.errors import DataError, SampleError
-from longvita.data.formats import FORMATS
-from longvita.data.media.item import MediaSettings, decode_tiles, order_media, resolve
+from longvita.data.errors import SampleError
+from longvita.data.formats import read_samples
+from longvita.data.media.item import MediaSettings, decode_tiles, order_media
+from longvita.data.media.source import resolve
 from longvita.data.quarantine import SetAside, count_reasons
+from longvita.data.record import NO_OPTIONS, FormatOptions
 from longvita.data.sample import Sample
 from longvita.data.template import IGNORED_LABEL, ChatTemplate, EncodedSample, mark_order
 from longvita.data.tokenizer import load_tokenizer
@@ -30,6 +31,7 @@ class EncodeOptions:
     """What `longvita data encode` is asked for."""
 
     file: str
+    """Path or address of a data file or folder."""
     tokenizer: str
     media_root: str
     settings: MediaSettings
@@ -37,6 +39,9 @@ class EncodeOptions:
     headers_only: bool
     """Whether pictures and videos are measured by their headers alone, not decoded."""
     as_json: bool
+    format: str | None = None
+    """Name of the file's format; by the end of its name when None."""
+    options: FormatOptions = NO_OPTIONS
 
 
 def encode(options: EncodeOptions) -> int:
@@ -45,9 +50,6 @@ def encode(options: EncodeOptions) -> int:
     Returns the exit code: 0 if every sample could be encoded, 1 if some could not. Raises DataError if there is no such
     file, TokenizerError for the tokenizer.
     """
-    if not Path(options.file).is_file():
-        what = "is no file" if Path(options.file).exists() else "does not exist"
-        raise DataError(f"data file {options.file} {what}")
     template = ChatTemplate(load_tokenizer(options.tokenizer), options.tokens_per_tile)
     encoded, broken = 0, []
     for line, result in _encode_lines(options, template):
@@ -63,16 +65,13 @@ def encode(options: EncodeOptions) -> int:
 
 
 def _encode_lines(options: EncodeOptions, template: ChatTemplate) -> Iterator[tuple[int, EncodedSample | SampleError]]:
-    format = FORMATS["jsonl"]
-    for part in format.parts(options.file, sys.maxsize):
-        for place, sample in format.samples(options.file, part):
-            try:
-                if isinstance(sample, SampleError):
-                    raise sample
-                if sample is not None:
-                    yield place.line, _encode_sample(sample, options, template)
-            except SampleError as error:
-                yield place.line, error
+    for place, sample in read_samples(options.file, options.format, options.options):
+        try:
+            if isinstance(sample, SampleError):
+                raise sample
+            yield place.line, _encode_sample(sample, options, template)
+        except SampleError as error:
+            yield place.line, error
 
 
 def _encode_sample(sample: Sample, options: EncodeOptions, template: ChatTemplate) -> EncodedSample:

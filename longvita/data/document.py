@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.formats import FORMATS
+from longvita.data.formats import make_format
 from longvita.data.formats.base import Place
-from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media, resolve
+from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
+from longvita.data.media.source import resolve
+from longvita.data.record import NO_OPTIONS, FormatOptions
 from longvita.data.sample import Sample, media_names
 from longvita.data.template import ChatTemplate, EncodedSample, mark_order
 
@@ -54,6 +56,8 @@ class DocumentRequest:
     """Its tokens."""
     num_tiles: int
     """Its tiles and frames."""
+    options: FormatOptions = NO_OPTIONS
+    """What the config says about the data file beside its format."""
     wanted: tuple[int, ...] = ()
     """The tiles that this rank decodes, counted within the document, ascending."""
 
@@ -116,7 +120,7 @@ def _read_sample(request: DocumentRequest, beat: Callable[[], None]) -> Sample:
     """The sample that was indexed. A shared file system may fail for a moment: an error counts when it stays."""
     for wait in (*READ_WAITS, None):
         try:
-            sample = FORMATS[request.format].read(request.path, request.place)
+            sample = make_format(request.format, request.options).read(request.path, request.place)
             if media_names(sample) != request.names:
                 raise _changed(request, "other pictures or videos")
             return sample

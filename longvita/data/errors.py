@@ -22,6 +22,8 @@ class Reason(StrEnum):
     """The marks in the text differ in number from the pictures or videos."""
     MISSING_FILE = "missing_file"
     """A picture or video is not there."""
+    OUTSIDE_MEDIA_ROOT = "outside_media_root"
+    """The path of a picture or video leads outside the folder that media are read from."""
     BROKEN_PICTURE = "broken_picture"
     """A picture cannot be read."""
     BROKEN_VIDEO = "broken_video"

@@ -20,7 +20,6 @@ from longvita.config.schema import Config
 from longvita.data.catalog import Catalog, CatalogFile, files_of, index_job, make_template
 from longvita.data.document import DocumentRequest, media_settings, probe_sample
 from longvita.data.errors import DataError, Reason, SampleError
-from longvita.data.formats import FORMATS
 from longvita.data.formats.base import Place
 from longvita.data.index.columns import IndexBuilder
 from longvita.data.index.store import IndexJob, lines_of_parts, renew_index
@@ -92,7 +91,7 @@ def _files(config: Config, template: ChatTemplate) -> dict[tuple[str, str], _Fil
     """The data files of the mix and of the held-out sources, by source name and path as in quarantine files."""
     places = [*files_of(config, config.data.dataset), *files_of(config, config.data.validation)]
     files = [
-        _File(source, str(config.data.data_file(path)), index_job(config, template, source, dataset, path))
+        _File(source, config.data.data_file(path), index_job(config, template, source, dataset, path))
         for source, dataset, path in places
     ]
     return {(file.source, file.path): file for file in files}
@@ -122,8 +121,7 @@ def _look_again(file: _File, entries: Sequence[SetAside], config: Config, pool: 
     settings, index = media_settings(config), builder.index()
     measured = measure(index, file.job.template, settings, config.data.sequence_length, file.source, file.path)
     errors |= {entry.line: SampleError(entry.reason, entry.detail) for entry in measured.too_long}
-    job = file.job.settings
-    part = CatalogFile(file.source, file.path, job.format, job.media_root, index, measured, measured.usable)
+    part = CatalogFile(file.source, file.path, file.job.settings, index, measured, measured.usable)
     catalog = Catalog([part], settings)
     requests = [catalog.request(number) for number in measured.usable.tolist()]
     yield from ((of_line[line], error) for line, error in errors.items())
@@ -138,7 +136,7 @@ def _samples_at(file: _File, lines: Set[int]) -> dict[int, tuple[Place, Sample |
     for part, numbers in lines_of_parts(file.path, file.job):
         if lines.isdisjoint(numbers):
             continue
-        for place, sample in FORMATS[file.job.settings.format].samples(file.path, part):
+        for place, sample in file.job.settings.make_format().samples(file.path, part):
             line = numbers.start + place.line - 1
             if line in found and sample is not None:
                 found[line] = (place, sample)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longvita.data.errors import Reason, SampleError
+from longvita.data.media.source import Medium, name_of
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 """Role words of the published files and the ChatML role that each stands for."""
@@ -30,13 +31,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation and its media, as paths."""
+    """A conversation and its media."""
 
     turns: tuple[Turn, ...]
-    images: tuple[str, ...] = ()
-    """Picture paths, in the order of their marks."""
-    videos: tuple[str, ...] = ()
-    """Paths of video files or folders of frames, in the order of their marks."""
+    images: tuple[Medium, ...] = ()
+    """Pictures, in the order of their marks."""
+    videos: tuple[Medium, ...] = ()
+    """Video files or folders of frames, in the order of their marks."""
 
 
 def parse_line(line: bytes | str) -> Sample:
@@ -51,21 +52,24 @@ def parse_line(line: bytes | str) -> Sample:
 def parse_sample(value: Any) -> Sample:
     """A checked sample of {"messages" | "conversations": [{"role", "content"}], "images", "videos"}.
 
-    Other keys are allowed and left alone, and "from" and "value" stand for "role" and "content" as older files have
-    them. Raises SampleError: invalid_sample, empty_turn, no_answer or mark_count.
+    Other keys are allowed and left alone. As LLaVA's and older files have it, "from" and "value" stand for "role" and
+    "content", and "image" and "video", one path or a list, for "images" and "videos". Raises SampleError:
+    invalid_sample, empty_turn, no_answer or mark_count.
     """
     if not isinstance(value, dict):
         raise SampleError(Reason.INVALID_SAMPLE, f"a sample is a JSON object, this is {type(value).__name__}")
     messages = value.get("messages") or value.get("conversations")
     if not isinstance(messages, list) or not messages:
         raise SampleError(Reason.INVALID_SAMPLE, "no list of turns under 'messages' or 'conversations'")
-    sample = Sample(
-        turns=parse_turns(messages), images=_parse_paths(value, "images"), videos=_parse_paths(value, "videos")
-    )
-    if all(turn.role != "assistant" for turn in sample.turns):
+    return checked_sample(parse_turns(messages), parse_paths(value, "image"), parse_paths(value, "video"))
+
+
+def checked_sample(turns: Sequence[Turn], images: Sequence[Medium], videos: Sequence[Medium]) -> Sample:
+    """A sample with an answer and a mark for each medium. Raises SampleError: no_answer or mark_count."""
+    if all(turn.role != "assistant" for turn in turns):
         raise SampleError(Reason.NO_ANSWER, "no assistant turn, so nothing to learn")
-    check_marks(sample.turns, len(sample.images), len(sample.videos))
-    return sample
+    check_marks(turns, len(images), len(videos))
+    return Sample(tuple(turns), tuple(images), tuple(videos))
 
 
 def parse_turns(messages: Sequence[Any]) -> tuple[Turn, ...]:
@@ -93,8 +97,12 @@ def _parse_turn(number: int, message: Any) -> Turn:
     return Turn(ROLES[role], text)
 
 
-def _parse_paths(value: dict, key: str) -> tuple[str, ...]:
-    paths = value.get(key)
+def parse_paths(value: dict, noun: str) -> tuple[str, ...]:
+    """Paths under "images" or "image" (`noun` is image or video). Raises SampleError(invalid_sample)."""
+    key, paths = f"{noun}s", value.get(f"{noun}s")
+    if paths is None:
+        key, paths = noun, value.get(noun)
+        paths = [paths] if isinstance(paths, str) else paths
     if paths is None:
         return ()
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
@@ -119,7 +127,7 @@ def media_names(sample: Sample) -> int:
     """A hash, below 2**64, of the names of a sample's pictures and videos; 0 when it has none."""
     if not sample.images and not sample.videos:
         return 0
-    names = json.dumps([sample.images, sample.videos])
+    names = json.dumps([[name_of(medium) for medium in media] for media in (sample.images, sample.videos)])
     return int.from_bytes(hashlib.blake2b(names.encode(), digest_size=8).digest(), "little")
 
 

@@ -11,10 +11,8 @@ from longvita.evaluation.media_files import DataSetError
 
 def read_rows(paths: Sequence[Path], columns: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of Parquet files, of some columns. Raises DataSetError for a file that is broken or lacks a column."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise DataSetError(f"reading Parquet needs pyarrow ({error}): pip install 'longvita[eval]'") from error
+    from pyarrow import ArrowException, parquet
+
     rows: list[dict[str, Any]] = []
     for path in paths:
         try:

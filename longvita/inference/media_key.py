@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from longvita.data.media.item import Source
+from longvita.data.media.item import PictureSource
+from longvita.data.media.source import FilePart, InlineMedium, read_bytes
 
 _READ_BYTES = 1 << 20
 
@@ -20,11 +21,13 @@ class MediaKey:
     nobody can tell any more what it held.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: PictureSource):
         self._path = Path(os.path.realpath(source)) if isinstance(source, (str, os.PathLike)) else None
         self._state, self.size = self._look()
         self._digest: str | None = None
-        if not isinstance(source, (str, os.PathLike)):
+        if isinstance(source, FilePart | InlineMedium):
+            self._digest = hashlib.sha256(read_bytes(source)).hexdigest()
+        elif not isinstance(source, (str, os.PathLike)):
             self._digest = hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes()).hexdigest()
 
     def __eq__(self, other: object) -> bool:

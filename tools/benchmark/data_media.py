@@ -133,7 +133,7 @@ def our_loader(config: Config, count: int) -> tuple[Loader, list[list[Path]]]:
     loader = build_loader(config, LoaderRanks())
     (file,) = loader.catalog.files
     samples = [json.loads(line) for line in Path(file.path).read_text(encoding="utf-8").splitlines()]
-    paths = [Path(file.media_root) / sample[file.source][0] for sample in samples]
+    paths = [Path(file.settings.media_root) / sample[file.source][0] for sample in samples]
     lines = [[loader.catalog.request(sample).place.line for sample in loader.stream.sequence(k)] for k in range(count)]
     return loader, [[paths[line - 1] for line in sequence] for sequence in lines]
 

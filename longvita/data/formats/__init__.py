@@ -2,7 +2,40 @@
 
 from __future__ import annotations
 
-from longvita.data.formats.base import Format
-from longvita.data.formats.jsonl import Jsonl
+import sys
+from collections.abc import Iterator
 
-FORMATS: dict[str, Format] = {format.name: format for format in (Jsonl(),)}
+from longvita.data import remote
+from longvita.data.errors import DataError, SampleError
+from longvita.data.formats.base import Format, Place
+from longvita.data.formats.captions import Captions
+from longvita.data.formats.json_array import JsonArray
+from longvita.data.formats.jsonl import Jsonl
+from longvita.data.formats.parquet import Parquet
+from longvita.data.formats.webdataset import WebDataset
+from longvita.data.paths import format_of
+from longvita.data.record import FormatOptions
+from longvita.data.sample import Sample
+
+FORMATS: dict[str, type[Format]] = {format.name: format for format in (Jsonl, JsonArray, Parquet, WebDataset, Captions)}
+
+
+def make_format(name: str, options: FormatOptions) -> Format:
+    """The format of a source's files. Raises DataError for a name that is none of FORMATS."""
+    if name not in FORMATS:
+        raise DataError(f"there is no format {name!r}; known are {', '.join(FORMATS)}")
+    return FORMATS[name](options)
+
+
+def read_samples(path: str, name: str | None, options: FormatOptions) -> Iterator[tuple[Place, Sample | SampleError]]:
+    """All samples of a data file in their order, from its first line or record on. Raises DataError if it is not there.
+
+    name: of its format; by the end of the file's name when None.
+    """
+    if not remote.exists(path):
+        raise DataError(f"data file {path} does not exist")
+    format = make_format(format_of(path, name), options)
+    for part in format.parts(path, sys.maxsize):
+        for place, sample in format.samples(path, part):
+            if sample is not None:
+                yield place, sample

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from longvita.data.errors import SampleError
+from longvita.data import remote
+from longvita.data.errors import DataError, SampleError
+from longvita.data.record import FormatOptions
 from longvita.data.sample import Sample
 
 READ_BYTES = 1 << 20
@@ -35,10 +37,12 @@ class Part:
 
 
 class Format(Protocol):
-    """One format of data files. Its methods are functions of the file alone, so that any process may call them."""
+    """One format of data files. Its methods are functions of file and options, so that any process may call them."""
 
     name: str
     """As in data.dataset.NAME.format."""
+
+    def __init__(self, options: FormatOptions): ...
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Pieces of about `part_bytes`, in order; one that holds the same samples is cut the same after others grew."""
@@ -53,11 +57,17 @@ class Format(Protocol):
         """The sample at a place. Raises SampleError where there is none (any more), OSError if it cannot be read."""
 
 
+def refuse_columns(options: FormatOptions, name: str) -> None:
+    """Raises DataError where columns are named for a format whose form is fixed."""
+    if options.columns:
+        raise DataError(f"columns are for parquet, webdataset and captions; a file of format {name} has none")
+
+
 def digest_bytes(path: str, part: Part) -> str:
     """The digest of the bytes [start, end) of a file."""
     digest = hashlib.blake2b(digest_size=16)
     left = part.end - part.start
-    with open(path, "rb") as file:
+    with remote.open_file(path) as file:
         file.seek(part.start)
         while left > 0 and (block := file.read(min(READ_BYTES, left))):
             digest.update(block)

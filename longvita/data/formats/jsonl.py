@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 
+from longvita.data import remote
 from longvita.data.errors import SampleError
-from longvita.data.formats.base import Part, Place, digest_bytes
+from longvita.data.formats.base import Part, Place, digest_bytes, refuse_columns
+from longvita.data.record import FormatOptions
 from longvita.data.sample import Sample, parse_line
 
 
@@ -16,11 +17,14 @@ class Jsonl:
 
     name = "jsonl"
 
+    def __init__(self, options: FormatOptions):
+        refuse_columns(options, self.name)
+
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Pieces that begin with the first whole line from each multiple of `part_bytes` on."""
-        end = os.path.getsize(path)
+        end = remote.size(path)
         bounds = [0]
-        with open(path, "rb") as file:
+        with remote.open_file(path) as file:
             for target in range(part_bytes, end, part_bytes):
                 if target > bounds[-1]:
                     # From the byte before: a line that begins right there is whole.
@@ -46,7 +50,7 @@ class Jsonl:
 
     def read(self, path: str, place: Place) -> Sample:
         """The sample of a line."""
-        with open(path, "rb") as file:
+        with remote.open_file(path) as file:
             file.seek(place.offset)
             return parse_line(file.read(place.size))
 
@@ -54,7 +58,7 @@ class Jsonl:
 def lines_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
     """First byte and bytes of each line of a part of a file."""
     offset = part.start
-    with open(path, "rb") as file:
+    with remote.open_file(path) as file:
         file.seek(offset)
         while offset < part.end and (line := file.readline()):
             yield offset, line

@@ -18,10 +18,11 @@ import numpy as np
 
 from longvita.data.document import probe_sample
 from longvita.data.errors import SampleError
-from longvita.data.formats import FORMATS
-from longvita.data.formats.base import Part
+from longvita.data.formats import make_format
+from longvita.data.formats.base import Format, Part
 from longvita.data.index.columns import FileIndex, IndexBuilder
 from longvita.data.quarantine import SetAside
+from longvita.data.record import NO_OPTIONS, FormatOptions
 from longvita.data.sample import media_names
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
@@ -42,6 +43,12 @@ class IndexSettings:
     """Most frames taken from one second of video, 1/s."""
     format: str = "jsonl"
     """Name of the data file's format."""
+    options: FormatOptions = NO_OPTIONS
+    """What else the config says about the file."""
+
+    def make_format(self) -> Format:
+        """The file's format."""
+        return make_format(self.format, self.options)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class Piece:
 
 def index_part(path: str, part: Part, template: ChatTemplate, settings: IndexSettings) -> Piece:
     """The index of one part of a file; see Format.samples for what is set aside."""
-    format, builder, lines = FORMATS[settings.format], IndexBuilder(), 0
+    format, builder, lines = settings.make_format(), IndexBuilder(), 0
     digest = format.digest(path, part)
     for place, sample in format.samples(path, part):
         lines = place.line
@@ -138,7 +145,7 @@ def _work(template: ChatTemplate, path: str, part: Part, settings: IndexSettings
     """A piece, from its file if that is of the same bytes."""
     if os.path.exists(file):
         piece = Piece.load(Path(file))
-        if piece.digest == FORMATS[settings.format].digest(path, part):
+        if piece.digest == settings.make_format().digest(path, part):
             return piece
     piece = index_part(path, part, template, settings)
     piece.save(Path(file))

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from longvita.data import remote
 from longvita.data.errors import DataError
-from longvita.data.formats import FORMATS
 from longvita.data.formats.base import Part
 from longvita.data.index.build import PART_BYTES, IndexSettings, Piece, index_parts
 from longvita.data.index.columns import FileIndex, join, piece_of
@@ -73,11 +73,12 @@ class IndexJob:
     """Processes that share the parts of a file."""
     part_bytes: int = PART_BYTES
 
-    def folder(self, path: Path) -> Path:
-        """The index's folder: another one for another tokenizer, media folder or format."""
-        about = {"version": VERSION, "path": str(path.resolve()), "tokenizer": self.template.tokenizer.fingerprint}
+    def folder(self, path: str) -> Path:
+        """The index's folder: another one for another tokenizer, media folder, format or choice of columns."""
+        place = path if remote.is_remote(path) else str(Path(path).resolve())
+        about = {"version": VERSION, "path": place, "tokenizer": self.template.tokenizer.fingerprint}
         text = json.dumps(about | dataclasses.asdict(self.settings))
-        return self.cache / f"{path.stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+        return self.cache / f"{Path(place).stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
 def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing) -> FileIndex:
@@ -87,13 +88,13 @@ def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing)
     ask at once: the first one works, the others wait for it. `progress` is called after each part that needed work.
     Raises DataError if there is no such file.
     """
-    path = Path(path)
-    if not path.exists():
+    path = str(path)
+    if not remote.exists(path):
         raise DataError(
             f"data file {path} of source {job.settings.source!r} does not exist; see data.data_root and its data_paths"
         )
     folder = job.folder(path)
-    state = _state(path)
+    state = remote.state(path)
     if _meta(folder).get("state") != state:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
@@ -104,7 +105,7 @@ def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing)
 
 def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
     """Makes the parts of an index that hold these lines anew, though their bytes are the same: media were mended."""
-    path = Path(path)
+    path = str(path)
     load_index(path, job)
     folder = job.folder(path)
     with _locked(folder / "lock"):
@@ -112,13 +113,13 @@ def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
         trusted = [piece for piece in _last_pieces(folder) if piece.part not in doubted]
         # What an interrupted pass left may be from before the media were mended.
         shutil.rmtree(folder / "parts", ignore_errors=True)
-        _bring_up_to_date(path, job, folder, _state(path), trusted)
+        _bring_up_to_date(path, job, folder, remote.state(path), trusted)
 
 
 def lines_of_parts(path: str | Path, job: IndexJob) -> list[tuple[Part, range]]:
     """The parts of a data file and the numbers of the lines of each, by its index, which is made where it is not."""
     load_index(path, job)
-    return _lines_of_parts(job.folder(Path(path)))
+    return _lines_of_parts(job.folder(str(path)))
 
 
 def _lines_of_parts(folder: Path) -> list[tuple[Part, range]]:
@@ -129,25 +130,23 @@ def _lines_of_parts(folder: Path) -> list[tuple[Part, range]]:
 
 def size_of(path: str | Path) -> int:
     """Bytes of a data file, or of all files of a folder."""
-    return _state(Path(path))[1]
+    return remote.state(str(path))[1]
 
 
 def _bring_up_to_date(
-    path: Path, job: IndexJob, folder: Path, state: list[int], last: Sequence[Piece], progress: Report = _say_nothing
+    path: str, job: IndexJob, folder: Path, state: list[Any], last: Sequence[Piece], progress: Report = _say_nothing
 ) -> None:
     """Writes a new edition: the pieces of `last` whose bytes are the same, and new ones for the other parts."""
-    start, meta, format = time.monotonic(), _meta(folder), FORMATS[job.settings.format]
+    start, meta, format = time.monotonic(), _meta(folder), job.settings.make_format()
     kept = {piece.part: piece for piece in last}
-    parts = format.parts(str(path), job.part_bytes)
-    pieces = {
-        part: kept[part] for part in parts if part in kept and kept[part].digest == format.digest(str(path), part)
-    }
+    parts = format.parts(path, job.part_bytes)
+    pieces = {part: kept[part] for part in parts if part in kept and kept[part].digest == format.digest(path, part)}
     wanted = [part for part in parts if part not in pieces]
     if meta and meta["state"] != state:
         what = "grew" if all(part in pieces for part in list(kept)[:-1]) else "changed"
         logger.warning("%s %s since it was indexed: %d of %d parts anew", path, what, len(wanted), len(parts))
     made, whole = [], sum(part.end - part.start for part in wanted)
-    for piece in index_parts(str(path), wanted, job.template, job.settings, folder / "parts", job.processes):
+    for piece in index_parts(path, wanted, job.template, job.settings, folder / "parts", job.processes):
         pieces[piece.part] = piece
         made.append(piece)
         progress(_progress(made, whole))
@@ -182,7 +181,7 @@ def _last_pieces(folder: Path) -> list[Piece]:
     return pieces
 
 
-def write_edition(folder: Path, pieces: Sequence[Piece], state: list[int], edition: int) -> FileIndex:
+def write_edition(folder: Path, pieces: Sequence[Piece], state: list[Any], edition: int) -> FileIndex:
     """Writes an edition of the pieces of a file, in order; `state` is the file's, see `load_index`."""
     lines_before = itertools.accumulate((piece.lines for piece in pieces), initial=0)
     index = join([(piece.index, before) for piece, before in zip(pieces, lines_before)])
@@ -214,13 +213,6 @@ def _meta(folder: Path) -> dict[str, Any]:
         return json.loads((folder / META).read_text())
     except (FileNotFoundError, ValueError):
         return {}
-
-
-def _state(path: Path) -> list[int]:
-    """What tells that a file was not touched: its size and time, of a folder those of all that it holds."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    stats = [file.stat() for file in files]
-    return [len(files), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
 
 
 @contextlib.contextmanager

@@ -5,20 +5,28 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from longvita.data import remote
+from longvita.data.media.source import FilePart, InlineMedium, Stored, name_of
+
 
 @dataclass(frozen=True)
 class FileIdentity:
     """A file as it is now; one that is written anew has another identity."""
 
     path: str
-    """Absolute path."""
+    """Absolute path, with the bounds of a part; an address with what its store says of it; the hash of bytes."""
     size: int
-    """Bytes."""
+    """Bytes of the file."""
     mtime_ns: int
-    """Time of the last change, nanoseconds."""
+    """Time of the last change, nanoseconds; 0 where there is no file of this machine."""
 
     @classmethod
-    def of(cls, path: str | os.PathLike) -> FileIdentity:
-        """The identity of the file at `path`. Raises OSError."""
+    def of(cls, source: Stored) -> FileIdentity:
+        """The identity of a source as it is now. Raises OSError."""
+        if isinstance(source, InlineMedium):
+            return cls(str(name_of(source)), len(source.content), 0)
+        path, bounds = (source.path, str(name_of(source))) if isinstance(source, FilePart) else (str(source), "")
+        if remote.is_remote(path):
+            return cls(f"{path}{bounds} {remote.state(path)}", 0, 0)
         status = os.stat(path)
-        return cls(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+        return cls(os.path.abspath(path) + bounds, status.st_size, status.st_mtime_ns)

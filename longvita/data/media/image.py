@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from longvita.data.errors import MediaError, Reason, tell
+from longvita.data.media.source import Stored, file_of, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,7 +166,7 @@ def normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def open_picture(
-    path: str | os.PathLike, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
+    path: Stored, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
 ) -> Image.Image:
     """A picture file as an upright RGB picture, the first one of an animation.
 
@@ -183,11 +184,11 @@ def open_picture(
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+def _opened(path: Stored) -> Iterator[Image.Image]:
     """A picture file of a permitted size; errors name it."""
     check_regular_file(path, "picture")
     try:
-        with Image.open(path) as picture:
+        with opened(path) as file, Image.open(file) as picture:
             _check_pixels(picture.size)
             yield picture
     except MediaError as error:
@@ -206,8 +207,11 @@ def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> No
         )
 
 
-def check_regular_file(path: str | os.PathLike, noun: str) -> None:
-    """Raises MediaError if there is no file at `path`, or something that is no file and might block its reader."""
+def check_regular_file(source: Stored, noun: str) -> None:
+    """Raises MediaError if there is no file at a path, or something that is no file and might block its reader."""
+    path = file_of(source)
+    if path is None:
+        return
     if not os.path.exists(path):
         raise MediaError(Reason.MISSING_FILE, f"{noun} {path} does not exist")
     if not os.path.isfile(path):
@@ -215,7 +219,7 @@ def check_regular_file(path: str | os.PathLike, noun: str) -> None:
         raise MediaError(reason, f"{noun} {path} is no regular file")
 
 
-def probe_picture(path: str | os.PathLike) -> tuple[int, int]:
+def probe_picture(path: Stored) -> tuple[int, int]:
     """Width and height in pixels of the upright picture, from its header alone. Raises as `open_picture` does."""
     with _opened(path) as picture:
         return upright_size(picture)

@@ -23,9 +23,12 @@ from longvita.data.media.image import (
     to_upright_rgb,
     upright_size,
 )
+from longvita.data.media.source import Stored
 from longvita.data.media.video import STALL_SECONDS, VideoFacts, chosen_frames, count_frames, probe_video, read_frames
 
 Source = str | os.PathLike | Image.Image
+"""A picture of a prompt: its path, or the picture itself."""
+PictureSource = Source | Stored
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,7 @@ class MediaFacts:
         return [count_frames(video, settings.max_fps, limit) for video in self.videos]
 
 
-def resolve(path: str, root: str | os.PathLike) -> Path:
-    """A sample's path below its media root, or as it is when absolute."""
-    return Path(root) / path
-
-
-def probe_media(pictures: Sequence[Source], videos: Sequence[str | os.PathLike], max_fps: float) -> MediaFacts:
+def probe_media(pictures: Sequence[PictureSource], videos: Sequence[Stored], max_fps: float) -> MediaFacts:
     """Reads the headers of a sample's media. Raises MediaError for the first one that is missing or broken."""
     facts = MediaFacts(
         tuple(PictureFacts(*_picture_size(source)) for source in pictures),
@@ -101,7 +99,7 @@ def probe_media(pictures: Sequence[Source], videos: Sequence[str | os.PathLike],
     return facts
 
 
-def _picture_size(source: Source) -> tuple[int, int]:
+def _picture_size(source: PictureSource) -> tuple[int, int]:
     return upright_size(source) if isinstance(source, Image.Image) else probe_picture(source)
 
 
@@ -109,8 +107,8 @@ def _picture_size(source: Source) -> tuple[int, int]:
 class PictureItem:
     """One picture of a sample."""
 
-    source: Source
-    """Path, or a picture in memory."""
+    source: PictureSource
+    """What is opened, or a picture in memory."""
     facts: PictureFacts
     """What its header told when the sample was measured."""
 
@@ -144,8 +142,8 @@ class PictureItem:
 class VideoItem:
     """One video of a sample: a file or a folder of frames."""
 
-    source: str | os.PathLike
-    """Path."""
+    source: Stored
+    """What is opened."""
     facts: VideoFacts
     """What its header told when the sample was measured."""
 
@@ -186,7 +184,7 @@ MediaItem = PictureItem | VideoItem
 
 
 def order_media(
-    is_video: Sequence[bool], pictures: Sequence[Source], videos: Sequence[str | os.PathLike], facts: MediaFacts
+    is_video: Sequence[bool], pictures: Sequence[PictureSource], videos: Sequence[Stored], facts: MediaFacts
 ) -> list[MediaItem]:
     """The media of a sample in the order of its marks; `is_video` tells for each mark whether it is a video's."""
     picture_items = map(PictureItem, pictures, facts.pictures)

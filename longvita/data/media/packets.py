@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from longvita.data.errors import MediaError, Reason
 from longvita.data.media.identity import FileIdentity
+from longvita.data.media.source import Stored, opened
 
 JUMP_PACKETS = 12
 """A jump to a key frame costs about as much as decoding so many frames."""
@@ -80,7 +80,7 @@ def plan_sweeps(table: PacketTable, frames: Sequence[int]) -> list[Sweep]:
     return sweeps
 
 
-def read_packet_table(path: Path, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
+def read_packet_table(path: Stored, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
     """The table of a file. Tables of the last few files are kept while those do not change.
 
     `beat` is called at each packet. Raises ValueError for packets without a time stamp, and what PyAV raises.
@@ -95,11 +95,11 @@ def read_packet_table(path: Path, stall_seconds: float, beat: Callable[[], None]
     return table
 
 
-def _scan(path: Path, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
+def _scan(path: Stored, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
     import av
 
     shown, is_key, decoded = [], [], None
-    with av.open(str(path), timeout=stall_seconds) as container:
+    with opened(path) as file, av.open(file, timeout=stall_seconds) as container:
         stream = video_stream(container)
         promised = stream.frames
         for packet in container.demux(stream):

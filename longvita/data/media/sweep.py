@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,14 @@ from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
 from longvita.data.media.packets import PacketTable, Sweep, plan_sweeps, read_packet_table, video_stream
+from longvita.data.media.source import Stored, opened
 
 SKIPPABLE_CODECS = ("h264",)
 """Codecs that mark, by the standard, the frames that no other frame is made from; a decoder may leave those out."""
 
 
 def read_with_pyav(
-    path: Path, indices: Sequence[int], stall_seconds: float, beat: Callable[[], None], threads: int = 1
+    path: Stored, indices: Sequence[int], stall_seconds: float, beat: Callable[[], None], threads: int = 1
 ) -> Iterator[Image.Image]:
     """The frames with these numbers, ascending and with repeats, as upright RGB pictures.
 
@@ -31,7 +31,7 @@ def read_with_pyav(
 
     table = read_packet_table(path, stall_seconds, beat)
     there = [index for index in indices if index < table.num_frames]
-    with av.open(str(path), timeout=stall_seconds) as container:
+    with opened(path) as file, av.open(file, timeout=stall_seconds) as container:
         sweeper = _Sweeper(container, table, threads, stall_seconds, beat)
         for sweep in plan_sweeps(table, there):
             yield from sweeper.run(sweep)

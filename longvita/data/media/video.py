@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -22,6 +21,7 @@ from PIL import Image
 from longvita.data.errors import MediaError, Reason, tell
 from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_picture
 from longvita.data.media.packets import video_stream
+from longvita.data.media.source import Stored, as_stored, files_in, is_folder, opened
 from longvita.data.media.sweep import read_with_pyav
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -103,12 +103,10 @@ def _frame_step(num_frames: int, fps: float, max_fps: float, max_num_frames: int
     return max(fps / max_fps, num_frames / (max_num_frames + 1))
 
 
-def list_frames(folder: str | os.PathLike) -> list[Path]:
+def list_frames(folder: Stored) -> list[Stored]:
     """Frame pictures of a folder in natural order (frame2 before frame10)."""
-    return sorted(
-        (path for path in Path(folder).iterdir() if path.suffix.lower() in FRAME_SUFFIXES),
-        key=lambda path: _natural_key(path.name),
-    )
+    frames = [entry for entry in files_in(folder) if os.path.splitext(entry[0])[1].lower() in FRAME_SUFFIXES]
+    return [source for _, source in sorted(frames, key=lambda entry: _natural_key(entry[0]))]
 
 
 def _natural_key(name: str) -> tuple:
@@ -116,13 +114,13 @@ def _natural_key(name: str) -> tuple:
     return tuple((1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts)
 
 
-def probe_video(path: str | os.PathLike) -> VideoFacts:
+def probe_video(path: Stored) -> VideoFacts:
     """Frames and rate of a video from its header alone; files whose header has no count are demuxed, not decoded.
 
     Raises MediaError: missing_file if there is nothing at `path`, broken_video if it is no video that can be opened.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = as_stored(path)
+    if is_folder(path):
         num_frames = len(list_frames(path))
         if num_frames == 0:
             raise MediaError(Reason.BROKEN_VIDEO, f"video {path} is a folder without a .png, .jpg or .jpeg file")
@@ -131,7 +129,7 @@ def probe_video(path: str | os.PathLike) -> VideoFacts:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with opened(path) as file, av.open(file) as container:
             stream = video_stream(container)
             rate = stream.average_rate
             num_frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
@@ -151,7 +149,7 @@ def _check_frame_size(stream: Any) -> None:
 
 
 def read_frames(
-    path: str | os.PathLike,
+    path: Stored,
     indices: Sequence[int],
     stall_seconds: float = STALL_SECONDS,
     beat: Callable[[], None] = lambda: None,
@@ -162,8 +160,8 @@ def read_frames(
     `beat` is called at each sign of life; `threads` is how many the decoder of a file has. Raises MediaError if a frame
     cannot be had, naming file and frame, or if one takes longer than `stall_seconds`.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = as_stored(path)
+    if is_folder(path):
         files = list_frames(path)
         for index in indices:
             beat()
@@ -198,12 +196,13 @@ def read_frames(
         ) from error
 
 
-def _read_with_decord(path: Path, indices: Sequence[int], beat: Callable[[], None]) -> Iterator[Image.Image]:
+def _read_with_decord(path: Stored, indices: Sequence[int], beat: Callable[[], None]) -> Iterator[Image.Image]:
     """Frame by frame from the first one on: where decord2 3.4.0 jumps it may give another frame, without an error."""
     import decord
 
     decord.logging.set_level(decord.logging.FATAL)
-    reader = decord.VideoReader(str(path), num_threads=1, fault_tol=FAULT_TOLERANCE)
+    with opened(path) as file:  # decord reads a file object whole.
+        reader = decord.VideoReader(file, num_threads=1, fault_tol=FAULT_TOLERANCE)
     if indices[-1] >= len(reader):
         raise IndexError(f"{len(reader)} frames, frame {indices[-1]} is asked")
     times = collections.Counter(indices)

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from longvita.cli import app
 from longvita.data.errors import DataError
 from longvita.data.template import IGNORED_LABEL
+from tests.unit.data.format_material import dump_json, llava, png, write_parquet, write_tar
 from tests.unit.data.material import conversation, write_jsonl
 
 SAMPLES = [
@@ -68,6 +69,26 @@ def test_to_read(folder):
     result = run(folder, SAMPLES[1:2])
     assert result.stdout.startswith("line 1: ")
     assert result.stdout.rstrip().endswith("5 with loss, 4 tiles")
+
+
+def test_any_format(folder):
+    options = ["--tokenizer", folder / "tokenizer", "--media-root", folder / "media", "--tokens-per-tile", 1, "--json"]
+    options += ["--image-size", 28, "--headers-only"]
+    rows = [{"label": 3, "image": {"bytes": png("red"), "path": None}}, {"label": None, "image": None}]
+    files = {
+        dump_json(folder / "a.json", [llava("<image>?", image="wide.jpg"), llava("")]): [],
+        write_parquet(folder / "a.parquet", rows): ["--column", "caption=label", "--prompt", "What?"],
+        write_tar(folder / "a.tar", [("1.png", png("red")), ("1.txt", "red"), ("2.png", png("red"))]): [],
+        write_tar(folder / "archive", [("1.png", png("red")), ("1.txt", "red"), ("2.png", png("red"))]): [
+            "--format",
+            "webdataset",
+        ],
+    }
+    for path, own in files.items():
+        result = CliRunner().invoke(app, ["data", "encode", str(path), *map(str, options), *own])
+        assert result.exit_code == 1, result.output
+        assert json.loads(result.stdout)["num_tiles"] >= 1
+        assert json.loads(result.stderr.splitlines()[0])["line"] == 2
 
 
 def test_no_such_file(folder):

@@ -38,6 +38,12 @@ BROKEN = {
         conversation("<video>", videos=["none.mp4"]),
         conversation("<video>", videos=["nowhere"]),
     ],
+    Reason.OUTSIDE_MEDIA_ROOT: [
+        conversation("<image>", images=["../one.png"]),
+        conversation("<image>", images=["/etc/hostname"]),
+        conversation("<video>", videos=["frames/../../clip.mp4"]),
+        conversation("<image>", images=["s3://bucket/one.png"]),
+    ],
     Reason.BROKEN_PICTURE: [conversation("<image>", images=["text.png"]), conversation("<image>", images=["frames"])],
     Reason.BROKEN_VIDEO: [
         conversation("<video>", videos=[name]) for name in ("zero.mp4", "text.mp4", "audio.mp4", "empty", "one.png/x")
@@ -197,7 +203,7 @@ class TestCache:
                 load_index(path, job_of(folder, template, part_bytes=400))
         indexed_parts.clear()
         index = load_index(path, job_of(folder, template, part_bytes=400))
-        whole = len(build.FORMATS["jsonl"].parts(str(path), 400))
+        whole = len(settings_of(folder).make_format().parts(str(path), 400))
         assert len(indexed_parts) == whole - 2
         assert_equal(index, index_of(path, folder, template))
 

@@ -15,12 +15,13 @@ from PIL import Image
 
 from longvita.data import document as document_module
 from longvita.data import pool as pool_module
+from longvita.data import remote
 from longvita.data.catalog import build_catalog, make_template
 from longvita.data.document import Document, DocumentReader
 from longvita.data.errors import MediaError, Reason, SampleError
-from longvita.data.formats import jsonl as jsonl_module
 from longvita.data.pool import InlineReader, WorkerPool
 from longvita.data.worker import WorkerSetup
+from tests.unit.data.format_material import dump_json, llava, photograph, png, write_parquet, write_tar
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
 SAMPLES = [
@@ -32,14 +33,14 @@ SAMPLES = [
 
 
 class Stuff:
-    """Requests for samples, those above if none are given, with every tile wanted, and what reads them."""
+    """Requests for samples or of sources, those above if none are given, every tile wanted, and what reads them."""
 
-    def __init__(self, folder, samples=SAMPLES):
+    def __init__(self, folder, samples=SAMPLES, sources=None):
         write_jsonl(folder / "a.jsonl", samples)
-        config = data_config(folder, {"a": {"data_paths": ["a.jsonl"]}})
+        config = data_config(folder, sources or {"a": {"data_paths": ["a.jsonl"]}})
         self.template = make_template(config)
         catalog = build_catalog(config, self.template, config.data.dataset)
-        requests = [catalog.request(sample) for sample in range(len(samples))]
+        requests = [catalog.request(sample) for sample in range(len(catalog.lengths))]
         self.requests = [dataclasses.replace(request, wanted=tuple(range(request.num_tiles))) for request in requests]
         self.settings = catalog.settings
 
@@ -90,6 +91,30 @@ def test_workers_and_the_training_process_read_the_same(stuff):
             pairs = zip(pool.result(task), inline.result(task), strict=True)
             assert all(same(left, right) for left, right in pairs)
         assert pool.result(4) == []
+    finally:
+        pool.close()
+
+
+def test_workers_read_every_format(folder):
+    clip = (folder / "media" / "clip.mp4").read_bytes()
+    write_tar(folder / "b.tar", [("1.mp4", clip), ("1.txt", "a film"), ("2.png", png("red")), ("2.cls", "7")])
+    write_parquet(folder / "c.parquet", [{"scan": [photograph(), png("blue")], "label": 3}])
+    dump_json(folder / "d.json", [llava("<image>?", image="one.png")])
+    (folder / "e").mkdir()
+    (folder / "e" / "one.jpg").write_bytes(photograph())
+    (folder / "e" / "one.txt").write_text("a cup")
+    table = {"data_paths": ["c.parquet"], "columns": {"images": "scan", "caption": "label"}}
+    stuff = Stuff(
+        folder, sources={"files": {"data_paths": ["b.tar", "d.json", "e"]}, "table": {**table, "prompt": "What?"}}
+    )
+    pool, inline = stuff.pool(), stuff.inline()
+    try:
+        for reader in (pool, inline):
+            reader.submit(0, stuff.requests)
+        results = pool.result(0)
+        assert all(same(left, right) for left, right in zip(results, inline.result(0), strict=True))
+        assert [len(result.pixels) for result in results] == [8, 1, 5, 5, 6]
+        assert "What?" in stuff.template.tokenizer.decode(results[4].encoded.input_ids.tolist())
     finally:
         pool.close()
 
@@ -352,13 +377,13 @@ def waits(monkeypatch):
 
 def test_a_data_file_that_fails_for_a_moment_is_read_again(stuff, monkeypatch, waits):
     expected = DocumentReader(stuff.template, stuff.settings).read(stuff.requests[1])
-    monkeypatch.setattr(jsonl_module, "open", FailingFile(2), raising=False)
+    monkeypatch.setattr(remote, "open", FailingFile(2), raising=False)
     assert same(DocumentReader(stuff.template, stuff.settings).read(stuff.requests[1]), expected)
     assert waits == list(document_module.READ_WAITS[:2])
 
 
 def test_a_data_file_that_stays_away_ends_the_run_by_name(stuff, monkeypatch, waits):
-    monkeypatch.setattr(jsonl_module, "open", FailingFile(99), raising=False)
+    monkeypatch.setattr(remote, "open", FailingFile(99), raising=False)
     with pytest.raises(RuntimeError, match=r"a\.jsonl:2 can't be read any more .*Stale file handle.* after 4 tries"):
         DocumentReader(stuff.template, stuff.settings).read(stuff.requests[1])
     assert waits == list(document_module.READ_WAITS)

@@ -12,9 +12,11 @@ from longvita.cli import app
 from longvita.config import load
 from longvita.data import retry
 from longvita.data.errors import DataError
+from longvita.data.formats import make_format
 from longvita.data.index import build
 from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, read_quarantine
+from longvita.data.record import NO_OPTIONS
 from tests.unit.data.material import conversation, write_jsonl
 from tests.unit.data.test_index_command import write_config
 
@@ -106,7 +108,7 @@ def test_only_the_parts_that_hold_them_are_indexed_anew(folder, config, media, m
     monkeypatch.setattr(build, "index_part", lambda path, part, *rest: parts.append(part) or real(path, part, *rest))
     shutil.copy(media / "one.png", media / "late.png")
     run(folder, config)
-    whole = build.FORMATS["jsonl"].parts(str(folder / "a.jsonl"), 150)
+    whole = make_format("jsonl", NO_OPTIONS).parts(str(folder / "a.jsonl"), 150)
     assert len(parts) == 1 < len(whole)
     content = (folder / "a.jsonl").read_bytes()[parts[0].start : parts[0].end]
     assert b"late.png" in content

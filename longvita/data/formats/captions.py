@@ -1,0 +1,204 @@
+"""Captions: a folder of pictures or videos with a text beside each, or with one list of all captions.
+
+The list is metadata.jsonl (an object a line, "file_name" and what a record has) or captions.csv (a row each under a
+line of names). Without a list, each picture or video has a .txt or .json of the same stem beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from longvita.data import remote
+from longvita.data.errors import Reason, SampleError
+from longvita.data.formats.base import Part, Place, digest_bytes
+from longvita.data.formats.jsonl import Jsonl, lines_of
+from longvita.data.media.kinds import PICTURES, VIDEOS, ending
+from longvita.data.media.source import FilePart, leads_outside
+from longvita.data.record import FormatOptions, record_sample
+from longvita.data.sample import Sample
+
+LISTS = ("metadata.jsonl", "captions.csv")
+FILE_NAMES = ("file_name", "image", "video", "path", "file")
+"""Names that a list may have for a picture's or video's path below the folder."""
+FILE_BYTES = 4096
+"""Bytes that a file counts for when parts are cut: what it costs to open one."""
+
+
+class Captions:
+    """Places and parts are bytes of the list, or numbers of the folder's pictures and videos in their order."""
+
+    name = "captions"
+
+    def __init__(self, options: FormatOptions):
+        self.options = options
+
+    def parts(self, path: str, part_bytes: int) -> list[Part]:
+        """As JSONL is cut; a table is one part, for a line may be amid a value; of files, equal numbers."""
+        _media_of.cache_clear()
+        listing = _list_of(path)
+        if listing is None:
+            count, step = len(_media_of(path)), max(1, part_bytes // FILE_BYTES)
+            return [Part(start, min(start + step, count)) for start in range(0, count, step)]
+        if listing.endswith(".jsonl"):
+            return Jsonl(self.options).parts(listing, part_bytes)
+        size = remote.size(listing)
+        return [Part(0, size)] if size else []
+
+    def digest(self, path: str, part: Part) -> str:
+        """Of the list's bytes, or of the names and texts."""
+        listing = _list_of(path)
+        if listing is not None:
+            return digest_bytes(listing, part)
+        digest = hashlib.blake2b(digest_size=16)
+        for name in _media_of(path)[part.start : part.end]:
+            digest.update(repr((name, _text_beside(path, name))).encode())
+        return digest.hexdigest()
+
+    def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
+        """A sample a line, a row, or a picture or video."""
+        for place, content in self._contents(path, part):
+            try:
+                yield place, self._sample(path, place, content) if content is None or content.strip() else None
+            except SampleError as error:
+                yield place, error
+
+    def read(self, path: str, place: Place) -> Sample:
+        """The sample of a line, a row, or a picture or video."""
+        listing = _list_of(path)
+        if listing is None:
+            return self._sample(path, place, None)
+        with remote.open_file(listing) as file:
+            file.seek(place.offset)
+            return self._sample(path, place, file.read(place.size))
+
+    def _contents(self, path: str, part: Part) -> Iterator[tuple[Place, bytes | None]]:
+        """Each place and the bytes that stand there, None for a picture or video with a text of its own."""
+        listing = _list_of(path)
+        if listing is None:
+            places = enumerate(range(part.start, part.end), start=1)
+            yield from ((Place(offset, 0, number), None) for number, offset in places)
+            return
+        rows = _rows_of(listing, part) if listing.endswith(".csv") else lines_of(listing, part)
+        for number, (offset, content) in enumerate(rows, start=1):
+            yield Place(offset, len(content), number), content
+
+    def _sample(self, path: str, place: Place, content: bytes | None) -> Sample:
+        if content is None:
+            names = _media_of(path)
+            if place.offset >= len(names):
+                raise SampleError(Reason.INVALID_SAMPLE, f"the folder has {len(names)} pictures and videos now")
+            name = names[place.offset]
+            record = _text_record(path, name)
+        else:
+            listing = _list_of(path) or ""
+            record = _csv_record(listing, content) if listing.endswith(".csv") else _json_record(content, "the line")
+            name = next((record[key] for key in FILE_NAMES if isinstance(record.get(key), str)), "")
+            if not name:
+                raise SampleError(Reason.INVALID_SAMPLE, f"no path under any of {', '.join(FILE_NAMES)}")
+        return record_sample(_with_medium(record, path, name, self.options), self.options)
+
+
+def _with_medium(record: dict[str, Any], folder: str, name: str, options: FormatOptions) -> dict[str, Any]:
+    """The record with its one picture or video, which lies in the folder."""
+    if leads_outside(name, folder):
+        raise SampleError(Reason.OUTSIDE_MEDIA_ROOT, f"{name} leads outside its folder {folder}; move it there")
+    kind, other = ("videos", "images") if ending(name) in VIDEOS else ("images", "videos")
+    kept = {
+        key: value for key, value in record.items() if key not in (*options.names_of(kind), *options.names_of(other))
+    }
+    return {**kept, options.names_of(kind)[0]: FilePart(remote.join(folder, name), name=name)}
+
+
+def _list_of(folder: str) -> str | None:
+    """The folder's list of captions, None where it has none."""
+    return next((path for name in LISTS if remote.exists(path := remote.join(folder, name))), None)
+
+
+@functools.lru_cache(maxsize=2)
+def _media_of(folder: str) -> tuple[str, ...]:
+    """Pictures and videos of a folder, however deep, in the order of their names.
+
+    As `parts` saw them: should they change after it, the index's hash of their names tells.
+    """
+    return tuple(name for name in remote.files_below(folder) if ending(name) in (*PICTURES, *VIDEOS))
+
+
+def _text_beside(folder: str, name: str) -> tuple[str, bytes] | None:
+    """Name and bytes of the text beside a picture or video."""
+    for kind in ("txt", "json"):
+        text = f"{os.path.splitext(name)[0]}.{kind}"
+        try:
+            with remote.open_file(remote.join(folder, text)) as file:
+                return text, file.read()
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def _text_record(folder: str, name: str) -> dict[str, Any]:
+    beside = _text_beside(folder, name)
+    if beside is None:
+        raise SampleError(Reason.NO_ANSWER, f"{name} has no .txt or .json beside it")
+    text, content = beside
+    return {"caption": _decode(content, text).strip()} if text.endswith(".txt") else _json_record(content, text)
+
+
+def _json_record(content: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise SampleError(Reason.INVALID_JSON, f"{what} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SampleError(Reason.INVALID_SAMPLE, f"{what} holds {type(value).__name__}, not an object")
+    return value
+
+
+def _rows_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
+    """First byte and bytes of each row of a table below that of its names: lines, together while a quote is open."""
+    yield from itertools.islice(_whole_rows(path, part), 1, None)
+
+
+def _whole_rows(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
+    start, row = part.start, b""
+    for offset, line in lines_of(path, part):
+        start = start if row else offset
+        row += line
+        if row.count(b'"') % 2 == 0:
+            yield start, row
+            row = b""
+    if row:
+        yield start, row
+
+
+def _csv_record(path: str, content: bytes) -> dict[str, Any]:
+    names, values = _csv_names(path, json.dumps(remote.state(path))), _parse_row(content)
+    if len(values) != len(names):
+        raise SampleError(Reason.INVALID_SAMPLE, f"{len(values)} values in a row under {len(names)} names")
+    return dict(zip(names, values))
+
+
+@functools.lru_cache(maxsize=8)
+def _csv_names(path: str, state: str) -> tuple[str, ...]:
+    rows = _whole_rows(path, Part(0, remote.size(path)))
+    return tuple(name.lstrip("\ufeff").strip() for name in _parse_row(next(rows)[1]))
+
+
+def _parse_row(content: bytes) -> list[str]:
+    try:
+        return next(csv.reader([_decode(content, "the row")], strict=True), [])
+    except csv.Error as error:
+        raise SampleError(Reason.INVALID_SAMPLE, f"the row is no CSV: {error}") from error
+
+
+def _decode(content: bytes, what: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise SampleError(Reason.INVALID_SAMPLE, f"{what} is not UTF-8: {error}") from error

@@ -1,0 +1,154 @@
+"""JSON: one array of samples, as LLaVA and ShareGPT are published. The file is never held as a whole."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+
+from longvita.data import remote
+from longvita.data.errors import Reason, SampleError
+from longvita.data.formats.base import READ_BYTES, Part, Place, digest_bytes, refuse_columns
+from longvita.data.record import FormatOptions
+from longvita.data.sample import Sample, parse_line
+
+TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[{\[]|[}\]]|[^\s,:{}\[\]"]++', re.DOTALL)
+"""A string (group 1 is empty while its end is not read yet), an opening or closing bracket, or a bare word."""
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_FLAT = rb'\{(?:[^"{}]++|' + _STRING + rb")*+\}"
+SHALLOW = re.compile(rb'\{(?:[^"{}]++|' + _STRING + rb"|" + _FLAT + rb")*+\}", re.DOTALL)
+"""A whole object with one level of objects within, as samples are: found at once, where TOKEN goes step by step."""
+BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(\[?)")
+"""What may stand before an array, and its bracket."""
+PAIRS = {b"{": b"{}", b"[": b"[]"}
+LONGEST = 256 << 20
+"""Bytes of the longest sample: where more are read without an end, the brackets do not match."""
+
+
+class JsonArray:
+    """Places are bytes of the file."""
+
+    name = "json"
+
+    def __init__(self, options: FormatOptions):
+        refuse_columns(options, self.name)
+
+    def parts(self, path: str, part_bytes: int) -> list[Part]:
+        """Pieces that begin with the first sample from each multiple of `part_bytes` on."""
+        size, start = remote.size(path), _array_start(path)
+        if start is None:
+            return [Part(0, size)] if size else []
+        bounds: list[int] = []
+        end = start
+        for offset, element in elements(path, Part(start, size)):
+            if not bounds or offset // part_bytes > bounds[-1] // part_bytes:
+                bounds.append(offset)
+            end = offset + len(element)
+        return [Part(first, stop) for first, stop in itertools.pairwise([*bounds, end])]
+
+    def digest(self, path: str, part: Part) -> str:
+        """Of the bytes."""
+        return digest_bytes(path, part)
+
+    def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
+        """A sample an element."""
+        if part.start == 0:  # No element stands before the array's bracket.
+            yield (
+                Place(0, 0, 1),
+                SampleError(Reason.INVALID_JSON, "no JSON array; the format of one object a line is jsonl"),
+            )
+            return
+        for number, (offset, element) in enumerate(elements(path, part), start=1):
+            place = Place(offset, len(element), number)
+            try:
+                yield place, parse_line(element)
+            except SampleError as error:
+                yield place, error
+
+    def read(self, path: str, place: Place) -> Sample:
+        """The sample of an element."""
+        with remote.open_file(path) as file:
+            file.seek(place.offset)
+            return parse_line(file.read(place.size))
+
+
+def _array_start(path: str) -> int | None:
+    """The byte after the array's bracket, None where the file is no array."""
+    with remote.open_file(path) as file:
+        head = BEGINNING.match(file.read(READ_BYTES))
+    return head.end() if head and head[1] else None
+
+
+def elements(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
+    """First byte and bytes of each element of a part of an array; the last one may be cut off."""
+    scan = _Scan(part.start)
+    left = part.end - part.start
+    with remote.open_file(path) as file:
+        file.seek(part.start)
+        while not scan.ended:
+            block = file.read(min(READ_BYTES, left))
+            left -= len(block)
+            yield from scan.feed(block)
+
+
+class _Scan:
+    """Finds the elements of an array in blocks of its bytes."""
+
+    def __init__(self, offset: int):
+        self.ended = False
+        self._buffer, self._base = b"", offset
+        self._taken = 0
+        """Bytes of the buffer that are behind us."""
+        self._first: int | None = None
+        """Where the open element begins in the buffer."""
+        self._pair = b""
+        self._depth = 0
+        """Its open brackets of the kind that it begins with: others that do not match are its own damage."""
+
+    def feed(self, block: bytes) -> Iterator[tuple[int, bytes]]:
+        """The elements that end in a block; an empty one is the end of the part."""
+        kept = self._taken if self._first is None else self._first
+        self._base += kept
+        self._buffer = self._buffer[kept:] + block
+        self._taken -= kept
+        self._first = None if self._first is None else 0
+        while token := self._next_token():
+            if block and self._may_go_on(token):
+                break
+            self._taken = token.end()
+            if self._first is None and token[0] == b"]":
+                self.ended = True
+                return
+            if self._closes(token):
+                yield self._element(self._taken)
+        if self._first is not None and (not block or len(self._buffer) > LONGEST):
+            yield self._element(len(self._buffer))
+            self.ended = True
+        self.ended |= not block
+
+    def _next_token(self) -> re.Match[bytes] | None:
+        token = TOKEN.search(self._buffer, self._taken)
+        if self._first is None and token and token[0] == b"{":
+            return SHALLOW.match(self._buffer, token.start()) or token
+        return token
+
+    def _may_go_on(self, token: re.Match[bytes]) -> bool:
+        if token[0].startswith(b"{"):
+            return False
+        if token[0].startswith(b'"'):
+            return not token[1]
+        return token[0] not in b"{}[]" and token.end() == len(self._buffer)
+
+    def _closes(self, token: re.Match[bytes]) -> bool:
+        """Whether an element ends with a token."""
+        if self._first is None:
+            self._first = token.start()
+            self._pair = PAIRS.get(token[0], b"")
+        if token[0] in self._pair:
+            self._depth += 1 if token[0] == self._pair[:1] else -1
+        return self._depth <= 0
+
+    def _element(self, end: int) -> tuple[int, bytes]:
+        first = self._first or 0
+        self._first, self._depth = None, 0
+        return self._base + first, self._buffer[first:end]

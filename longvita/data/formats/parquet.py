@@ -1,0 +1,86 @@
+"""Parquet and Arrow tables, as the Hugging Face Hub and `datasets` hold them: one sample a row."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+
+from longvita.data import remote
+from longvita.data.errors import DataError, Reason, SampleError
+from longvita.data.formats.base import Part, Place
+from longvita.data.formats.tables import Table, open_table
+from longvita.data.record import COLUMNS, FormatOptions, record_sample
+from longvita.data.sample import Sample
+
+
+class Parquet:
+    """A place's offset is a group of rows, its size the number of the row in it. Parts are groups."""
+
+    name = "parquet"
+
+    def __init__(self, options: FormatOptions):
+        self.options = options
+
+    def parts(self, path: str, part_bytes: int) -> list[Part]:
+        """Groups together until they have `part_bytes`. Raises DataError for a column that is not there."""
+        table = open_table(path)
+        self._columns(table, path)
+        bounds, gathered = [0], 0
+        for group, size in enumerate(table.group_bytes, start=1):
+            gathered += size
+            if gathered >= part_bytes or group == len(table.group_bytes):
+                bounds.append(group)
+                gathered = 0
+        return [Part(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+    def digest(self, path: str, part: Part) -> str:
+        """Of the file's size and time and what it says about the groups: such a file never grows in place."""
+        table = open_table(path)
+        groups = range(part.start, min(part.end, len(table.group_bytes)))
+        about = [remote.state(path), *(table.about(group) for group in groups)]
+        return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
+
+    def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
+        """A sample a row; of a damaged group, those before the damage, and one error for the others."""
+        table, numbers = open_table(path), itertools.count(1)
+        for group in range(part.start, part.end):
+            rows = iter(table.rows(group, self._columns(table, path)))
+            for row in itertools.count():
+                try:
+                    record = next(rows, None)
+                    if record is None:
+                        break
+                    place = Place(group, row, next(numbers))
+                    yield place, record_sample(record, self.options)
+                except SampleError as error:
+                    yield place, error
+                except (OSError, ValueError) as error:
+                    if isinstance(error, OSError) and error.errno is not None:
+                        raise  # The store failed; pyarrow's own errors of damaged pages have no number.
+                    detail = f"row {row} of group {group} and those after it can't be read: {error}"
+                    yield Place(group, row, next(numbers)), SampleError(Reason.INVALID_SAMPLE, detail)
+                    break
+
+    def read(self, path: str, place: Place) -> Sample:
+        """The sample of a row; the rows of its group before it are read too, so small groups are fast."""
+        table = open_table(path)
+        if place.offset < len(table.group_bytes):
+            rows = table.rows(place.offset, self._columns(table, path))
+            for record in itertools.islice(rows, place.size, place.size + 1):
+                return record_sample(record, self.options)
+        raise SampleError(Reason.INVALID_SAMPLE, f"there is no row {place.size} of group {place.offset}")
+
+    def _columns(self, table: Table, path: str) -> list[str]:
+        """Names of the columns that are read. Raises DataError for a mapped one that is not there, and for none."""
+        missing = [name for _, name in self.options.columns if name not in table.columns]
+        wanted = {name for purpose in COLUMNS for name in self.options.names_of(purpose)}
+        found = [name for name in table.columns if name in wanted]
+        if missing or not found:
+            which = f"no column {missing[0]!r}" if missing else "no column that tells of messages or captions"
+            raise DataError(
+                f"data file {path} has {which}; it has {', '.join(table.columns)}: see the source's columns "
+                f"({', '.join(COLUMNS)})"
+            )
+        return found

@@ -1,0 +1,104 @@
+"""Tables in groups of rows: Parquet files, and Arrow files as `datasets` saves them. Rows are read group by group."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from longvita.data import remote
+from longvita.data.errors import DataError
+
+ROWS_AT_ONCE = 32
+"""Rows that are in memory together, pictures included."""
+TABLES_KEPT = 8
+"""Files that stay open for the next row."""
+
+
+class Table(Protocol):
+    """One file of rows."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of its columns."""
+
+    @property
+    def group_bytes(self) -> Sequence[int]:
+        """Bytes of each group of rows."""
+
+    def about(self, group: int) -> str:
+        """What tells a group from one that was written anew, beside the file's time."""
+
+    def rows(self, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The rows of a group, from its first on."""
+
+
+def open_table(path: str) -> Table:
+    """The table in a file; the last few files stay open. Raises OSError, and DataError for a file that is no table."""
+    return _open(path, json.dumps(remote.state(path)))
+
+
+@functools.lru_cache(maxsize=TABLES_KEPT)
+def _open(path: str, state: str) -> Table:
+    import pyarrow
+
+    try:
+        return _ArrowTable(path) if path.endswith(".arrow") else _ParquetTable(path)
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"data file {path} is no table of format parquet: {error}") from error
+
+
+class _ParquetTable:
+    """Groups are the file's row groups."""
+
+    def __init__(self, path: str):
+        import pyarrow.parquet
+
+        source = remote.open_file(path) if remote.is_remote(path) else path
+        self._file = pyarrow.parquet.ParquetFile(source, buffer_size=1 << 20)
+        metadata = self._file.metadata
+        self.columns = self._file.schema_arrow.names
+        self.group_bytes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+
+    def about(self, group: int) -> str:
+        """Its description in the file's footer."""
+        return json.dumps(self._file.metadata.row_group(group).to_dict(), default=str, sort_keys=True)
+
+    def rows(self, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """See Table."""
+        batches = self._file.iter_batches(ROWS_AT_ONCE, [group], list(columns), use_threads=False)
+        for batch in batches:
+            yield from _rows(batch)
+
+
+class _ArrowTable:
+    """Groups are the record batches of a stream, or of a file with a footer."""
+
+    def __init__(self, path: str):
+        import pyarrow
+
+        local = not remote.is_remote(path)
+        source = pyarrow.memory_map(path) if local else pyarrow.PythonFile(remote.open_file(path), mode="r")
+        try:
+            reader = pyarrow.ipc.open_file(source)
+            self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        except pyarrow.ArrowInvalid:
+            source.seek(0)
+            reader = pyarrow.ipc.open_stream(source)
+            self._batches = list(reader)
+        self.columns = reader.schema.names
+        self.group_bytes = [batch.nbytes for batch in self._batches]
+
+    def about(self, group: int) -> str:
+        """Its size."""
+        return f"{self._batches[group].num_rows} rows, {self.group_bytes[group]} bytes"
+
+    def rows(self, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """See Table."""
+        return _rows(self._batches[group].select(list(columns)))
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    for number in range(batch.num_rows):
+        yield batch.slice(number, 1).to_pylist()[0]

@@ -1,0 +1,160 @@
+"""WebDataset: tar archives whose members of one key are a sample. Nothing is unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longvita.data import remote
+from longvita.data.errors import Reason, SampleError
+from longvita.data.formats.base import Part, Place
+from longvita.data.formats.tar import Member, listed_members, members
+from longvita.data.media.kinds import PICTURES, VIDEOS, ending
+from longvita.data.media.source import FilePart
+from longvita.data.record import FormatOptions, record_sample
+from longvita.data.sample import Sample
+
+TEXTS = {"txt": "caption", "cls": "caption"}
+"""Ends of the names of members that are text, beside json, and what they are in a record."""
+MOST_BYTES = (1 << 32) - 1
+"""Bytes that a place can hold."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Members of one key, one after the other."""
+
+    members: tuple[Member, ...]
+    damage: str = ""
+    """Why the archive cannot be read from here on."""
+
+
+class WebDataset:
+    """Places and parts are bytes of the archive, from a sample's first header to the end of its last member."""
+
+    name = "webdataset"
+
+    def __init__(self, options: FormatOptions):
+        self.options = options
+
+    def parts(self, path: str, part_bytes: int) -> list[Part]:
+        """Pieces that begin with the first sample from each multiple of `part_bytes` on."""
+        bounds = [0]
+        for group in _groups(path, 0, None):
+            start = group.members[0].header if group.members else 0
+            if start // part_bytes > bounds[-1] // part_bytes:
+                bounds.append(start)
+        size = remote.size(path)
+        return [Part(first, stop) for first, stop in itertools.pairwise([*bounds, size])] if size else []
+
+    def digest(self, path: str, part: Part) -> str:
+        """Of the headers and of the texts: pictures and videos may be large and count by their names and times."""
+        digest = hashlib.blake2b(digest_size=16)
+        with remote.open_file(path) as file:
+            for group in _groups(path, part.start, part.end):
+                for member in group.members:
+                    digest.update(repr(member).encode())
+                    if ending(member.name) in ("json", *TEXTS):
+                        file.seek(member.data)
+                        digest.update(file.read(member.size))
+                digest.update(group.damage.encode())
+        return digest.hexdigest()
+
+    def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
+        """A sample a key."""
+        for number, group in enumerate(_groups(path, part.start, part.end), start=1):
+            first = group.members[0].header if group.members else part.start
+            size = group.members[-1].end - first if group.members else 0
+            place = Place(first, min(size, MOST_BYTES), number)
+            try:
+                if group.damage:
+                    raise SampleError(Reason.INVALID_SAMPLE, f"the archive can't be read on: {group.damage}")
+                if size > MOST_BYTES:
+                    raise SampleError(Reason.INVALID_SAMPLE, f"a sample of {size} bytes; the most are {MOST_BYTES}")
+                yield place, self._sample(path, group.members)
+            except SampleError as error:
+                yield place, error
+
+    def read(self, path: str, place: Place) -> Sample:
+        """The sample of a key."""
+        for group in _grouped(members(path, place.offset, place.offset + place.size)):
+            if group.members and not group.damage:
+                return self._sample(path, group.members)
+        raise SampleError(Reason.INVALID_SAMPLE, f"there is no sample at byte {place.offset} of {path}")
+
+    def _sample(self, path: str, group: Sequence[Member]) -> Sample:
+        record: dict[str, Any] = {}
+        media: dict[str, list[FilePart]] = {"images": [], "videos": []}
+        with remote.open_file(path) as file:
+            for member in group:
+                end = ending(member.name)
+                if end == "json" or end in TEXTS:
+                    file.seek(member.data)
+                    record |= _parse_text(file.read(member.size), end, member.name)
+                elif end in PICTURES or end in VIDEOS:
+                    part = FilePart(path, member.data, member.size, member.name)
+                    media["images" if end in PICTURES else "videos"].append(part)
+        for kind, parts in media.items():
+            name = next((name for name in self.options.names_of(kind) if record.get(name) is not None), None)
+            # Where the text part lists its media, their order and number are its own.
+            record[name or self.options.names_of(kind)[0]] = _named(record[name], parts) if name else parts
+        return record_sample(record, self.options)
+
+
+def _named(value: Any, parts: Sequence[FilePart]) -> list[Any]:
+    """Listed media: members where they have their names, whole or without folders; paths otherwise.
+
+    Where a list of other names is as long as the members are many, as of pictures that got new names, it is of them.
+    """
+    known = {os.path.basename(part.name): part for part in parts} | {part.name: part for part in parts}
+    names = value if isinstance(value, list) else [value]
+    if len(names) == len(parts) and not any(name in known for name in names if isinstance(name, str)):
+        return list(parts)
+    return [known.get(name, name) if isinstance(name, str) else name for name in names]
+
+
+def _groups(path: str, start: int, end: int | None) -> Iterator[_Group]:
+    """The samples whose headers lie in [start, end)."""
+    return _grouped(listed_members(path, start, end))
+
+
+def _grouped(found: Iterable[Member]) -> Iterator[_Group]:
+    """Members by their keys; a last group tells of damage."""
+    gathered: list[Member] = []
+    try:
+        for member in found:
+            if gathered and _key(member) != _key(gathered[0]):
+                yield _Group(tuple(gathered))
+                gathered = []
+            gathered.append(member)
+    except tarfile.TarError as error:
+        yield _Group(tuple(gathered), damage=str(error))
+        return
+    if gathered:
+        last = gathered[-1]
+        yield _Group(tuple(gathered), damage=f"it ends within {last.name}" if last.is_cut else "")
+
+
+def _key(member: Member) -> str:
+    """The name up to the first dot after the folders: a.0.jpg and a.1.jpg are two pictures of a sample."""
+    folder, name = os.path.split(member.name)
+    return os.path.join(folder, name.split(".", 1)[0])
+
+
+def _parse_text(content: bytes, end: str, name: str) -> dict[str, Any]:
+    try:
+        text = content.decode()
+        if end in TEXTS:
+            return {TEXTS[end]: text.strip()}
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SampleError(Reason.INVALID_JSON, f"{name} is no {end} in UTF-8: {error}") from error
+    if not isinstance(value, dict):
+        raise SampleError(Reason.INVALID_SAMPLE, f"{name} holds {type(value).__name__}, not an object")
+    return value

@@ -1,0 +1,117 @@
+"""Files that lie elsewhere: paths with a scheme (s3://, memory://, filecache::...) go through fsspec, others do not."""
+
+from __future__ import annotations
+
+import glob
+import os
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from longvita.data.errors import DataError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+GLOB_CHARACTERS = "*?["
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path has a scheme."""
+    return "://" in str(path)
+
+
+def join(root: str | os.PathLike, path: str) -> str:
+    """A path below a root, or the path itself where it is absolute or has a scheme."""
+    if is_remote(path) or path.startswith("/"):
+        return path
+    return as_folder(root) + path if is_remote(root) else os.path.join(root, path)
+
+
+def as_folder(address: str | os.PathLike) -> str:
+    """An address with a slash at its end."""
+    return str(address) if str(address).endswith("/") else f"{address}/"
+
+
+def open_file(path: str) -> BinaryIO:
+    """A file opened for reading bytes; it can seek. Raises OSError, and DataError where fsspec lacks a package."""
+    if not is_remote(path):
+        return open(path, "rb")
+    system, inner = _system(path)
+    return cast(BinaryIO, system.open(inner, "rb"))
+
+
+def size(path: str) -> int:
+    """Bytes of a file. Raises OSError."""
+    if not is_remote(path):
+        return os.path.getsize(path)
+    system, inner = _system(path)
+    return int(system.size(inner))
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or folder."""
+    if not is_remote(path):
+        return os.path.exists(path)
+    system, inner = _system(path)
+    return bool(system.exists(inner))
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    system, inner = _system(path)
+    return bool(system.isdir(inner))
+
+
+def files_below(folder: str) -> list[str]:
+    """Paths of all files below a folder, however deep, relative to it, sorted, with forward slashes."""
+    if not is_remote(folder):
+        found = [
+            os.path.relpath(os.path.join(place, name), folder) for place, _, names in os.walk(folder) for name in names
+        ]
+        return sorted(path.replace(os.sep, "/") for path in found if os.path.isfile(os.path.join(folder, path)))
+    system, inner = _system(folder)
+    return sorted(_relative(path, inner) for path in system.find(inner))
+
+
+def matches(root: str, pattern: str) -> list[str]:
+    """What a pattern with *, ? and [ ] matches below `root`, sorted, relative to it if the pattern is."""
+    whole = join(root, pattern)
+    if not is_remote(whole):
+        return sorted(glob.glob(pattern, root_dir=root or None, recursive=True))
+    first = min(whole.index(character) for character in GLOB_CHARACTERS if character in whole)
+    folder = whole[: whole.rindex("/", 0, first) + 1]
+    system, inner = _system(folder)
+    found = [folder + _relative(path, inner) for path in system.glob(as_folder(inner) + whole[len(folder) :])]
+    return sorted(found if is_remote(pattern) else [path.removeprefix(as_folder(root)) for path in found])
+
+
+def state(path: str) -> list[Any]:
+    """What tells that a file was not touched: its size and time, of a folder those of all that it holds."""
+    if is_remote(path):
+        return _remote_state(path)
+    files = [os.path.join(path, name) for name in files_below(path)] if os.path.isdir(path) else [path]
+    stats = [os.stat(file) for file in files]
+    return [len(files), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
+
+
+def _remote_state(path: str) -> list[Any]:
+    """Sizes, and what the store says of each file (its time, its version), as one hash."""
+    system, inner = _system(path)
+    files = sorted(system.find(inner)) if system.isdir(inner) else [inner]
+    return [len(files), sum(int(system.size(file)) for file in files), *sorted({system.ukey(file) for file in files})]
+
+
+def _relative(path: str, folder: str) -> str:
+    """What fsspec lists, relative to the folder that was listed; some stores leave out a slash at the start."""
+    return path.strip("/")[len(folder.strip("/")) :].lstrip("/")
+
+
+def _system(path: str) -> tuple[AbstractFileSystem, str]:
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        # fsspec's own words name the package that serves the scheme.
+        raise DataError(f"{path} cannot be opened: {error}; install what serves it, or give a local path") from error
