@@ -26,7 +26,7 @@ from tests.unit.data.material import conversation, write_jsonl
 from tests.unit.data.test_index_command import write_config
 from tests.unit.data.test_loader import mixed_samples
 
-BROKEN = ["{oops", conversation("<b>&</b><image>", images=["none.png"]), conversation("x" * 300)]
+BROKEN = ["{oops", conversation("<b>&</b><image>", images=["<u>none.png"]), conversation("x" * 300)]
 
 
 @pytest.fixture
@@ -173,6 +173,9 @@ class TestSpans:
         carried = [token for token, label in zip(encoded.input_ids, encoded.labels) if label != IGNORED_LABEL]
         assert sum(span.tokens for span in spans if span.kind == LOSS) == len(carried)
         assert "".join(span.text for span in spans if span.kind == LOSS) == template.tokenizer.decode(carried)
+        assert not any(
+            mark in span.text for span in spans for mark in ("<img>", "</img>", "CONTEXT", "<vid>", "</vid>")
+        )
         tiles = [tile for span in spans for tile in span.tiles]
         assert tiles == list(range(encoded.num_tiles))
         assert all(first.kind != second.kind for first, second in itertools.pairwise(spans))
