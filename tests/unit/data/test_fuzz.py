@@ -1,0 +1,155 @@
+"""A thousand samples, half of them wrong in some way: each is delivered or accounted for, and the good ones all are."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from longvita.data import pool as pool_module
+from longvita.data.catalog import make_template
+from longvita.data.loader import LoaderRanks, build_loader
+from longvita.data.quarantine import read_quarantine
+from tests.unit.data.material import conversation, cut_file, data_config, picture, write_audio, write_jsonl, write_video
+
+SAMPLES = 1000
+MEMORY = 1024**3
+"""Most that a worker may hold, bytes: its bound for decoding, and the program itself."""
+HANGING_DECODER = """
+import sys, time
+here = sys.path.pop(0)
+del sys.modules["av"]
+import av
+real = av.open
+def open(file, *arguments, **options):
+    if "hangs" in str(file):
+        time.sleep(1000)
+    return real(file, *arguments, **options)
+av.open = open
+sys.path.insert(0, here)
+"""
+"""A module found in the place of PyAV, which it becomes, but for files of one name."""
+
+Make = Callable[[str, random.Random], object]
+
+
+def write_media(folder: Path) -> None:
+    """Whole files, and broken ones of every kind."""
+    picture("coffee").resize((96, 64)).save(folder / "good.png")
+    picture("chelsea").save(folder / "good.jpg")
+    Image.new("L", (100_000, 8), 120).save(folder / "wide.png")
+    write_video(folder / "good.mp4", 20)
+    write_video(folder / "hangs.mp4", 20)
+    early = ["ffmpeg", "-v", "error", "-i", str(folder / "good.mp4"), "-c", "copy", "-output_ts_offset", "-5"]
+    subprocess.run([*early, "-avoid_negative_ts", "disabled", str(folder / "negative.mkv")], check=True)
+    cut_file(folder / "good.jpg", folder / "cut.jpg")
+    cut_file(folder / "good.mp4", folder / "cut.mp4")
+    (folder / "zero.jpg").write_bytes(b"")
+    (folder / "zero.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("no film")
+    write_audio(folder / "audio.mp4")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")  # Refused by its header.
+    Image.new("1", (12_000, 12_000)).save(folder / "large_bomb.png")  # Its pixels as RGB are 432 MB.
+    picture("coffee").save(folder.parent / "outside.png")
+
+
+def with_image(name: str) -> Make:
+    return lambda tag, _: conversation(f"<image>{tag}?", "x", images=[name])
+
+
+def with_video(name: str) -> Make:
+    return lambda tag, _: conversation(f"<video>{tag}?", "x", videos=[name])
+
+
+def half_a_line(tag: str, chance: random.Random) -> str:
+    line = json.dumps(conversation(f"{tag}?", "x"))
+    return line[: chance.randrange(1, len(line))]
+
+
+GOOD: dict[str, Make] = {
+    "text": lambda tag, chance: conversation(f"{tag}? " + "words " * chance.randrange(20), "x"),
+    "png": with_image("good.png"),
+    "jpg": with_image("good.jpg"),
+    "wide": with_image("wide.png"),
+    "mp4": with_video("good.mp4"),
+    "several": lambda tag, _: conversation(
+        f"<image><video>{tag}<image>?", images=["good.png"] * 2, videos=["good.mp4"]
+    ),
+    "below": with_image("../media/good.png"),
+}
+BAD: dict[str, Make] = {
+    "half a line": half_a_line,
+    "no object": lambda tag, _: json.dumps([tag]),
+    "no answer": lambda tag, _: {"messages": [{"role": "user", "content": tag}]},
+    "empty turn": lambda tag, _: conversation(tag, "  "),
+    "too few marks": lambda tag, _: conversation(tag, images=["good.png"]),
+    "too many marks": lambda tag, _: conversation(f"<video><video>{tag}", videos=["good.mp4"]),
+    **{name: with_image(name) for name in ("cut.jpg", "zero.jpg", "absent.jpg", "bomb.png", "large_bomb.png", ".")},
+    **{name: with_video(name) for name in ("cut.mp4", "zero.mp4", "text.mp4", "audio.mp4", "absent.mp4")},
+    "../outside.png": with_image("../outside.png"),
+    "/dev/zero": with_image("/dev/zero"),
+    "absolute": lambda tag, _: conversation(f"<image>{tag}", images=[str(Path(sys.executable))]),
+}
+RARE: dict[str, Make] = {"hangs.mp4": with_video("hangs.mp4")}
+"""Bad too; each costs seconds."""
+EITHER: dict[str, Make] = {"negative.mkv": with_video("negative.mkv")}
+
+
+def fuzzed(chance: random.Random) -> tuple[list[object], list[str]]:
+    """Lines, and what each of them is."""
+    kinds = [
+        *chance.choices(list(GOOD), k=500),
+        *chance.choices(list(BAD), k=490),
+        *["hangs.mp4"] * 2,
+        *["negative.mkv"] * 8,
+    ]
+    chance.shuffle(kinds)
+    makers = GOOD | BAD | RARE | EITHER
+    return [makers[kind](f"#{number:04}", chance) for number, kind in enumerate(kinds)], kinds
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "av.py").write_text(HANGING_DECODER)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "code"), *sys.path])
+    monkeypatch.setattr(pool_module, "GRACE_SECONDS", 4.0)
+    (tmp_path / "media").mkdir()
+    write_media(tmp_path / "media")
+    config = data_config(tmp_path, {"a": {"data_paths": ["a.jsonl"]}})
+    fields = {"num_workers": 2, "decode_timeout_seconds": 2.0, "decode_memory_bytes": 256 * 1024**2}
+    return config.model_copy(update={"data": config.data.model_copy(update=fields)})
+
+
+@pytest.mark.timeout(280)
+def test_every_sample_is_delivered_or_accounted_for(tmp_path, config):
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed of the samples: {seed}")
+    lines, kinds = fuzzed(random.Random(seed))
+    assert len(lines) == SAMPLES
+    write_jsonl(tmp_path / "a.jsonl", lines)
+    tokenizer, delivered, most = make_template(config).tokenizer, set(), 0
+    loader = build_loader(config, LoaderRanks())
+    try:
+        for _ in range(loader.summary()["sequences_per_epoch"]):
+            ids = next(loader).input_ids[0]
+            delivered |= {int(tag) for tag in re.findall(r"#(\d{4})", tokenizer.decode(ids.tolist()))}
+            held = [process.memory_info().rss for process in psutil.Process().children(recursive=True)]
+            most = max([most, *held])
+    finally:
+        loader.close()
+    set_aside = {entry.line - 1 for entry in read_quarantine(Path(config.output) / "quarantine.jsonl")}
+    good = {number for number, kind in enumerate(kinds) if kind in GOOD}
+    bad = {number for number, kind in enumerate(kinds) if kind in BAD | RARE}
+    told = {number: kinds[number] for number in (good - delivered) | (bad - set_aside) | (delivered & set_aside)}
+    assert told == {}, "good ones that are missing, bad ones that are not set aside, or both"
+    assert delivered | set_aside == set(range(SAMPLES))
+    assert most < MEMORY, f"a worker held {most >> 20} MiB"
