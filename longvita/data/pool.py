@@ -1,8 +1,9 @@
 """The processes that read documents ahead of the trainer, and their stand-in within the training process.
 
-A thread watches the workers: it hands out tasks, takes results, and replaces a worker that crashed, gives no sign of
-life, or is at one document for too long. That document is unusable; the others of its task are read by another worker.
-Memory is bounded by the caller, who decides how many tasks are under way.
+A thread watches the workers: it hands out tasks, takes results, and replaces a worker that ended, gives no sign of
+life, or is at one document for too long. That document is unusable, though the first end of a worker at it does not
+count: it may have had another cause (a kill, the kernel short of memory). The rest of its task is read by another
+worker. Memory is bounded by the caller, who decides how many tasks are under way.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class _Task:
         self.tiles = arena.array(shape, np.uint8, block)
         self.block = block if isinstance(block, SharedBlock) else None
         self.results: dict[int, Result] = {}
+        self.tried: set[int] = set()
+        """Documents at which a worker ended once."""
 
     @property
     def is_complete(self) -> bool:
@@ -206,7 +209,7 @@ class WorkerPool:
         try:
             kind, *content = worker.connection.recv()
         except (EOFError, OSError):
-            self._replace(position, "ended")
+            self._replace(position, "ended", blamed=False)
             return
         worker.last_sign = time.monotonic()
         if kind == "hello":
@@ -238,22 +241,32 @@ class WorkerPool:
         if worker.begun is not None and time.monotonic() - worker.begun_at > limit:
             self._replace(position, f"took longer than {limit:.0f} s (data.sample_timeout_seconds)")
 
-    def _replace(self, position: int, what: str) -> None:
-        """Starts another worker for one that ended or hangs, blaming the document that it was decoding."""
+    def _replace(self, position: int, what: str, blamed: bool = True) -> None:
+        """Starts another worker for one that ended or hangs; `blamed`: the document that it was at is unusable."""
         worker = self._workers[position]
         worker.process.kill()
         code = worker.process.wait()
         worker.connection.close()
-        self._fruitless += 1
-        if self._fruitless > MOST_FRUITLESS_STARTS:
-            self._fail(f"data workers end again and again (the last one {what}, exit code {code}); see their output")
-            return
-        for item in list(worker.work):
-            if item.number == worker.begun and item.request.wanted:
-                self._finish_document(worker, item.number, item.request.undecodable(f"{what} (exit code {code})"))
+        decoded = next((item for item in worker.work if item.number == worker.begun and item.request.wanted), None)
+        if decoded is None:
+            self._fruitless += 1
+            if self._fruitless > MOST_FRUITLESS_STARTS:
+                end = f"the last one {what}, exit code {code}"
+                self._fail(f"data workers end again and again ({end}); see their output")
+                return
+        elif blamed or self._has_been_tried(worker.task, decoded.number):
+            self._finish_document(worker, decoded.number, decoded.request.undecodable(f"{what} (exit code {code})"))
         if worker.task is not None and worker.work:
             self._waiting.appendleft((worker.task, worker.work))
         self._workers[position] = self._start()
+
+    def _has_been_tried(self, task: int | None, number: int) -> bool:
+        """Whether a worker ended at this document before; notes that one has now."""
+        entry = self._tasks.get(task) if task is not None else None
+        if entry is None or number in entry.tried:
+            return True
+        entry.tried.add(number)
+        return False
 
     def _fail(self, message: str) -> None:
         with self._changed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -55,11 +57,16 @@ def describe(batch):
 
 @pytest.mark.parametrize(
     "layout, decoders",
-    [({"tensor_parallel": 2}, 2), ({"pipeline_parallel": 2}, 1), ({"tensor_parallel": 2, "pipeline_parallel": 2}, 2)],
-    ids=["tp2", "pp2", "tp2pp2"],
+    [
+        ({"tensor_parallel": 2}, 2),
+        ({"pipeline_parallel": 2}, 1),
+        ({"context_parallel": 2}, 2),
+        ({"tensor_parallel": 2, "pipeline_parallel": 2}, 2),
+    ],
+    ids=["tp2", "pp2", "cp2", "tp2pp2"],
 )
 def test_ranks_of_a_replica_agree(folder, layout, decoders):
-    size = layout.get("tensor_parallel", 1) * layout.get("pipeline_parallel", 1)
+    size = math.prod(layout.values())
     alone = run_distributed(read, 1, folder, {}, 0)[0][0]
     by_rank = run_distributed(read, size, folder, layout, 1 if size == 2 else 0)
     assert {str(entry.reason) for entry in read_quarantine(folder / "run" / FILE_NAME)} == {"broken_video"}
@@ -72,10 +79,13 @@ def test_ranks_of_a_replica_agree(folder, layout, decoders):
             assert all(len(batch[2]) == 0 for batch in batches[decoders:])
 
 
-def test_replicas_share_the_stream(folder):
+@pytest.mark.parametrize("context_parallel", [1, 2])
+def test_replicas_share_the_stream(folder, context_parallel):
     """Each step is the same set; which replica takes what goes by the work."""
     alone = run_distributed(read, 1, folder, {}, 0)[0][0]
-    first, second = (ranks[0] for ranks in run_distributed(read, 2, folder, {}, 0))
+    layout = {"context_parallel": context_parallel}
+    ranks = [readings[0] for readings in run_distributed(read, 2 * context_parallel, folder, layout, 0)]
+    first, second = ranks[0], ranks[context_parallel]
     for start in range(0, COUNT, STEP):
         own = slice(start // 2, (start + STEP) // 2)
         shared = [batch[0] for batch in (*first[own], *second[own])]

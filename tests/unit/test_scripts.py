@@ -88,4 +88,4 @@ def test_debian_packages_are_left_out_where_apt_is_not(bare):
     for name in ("dirname", "cat", "cksum"):
         (programs / name).symlink_to(shutil.which(name))
     result = bash("scripts/setup.sh", "--system", cwd=bare, PATH=str(programs))
-    assert "skipped Debian packages (ffmpeg): no apt on this system" in result.stdout
+    assert "skipped Debian packages (ffmpeg bible-kjv): no apt on this system" in result.stdout

@@ -18,7 +18,16 @@ from longvita.data import pool as pool_module
 from longvita.data.catalog import make_template
 from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.quarantine import read_quarantine
-from tests.unit.data.material import conversation, cut_file, data_config, picture, write_audio, write_jsonl, write_video
+from tests.unit.data.material import (
+    conversation,
+    cut_file,
+    data_config,
+    picture,
+    write_audio,
+    write_jsonl,
+    write_tokenizer,
+    write_video,
+)
 
 SAMPLES = 1000
 MEMORY = 1024**3
@@ -123,6 +132,7 @@ def config(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path / "code"), *sys.path])
     monkeypatch.setattr(pool_module, "GRACE_SECONDS", 4.0)
     (tmp_path / "media").mkdir()
+    write_tokenizer(tmp_path / "tokenizer")
     write_media(tmp_path / "media")
     config = data_config(tmp_path, {"a": {"data_paths": ["a.jsonl"]}})
     fields = {"num_workers": 2, "decode_timeout_seconds": 2.0, "decode_memory_bytes": 256 * 1024**2}
@@ -131,9 +141,7 @@ def config(tmp_path, monkeypatch):
 
 @pytest.mark.timeout(280)
 def test_every_sample_is_delivered_or_accounted_for(tmp_path, config):
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed of the samples: {seed}")
-    lines, kinds = fuzzed(random.Random(seed))
+    lines, kinds = fuzzed(random.Random(42))
     assert len(lines) == SAMPLES
     write_jsonl(tmp_path / "a.jsonl", lines)
     tokenizer, delivered, most = make_template(config).tokenizer, set(), 0

@@ -4,8 +4,10 @@ import concurrent.futures
 import itertools
 import json
 import random
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -122,16 +124,36 @@ def test_an_epoch_holds_each_sample_of_the_mix_once(config):
     assert sorted(seen) == ["a"] * 60 + ["b"] * 10
 
 
-def test_workers_change_nothing(config):
-    alone = batches(config, 12)
-    helped = batches(changed(config, "data", num_workers=2), 12)
-    for left, right in zip(alone, helped, strict=True):
-        assert contents(left) == contents(right)
-        torch.testing.assert_close(left.tiles, right.tiles, rtol=0, atol=0)
+def assert_same_stream(left, right):
+    for one, other in zip(left, right, strict=True):
+        assert contents(one) == contents(other)
+        torch.testing.assert_close(one.tiles, other.tiles, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_change_nothing(config, workers):
+    assert_same_stream(batches(changed(config, "data", num_workers=workers), 12), batches(config, 12))
+
+
+def test_killed_workers_change_nothing(config):
+    """Each of the two workers is killed in the middle of the run, one while others still wait for what it reads."""
+    undisturbed = batches(config, 16)
+    loader = build_loader(changed(config, "data", num_workers=2), LoaderRanks())
+    try:
+        disturbed = []
+        for number in range(16):
+            if number in (3, 4, 9):
+                workers = psutil.Process().children()
+                workers[number % len(workers)].kill()
+            disturbed.append(next(loader))
+    finally:
+        loader.close()
+    assert_same_stream(disturbed, undisturbed)
+    assert read_quarantine(Path(config.output) / FILE_NAME) == []
 
 
 @LIMITS
-@given(st.integers(1, 3), st.sampled_from([1, 2]), st.integers(0, 30))
+@given(st.integers(1, 4), st.sampled_from([1, 2]), st.integers(0, 30))
 def test_every_step_is_the_same_set_for_any_number_of_replicas_and_start(config, replicas, micro_batch_size, start):
     size = 2 * replicas * micro_batch_size
     single = batches(changed(config, "training", global_batch_size=size), 2 * size, start=start)
