@@ -149,7 +149,8 @@ def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> Plan:
         samples = shuffle(taken, config.seed, epoch)
         return EpochPlan(samples, catalog.lengths[samples], length, config.seed, epoch)
 
-    return cached_plan(index_folder(config), plan_name(taken, catalog.lengths[taken], length, config.seed, epoch), pack)
+    name = plan_name(taken, catalog.lengths[taken], length, config.seed, epoch)
+    return cached_plan(index_folder(config), name, len(taken), pack)
 
 
 def index_folder(config: Config) -> Path:

@@ -307,14 +307,7 @@ def _sources(config: Config, split: str) -> dict[str, DatasetConfig]:
 def _start_reading(config: Config, catalog: Catalog, template: ChatTemplate) -> InlineReader | WorkerPool:
     if config.data.num_workers == 0:
         return InlineReader(DocumentReader(template, catalog.settings))
-    setup = WorkerSetup(
-        template.tokenizer.to_json(),
-        template.tokens_per_tile,
-        catalog.settings,
-        sample_seconds=config.data.sample_timeout_seconds,
-        memory_bytes=config.data.decode_memory_bytes,
-    )
-    return WorkerPool(setup, config.data.num_workers)
+    return WorkerPool(WorkerSetup.of(config, template), config.data.num_workers)
 
 
 def _make_agreement(config: Config, ranks: LoaderRanks, split: str, store: Store | None) -> Agreement:

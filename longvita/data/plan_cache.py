@@ -2,13 +2,16 @@
 
 A plan is a function of what its file's name is the hash of, so one that is there is right. Training does not wait for
 it: the sequences that a step needs are packed at once, and a thread of one process packs the whole epoch meanwhile.
+Small plans are packed sooner than read and are not kept; of the others, those used last are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +23,11 @@ from longvita.data.packing import PACKER_VERSION, EpochPlan, Plan
 
 PAUSE_SECONDS = 0.005
 """Between two windows of the thread: the process that it is in has other work."""
+
+LEAST_SAMPLES = 10_000
+"""Fewest samples of a plan that is kept: a tenth of a second's packing."""
+MOST_PLANS = 32
+"""Plans that are kept in a folder: eight bytes a sample each."""
 
 
 class StoredPlan:
@@ -55,12 +63,16 @@ def plan_name(taken: np.ndarray, lengths: np.ndarray, sequence_length: int, seed
     return f"plan-{digest.hexdigest()}"
 
 
-def cached_plan(folder: Path, name: str, make: Callable[[], EpochPlan]) -> Plan:
+def cached_plan(folder: Path, name: str, num_samples: int, make: Callable[[], EpochPlan]) -> Plan:
     """The plan of this name from the folder; else the one that `make` gives, which goes there in the meantime."""
     path = folder / name
-    if path.is_dir():
-        return StoredPlan(path)
+    with contextlib.suppress(OSError):  # It is not there, or another process has just taken it away.
+        plan = StoredPlan(path)
+        _mark_as_used(path)
+        return plan
     plan = make()
+    if num_samples < LEAST_SAMPLES:
+        return plan
     threading.Thread(target=_store, args=(path, plan.again()), name="packing plan", daemon=True).start()
     return plan
 
@@ -69,12 +81,27 @@ def _store(path: Path, plan: EpochPlan) -> None:
     """Packs the whole epoch and puts it where `cached_plan` looks, unless another process is at it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        lock_file = path.with_name(f".{path.name}.lock")
+        with open(lock_file, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.is_dir():
                 _write(path, plan)
+                _drop_oldest(path.parent)
+            lock_file.unlink()
     except OSError:
         return  # Another process writes it, or the folder cannot be written to: the plan in memory is the same.
+
+
+def _mark_as_used(path: Path) -> None:
+    with contextlib.suppress(OSError):  # The folder may be one for reading alone.
+        os.utime(path)
+
+
+def _drop_oldest(folder: Path) -> None:
+    """Leaves the plans that were used last. A process that has one of the others mapped keeps its pages."""
+    plans = sorted(folder.glob("plan-*"), key=lambda plan: plan.stat().st_mtime, reverse=True)
+    for plan in plans[MOST_PLANS:]:
+        shutil.rmtree(plan, ignore_errors=True)
 
 
 def _write(path: Path, plan: EpochPlan) -> None:

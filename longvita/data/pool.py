@@ -30,8 +30,12 @@ from longvita.data.worker import WorkerSetup, WorkItem
 
 GRACE_SECONDS = 15.0
 """Added to the time limit of one frame before a silent worker is replaced, seconds."""
+TURN_SECONDS = 1.0
+"""Longest wait for messages before clocks are looked at, seconds."""
 CLOSE_SECONDS = 5.0
 """How long workers may take to end by themselves, seconds."""
+SUSPENDED_SECONDS = 3.0
+"""A turn of the watching thread that takes this much longer than it waits: the job was suspended (scontrol, Ctrl-Z)."""
 MOST_FRUITLESS_STARTS = 3
 """Workers in a row that may end without reading a document before that is an error."""
 
@@ -178,9 +182,11 @@ class WorkerPool:
     def _watch(self) -> None:
         """The thread: until the pool is closed or cannot work."""
         try:
+            turned = time.monotonic()
             while not self._closing and self._error is None:
                 connections: list[Any] = [self._wake_in, *(worker.connection for worker in self._workers)]
-                readable = set(wait(connections, timeout=1.0))
+                readable = set(wait(connections, timeout=TURN_SECONDS))
+                turned = self._forgive_suspension(turned)
                 if self._wake_in in readable:
                     self._wake_in.recv()
                 for position, worker in enumerate(self._workers):
@@ -193,6 +199,19 @@ class WorkerPool:
         except Exception as error:
             self._fail(f"the thread that watches the data workers ended: {type(error).__name__}: {error}")
             raise
+
+    def _forgive_suspension(self, turned: float) -> float:
+        """Takes time in which the whole job stood still off the workers' clocks; gives the time now.
+
+        turned: when this was asked before.
+        """
+        now = time.monotonic()
+        lost = now - turned - TURN_SECONDS
+        if lost > SUSPENDED_SECONDS:
+            for worker in self._workers:
+                worker.last_sign += lost
+                worker.begun_at += lost
+        return now
 
     def _hand_out(self) -> None:
         for worker in self._workers:

@@ -99,8 +99,7 @@ def _files(config: Config, template: ChatTemplate) -> dict[tuple[str, str], _Fil
 
 @contextlib.contextmanager
 def _workers(config: Config, template: ChatTemplate) -> Iterator[WorkerPool]:
-    setup = WorkerSetup(template.tokenizer.to_json(), template.tokens_per_tile, media_settings(config))
-    with contextlib.closing(WorkerPool(setup, max(config.data.num_workers, 1))) as pool:
+    with contextlib.closing(WorkerPool(WorkerSetup.of(config, template), max(config.data.num_workers, 1))) as pool:
         yield pool
 
 

@@ -109,6 +109,10 @@ def parse_paths(value: dict, noun: str) -> tuple[str, ...]:
         raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' is not a list of paths")
     if any("\0" in path for path in paths):
         raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' holds a path with a zero byte")
+    try:
+        "".join(paths).encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' holds half a surrogate pair: {error}") from error
     return tuple(paths)
 
 

@@ -18,15 +18,19 @@ import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from longvita.data.arena import SharedBlock
-from longvita.data.document import DocumentReader, DocumentRequest
+from longvita.data.document import DocumentReader, DocumentRequest, media_settings
 from longvita.data.errors import SampleError, tell
 from longvita.data.media.item import MediaSettings
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
+
+if TYPE_CHECKING:
+    from longvita.config.schema import Config
 
 BEAT_SECONDS = 1.0
 """Shortest time between two signs of life, seconds."""
@@ -63,6 +67,17 @@ class WorkerSetup:
     """Longest time that the tiles of one document may take, seconds."""
     memory_bytes: int = 4 << 30
     """Most memory that decoding may take beside what the worker has at its start, bytes."""
+
+    @classmethod
+    def of(cls, config: Config, template: ChatTemplate) -> WorkerSetup:
+        """What the workers of a config's loader have."""
+        return cls(
+            template.tokenizer.to_json(),
+            template.tokens_per_tile,
+            media_settings(config),
+            config.data.sample_timeout_seconds,
+            config.data.decode_memory_bytes,
+        )
 
     def reader(self) -> DocumentReader:
         """The reader that these settings describe."""

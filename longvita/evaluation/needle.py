@@ -27,7 +27,7 @@ from torch import Tensor
 
 from longvita.config.schema import Config
 from longvita.data.errors import SampleError
-from longvita.data.media.image import normalise, open_picture, square_tile, to_upright_rgb
+from longvita.data.media.image import normalise, open_picture, picture_formats, square_tile, to_upright_rgb
 from longvita.data.media.item import MediaSettings, VideoItem, decode_tiles
 from longvita.data.media.video import VideoFacts, chosen_frames, list_frames, probe_video
 from longvita.data.sample import parse_turns
@@ -237,7 +237,7 @@ def read_needles(folder: Path) -> list[Needle]:
 
 def _needle(folder: Path, row: Mapping[str, Any]) -> Needle:
     if isinstance(row["image"], Mapping):
-        picture = to_upright_rgb(Image.open(io.BytesIO(row["image"]["bytes"])))
+        picture = to_upright_rgb(Image.open(io.BytesIO(row["image"]["bytes"]), formats=picture_formats()))
     else:
         picture = open_picture(folder / row["image"])
     question, answer = row["question"], row["answer"]

@@ -6,11 +6,12 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from longvita.data import remote
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Part, Place
-from longvita.data.formats.tables import Table, open_table
+from longvita.data.formats.tables import Table, open_table, record_of
 from longvita.data.record import COLUMNS, FormatOptions, record_sample
 from longvita.data.sample import Sample
 
@@ -43,34 +44,40 @@ class Parquet:
         return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
-        """A sample a row; of a damaged group, those before the damage, and one error for the others."""
+        """A sample a row; of a damaged group, those before the damage, and an error for each of the others."""
         table, numbers = open_table(path), itertools.count(1)
         for group in range(part.start, part.end):
-            rows = iter(table.rows(group, self._columns(table, path)))
-            for row in itertools.count():
-                try:
-                    record = next(rows, None)
-                    if record is None:
-                        break
-                    place = Place(group, row, next(numbers))
-                    yield place, record_sample(record, self.options)
-                except SampleError as error:
-                    yield place, error
-                except (OSError, ValueError) as error:
-                    if isinstance(error, OSError) and error.errno is not None:
-                        raise  # The store failed; pyarrow's own errors of damaged pages have no number.
-                    detail = f"row {row} of group {group} and those after it can't be read: {error}"
-                    yield Place(group, row, next(numbers)), SampleError(Reason.INVALID_SAMPLE, detail)
-                    break
+            read = 0
+            try:
+                for row in table.rows(group, self._columns(table, path)):
+                    read += 1
+                    yield Place(group, read - 1, next(numbers)), self._sample(row)
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # The store failed; pyarrow's own errors of damaged pages have no number.
+                lost = SampleError(Reason.INVALID_SAMPLE, f"group {group} can't be read from row {read} on: {error}")
+                for row_number in range(read, table.group_rows[group]):
+                    yield Place(group, row_number, next(numbers)), lost
 
     def read(self, path: str, place: Place) -> Sample:
         """The sample of a row; the rows of its group before it are read too, so small groups are fast."""
         table = open_table(path)
         if place.offset < len(table.group_bytes):
             rows = table.rows(place.offset, self._columns(table, path))
-            for record in itertools.islice(rows, place.size, place.size + 1):
-                return record_sample(record, self.options)
+            for row in itertools.islice(rows, place.size, place.size + 1):
+                sample = self._sample(row)
+                if isinstance(sample, SampleError):
+                    raise sample
+                return sample
         raise SampleError(Reason.INVALID_SAMPLE, f"there is no row {place.size} of group {place.offset}")
+
+    def _sample(self, row: Any) -> Sample | SampleError:
+        try:
+            return record_sample(record_of(row), self.options)
+        except SampleError as error:
+            return error
+        except ValueError as error:
+            return SampleError(Reason.INVALID_SAMPLE, f"the row can't be read: {error}")
 
     def _columns(self, table: Table, path: str) -> list[str]:
         """Names of the columns that are read. Raises DataError for a mapped one that is not there, and for none."""

@@ -27,11 +27,15 @@ class Table(Protocol):
     def group_bytes(self) -> Sequence[int]:
         """Bytes of each group of rows."""
 
+    @property
+    def group_rows(self) -> Sequence[int]:
+        """Rows of each group."""
+
     def about(self, group: int) -> str:
         """What tells a group from one that was written anew, beside the file's time."""
 
-    def rows(self, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The rows of a group, from its first on."""
+    def rows(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
+        """The rows of a group, from its first on: record batches of one row each, for `record_of`."""
 
 
 def open_table(path: str) -> Table:
@@ -58,14 +62,18 @@ class _ParquetTable:
         source = remote.open_file(path) if remote.is_remote(path) else path
         self._file = pyarrow.parquet.ParquetFile(source, buffer_size=1 << 20)
         metadata = self._file.metadata
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         self.columns = self._file.schema_arrow.names
-        self.group_bytes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+        self.group_bytes = [group.total_byte_size for group in groups]
+        self.group_rows = [group.num_rows for group in groups]
 
     def about(self, group: int) -> str:
-        """Its description in the file's footer."""
-        return json.dumps(self._file.metadata.row_group(group).to_dict(), default=str, sort_keys=True)
+        """Where the file's footer says that its columns lie. What it says of their values may not be text."""
+        described = self._file.metadata.row_group(group)
+        columns = [described.column(number) for number in range(described.num_columns)]
+        return f"{described.num_rows} rows, {[(c.data_page_offset, c.total_compressed_size) for c in columns]}"
 
-    def rows(self, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def rows(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
         """See Table."""
         batches = self._file.iter_batches(ROWS_AT_ONCE, [group], list(columns), use_threads=False)
         for batch in batches:
@@ -89,16 +97,21 @@ class _ArrowTable:
             self._batches = list(reader)
         self.columns = reader.schema.names
         self.group_bytes = [batch.nbytes for batch in self._batches]
+        self.group_rows = [batch.num_rows for batch in self._batches]
 
     def about(self, group: int) -> str:
         """Its size."""
         return f"{self._batches[group].num_rows} rows, {self.group_bytes[group]} bytes"
 
-    def rows(self, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def rows(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
         """See Table."""
         return _rows(self._batches[group].select(list(columns)))
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any]]:
-    for number in range(batch.num_rows):
-        yield batch.slice(number, 1).to_pylist()[0]
+def record_of(row: Any) -> dict[str, Any]:
+    """A row's values by column. Raises ValueError for what is no value of its column's type, such as broken UTF-8."""
+    return row.to_pylist()[0]
+
+
+def _rows(batch: Any) -> Iterator[Any]:
+    return (batch.slice(number, 1) for number in range(batch.num_rows))

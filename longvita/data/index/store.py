@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -97,9 +98,9 @@ def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing)
     state = remote.state(path)
     if _meta(folder).get("state") != state:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "lock"):
+        with _locked(folder) as drafts:
             if _meta(folder).get("state") != state:
-                _bring_up_to_date(path, job, folder, state, _last_pieces(folder), progress)
+                _bring_up_to_date(path, job, folder, state, _last_pieces(folder), drafts, progress)
     return open_edition(folder, _meta(folder)["edition"])
 
 
@@ -108,12 +109,12 @@ def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
     path = str(path)
     load_index(path, job)
     folder = job.folder(path)
-    with _locked(folder / "lock"):
+    with _locked(folder) as drafts:
         doubted = {part for part, own in _lines_of_parts(folder) if not lines.isdisjoint(own)}
         trusted = [piece for piece in _last_pieces(folder) if piece.part not in doubted]
         # What an interrupted pass left may be from before the media were mended.
-        shutil.rmtree(folder / "parts", ignore_errors=True)
-        _bring_up_to_date(path, job, folder, remote.state(path), trusted)
+        shutil.rmtree(drafts, ignore_errors=True)
+        _bring_up_to_date(path, job, folder, remote.state(path), trusted, drafts)
 
 
 def lines_of_parts(path: str | Path, job: IndexJob) -> list[tuple[Part, range]]:
@@ -134,24 +135,34 @@ def size_of(path: str | Path) -> int:
 
 
 def _bring_up_to_date(
-    path: str, job: IndexJob, folder: Path, state: list[Any], last: Sequence[Piece], progress: Report = _say_nothing
+    path: str,
+    job: IndexJob,
+    folder: Path,
+    state: list[Any],
+    last: Sequence[Piece],
+    drafts: Path,
+    progress: Report = _say_nothing,
 ) -> None:
-    """Writes a new edition: the pieces of `last` whose bytes are the same, and new ones for the other parts."""
+    """Writes a new edition: the pieces of `last` whose bytes are the same, and new ones for the other parts.
+
+    Those lie in the folder `drafts` until all are there.
+    """
     start, meta, format = time.monotonic(), _meta(folder), job.settings.make_format()
     kept = {piece.part: piece for piece in last}
     parts = format.parts(path, job.part_bytes)
     pieces = {part: kept[part] for part in parts if part in kept and kept[part].digest == format.digest(path, part)}
     wanted = [part for part in parts if part not in pieces]
-    if meta and meta["state"] != state:
-        what = "grew" if all(part in pieces for part in list(kept)[:-1]) else "changed"
+    if meta and wanted:
+        is_as_it_was = all(part in pieces or format.digest(path, part) == kept[part].digest for part in kept)
+        what = "grew" if is_as_it_was else "changed"
         logger.warning("%s %s since it was indexed: %d of %d parts anew", path, what, len(wanted), len(parts))
     made, whole = [], sum(part.end - part.start for part in wanted)
-    for piece in index_parts(path, wanted, job.template, job.settings, folder / "parts", job.processes):
+    for piece in index_parts(path, wanted, job.template, job.settings, drafts, job.processes):
         pieces[piece.part] = piece
         made.append(piece)
         progress(_progress(made, whole))
     index = write_edition(folder, [pieces[part] for part in parts], state, meta.get("edition", 0) + 1)
-    shutil.rmtree(folder / "parts", ignore_errors=True)
+    shutil.rmtree(drafts, ignore_errors=True)
     logger.info(
         "indexed %s: %d samples, %d set aside, %.1f s", path, len(index), len(index.broken), time.monotonic() - start
     )
@@ -186,13 +197,15 @@ def write_edition(folder: Path, pieces: Sequence[Piece], state: list[Any], editi
     lines_before = itertools.accumulate((piece.lines for piece in pieces), initial=0)
     index = join([(piece.index, before) for piece, before in zip(pieces, lines_before)])
     for name in COLUMNS:
-        np.save(folder / f"{name}-{edition}.npy", getattr(index, name))
+        column = folder / f".{name}.{_own_name()}.npy"
+        np.save(column, getattr(index, name))
+        os.replace(column, folder / f"{name}-{edition}.npy")  # A process without a lock may have this edition mapped.
     (folder / f"broken-{edition}.jsonl").write_text("".join(f"{entry.to_json()}\n" for entry in index.broken))
     parts = [
         {"start": p.part.start, "end": p.part.end, "digest": p.digest, "lines": p.lines, "rows": len(p.index)}
         for p in pieces
     ]
-    draft = folder / f".{META}.{os.getpid()}"
+    draft = folder / f".{META}.{_own_name()}"
     draft.write_text(json.dumps({"edition": edition, "state": state, "parts": parts}))
     os.replace(draft, folder / META)
     # The edition before stays: a process may have read its number and not opened it yet.
@@ -215,10 +228,21 @@ def _meta(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def _own_name() -> str:
+    """Tells this process from all others that may write to the same file system."""
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock file. Where the file system has no locks, two processes may do the same work; the result is one."""
-    with open(path, "w") as file:
-        with contextlib.suppress(OSError):
+def _locked(folder: Path) -> Iterator[Path]:
+    """Holds an index's lock; gives the folder for pieces, where the next process finds those of an interrupted pass.
+
+    Where the file system has no locks, several processes may do the same work; each then has a folder of its own.
+    """
+    with open(folder / "lock", "w") as file:
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            yield folder / f"parts.{_own_name()}"
+        else:
+            yield folder / "parts"

@@ -30,6 +30,9 @@ PADDING_COLOUR = tuple(int(255 * mean) for mean in IMAGE_MEAN)
 """Colour of the bars that make a frame square."""
 MAX_PIXELS = 178_956_970
 """Largest picture that is opened, pixels: Pillow's own limit against decompression bombs."""
+PICTURE_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Pillow's names of the formats that are read (MPO is read as JPEG). Pillow goes by a file's content, whatever its
+name: it would have Ghostscript run the program in a PostScript file."""
 HEADER_EXIF_FORMATS = ("JPEG", "MPO", "TIFF", "WEBP")
 """Formats whose orientation stands in the header; others tell it only if the header has an EXIF block."""
 
@@ -183,12 +186,19 @@ def open_picture(
         return to_upright_rgb(picture)
 
 
+@functools.cache
+def picture_formats() -> tuple[str, ...]:
+    """Those of PICTURE_FORMATS that this Pillow reads."""
+    Image.init()
+    return tuple(name for name in PICTURE_FORMATS if name in Image.OPEN)
+
+
 @contextlib.contextmanager
 def _opened(path: Stored) -> Iterator[Image.Image]:
     """A picture file of a permitted size; errors name it."""
     check_regular_file(path, "picture")
     try:
-        with opened(path) as file, Image.open(file) as picture:
+        with opened(path) as file, Image.open(file, formats=picture_formats()) as picture:
             _check_pixels(picture.size)
             yield picture
     except MediaError as error:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from longvita.data.errors import MediaError, Reason
+from longvita.data.media.container import open_container
 from longvita.data.media.identity import FileIdentity
 from longvita.data.media.source import Stored, opened
 
@@ -96,10 +97,8 @@ def read_packet_table(path: Stored, stall_seconds: float, beat: Callable[[], Non
 
 
 def _scan(path: Stored, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
-    import av
-
     shown, is_key, decoded = [], [], None
-    with opened(path) as file, av.open(file, timeout=stall_seconds) as container:
+    with opened(path) as file, open_container(file, stall_seconds) as container:
         stream = video_stream(container)
         promised = stream.frames
         for packet in container.demux(stream):

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
+from longvita.data.media.container import open_container
 from longvita.data.media.packets import PacketTable, Sweep, plan_sweeps, read_packet_table, video_stream
 from longvita.data.media.source import Stored, opened
 
@@ -27,11 +28,9 @@ def read_with_pyav(
     TimeoutError if a wanted frame takes longer than `stall_seconds`, ValueError for a frame that the decoder does not
     give, and MediaError for one that the file does not hold.
     """
-    import av
-
     table = read_packet_table(path, stall_seconds, beat)
     there = [index for index in indices if index < table.num_frames]
-    with opened(path) as file, av.open(file, timeout=stall_seconds) as container:
+    with opened(path) as file, open_container(file, stall_seconds) as container:
         sweeper = _Sweeper(container, table, threads, stall_seconds, beat)
         for sweep in plan_sweeps(table, there):
             yield from sweeper.run(sweep)

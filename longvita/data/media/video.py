@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from longvita.data.errors import MediaError, Reason, tell
+from longvita.data.media.container import open_container
 from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_picture
 from longvita.data.media.packets import video_stream
 from longvita.data.media.source import Stored, as_stored, files_in, is_folder, opened
@@ -111,7 +112,7 @@ def list_frames(folder: Stored) -> list[Stored]:
 
 def _natural_key(name: str) -> tuple:
     parts = re.split(r"(\d+)", name)
-    return tuple((1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts)
+    return tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts)
 
 
 def probe_video(path: Stored) -> VideoFacts:
@@ -121,15 +122,10 @@ def probe_video(path: Stored) -> VideoFacts:
     """
     path = as_stored(path)
     if is_folder(path):
-        num_frames = len(list_frames(path))
-        if num_frames == 0:
-            raise MediaError(Reason.BROKEN_VIDEO, f"video {path} is a folder without a .png, .jpg or .jpeg file")
-        return VideoFacts(num_frames, 1.0, is_folder=True)
+        return _probe_folder(path)
     check_regular_file(path, "video")
-    import av
-
     try:
-        with opened(path) as file, av.open(file) as container:
+        with opened(path) as file, open_container(file, STALL_SECONDS) as container:
             stream = video_stream(container)
             rate = stream.average_rate
             num_frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
@@ -141,6 +137,16 @@ def probe_video(path: Stored) -> VideoFacts:
     if num_frames <= 0 or not rate:
         raise MediaError(Reason.BROKEN_VIDEO, f"video {path} has {num_frames} frames at a rate of {rate}")
     return VideoFacts(num_frames, float(rate))
+
+
+def _probe_folder(path: Stored) -> VideoFacts:
+    try:
+        num_frames = len(list_frames(path))
+    except OSError as error:
+        raise MediaError(Reason.BROKEN_VIDEO, f"video folder {path} cannot be listed: {error}") from error
+    if num_frames == 0:
+        raise MediaError(Reason.BROKEN_VIDEO, f"video {path} is a folder without a .png, .jpg or .jpeg file")
+    return VideoFacts(num_frames, 1.0, is_folder=True)
 
 
 def _check_frame_size(stream: Any) -> None:
@@ -201,6 +207,8 @@ def _read_with_decord(path: Stored, indices: Sequence[int], beat: Callable[[], N
     import decord
 
     decord.logging.set_level(decord.logging.FATAL)
+    with opened(path) as file, open_container(file, STALL_SECONDS):
+        pass  # Its own FFmpeg would read any format.
     with opened(path) as file:  # decord reads a file object whole.
         reader = decord.VideoReader(file, num_threads=1, fault_tol=FAULT_TOLERANCE)
     if indices[-1] >= len(reader):

@@ -60,10 +60,9 @@ def read_examples(
 
     Raises RuntimeError if a data file changed meanwhile.
     """
-    setup = WorkerSetup(template.tokenizer.to_json(), template.tokens_per_tile, catalog.settings)
     reader = DocumentReader(template, catalog.settings)
     examples: list[Example] = []
-    with contextlib.closing(WorkerPool(setup, max(config.data.num_workers, 1))) as pool:
+    with contextlib.closing(WorkerPool(WorkerSetup.of(config, template), max(config.data.num_workers, 1))) as pool:
         for sample in samples:
             examples.append(_read(catalog.request(sample), reader, pool, len(examples)))
             show(len(examples))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from longvita.data.errors import DataError, Reason
+from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats import make_format, tables
+from longvita.data.formats.base import Place
 from longvita.data.media.source import InlineMedium
 from longvita.data.record import NO_OPTIONS, FormatOptions
 from longvita.data.sample import Turn
@@ -96,9 +97,24 @@ def test_a_damaged_group_costs_its_rows_alone(tmp_path):
     content[start : start + 20] = b"\xff" * 20
     path.write_bytes(content)
     found = [content for _, _, content in read_all("parquet", path)]
-    assert [getattr(content, "reason", None) for content in found] == [None, None, Reason.INVALID_SAMPLE, None, None]
-    assert "row 0 of group 1 and those after it can't be read" in found[2].detail
-    assert found[3].turns[1].text.startswith("number 4")
+    reasons = [getattr(content, "reason", None) for content in found]
+    assert reasons == [None, None, Reason.INVALID_SAMPLE, Reason.INVALID_SAMPLE, None, None]
+    assert "group 1 can't be read from row 0 on" in found[2].detail
+    assert found[4].turns[1].text.startswith("number 4")
+
+
+def test_a_row_of_broken_text_costs_itself_alone(tmp_path):
+    """The broken text is the greatest of its column, so that the footer repeats it."""
+    rows = [{"caption": f"number {number}"} for number in range(4)]
+    rows[1]["caption"] = "zzzzzz"
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    content = path.read_bytes()
+    assert content.count(b"zzzzzz") > 1
+    path.write_bytes(content.replace(b"zzzzzz", b"\xff\xfe\xff\xfe\xff\xfe"))
+    found = [content for _, _, content in read_all("parquet", path)]
+    assert [getattr(content, "reason", None) for content in found] == [None, Reason.INVALID_SAMPLE, None, None]
+    with pytest.raises(SampleError, match="can't be read"):
+        make_format("parquet", NO_OPTIONS).read(str(path), Place(0, 1, 2))
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])

@@ -191,6 +191,15 @@ class TestDamage:
         with pytest.raises(MediaError, match="bad.png cannot be opened"):
             probe_picture(tmp_path / "bad.png")
 
+    def test_a_program_is_no_picture(self, tmp_path):
+        """Pillow would have Ghostscript run it, whatever the file's name."""
+        (tmp_path / "bad.jpg").write_text(
+            "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
+        )
+        assert Image.open(tmp_path / "bad.jpg").format == "EPS"
+        with pytest.raises(MediaError, match="bad.jpg cannot be opened"):
+            probe_picture(tmp_path / "bad.jpg")
+
     def test_a_bomb_is_not_opened(self, tmp_path, monkeypatch):
         Image.new("L", (400, 300)).save(tmp_path / "bomb.png")
         monkeypatch.setattr(image, "MAX_PIXELS", 100_000)

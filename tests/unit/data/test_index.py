@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from longvita.data.catalog import build_catalog, make_template
 from longvita.data.errors import DataError, Reason
-from longvita.data.index import build
+from longvita.data.index import build, store
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.measure import measure
@@ -186,6 +187,34 @@ class TestCache:
         assert len(indexed_parts) == 1
         assert "changed since it was indexed: 1 of" in caplog.text
         assert_equal(changed, index_of(path, folder, template))
+
+    def test_of_a_file_of_one_part_that_changed_or_was_touched(self, folder, template, indexed_parts, caplog):
+        path, job = write_jsonl(folder / "a.jsonl", GOOD * 5), job_of(folder, template)
+        load_index(path, job)
+        os.utime(path, (0, 0))
+        load_index(path, job)
+        assert len(indexed_parts) == 1
+        assert caplog.text == ""
+        write_jsonl(path, GOOD * 3)
+        load_index(path, job)
+        assert "changed since it was indexed: 1 of 1" in caplog.text
+
+    def test_where_the_file_system_has_no_locks(self, folder, template, monkeypatch):
+        """Another process at the same index neither loses what it has mapped nor its pieces."""
+
+        def refuse(*_arguments):
+            raise OSError("no locks")
+
+        monkeypatch.setattr(store.fcntl, "flock", refuse)
+        path, job = write_jsonl(folder / "a.jsonl", GOOD), job_of(folder, template)
+        mapped = load_index(path, job)
+        before, inner = mapped.rows.copy(), job.folder(str(path))
+        (inner / "parts").mkdir()
+        (inner / store.META).unlink()  # As if the two had begun at the same time.
+        assert_equal(load_index(path, job), mapped)
+        np.testing.assert_array_equal(mapped.rows, before)
+        assert (inner / "parts").is_dir()
+        assert [file.name for file in inner.iterdir() if file.name.startswith(("parts.", "."))] == []
 
     def test_goes_on_where_it_was_interrupted(self, folder, template, monkeypatch, indexed_parts):
         path = write_jsonl(folder / "a.jsonl", GOOD * 5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from longvita.data.plan_cache import StoredPlan, cached_plan, plan_name
 
 LENGTHS = np.random.default_rng(0).integers(1, 100, 2000)
 TAKEN = np.arange(2000)
+SAMPLES = plan_cache.LEAST_SAMPLES
 
 
 def make():
@@ -27,10 +29,10 @@ def wait_for(path):
 
 
 def test_is_stored_in_the_meantime_and_then_mapped(tmp_path):
-    first = cached_plan(tmp_path, "plan-x", make)
+    first = cached_plan(tmp_path, "plan-x", SAMPLES, make)
     assert isinstance(first, EpochPlan)
     wait_for(tmp_path / "plan-x")
-    second = cached_plan(tmp_path, "plan-x", lambda: pytest.fail("packed again"))
+    second = cached_plan(tmp_path, "plan-x", SAMPLES, lambda: pytest.fail("packed again"))
     assert isinstance(second, StoredPlan)
     assert (second.num_sequences, second.fill) == (first.num_sequences, pytest.approx(first.fill))
     for number in range(first.num_sequences):
@@ -45,7 +47,7 @@ def test_is_stored_in_the_meantime_and_then_mapped(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_costs_nothing(tmp_path):
     (tmp_path / "file").write_text("")
-    assert cached_plan(tmp_path / "file" / "below", "plan-x", make).num_sequences == make().num_sequences
+    assert cached_plan(tmp_path / "file" / "below", "plan-x", SAMPLES, make).num_sequences == make().num_sequences
 
 
 def test_half_of_a_plan_is_never_read(tmp_path, monkeypatch):
@@ -55,7 +57,23 @@ def test_half_of_a_plan_is_never_read(tmp_path, monkeypatch):
     monkeypatch.setattr(plan_cache.os, "rename", fail)
     plan_cache._store(tmp_path / "plan-x", make())
     assert not (tmp_path / "plan-x").exists()
-    assert isinstance(cached_plan(tmp_path, "plan-x", make), EpochPlan)
+    assert isinstance(cached_plan(tmp_path, "plan-x", SAMPLES, make), EpochPlan)
+
+
+def test_small_plans_are_packed_anew(tmp_path):
+    for _ in range(2):
+        assert isinstance(cached_plan(tmp_path, "plan-x", SAMPLES - 1, make), EpochPlan)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plans_used_last_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_cache, "MOST_PLANS", 3)
+    for number in range(5):
+        plan_cache._store(tmp_path / f"plan-{number}", make())
+        os.utime(tmp_path / f"plan-{number}", (number, number))
+        if number == 3:  # Plan 1 is read: it is the newest now.
+            assert isinstance(cached_plan(tmp_path, "plan-1", SAMPLES, make), StoredPlan)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan-1", "plan-3", "plan-4"]
 
 
 def test_the_name_tells_everything_apart():

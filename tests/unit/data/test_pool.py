@@ -204,6 +204,18 @@ def test_a_decoder_that_hangs_costs_one_document(stuff, crashing_decoder, monkey
     assert "no sign of life for 4 s" in results[1].detail
 
 
+def test_time_in_which_the_job_was_suspended_does_not_count(stuff):
+    pool = stuff.pool()
+    pool.close()
+    (worker,) = pool._workers
+    signs = worker.last_sign, worker.begun_at
+    pool._forgive_suspension(time.monotonic() - pool_module.TURN_SECONDS - 0.5)
+    assert (worker.last_sign, worker.begun_at) == signs
+    pool._forgive_suspension(time.monotonic() - pool_module.TURN_SECONDS - 600)
+    assert worker.last_sign - signs[0] == pytest.approx(600, abs=5)
+    assert worker.begun_at - signs[1] == pytest.approx(600, abs=5)
+
+
 ENDLESS_FILE = """
 class Packet:
     size, pts, dts, is_keyframe = 1, 0, 0, True

@@ -100,6 +100,13 @@ def test_a_video_that_opens_and_does_not_decode_stays(folder, config, media):
     assert taken(config) == 4
 
 
+def test_decodes_under_the_limits_of_the_run(folder, config, media):
+    shutil.copy(media / "wide.jpg", media / "late.png")
+    result = run(folder, config, "data.sample_timeout_seconds=1.0e-9")
+    assert result.exit_code == 1
+    assert set_aside(folder)[3] == "broken_picture"
+
+
 def test_only_the_parts_that_hold_them_are_indexed_anew(folder, config, media, monkeypatch):
     monkeypatch.setattr("longvita.data.catalog.IndexJob", lambda *rest: retry.IndexJob(*rest, part_bytes=150))
     (folder / "a.jsonl").touch()

@@ -65,7 +65,7 @@ def test_nothing_to_learn():
     assert caught.value.reason == Reason.NO_ANSWER
 
 
-@pytest.mark.parametrize("paths", ["a.png", [3], [""], ["a\0b"], {"a": 1}])
+@pytest.mark.parametrize("paths", ["a.png", [3], [""], ["a\0b"], ["a\ud800.png"], {"a": 1}])
 def test_bad_paths(paths):
     with pytest.raises(SampleError) as caught:
         parse_sample({"messages": [QUESTION, ANSWER], "images": paths})

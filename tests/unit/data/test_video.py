@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 
 import numpy as np
@@ -170,6 +171,28 @@ class TestDamage:
         os.mkfifo(tmp_path / "pipe.mp4")
         with pytest.raises(MediaError, match="is no regular file"):
             probe_video(tmp_path / "pipe.mp4")
+
+    @pytest.mark.parametrize("list_of", ["hls", "concat"])
+    def test_a_list_of_other_files_is_no_video(self, tmp_path, list_of):
+        """FFmpeg goes by the content and would read a file that is outside the media root."""
+        outside = write_video(tmp_path / "outside.mp4")
+        texts = {
+            "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{outside}\n#EXT-X-ENDLIST\n",
+            "concat": f"ffconcat version 1.0\nfile '{outside.name}'\n",
+        }
+        path = tmp_path / "list.m3u8"
+        path.write_text(texts[list_of])
+        with pytest.raises(MediaError, match="cannot be opened") as caught:
+            probe_video(path)
+        assert caught.value.reason == Reason.BROKEN_VIDEO
+        with pytest.raises(MediaError, match="cannot be decoded"):
+            list(read_frames(path, [0]))
+
+    def test_strange_names_of_frames(self, stock, tmp_path):
+        for name in ("²1.png", "①.png", "frame10.png", "frame9.png"):
+            shutil.copy(stock / "media" / "one.png", tmp_path / name)
+        assert probe_video(tmp_path).num_frames == 4
+        assert [frame.name for frame in video.list_frames(tmp_path)][:2] == ["frame9.png", "frame10.png"]
 
     def test_index_lost(self, tmp_path):
         path = write_video(tmp_path / "whole.mp4")

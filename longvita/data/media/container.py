@@ -1,0 +1,22 @@
+"""Opens video files: of formats that hold their frames themselves, and no others."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+VIDEO_FORMATS = (
+    *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif", "mxf", "rm"),
+    *("h264", "hevc", "mpegvideo", "m4v", "ivf", "dv", "swf", "vob", "apng", "nut", "wtv"),
+)
+"""FFmpeg's names of the formats that are read. It goes by a file's content, whatever its name: a playlist (hls, concat,
+dash) with the name of a video would have it open any other file or address."""
+
+
+def open_container(file: str | BinaryIO, timeout: float) -> Any:
+    """A video file as PyAV's container. Raises what PyAV raises, also for a format that is not in VIDEO_FORMATS.
+
+    timeout: longest wait for the next bytes, seconds.
+    """
+    import av
+
+    return av.open(file, timeout=timeout, options={"format_whitelist": ",".join(VIDEO_FORMATS)})
