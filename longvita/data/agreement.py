@@ -12,6 +12,7 @@ Ranks without a tile in a micro batch say nothing, and a replica of one process 
 
 from __future__ import annotations
 
+import collections
 import json
 import time
 from collections.abc import Sequence
@@ -75,13 +76,15 @@ class StoreAgreement:
         generation = store.add(f"{name}/generation/{process}", 1)
         self._store, self._prefix = store, f"{name}/{generation}"
         self._vision_rank, self._history = vision_rank, history
+        self._written: collections.deque[int] = collections.deque()
 
     def agree(self, micro_batch: int, own: Findings, deciders: Sequence[int]) -> Findings:
         """See Agreement. Raises TimeoutError, naming the rank that is waited for."""
         if self._vision_rank is not None and self._vision_rank in deciders:
             self._store.set(self._key(micro_batch, self._vision_rank), _write(own))
-            if micro_batch >= self._history:
-                self._store.delete_key(self._key(micro_batch - self._history, self._vision_rank))
+            self._written.append(micro_batch)
+            while self._written[0] <= micro_batch - self._history:
+                self._store.delete_key(self._key(self._written.popleft(), self._vision_rank))
         findings = dict(own)
         for rank in deciders:
             if rank != self._vision_rank:

@@ -14,6 +14,8 @@ from longvita.data.sample import Sample
 
 READ_BYTES = 1 << 20
 """Bytes that are read at once where a whole range is gone through."""
+LONGEST = 256 << 20
+"""Bytes of the longest sample of a text file."""
 
 
 @dataclass(frozen=True)

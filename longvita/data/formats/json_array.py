@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from longvita.data import remote
 from longvita.data.errors import Reason, SampleError
-from longvita.data.formats.base import READ_BYTES, Part, Place, digest_bytes, refuse_columns
+from longvita.data.formats.base import LONGEST, READ_BYTES, Part, Place, digest_bytes, refuse_columns
 from longvita.data.record import FormatOptions
 from longvita.data.sample import Sample, parse_line
 
@@ -21,8 +21,6 @@ SHALLOW = re.compile(rb'\{(?:[^"{}]++|' + _STRING + rb"|" + _FLAT + rb")*+\}", r
 BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(\[?)")
 """What may stand before an array, and its bracket."""
 PAIRS = {b"{": b"{}", b"[": b"[]"}
-LONGEST = 256 << 20
-"""Bytes of the longest sample: where more are read without an end, the brackets do not match."""
 
 
 class JsonArray:
@@ -122,6 +120,7 @@ class _Scan:
             if self._closes(token):
                 yield self._element(self._taken)
         if self._first is not None and (not block or len(self._buffer) > LONGEST):
+            # Where so much is read without an end, the brackets do not match.
             yield self._element(len(self._buffer))
             self.ended = True
         self.ended |= not block

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from longvita.data import remote
-from longvita.data.errors import SampleError
-from longvita.data.formats.base import Part, Place, digest_bytes, refuse_columns
+from longvita.data.errors import Reason, SampleError
+from longvita.data.formats.base import LONGEST, Part, Place, digest_bytes, refuse_columns
 from longvita.data.record import FormatOptions
 from longvita.data.sample import Sample, parse_line
 
@@ -29,7 +30,7 @@ class Jsonl:
                 if target > bounds[-1]:
                     # From the byte before: a line that begins right there is whole.
                     file.seek(target - 1)
-                    file.readline()
+                    _skip_line(file)
                     bounds.append(file.tell())
         if bounds[-1] < end:
             bounds.append(end)
@@ -44,6 +45,8 @@ class Jsonl:
         for number, (offset, line) in enumerate(lines_of(path, part), start=1):
             place = Place(offset, len(line), number)
             try:
+                if len(line) > LONGEST:
+                    raise SampleError(Reason.INVALID_SAMPLE, f"the line is longer than {LONGEST >> 20} MiB")
                 yield place, parse_line(line) if line.strip() else None
             except SampleError as error:
                 yield place, error
@@ -56,10 +59,19 @@ class Jsonl:
 
 
 def lines_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
-    """First byte and bytes of each line of a part of a file."""
+    """First byte and bytes of each line of a part of a file; of one longer than LONGEST, its first LONGEST + 1."""
     offset = part.start
     with remote.open_file(path) as file:
         file.seek(offset)
-        while offset < part.end and (line := file.readline()):
+        while offset < part.end and (line := file.readline(LONGEST + 1)):
             yield offset, line
             offset += len(line)
+            if len(line) > LONGEST and not line.endswith(b"\n"):
+                _skip_line(file)
+                offset = file.tell()
+
+
+def _skip_line(file: BinaryIO) -> None:
+    """Goes on to the next line, however long this one is."""
+    while (piece := file.readline(1 << 20)) and not piece.endswith(b"\n"):
+        pass

@@ -10,7 +10,8 @@ import pytest
 
 from longvita.config.schema import Column, DataFormat
 from longvita.data.errors import DataError
-from longvita.data.formats import FORMATS, make_format, read_samples
+from longvita.data.formats import FORMATS, jsonl, make_format, read_samples
+from longvita.data.formats.base import Part
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.paths import FORMAT_OF_ENDING, format_of
@@ -33,6 +34,15 @@ COUNT = 9
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "navy", "pink", "gold")
 ROWS = [{"question": f"what {n}?", "answer": f"{n}", "image": {"bytes": png(c), "path": f"{c}.png"}} for n, c in
         enumerate(COLOURS)]  # fmt: skip
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "LONGEST", 1000)
+    path = write_jsonl(tmp_path / "a.jsonl", [conversation("a"), conversation("b" * 5000), conversation("c")])
+    assert max(len(line) for _, line in jsonl.lines_of(str(path), Part(0, path.stat().st_size))) == 1001
+    for part_bytes in (100, 10**6):
+        found = [content for _, _, content in read_all("jsonl", path, part_bytes)]
+        assert [getattr(content, "detail", "") for content in found] == ["", "the line is longer than 0 MiB", ""]
 
 
 def make_jsonl(folder):
