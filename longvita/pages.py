@@ -22,7 +22,9 @@ def write_page(path: Path, title: str, parts: Sequence[str], style: str = "") ->
     """Writes a page of a title and `parts`, which are HTML already; `style` is CSS beside that of all pages."""
     name = html.escape(title)
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{name}</title><style>{_STYLE}{style}</style>"
-    path.write_text("\n".join([head, f"<h1>{name}</h1>", *parts, "</html>", ""]), encoding="utf-8")
+    path.write_text(
+        "\n".join([head, f"<h1>{name}</h1>", *parts, "</html>", ""]), encoding="utf-8", errors="backslashreplace"
+    )
 
 
 def as_data_url(picture: Image.Image, side: int | None = None) -> str:

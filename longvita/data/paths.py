@@ -19,10 +19,12 @@ FORMAT_OF_ENDING = {
 }
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """{000..127}: both ends belong to it, and the first one's digits are the number's least width."""
-TABLES = ("*.arrow", "data/*.parquet", "*.parquet")
+TABLES = ("*.arrow", "train/*.arrow", "data/*.parquet", "*.parquet")
 """Where a folder of `datasets` or of the Hub has its tables; the first that is there counts."""
 SPLIT = "train"
 """Beginning of the names of a folder's files that are trained on, where it has such."""
+CACHE = "cache-"
+"""Beginning of the names of the files in which `datasets` keeps what it computed."""
 SHARD_LIST = "wids-shard-index"
 """How the kind of a list of WebDataset shards begins."""
 
@@ -68,7 +70,7 @@ def _tables(path: str) -> list[str]:
     if not remote.is_folder(path):
         return []
     for pattern in TABLES:
-        found = remote.matches(path, pattern)
+        found = [file for file in remote.matches(path, pattern) if not file.rpartition("/")[2].startswith(CACHE)]
         train = [file for file in found if file.rpartition("/")[2].startswith(SPLIT)]
         if found:
             return train or found

@@ -67,9 +67,9 @@ def cached_plan(folder: Path, name: str, num_samples: int, make: Callable[[], Ep
     """The plan of this name from the folder; else the one that `make` gives, which goes there in the meantime."""
     path = folder / name
     with contextlib.suppress(OSError):  # It is not there, or another process has just taken it away.
-        plan = StoredPlan(path)
+        stored = StoredPlan(path)
         _mark_as_used(path)
-        return plan
+        return stored
     plan = make()
     if num_samples < LEAST_SAMPLES:
         return plan

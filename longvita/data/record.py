@@ -8,7 +8,16 @@ from typing import Any
 
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.media.source import FilePart, InlineMedium, Medium
-from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Sample, Turn, checked_sample, mark_media, parse_turns
+from longvita.data.sample import (
+    IMAGE_MARK,
+    VIDEO_MARK,
+    Sample,
+    Turn,
+    checked_sample,
+    is_path,
+    mark_media,
+    parse_turns,
+)
 
 PROMPT = "Describe what you see."
 """Question of a caption, where the config has none."""
@@ -127,14 +136,14 @@ def _media(value: Any, noun: str) -> list[Medium]:
 
 def _medium(value: Any, name: str) -> Medium:
     """A path, bytes, a struct {"bytes", "path"} or a medium as it is."""
-    if isinstance(value, dict) and value.get("bytes") is not None:
-        return InlineMedium(value["bytes"], value.get("path") or name)
     if isinstance(value, dict):
-        value = value.get("path")
+        path = value.get("path")
+        name = path if isinstance(path, str) and is_path(path) else name
+        value = path if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
         return InlineMedium(value, name)
     if isinstance(value, FilePart | InlineMedium):
         return value
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise SampleError(Reason.INVALID_SAMPLE, f"{name} is no path, bytes or struct of both, but {value!r:.60}")
+    if not isinstance(value, str) or not is_path(value):
+        raise SampleError(Reason.INVALID_SAMPLE, f"{name} is no path, bytes or struct of both, but {value!a:.60}")
     return value

@@ -105,15 +105,20 @@ def parse_paths(value: dict, noun: str) -> tuple[str, ...]:
         paths = [paths] if isinstance(paths, str) else paths
     if paths is None:
         return ()
-    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' is not a list of paths")
-    if any("\0" in path for path in paths):
-        raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' holds a path with a zero byte")
-    try:
-        "".join(paths).encode()
-    except UnicodeEncodeError as error:
-        raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' holds half a surrogate pair: {error}") from error
+    strange = [path for path in paths if not is_path(path)]
+    if strange:
+        raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' holds {strange[0]!a:.60}, which can be no path")
     return tuple(paths)
+
+
+def is_path(text: str) -> bool:
+    """Whether a text may be a path: not empty, no zero byte, no half of a surrogate pair."""
+    try:
+        return b"\0" not in text.encode() and text != ""
+    except UnicodeEncodeError:
+        return False
 
 
 def check_marks(turns: Sequence[Turn], num_images: int, num_videos: int) -> None:

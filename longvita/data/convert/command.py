@@ -76,7 +76,7 @@ def convert(options: ConvertOptions) -> int:
     draft.mkdir(parents=True)
     try:
         broken = [entry for source in sources for entry in _convert_source(source, options, draft, target)]
-    except DataError:
+    except BaseException:
         shutil.rmtree(draft)
         raise
     QuarantineFile(draft / FILE_NAME).add(broken)

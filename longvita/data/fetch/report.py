@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Column, Table
 
 from longvita.config.schema import DatasetConfig
@@ -50,7 +51,7 @@ def _table(sources: dict[str, DatasetConfig], outcomes: Sequence[Outcome], dry_r
         own = [outcome for outcome in outcomes if outcome.wanted.source == name]
         counts = [sum(outcome.state == state for outcome in own) for state in states]
         size = decimal(sum(outcome.size for outcome in own))
-        table.add_row(name, str(len(own)), size, *(str(count or "") for count in counts))
+        table.add_row(escape(name), str(len(own)), size, *(str(count or "") for count in counts))
     return table
 
 

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,9 @@ from longvita.data.media.kinds import PICTURES, VIDEOS, ending
 from longvita.data.media.source import FilePart, leads_outside
 from longvita.data.record import FormatOptions, record_sample
 from longvita.data.sample import Sample
+
+QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
+"""A field in quotes."""
 
 LISTS = ("metadata.jsonl", "captions.csv")
 FILE_NAMES = ("file_name", "image", "video", "path", "file")
@@ -170,11 +174,25 @@ def _whole_rows(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
     for offset, line in lines_of(path, part):
         start = start if row else offset
         row += line
-        if row.count(b'"') % 2 == 0:
+        if not _is_open(row):
             yield start, row
             row = b""
     if row:
         yield start, row
+
+
+def _is_open(row: bytes) -> bool:
+    """Whether a row's last field goes on in the next line; a quote opens at a field's beginning alone (RFC 4180)."""
+    at = 0
+    while at >= 0:
+        if row.startswith(b'"', at):
+            quoted = QUOTED.match(row, at)
+            if quoted is None:
+                return True
+            at = quoted.end()
+        comma = row.find(b",", at)
+        at = comma + 1 if comma >= 0 else -1
+    return False
 
 
 def _csv_record(path: str, content: bytes) -> dict[str, Any]:

@@ -20,6 +20,8 @@ SHALLOW = re.compile(rb'\{(?:[^"{}]++|' + _STRING + rb"|" + _FLAT + rb")*+\}", r
 """A whole object with one level of objects within, as samples are: found at once, where TOKEN goes step by step."""
 BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(\[?)")
 """What may stand before an array, and its bracket."""
+ENDING = re.compile(rb"\s*+,?\s*+\]\s*+")
+"""What may stand behind the last element."""
 PAIRS = {b"{": b"{}", b"[": b"[]"}
 
 
@@ -42,6 +44,8 @@ class JsonArray:
             if not bounds or offset // part_bytes > bounds[-1] // part_bytes:
                 bounds.append(offset)
             end = offset + len(element)
+        if not _is_closed(path, end, size):
+            end, bounds = size, bounds or [start]
         return [Part(first, stop) for first, stop in itertools.pairwise([*bounds, end])]
 
     def digest(self, path: str, part: Part) -> str:
@@ -56,18 +60,32 @@ class JsonArray:
                 SampleError(Reason.INVALID_JSON, "no JSON array; the format of one object a line is jsonl"),
             )
             return
+        number, end, is_cut = 0, part.start, False
         for number, (offset, element) in enumerate(elements(path, part), start=1):
+            end = offset + len(element)
             place = Place(offset, len(element), number)
             try:
                 yield place, parse_line(element)
             except SampleError as error:
+                is_cut = end == part.end
                 yield place, error
+        # See `parts`: the last piece of a whole array ends before its bracket.
+        if part.end == remote.size(path) and not is_cut:
+            detail = f"the array is not closed at its end: {part.end - end} bytes from byte {end} on are not read"
+            yield Place(end, 0, number + 1), SampleError(Reason.INVALID_JSON, detail)
 
     def read(self, path: str, place: Place) -> Sample:
         """The sample of an element."""
         with remote.open_file(path) as file:
             file.seek(place.offset)
             return parse_line(file.read(place.size))
+
+
+def _is_closed(path: str, end: int, size: int) -> bool:
+    """Whether nothing but the array's bracket follows the last element, which ends at byte `end`."""
+    with remote.open_file(path) as file:
+        file.seek(end)
+        return size - end <= READ_BYTES and ENDING.fullmatch(file.read(READ_BYTES)) is not None
 
 
 def _array_start(path: str) -> int | None:

@@ -49,7 +49,9 @@ def _open(path: str, state: str) -> Table:
 
     try:
         return _ArrowTable(path) if path.endswith(".arrow") else _ParquetTable(path)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # The store failed; pyarrow's own error of a damaged footer has no number.
         raise DataError(f"data file {path} is no table of format parquet: {error}") from error
 
 

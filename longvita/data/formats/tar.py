@@ -14,6 +14,8 @@ from longvita.data import remote
 BLOCK = tarfile.BLOCKSIZE
 END_BYTES = 2 * tarfile.RECORDSIZE
 """Most bytes after the last member."""
+LARGEST_RECORD = 1 << 20
+"""Bytes that an archive is filled up to a multiple of, at most: `tar -b 2048`."""
 INDEX_CHECKS = 16
 """Members of an index whose headers are looked at before it is believed."""
 
@@ -74,15 +76,18 @@ def _pass(file: BinaryIO, start: int, end: int, size: int) -> Iterator[Member]:
                     return
             archive.members = []  # type: ignore[attr-defined] # It would keep every header that it saw.
         if info is None:
-            _check_end(file, archive.offset)
+            _check_end(file, archive.offset, size)
 
 
-def _check_end(file: BinaryIO, offset: int) -> None:
-    """Raises ReadError unless the archive's end is there, or the file's: tarfile takes any damage for the end."""
+def _check_end(file: BinaryIO, offset: int, size: int) -> None:
+    """Raises ReadError unless the archive's end is there, or the file's: tarfile takes any damage for the end.
+
+    An end is a few blocks of zeros; more of them, or something behind them, is a hole or another archive.
+    """
     file.seek(offset)
-    block = file.read(BLOCK)
-    if block.strip(b"\0") or len(block) not in (0, BLOCK):
-        raise tarfile.ReadError(f"there is no header of a member at byte {offset}")
+    rest = file.read(max(0, min(size - offset, LARGEST_RECORD + 1)))
+    if rest.strip(b"\0") or len(rest) % BLOCK or len(rest) > LARGEST_RECORD:
+        raise tarfile.ReadError(f"there is no header of a member at byte {offset}, and no end of the archive")
 
 
 def _index(path: str, size: int) -> list[Member] | None:
@@ -95,7 +100,11 @@ def _index(path: str, size: int) -> list[Member] | None:
     if found:
         with remote.open_file(path) as archive:
             step = max(1, len(found) // INDEX_CHECKS)
-            if _fits(found, size) and _is_true(archive, [*found[::step], found[-1]]):
+            if (
+                _fits(found, size)
+                and _is_true(archive, [*found[::step], found[-1]])
+                and _ends_at(archive, found[-1].end)
+            ):
                 return found
     return None
 
@@ -117,14 +126,19 @@ def _parse_index(text: str) -> list[Member]:
 
 
 def _fits(found: list[Member], size: int) -> bool:
-    """Whether listed members lie one behind the other and end where the archive of `size` bytes does."""
-    follow = all(before.end <= after.header for before, after in itertools.pairwise(found))
+    """Whether listed members follow each other from the first byte to where the archive of `size` bytes ends."""
+    follow = all(before.end == after.header for before, after in itertools.pairwise(found))
     return (
         follow
-        and found[0].header >= 0
+        and found[0].header == 0
         and min(member.size for member in found) >= 0
         and 0 <= size - found[-1].end <= END_BYTES
     )
+
+
+def _ends_at(archive: BinaryIO, offset: int) -> bool:
+    archive.seek(offset)
+    return not archive.read(BLOCK).strip(b"\0")
 
 
 def _is_true(archive: BinaryIO, found: list[Member]) -> bool:

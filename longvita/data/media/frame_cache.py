@@ -13,6 +13,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import struct
 import tempfile
 import time
@@ -33,6 +34,8 @@ MAGIC = b"LVFRAME1"
 """Changes with the form of an entry or the way from a frame to its tile."""
 COUNT_FILE = "bytes"
 """File of the folder that tells how many bytes are taken; whoever changes that number holds its lock."""
+SHELF, ENTRY = re.compile("[0-9a-f]{2}"), re.compile(r"[0-9a-f]{64}|tmp\w+\.part")
+"""Names of the folders below the cache's, and of the files in them: nothing else is counted or removed."""
 LOW_WATER = 0.9
 """Share of the bound that is left in use once entries had to go, so that not every new one has to make room."""
 LOCK_TRIES = 20
@@ -129,10 +132,12 @@ class FrameCache:
     def _entries(self) -> Iterator[tuple[int, int, str]]:
         """Time of last use, bytes and path of each entry, those included that a process is writing or left behind."""
         with os.scandir(self.folder) as shelves:
-            folders = [shelf.path for shelf in shelves if shelf.is_dir()]
+            folders = [shelf.path for shelf in shelves if SHELF.fullmatch(shelf.name) and shelf.is_dir()]
         for folder in folders:
             with os.scandir(folder) as files:
                 for file in files:
+                    if not ENTRY.fullmatch(file.name):
+                        continue
                     with contextlib.suppress(FileNotFoundError):
                         status = file.stat()
                         yield status.st_mtime_ns, status.st_size, file.path

@@ -150,7 +150,8 @@ def _probe_folder(path: Stored) -> VideoFacts:
 
 
 def _check_frame_size(stream: Any) -> None:
-    if not 0 < stream.width * stream.height <= MAX_PIXELS:
+    # A frame is padded to a square.
+    if min(stream.width, stream.height) < 1 or max(stream.width, stream.height) ** 2 > MAX_PIXELS:
         raise MediaError(Reason.BROKEN_VIDEO, f"has frames of {stream.width} x {stream.height} pixels")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.rule import Rule
 from rich.table import Table
 
@@ -39,7 +40,7 @@ def view(config: Config, number: int, replicas: int | None, page: Path | None) -
     for name in COLUMNS:
         table.add_column(name, overflow="fold")
     for row in _rows(sequence):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     for position, document in enumerate(sequence.documents):
         console.print(Rule(f"document {position}"))

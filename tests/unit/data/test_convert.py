@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from longvita.cli import app
+from longvita.data.convert import command
 from longvita.data.errors import DataError
 from longvita.data.formats import read_samples
 from longvita.data.media.source import is_folder, read_bytes, resolve
@@ -128,6 +129,17 @@ def test_captions_that_are_files_below_the_media_root_stay(folder):
     assert result.exit_code == 0
     (line,) = (folder / "out" / "pictures.jsonl").read_text().splitlines()
     assert json.loads(line)["images"] == ["pictures/a.png"]
+
+
+def test_a_failure_leaves_no_draft(folder, monkeypatch):
+    def fail(*_arguments):
+        raise ZeroDivisionError
+
+    write_jsonl(folder / "a.jsonl", [conversation("one")])
+    monkeypatch.setattr(command, "_convert_source", fail)
+    result = convert(folder / "a.jsonl", "--to", "jsonl", "--output", folder / "out")
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert list(folder.glob("out*")) == []
 
 
 def test_broken_samples_are_listed(folder):

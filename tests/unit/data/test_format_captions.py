@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -99,6 +100,15 @@ def test_a_table_with_quotes_and_line_breaks(pictures):
     assert reasons_of("captions", pictures) == [(3, Reason.EMPTY_TURN), (4, Reason.INVALID_SAMPLE)]
     format = make_format("captions", NO_OPTIONS)
     assert format.read(str(pictures), found[1][1]) == found[1][2]
+
+
+def test_a_quote_amid_a_field_opens_nothing(pictures):
+    lines = ["file_name,caption", 'a.png,A 5" disc', 'b.JPG,"two\nlines, ""quoted"""', 'more/c.png,3"']
+    (pictures / "captions.csv").write_text("\n".join([*lines, ""]))
+    texts = [sample.turns[1].text for sample in samples_of("captions", pictures)]
+    assert texts == ['A 5" disc', 'two\nlines, "quoted"', '3"']
+    with open(pictures / "captions.csv", newline="") as file:
+        assert texts == [row[1] for row in csv.reader(file)][1:]
 
 
 def test_pictures_that_went(pictures):

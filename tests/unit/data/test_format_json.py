@@ -70,8 +70,27 @@ def test_broken_elements_are_set_aside_and_the_others_stay(tmp_path):
         (3, Reason.INVALID_SAMPLE),
         (4, Reason.INVALID_SAMPLE),
         (6, Reason.INVALID_SAMPLE),
+        (8, Reason.INVALID_JSON),
     ]
-    assert len(list(read_all("json", path))) == 7
+    assert len(list(read_all("json", path))) == 8
+
+
+@pytest.mark.parametrize("end", ["", ",", ",\n", "]\n[{1}]", "],\n{2}]", "] x"])
+@pytest.mark.parametrize("part_bytes", [50, 10**6])
+def test_an_array_without_its_end_says_so(tmp_path, end, part_bytes):
+    """Cut off between elements, or with more behind its bracket."""
+    good = ",\n".join(json.dumps(llava(text)) for text in ("one", "two"))
+    path = tmp_path / "a.json"
+    path.write_text(f"[{good}{end}")
+    found = [content for _, _, content in read_all("json", path, part_bytes)]
+    assert [getattr(content, "reason", None) for content in found] == [None, None, Reason.INVALID_JSON]
+    assert "the array is not closed at its end" in found[2].detail
+
+
+@pytest.mark.parametrize("end", ["]", " , ]\n", "\n]\n\n"])
+def test_an_array_with_its_end(tmp_path, end):
+    (tmp_path / "a.json").write_text(f"[{json.dumps(llava('one'))}{end}")
+    assert len(samples_of("json", tmp_path / "a.json")) == 1
 
 
 def test_a_file_that_is_cut_off(tmp_path):

@@ -103,6 +103,15 @@ def test_a_damaged_group_costs_its_rows_alone(tmp_path):
     assert found[4].turns[1].text.startswith("number 4")
 
 
+def test_a_damaged_footer(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [{"caption": "a"}] * 3)
+    content = bytearray(path.read_bytes())
+    content[-60:-8] = b"\xff" * 52
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is no table of format parquet"):
+        list(read_all("parquet", path))
+
+
 def test_a_row_of_broken_text_costs_itself_alone(tmp_path):
     """The broken text is the greatest of its column, so that the footer repeats it."""
     rows = [{"caption": f"number {number}"} for number in range(4)]

@@ -118,7 +118,7 @@ class TestBound:
     def test_what_a_killed_process_left_behind_counts_and_goes(self, tmp_path, film):
         frames = self.frames(tmp_path, film, 10)
         frames.store(0, np.zeros((SIZE, SIZE, 3), np.uint8))
-        left = tmp_path / "cache" / "00" / "left.part"
+        left = tmp_path / "cache" / "00" / "tmpleft.part"
         left.parent.mkdir(exist_ok=True)
         left.write_bytes(bytes(5 * ENTRY))
         os.utime(left, (0, 0))
@@ -127,6 +127,15 @@ class TestBound:
             frames.store(number, np.zeros((SIZE, SIZE, 3), np.uint8))
         assert not left.exists()
         assert len(entries(tmp_path)) == 6
+
+    def test_what_is_not_its_own_is_neither_counted_nor_removed(self, tmp_path, film):
+        own = [tmp_path / "cache" / "films" / "holiday.mp4", tmp_path / "cache" / "0a" / "notes.txt"]
+        for file in own:
+            file.parent.mkdir(parents=True)
+            file.write_bytes(b"x" * 20 * ENTRY)
+        tiles(film, settings(tmp_path, entries=5))
+        assert all(file.exists() for file in own)
+        assert 0 < len(entries(tmp_path)) - len(own) <= 5
 
     def test_a_cache_smaller_than_a_tile_stays_empty(self, tmp_path, film, decoded):
         tiles(film, dataclasses.replace(settings(tmp_path), frame_cache_bytes=ENTRY - 1), [1, 2])

@@ -67,6 +67,11 @@ def test_folders_of_tables(tmp_path):
     for name in ("saved/data-00000-of-00002.arrow", "saved/data-00001-of-00002.arrow", "saved/dataset_info.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
+    for name in ("split/train/data-0.arrow", "split/train/cache-1.arrow", "split/test/data-0.arrow"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("")
+    assert names(tmp_path, "split") == ["split/train/data-0.arrow"]
+    (tmp_path / "saved/cache-0123.arrow").write_text("")
     (tmp_path / "pictures").mkdir()
     assert names(tmp_path, "hub") == ["hub/data/train-0.parquet", "hub/data/train-1.parquet"]
     assert names(tmp_path, "saved") == ["saved/data-00000-of-00002.arrow", "saved/data-00001-of-00002.arrow"]
