@@ -72,7 +72,9 @@ def record_sample(record: Mapping[str, Any], options: FormatOptions) -> Sample:
     Where the text has no mark at all, the pictures and videos stand before the first question. Raises SampleError.
     """
     images, videos = (_media(_value(record, noun, options), noun) for noun in ("images", "videos"))
-    turns = _turns(record, options)
+    turns, is_caption = _turns(record, options)
+    if is_caption and not images and not videos:
+        raise SampleError(Reason.INVALID_SAMPLE, "a caption without a picture or video")
     if not any(mark in turn.text for turn in turns for mark in (IMAGE_MARK, VIDEO_MARK)):
         turns = _marked(turns, len(images), len(videos))
     return checked_sample(turns, images, videos)
@@ -85,14 +87,16 @@ def _value(record: Mapping[str, Any], purpose: str, options: FormatOptions) -> A
     return None
 
 
-def _turns(record: Mapping[str, Any], options: FormatOptions) -> tuple[Turn, ...]:
+def _turns(record: Mapping[str, Any], options: FormatOptions) -> tuple[tuple[Turn, ...], bool]:
+    """The turns of a record, and whether they are a caption."""
     messages = _value(record, "messages", options)
     if messages is not None:
         if not isinstance(messages, list) or not messages:
             raise SampleError(Reason.INVALID_SAMPLE, f"the messages are {type(messages).__name__}, not a list of turns")
-        return parse_turns([turn for message in messages for turn in _plain(message)])
+        return parse_turns([turn for message in messages for turn in _plain(message)]), False
     question, answer = _value(record, "question", options), _value(record, "answer", options)
-    if answer is None:
+    is_caption = answer is None
+    if is_caption:
         question, answer = options.prompt, _value(record, "caption", options)
     if question is None or answer is None:
         raise SampleError(
@@ -101,7 +105,8 @@ def _turns(record: Mapping[str, Any], options: FormatOptions) -> tuple[Turn, ...
             "them in the source's columns",
         )
     answer = str(answer) if isinstance(answer, int | float) else answer
-    return parse_turns([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    turns = parse_turns([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    return turns, is_caption
 
 
 def _plain(message: Any) -> list[Any]:

@@ -64,7 +64,13 @@ def make_table(folder):
 
 def make_archive(folder):
     clip = (folder / "media" / "clip.mp4").read_bytes()
-    members = [("1.png", png("red")), ("1.txt", "red"), ("2.mp4", clip), ("2.txt", "a film"), ("3.txt", "nothing")]
+    members = [
+        ("1.png", png("red")),
+        ("1.txt", "red"),
+        ("2.mp4", clip),
+        ("2.txt", "a film"),
+        ("3.json", json.dumps({"question": "?", "answer": "nothing"})),
+    ]
     return write_tar(folder / "d.tar", members)
 
 

@@ -35,8 +35,6 @@ def test_columns_of_the_config(tmp_path):
          (InlineMedium(RED, "images[0]"), InlineMedium(BLUE, "b"))),
         ([RED, BLUE], (InlineMedium(RED, "images[0]"), InlineMedium(BLUE, "images[1]"))),
         ("red.png", ("red.png",)),
-        ([], ()),
-        (None, ()),
     ],
 )  # fmt: skip
 def test_forms_of_images(tmp_path, value, images):
@@ -76,6 +74,7 @@ def test_broken_rows_are_set_aside(tmp_path):
         {"question": "", "answer": "b", "image": None},
         {"question": "<image><image>", "answer": "b", "image": RED},
         {"question": "a", "answer": "b", "image": None},
+        {"caption": "of nothing"},
     ]
     path = write_parquet(tmp_path / "a.parquet", rows)
     found = [(place.line, getattr(content, "reason", None)) for _, place, content in read_all("parquet", path)]
@@ -85,11 +84,12 @@ def test_broken_rows_are_set_aside(tmp_path):
         (3, Reason.EMPTY_TURN),
         (4, Reason.MARK_COUNT),
         (5, None),
+        (6, Reason.INVALID_SAMPLE),
     ]
 
 
 def test_a_damaged_group_costs_its_rows_alone(tmp_path):
-    rows = [{"caption": f"number {number} " + "x" * 200} for number in range(6)]
+    rows = [{"answer": f"number {number} " + "x" * 200, "question": "?"} for number in range(6)]
     path = write_parquet(tmp_path / "a.parquet", rows)
     group = tables.open_table(str(path))._file.metadata.row_group(1)
     start = group.column(0).dictionary_page_offset or group.column(0).data_page_offset
@@ -114,8 +114,8 @@ def test_a_damaged_footer(tmp_path):
 
 def test_a_row_of_broken_text_costs_itself_alone(tmp_path):
     """The broken text is the greatest of its column, so that the footer repeats it."""
-    rows = [{"caption": f"number {number}"} for number in range(4)]
-    rows[1]["caption"] = "zzzzzz"
+    rows = [{"answer": f"number {number}", "question": "?"} for number in range(4)]
+    rows[1]["answer"] = "zzzzzz"
     path = write_parquet(tmp_path / "a.parquet", rows)
     content = path.read_bytes()
     assert content.count(b"zzzzzz") > 1

@@ -20,6 +20,11 @@ RED, BLUE = png("red"), png("blue")
 DUMPED = json.dumps
 
 
+def said(number, answer):
+    """A member: a sample of text alone."""
+    return f"{number}.json", json.dumps({"question": "?", "answer": answer})
+
+
 def test_media_are_ranges_of_the_archive(tmp_path):
     path = write_tar(tmp_path / "a.tar", [("d/1.v.mp4", b"film"), ("d/1.JPG", RED), ("d/1.txt", " a film \n")])
     (sample,) = samples_of("webdataset", path)
@@ -69,19 +74,19 @@ def test_a_list_of_old_names_is_of_the_members(tmp_path):
 
 def test_folders_and_links_are_no_members(tmp_path):
     path = tmp_path / "a.tar"
-    write_tar(path, [("1.txt", "one")])
+    write_tar(path, [said(1, "one"), ("2.txt", "the picture is a link")])
     with tarfile.open(path, "a") as archive:
-        for name, kind in (("folder", tarfile.DIRTYPE), ("1.png", tarfile.SYMTYPE)):
+        for name, kind in (("folder", tarfile.DIRTYPE), ("2.png", tarfile.SYMTYPE)):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
-    (sample,) = samples_of("webdataset", path)
-    assert sample.images == ()
+    assert reasons_of("webdataset", path) == [(2, Reason.INVALID_SAMPLE)]
+    assert "a caption without a picture" in list(read_all("webdataset", path))[1][2].detail
 
 
 def test_long_names(tmp_path):
     name = "folder/" * 30 + "key"
-    path = write_tar(tmp_path / "a.tar", [("0.txt", "a"), (f"{name}.png", RED), (f"{name}.txt", "it"), ("z.txt", "b")])
+    path = write_tar(tmp_path / "a.tar", [said(0, "a"), (f"{name}.png", RED), (f"{name}.txt", "it"), said("z", "b")])
     found = list(read_all("webdataset", path, 1))
     assert [len(sample.images) for _, _, sample in found] == [0, 1, 0]
     assert found[1][2].images[0].name == f"{name}.png"
@@ -89,8 +94,9 @@ def test_long_names(tmp_path):
 
 def test_broken_samples_are_set_aside(tmp_path):
     members = [
-        ("1.txt", "good"), ("2.json", "{oops"), ("3.json", "[1]"), ("4.png", RED), ("5.txt", b"\xff\xfe"),
-        ("6.txt", ""), ("7.png", RED), ("7.json", DUMPED(conversation("<image><image>"))), ("8.txt", "good"),
+        said(1, "good"), ("2.json", "{oops"), ("3.json", "[1]"), ("4.png", RED), ("5.txt", b"\xff\xfe"),
+        ("6.png", RED), ("6.txt", ""), ("7.png", RED), ("7.json", DUMPED(conversation("<image><image>"))),
+        said(8, "good"), ("9.txt", "of nothing"),
     ]  # fmt: skip
     assert reasons_of("webdataset", write_tar(tmp_path / "a.tar", members)) == [
         (2, Reason.INVALID_JSON),
@@ -99,13 +105,14 @@ def test_broken_samples_are_set_aside(tmp_path):
         (5, Reason.INVALID_JSON),
         (6, Reason.EMPTY_TURN),
         (7, Reason.MARK_COUNT),
+        (9, Reason.INVALID_SAMPLE),
     ]
 
 
 @pytest.mark.parametrize("kept, whole", [(2000, 1), (2400, 1), (3000, 1), (3075, 2), (1500, 0)])
 def test_an_archive_that_is_cut_off(tmp_path, kept, whole):
     """Before a header that is cut off, nobody knows whether the last sample was complete."""
-    path = write_tar(tmp_path / "a.tar", [("1.txt", "one"), ("2.txt", "two" * 200), ("3.txt", "three")])
+    path = write_tar(tmp_path / "a.tar", [said(1, "one"), said(2, "two" * 200), said(3, "three")])
     path.write_bytes(path.read_bytes()[:kept])
     found = list(read_all("webdataset", path))
     assert [content.turns[1].text[:3] for _, _, content in found[:-1]] == ["one", "two"][:whole]
@@ -114,7 +121,7 @@ def test_an_archive_that_is_cut_off(tmp_path, kept, whole):
 
 
 def test_damage_amid_an_archive(tmp_path):
-    path = write_tar(tmp_path / "a.tar", [("1.txt", "one"), ("2.txt", "two"), ("3.txt", "three"), ("4.txt", "four")])
+    path = write_tar(tmp_path / "a.tar", [said(1, "one"), said(2, "two"), said(3, "three"), said(4, "four")])
     content = bytearray(path.read_bytes())
     content[2048:2560] = b"x" * 512
     path.write_bytes(content)
@@ -124,7 +131,7 @@ def test_damage_amid_an_archive(tmp_path):
 
 def test_members_behind_an_end_are_not_passed_over_in_silence(tmp_path):
     """Two archives in one file; an archive with a hole. The sample before may not be complete."""
-    path = write_tar(tmp_path / "a.tar", [("1.txt", "one"), ("2.txt", "two")])
+    path = write_tar(tmp_path / "a.tar", [said(1, "one"), said(2, "two")])
     whole = path.read_bytes()
     path.write_bytes(whole * 2)
     assert reasons_of("webdataset", path) == [(2, Reason.INVALID_SAMPLE)]

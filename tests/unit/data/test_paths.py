@@ -10,7 +10,7 @@ from longvita.config import ConfigError, load, to_yaml
 from longvita.data.catalog import build_catalog, make_template
 from longvita.data.errors import DataError
 from longvita.data.paths import files_of_entry, format_of
-from tests.unit.data.format_material import write_parquet, write_tar
+from tests.unit.data.format_material import png, write_parquet, write_tar
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
 
@@ -101,7 +101,7 @@ def test_formats(tmp_path):
 def test_a_mix_of_patterns(folder):
     for number in range(3):
         write_jsonl(folder / f"a-{number}.jsonl", [conversation(f"number {number}")] * 2)
-    write_tar(folder / "a.tar", [("1.txt", "one")])
+    write_tar(folder / "a.tar", [("1.png", png("red")), ("1.txt", "one")])
     sources = {"a": {"data_paths": ["a-*.jsonl", "a.tar"], "prompt": "What?"}}
     config = data_config(folder, sources)
     catalog = build_catalog(config, make_template(config), config.data.dataset)
