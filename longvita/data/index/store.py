@@ -152,7 +152,7 @@ def _bring_up_to_date(
     parts = format.parts(path, job.part_bytes)
     pieces = {part: kept[part] for part in parts if part in kept and kept[part].digest == format.digest(path, part)}
     wanted = [part for part in parts if part not in pieces]
-    if meta and wanted:
+    if meta and wanted and meta["state"] != state:
         is_as_it_was = all(part in pieces or format.digest(path, part) == kept[part].digest for part in kept)
         what = "grew" if is_as_it_was else "changed"
         logger.warning("%s %s since it was indexed: %d of %d parts anew", path, what, len(wanted), len(parts))

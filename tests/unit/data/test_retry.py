@@ -107,18 +107,20 @@ def test_decodes_under_the_limits_of_the_run(folder, config, media):
     assert set_aside(folder)[3] == "broken_picture"
 
 
-def test_only_the_parts_that_hold_them_are_indexed_anew(folder, config, media, monkeypatch):
+def test_only_the_parts_that_hold_them_are_indexed_anew(folder, config, media, monkeypatch, caplog):
     monkeypatch.setattr("longvita.data.catalog.IndexJob", lambda *rest: retry.IndexJob(*rest, part_bytes=150))
     (folder / "a.jsonl").touch()
     taken(config)
     parts, real = [], build.index_part
     monkeypatch.setattr(build, "index_part", lambda path, part, *rest: parts.append(part) or real(path, part, *rest))
     shutil.copy(media / "one.png", media / "late.png")
+    caplog.clear()
     run(folder, config)
     whole = make_format("jsonl", NO_OPTIONS).parts(str(folder / "a.jsonl"), 150)
     assert len(parts) == 1 < len(whole)
     content = (folder / "a.jsonl").read_bytes()[parts[0].start : parts[0].end]
     assert b"late.png" in content
+    assert "since it was indexed" not in caplog.text
     assert taken(config) == 5
 
 
