@@ -6,26 +6,33 @@ which was interrupted goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from longvita.data.document import probe_sample
-from longvita.data.errors import SampleError
+from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Format, Part
 from longvita.data.index.columns import FileIndex, IndexBuilder
+from longvita.data.index.probe_mark import ENDS_TO_BLAME, ProbeMark, ends_noted
+from longvita.data.media.item import MediaFacts
 from longvita.data.quarantine import SetAside
 from longvita.data.record import NO_OPTIONS, FormatOptions
-from longvita.data.sample import media_names
+from longvita.data.sample import Sample, media_names
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
+
+logger = logging.getLogger(__name__)
 
 PART_BYTES = 32 << 20
 """Bytes of a piece: some seconds' work."""
@@ -89,8 +96,8 @@ class Piece:
         return cls(Part(**about["part"]), about["digest"], about["lines"], index)
 
 
-def index_part(path: str, part: Part, template: ChatTemplate, settings: IndexSettings) -> Piece:
-    """The index of one part of a file; see Format.samples for what is set aside."""
+def index_part(path: str, part: Part, template: ChatTemplate, settings: IndexSettings, mark: ProbeMark) -> Piece:
+    """The index of one part of a file; see Format.samples for what is set aside, and ProbeMark for what more."""
     format, builder, lines = settings.make_format(), IndexBuilder(), 0
     digest = format.digest(path, part)
     for place, sample in format.samples(path, part):
@@ -99,11 +106,19 @@ def index_part(path: str, part: Part, template: ChatTemplate, settings: IndexSet
             if isinstance(sample, SampleError):
                 raise sample
             if sample is not None:
-                facts = probe_sample(sample, settings.media_root, settings.max_fps)
+                facts = _probe(sample, place.line, settings, mark)
                 builder.add(place, media_names(sample), template.text_length(sample.turns), facts)
         except SampleError as error:
             builder.set_aside(SetAside.because(error, settings.source, path, place.line))
     return Piece(part, digest, lines, builder.index())
+
+
+def _probe(sample: Sample, line: int, settings: IndexSettings, mark: ProbeMark) -> MediaFacts:
+    if line in mark.blamed:
+        reason = Reason.BROKEN_VIDEO if sample.videos else Reason.BROKEN_PICTURE
+        raise SampleError(reason, f"the process that opened its headers ended, {ENDS_TO_BLAME} times")
+    with mark.at(line) if sample.images or sample.videos else contextlib.nullcontext():
+        return probe_sample(sample, settings.media_root, settings.max_fps)
 
 
 def index_parts(
@@ -123,9 +138,24 @@ def index_parts(
     # Spawned, not forked: the process that asks may hold threads, locks and a device.
     context = multiprocessing.get_context("spawn")
     setup = (template.tokenizer.to_json(), template.tokens_per_tile)
-    with ProcessPoolExecutor(min(processes, len(tasks)), context, _set_up, setup) as pool:
-        for future in as_completed([pool.submit(_work_in_pool, *task) for task in tasks]):
-            yield Piece.load(Path(future.result()))
+    size, done, before = min(processes, len(tasks)), set[str](), (-1, -1)
+    while len(done) < len(tasks):
+        try:
+            with ProcessPoolExecutor(size, context, _set_up, setup) as pool:
+                left = [task for task in tasks if task[-1] not in done]
+                for future in as_completed([pool.submit(_work_in_pool, *task) for task in left]):
+                    file = future.result()
+                    done.add(file)
+                    yield Piece.load(Path(file))
+        except BrokenProcessPool:
+            now = (len(done), ends_noted(folder))
+            if now == before:
+                raise DataError(
+                    f"the processes that index {path} end again and again; is there memory enough?"
+                ) from None
+            before = now
+            logger.warning("%s: a process that indexed it ended; its part is begun again", path)
+            size = 1  # Alone, a process that ends is at the sample that ended it, and no other is ended with it.
 
 
 _TEMPLATE: list[ChatTemplate] = []
@@ -147,8 +177,10 @@ def _work(template: ChatTemplate, path: str, part: Part, settings: IndexSettings
         piece = Piece.load(Path(file))
         if piece.digest == settings.make_format().digest(path, part):
             return piece
-    piece = index_part(path, part, template, settings)
+    mark = ProbeMark(Path(file))
+    piece = index_part(path, part, template, settings, mark)
     piece.save(Path(file))
+    mark.remove()
     return piece
 
 

@@ -68,6 +68,26 @@ def index_of(path, folder, template):
     return load_index(path, job_of(folder, template))
 
 
+CRASHING_HEADER = """
+import os, sys
+here = sys.path.pop(0)
+del sys.modules["av"]
+import av
+real = av.open
+def open(file, *arguments, **options):
+    if "crash" in str(file):
+        os._exit(9)
+    return real(file, *arguments, **options)
+av.open = open
+sys.path.insert(0, here)
+"""
+"""A module found in the place of PyAV, which it becomes, but for files of some names."""
+
+
+def exit_at_once(*_arguments):
+    os._exit(9)
+
+
 COUNT_SAMPLES = """
 import sys
 from pathlib import Path
@@ -215,6 +235,35 @@ class TestCache:
         np.testing.assert_array_equal(mapped.rows, before)
         assert (inner / "parts").is_dir()
         assert [file.name for file in inner.iterdir() if file.name.startswith(("parts.", "."))] == []
+
+    @pytest.mark.parametrize("processes", [2, 3])
+    def test_a_header_that_ends_the_process_costs_its_sample(self, folder, template, monkeypatch, processes):
+        (folder / "code").mkdir()
+        (folder / "code" / "av.py").write_text(CRASHING_HEADER)
+        own = folder / "own"
+        own.mkdir()
+        for name in ("crash1.mp4", "crash2.mp4", "clip.mp4"):
+            shutil.copy(folder / "media" / "clip.mp4", own / name)
+        samples = [conversation(f"<video>{n}", videos=["clip.mp4"]) for n in range(8)]
+        samples[3] = conversation("<video>?", videos=["crash1.mp4"])
+        samples[6] = conversation("<video>?", videos=["crash2.mp4"])
+        path = write_jsonl(folder / "a.jsonl", samples)
+        settings = IndexSettings("web", str(own), 1.0)
+        monkeypatch.setattr(sys, "path", [str(folder / "code"), *sys.path])
+        job = IndexJob(template, settings, folder / "cache", processes=processes, part_bytes=300)
+        index = load_index(path, job)
+        assert [(entry.line, entry.reason) for entry in index.broken] == [
+            (4, Reason.BROKEN_VIDEO),
+            (7, Reason.BROKEN_VIDEO),
+        ]
+        assert len(index) == 6
+        assert list((folder / "cache").rglob("*.ends")) == []
+
+    def test_processes_that_end_for_another_reason(self, folder, template, monkeypatch):
+        path = write_jsonl(folder / "a.jsonl", GOOD * 5)
+        monkeypatch.setattr(build, "_work_in_pool", exit_at_once)
+        with pytest.raises(DataError, match="end again and again"):
+            load_index(path, job_of(folder, template, processes=2, part_bytes=400))
 
     def test_goes_on_where_it_was_interrupted(self, folder, template, monkeypatch, indexed_parts):
         path = write_jsonl(folder / "a.jsonl", GOOD * 5)
