@@ -151,7 +151,7 @@ AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave out f
 def data_index(
     config: ConfigFile,
     overrides: Overrides = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes; data.index_processes when absent.")] = None,
+    processes: Annotated[int | None, typer.Option(min=0, help="Processes; data.index_processes when absent.")] = None,
     allow_missing: AllowMissing = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -223,8 +223,8 @@ class DataConfig(Section):
     """Folder of a cache of decoded frames that processes, epochs and runs share; no cache when absent."""
     frame_cache_bytes: int = Field(100 * 1024**3, ge=1)
     """Most bytes of the files in frame_cache; the frames that were not used for longest go first."""
-    index_processes: int = Field(2, ge=1)
-    """Processes that index a data file together."""
+    index_processes: int = Field(2, ge=0)
+    """Processes that index a data file together; 0 does it in the command's own, which a broken header may end."""
     index_cache: Place | None = None
     """Folder for the indexes of the data files; "index" below output when absent."""
 

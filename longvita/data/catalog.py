@@ -17,6 +17,7 @@ from longvita.data.document import DocumentRequest, media_settings
 from longvita.data.errors import DataError
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.columns import FileIndex
+from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import IndexJob, IndexProgress, load_index
 from longvita.data.measure import Measured, measure
 from longvita.data.media.item import MediaSettings
@@ -129,7 +130,9 @@ def build_catalog(
 
     open_one: what opens each file, with the arguments of `open_file`, which it is when absent.
     """
-    files = [(open_one or open_file)(config, template, *place) for place in files_of(config, sources)]
+    places = files_of(config, sources)
+    with IndexProcesses.of(config, template) as processes:
+        files = [(open_one or open_file)(config, *place, processes) for place in places]
     if sum(len(file.taken) for file in files) == 0:
         entries = [entry for file in files for entry in file.set_aside]
         fitting = sum(len(file.measured.usable) for file in files)
@@ -176,27 +179,28 @@ def files_of(config: Config, sources: Mapping[str, DatasetConfig]) -> list[tuple
     ]
 
 
-def index_job(config: Config, template: ChatTemplate, source: str, dataset: DatasetConfig, path: str) -> IndexJob:
+def index_job(config: Config, source: str, dataset: DatasetConfig, path: str, processes: IndexProcesses) -> IndexJob:
     """How one file of a mix is indexed."""
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
     format = format_of(config.data.data_file(path), dataset.format)
     options = FormatOptions.of(dataset.columns, dataset.prompt)
     settings = IndexSettings(source, media_root, config.data.max_fps, format, options)
-    return IndexJob(template, settings, index_folder(config), config.data.index_processes)
+    return IndexJob(processes, settings, index_folder(config))
 
 
 def open_file(
     config: Config,
-    template: ChatTemplate,
     source: str,
     dataset: DatasetConfig,
     path: str,
+    processes: IndexProcesses,
     progress: Callable[[IndexProgress], None] = lambda progress: None,
 ) -> CatalogFile:
     """One file of a mix, indexed and measured; `progress` as for load_index. Raises DataError if it is missing."""
     data_file = config.data.data_file(path)
-    job = index_job(config, template, source, dataset, path)
+    job = index_job(config, source, dataset, path, processes)
     index = load_index(data_file, job, progress)
+    template = processes.template
     measured = measure(index, template, media_settings(config), config.data.sequence_length, source, data_file)
     taken = measured.usable[take(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{path}")]
     return CatalogFile(source, data_file, job.settings, index, measured, taken)

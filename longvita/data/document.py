@@ -5,9 +5,7 @@ A function of its request alone, free of torch, so that it runs the same in the 
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,17 +17,13 @@ from longvita.data.formats import make_format
 from longvita.data.formats.base import Place
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
 from longvita.data.media.source import resolve
+from longvita.data.patience import WAITS, patiently
 from longvita.data.record import NO_OPTIONS, FormatOptions
 from longvita.data.sample import Sample, media_names
 from longvita.data.template import ChatTemplate, EncodedSample, mark_order
 
 if TYPE_CHECKING:
     from longvita.config.schema import Config
-
-logger = logging.getLogger(__name__)
-
-READ_WAITS = (1.0, 4.0, 15.0)
-"""Seconds between the tries to read a line of a data file."""
 
 
 @dataclass(frozen=True)
@@ -113,29 +107,25 @@ class DocumentReader:
             [resolve(path, request.media_root) for path in sample.videos],
             request.facts,
         )
-        return decode_tiles(items, self.settings, request.max_num_frames, request.wanted, beat, out)
+        limit, wanted = request.max_num_frames, request.wanted
+        return patiently(lambda: decode_tiles(items, self.settings, limit, wanted, beat, out), request.name, beat)
 
 
 def _read_sample(request: DocumentRequest, beat: Callable[[], None]) -> Sample:
-    """The sample that was indexed. A shared file system may fail for a moment: an error counts when it stays."""
-    for wait in (*READ_WAITS, None):
-        try:
-            sample = make_format(request.format, request.options).read(request.path, request.place)
-            if media_names(sample) != request.names:
-                raise _changed(request, "other pictures or videos")
-            return sample
-        except SampleError as error:
-            raise _changed(request, error.detail) from error
-        except OSError as error:
-            if wait is None:
-                raise RuntimeError(
-                    f"{request.name} can't be read any more ({error}), after {len(READ_WAITS) + 1} tries in "
-                    f"{sum(READ_WAITS):.0f} s; start again when the file is back"
-                ) from error
-            logger.warning("%s: %s; reading it again in %.0f s", request.name, error, wait)
-            beat()
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+    """The sample that was indexed."""
+    format = make_format(request.format, request.options)
+    try:
+        sample = patiently(lambda: format.read(request.path, request.place), request.name, beat)
+    except SampleError as error:
+        raise _changed(request, error.detail) from error
+    except OSError as error:
+        raise RuntimeError(
+            f"{request.name} can't be read any more ({error}), after {len(WAITS) + 1} tries in {sum(WAITS):.0f} s; "
+            "start again when the file is back"
+        ) from error
+    if media_names(sample) != request.names:
+        raise _changed(request, "other pictures or videos")
+    return sample
 
 
 def _changed(request: DocumentRequest, detail: str) -> RuntimeError:

@@ -9,24 +9,28 @@ worker. Memory is bounded by the caller, who decides how many tasks are under wa
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import multiprocessing
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from longvita.data.arena import Arena, SharedBlock
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import SampleError
-from longvita.data.template import EncodedSample
+from longvita.data.template import ChatTemplate, EncodedSample
 from longvita.data.worker import WorkerSetup, WorkItem
+
+if TYPE_CHECKING:
+    from longvita.config.schema import Config
 
 GRACE_SECONDS = 15.0
 """Added to the time limit of one frame before a silent worker is replaced, seconds."""
@@ -112,6 +116,13 @@ class _Worker:
     """Document that it is at."""
     begun_at: float = 0.0
     """When it began it."""
+
+
+@contextlib.contextmanager
+def open_pool(config: Config, template: ChatTemplate) -> Iterator[WorkerPool]:
+    """The workers that a config asks for, one at least, for a command that reads single samples."""
+    with contextlib.closing(WorkerPool(WorkerSetup.of(config, template), max(config.data.num_workers, 1))) as pool:
+        yield pool
 
 
 class WorkerPool:

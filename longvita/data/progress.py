@@ -20,8 +20,8 @@ from rich.progress import (
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.catalog import CatalogFile, open_file
+from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import IndexProgress, size_of
-from longvita.data.template import ChatTemplate
 
 
 @contextlib.contextmanager
@@ -42,7 +42,11 @@ def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
         before, set_aside = 0, 0
 
         def open_one(
-            config: Config, template: ChatTemplate, source: str, dataset: DatasetConfig, path: str
+            config: Config,
+            source: str,
+            dataset: DatasetConfig,
+            path: str,
+            processes: IndexProcesses,
         ) -> CatalogFile:
             nonlocal before, set_aside
             size = size_of(config.data.data_file(path))
@@ -52,7 +56,7 @@ def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
                 bar.update(task, completed=done, found=f"{set_aside + progress.set_aside:,} set aside")
 
             bar.update(task, description=f"indexing {source}")
-            file = open_file(config, template, source, dataset, path, show)
+            file = open_file(config, source, dataset, path, processes, show)
             before, set_aside = before + size, set_aside + len(file.index.broken)
             bar.update(task, completed=before, found=f"{set_aside:,} set aside")
             return file

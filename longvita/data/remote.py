@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
+import io
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from longvita.data.errors import DataError
 
@@ -12,6 +16,8 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 GLOB_CHARACTERS = "*?["
+READ_BYTES = 64 << 10
+"""Least bytes that are asked of a store's file at once, for its own cache to answer."""
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -36,7 +42,8 @@ def open_file(path: str) -> BinaryIO:
     if not is_remote(path):
         return open(path, "rb")
     system, inner = _system(path)
-    return cast(BinaryIO, system.open(inner, "rb"))
+    with _as_os_errors(path):
+        return io.BufferedReader(_RemoteFile(path, system.open(inner, "rb")), READ_BYTES)
 
 
 def size(path: str) -> int:
@@ -100,6 +107,48 @@ def _remote_state(path: str) -> list[Any]:
     system, inner = _system(path)
     files = sorted(system.find(inner)) if system.isdir(inner) else [inner]
     return [len(files), sum(int(system.size(file)) for file in files), *sorted({system.ukey(file) for file in files})]
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of a store whose errors, whatever its library makes of them, are OSErrors."""
+
+    def __init__(self, path: str, file: Any):
+        self._path, self._file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        with _as_os_errors(self._path):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _as_os_errors(self._path):
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def _as_os_errors(path: str) -> Iterator[None]:
+    """Stores' libraries have errors of their own for what they fail at, and time-outs without a number."""
+    try:
+        yield
+    except Exception as error:
+        is_plain = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
+        if is_plain or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise OSError(errno.EIO, f"{path}: {type(error).__name__}: {error}") from error
 
 
 def _relative(path: str, folder: str) -> str:

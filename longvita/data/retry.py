@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -18,18 +17,18 @@ import numpy as np
 
 from longvita.config.schema import Config
 from longvita.data.catalog import Catalog, CatalogFile, files_of, index_job, make_template
-from longvita.data.document import DocumentRequest, media_settings, probe_sample
+from longvita.data.document import DocumentRequest, media_settings
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Place
 from longvita.data.index.columns import IndexBuilder
+from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import IndexJob, lines_of_parts, renew_index
 from longvita.data.measure import measure
-from longvita.data.pool import WorkerPool
+from longvita.data.pool import WorkerPool, open_pool
 from longvita.data.progress import counting
 from longvita.data.quarantine import SetAside, count_reasons, read_quarantine, reasons_text, write_quarantine
 from longvita.data.sample import Sample, media_names
 from longvita.data.template import ChatTemplate
-from longvita.data.worker import WorkerSetup
 
 ALL_MENDED, SOME_LEFT = 0, 1
 """Exit codes."""
@@ -57,12 +56,13 @@ def retry(quarantine: str | Path, config: Config) -> int:
     if not Path(quarantine).is_file():
         raise DataError(f"quarantine file {quarantine} does not exist; a run writes it into its output folder")
     template = make_template(config)
-    files = _files(config, template)
-    mended, left = _sort_out(read_quarantine(quarantine), files, config, template)
-    for key, file in files.items():
-        lines = {entry.line for entry in mended if (entry.source, entry.path) == key}
-        if lines:
-            renew_index(file.path, file.job, lines)
+    with IndexProcesses.of(config, template) as processes:
+        files = _files(config, processes)
+        mended, left = _sort_out(read_quarantine(quarantine), files, config, template)
+        for key, file in files.items():
+            lines = {entry.line for entry in mended if (entry.source, entry.path) == key}
+            if lines:
+                renew_index(file.path, file.job, lines)
     write_quarantine(quarantine, left)
     _tell(mended, left, files.keys())
     return SOME_LEFT if left else ALL_MENDED
@@ -76,7 +76,7 @@ def _sort_out(
     for entry in entries:
         of_file.setdefault((entry.source, entry.path), []).append(entry)
     mended, left = [], [entry for key, own in of_file.items() if key not in files for entry in own]
-    with _workers(config, template) as pool, counting("looking again", len(entries)) as show:
+    with open_pool(config, template) as pool, counting("looking again", len(entries)) as show:
         for key, own in of_file.items():
             for entry, error in _look_again(files[key], own, config, pool) if key in files else ():
                 if error is None:
@@ -87,20 +87,14 @@ def _sort_out(
     return mended, left
 
 
-def _files(config: Config, template: ChatTemplate) -> dict[tuple[str, str], _File]:
+def _files(config: Config, processes: IndexProcesses) -> dict[tuple[str, str], _File]:
     """The data files of the mix and of the held-out sources, by source name and path as in quarantine files."""
     places = [*files_of(config, config.data.dataset), *files_of(config, config.data.validation)]
     files = [
-        _File(source, config.data.data_file(path), index_job(config, template, source, dataset, path))
+        _File(source, config.data.data_file(path), index_job(config, source, dataset, path, processes))
         for source, dataset, path in places
     ]
     return {(file.source, file.path): file for file in files}
-
-
-@contextlib.contextmanager
-def _workers(config: Config, template: ChatTemplate) -> Iterator[WorkerPool]:
-    with contextlib.closing(WorkerPool(WorkerSetup.of(config, template), max(config.data.num_workers, 1))) as pool:
-        yield pool
 
 
 def _look_again(file: _File, entries: Sequence[SetAside], config: Config, pool: WorkerPool) -> Iterator[Outcome]:
@@ -112,13 +106,15 @@ def _look_again(file: _File, entries: Sequence[SetAside], config: Config, pool: 
         try:
             if isinstance(sample, SampleError):
                 raise sample
-            facts = probe_sample(sample, file.job.settings.media_root, file.job.settings.max_fps)
-            length = file.job.template.text_length(sample.turns)
+            facts = file.job.processes.probe(sample, file.job.settings)
+            length = file.job.processes.template.text_length(sample.turns)
             builder.add(dataclasses.replace(place, line=line), media_names(sample), length, facts)
         except SampleError as error:
             errors[line] = error
     settings, index = media_settings(config), builder.index()
-    measured = measure(index, file.job.template, settings, config.data.sequence_length, file.source, file.path)
+    measured = measure(
+        index, file.job.processes.template, settings, config.data.sequence_length, file.source, file.path
+    )
     errors |= {entry.line: SampleError(entry.reason, entry.detail) for entry in measured.too_long}
     part = CatalogFile(file.source, file.path, file.job.settings, index, measured, measured.usable)
     catalog = Catalog([part], settings)

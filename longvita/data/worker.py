@@ -12,7 +12,6 @@ it has tiles.
 from __future__ import annotations
 
 import ctypes
-import resource
 import signal
 import time
 import traceback
@@ -25,6 +24,7 @@ import numpy as np
 from longvita.data.arena import SharedBlock
 from longvita.data.document import DocumentReader, DocumentRequest, media_settings
 from longvita.data.errors import SampleError, tell
+from longvita.data.limits import limit_memory
 from longvita.data.media.item import MediaSettings
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
@@ -113,21 +113,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_IN_HEAP)
         mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
-
-
-def limit_memory(more: int) -> None:
-    """Lets this process allocate `more` bytes beside what it has; an allocation beyond that fails with MemoryError.
-
-    The limit is on writable memory of the process's own (RLIMIT_DATA): that of numpy, Pillow and FFmpeg with all their
-    threads, but no shared memory, no program code and no address space that is only reserved. The kernel refuses what
-    goes beyond, so nothing can be faster than a look at a process's size would be.
-    """
-    with open("/proc/self/status", encoding="ascii") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    used = int(fields["VmData"].split()[0]) * 1024
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = used + more if hard == resource.RLIM_INFINITY else min(used + more, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def _serve_task(connection: Connection, reader: DocumentReader) -> None:

@@ -55,7 +55,7 @@ def plan_figures(folder: Path, samples: int) -> dict[str, float]:
     """All figures of the plan, for an index of `samples` rows in the shape of the public mix."""
     size = _write_index(folder, samples)
     start = time.perf_counter()
-    index = open_edition(folder, 1)
+    index = open_edition(folder)
     opened = time.perf_counter() - start
     short, long = _plan(index, SHORT, 63), _plan(index, LONG, 508)
     return {

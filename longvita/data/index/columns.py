@@ -5,6 +5,7 @@ Mapped read-only, so a file of 17 million samples opens at once and the ranks of
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class FileIndex:
     rates: np.ndarray
     """[r] float64, the frame rates of the file's videos, each once, 1/s."""
     broken: Sequence[SetAside]
-    """Samples that cannot be used."""
+    """Samples that cannot be used, by their lines."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -142,7 +143,10 @@ def piece_of(index: FileIndex, rows: range, lines: range) -> FileIndex:
     end = int(own["media_end"][-1]) if len(own) else first
     own["media_end"] -= first
     own["line"] -= lines.start - 1
+    first_entry, end_entry = (
+        bisect.bisect_left(index.broken, line, key=lambda entry: entry.line) for line in (lines.start, lines.stop)
+    )
     broken = tuple(
-        dataclasses.replace(entry, line=entry.line - lines.start + 1) for entry in index.broken if entry.line in lines
+        dataclasses.replace(entry, line=entry.line - lines.start + 1) for entry in index.broken[first_entry:end_entry]
     )
     return FileIndex(own, np.asarray(index.media[first:end]), index.rates, broken)

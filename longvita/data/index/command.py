@@ -15,6 +15,7 @@ from longvita.config.schema import Config
 from longvita.data.catalog import CatalogFile, files_of, make_template
 from longvita.data.document import media_settings
 from longvita.data.index.columns import KIND_BITS, PICTURE
+from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import size_of
 from longvita.data.measure import of_media
 from longvita.data.media.item import MediaSettings
@@ -57,11 +58,11 @@ def index(config: Config, as_json: bool) -> int:
     places = {mix: files_of(config, sources) for mix, sources in mixes.items()}
     paths = [config.data.data_file(path) for mix in places.values() for _, _, path in mix]
     figures: dict[str, dict[str, SourceIndex]] = {}
-    with indexing(sum(map(size_of, paths))) as open_one:
+    with indexing(sum(map(size_of, paths))) as open_one, IndexProcesses.of(config, template) as processes:
         for mix, files in places.items():
             found: dict[str, list[CatalogFile]] = {}
             for source, dataset, path in files:
-                found.setdefault(source, []).append(open_one(config, template, source, dataset, path))
+                found.setdefault(source, []).append(open_one(config, source, dataset, path, processes))
             figures[mix] = {source: source_index(own, template, settings) for source, own in found.items()}
     if as_json:
         text = {mix: {source: _as_json(one) for source, one in found.items()} for mix, found in figures.items()}

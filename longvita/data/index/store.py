@@ -28,12 +28,13 @@ import numpy as np
 from longvita.data import remote
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
-from longvita.data.index.build import PART_BYTES, IndexSettings, Piece, index_parts
+from longvita.data.index.build import PART_BYTES, IndexSettings, Piece
 from longvita.data.index.columns import FileIndex, join, piece_of
-from longvita.data.quarantine import SetAside
-from longvita.data.template import ChatTemplate
+from longvita.data.index.processes import IndexProcesses
+from longvita.data.index.set_aside import SetAsideFile, write_set_aside
+from longvita.data.limits import open_more_files
 
-VERSION = 2
+VERSION = 3
 """Raised when the files' contents change."""
 META = "meta.json"
 COLUMNS = ("rows", "media", "rates")
@@ -66,18 +67,16 @@ def _say_nothing(_: IndexProgress) -> None:
 class IndexJob:
     """What is needed beside a data file to index it."""
 
-    template: ChatTemplate
+    processes: IndexProcesses
     settings: IndexSettings
     cache: Path
     """Folder that holds the indexes' folders."""
-    processes: int = 1
-    """Processes that share the parts of a file."""
     part_bytes: int = PART_BYTES
 
     def folder(self, path: str) -> Path:
         """The index's folder: another one for another tokenizer, media folder, format or choice of columns."""
         place = path if remote.is_remote(path) else str(Path(path).resolve())
-        about = {"version": VERSION, "path": place, "tokenizer": self.template.tokenizer.fingerprint}
+        about = {"version": VERSION, "path": place, "tokenizer": self.processes.template.tokenizer.fingerprint}
         text = json.dumps(about | dataclasses.asdict(self.settings))
         return self.cache / f"{Path(place).stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
@@ -101,7 +100,7 @@ def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing)
         with _locked(folder) as drafts:
             if _meta(folder).get("state") != state:
                 _bring_up_to_date(path, job, folder, state, _last_pieces(folder), drafts, progress)
-    return open_edition(folder, _meta(folder)["edition"])
+    return open_edition(folder)
 
 
 def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
@@ -157,7 +156,7 @@ def _bring_up_to_date(
         what = "grew" if is_as_it_was else "changed"
         logger.warning("%s %s since it was indexed: %d of %d parts anew", path, what, len(wanted), len(parts))
     made, whole = [], sum(part.end - part.start for part in wanted)
-    for piece in index_parts(path, wanted, job.template, job.settings, drafts, job.processes):
+    for piece in job.processes.index(path, wanted, job.settings, drafts):
         pieces[piece.part] = piece
         made.append(piece)
         progress(_progress(made, whole))
@@ -182,7 +181,7 @@ def _last_pieces(folder: Path) -> list[Piece]:
     meta = _meta(folder)
     if not meta:
         return []
-    index = open_edition(folder, meta["edition"])
+    index = open_edition(folder)
     pieces, row, line = [], 0, 1
     for about in meta["parts"]:
         rows, lines = range(row, row + about["rows"]), range(line, line + about["lines"])
@@ -200,13 +199,14 @@ def write_edition(folder: Path, pieces: Sequence[Piece], state: list[Any], editi
         column = folder / f".{name}.{_own_name()}.npy"
         np.save(column, getattr(index, name))
         os.replace(column, folder / f"{name}-{edition}.npy")  # A process without a lock may have this edition mapped.
-    (folder / f"broken-{edition}.jsonl").write_text("".join(f"{entry.to_json()}\n" for entry in index.broken))
+    write_set_aside(folder / f"broken-{edition}.jsonl", index.broken)
     parts = [
         {"start": p.part.start, "end": p.part.end, "digest": p.digest, "lines": p.lines, "rows": len(p.index)}
         for p in pieces
     ]
     draft = folder / f".{META}.{_own_name()}"
-    draft.write_text(json.dumps({"edition": edition, "state": state, "parts": parts}))
+    meta = {"edition": edition, "state": state, "set_aside": len(index.broken), "parts": parts}
+    draft.write_text(json.dumps(meta))
     os.replace(draft, folder / META)
     # The edition before stays: a process may have read its number and not opened it yet.
     for file in folder.glob(f"*-{edition - 2}.*"):
@@ -214,11 +214,13 @@ def write_edition(folder: Path, pieces: Sequence[Piece], state: list[Any], editi
     return index
 
 
-def open_edition(folder: Path, edition: int) -> FileIndex:
-    """An edition of an index, mapped from its folder."""
+def open_edition(folder: Path) -> FileIndex:
+    """The newest edition of an index, mapped from its folder."""
+    open_more_files()  # Each mapped column holds its file open, and a mix may have thousands of files.
+    meta = _meta(folder)
+    edition = meta["edition"]
     columns = {name: np.load(folder / f"{name}-{edition}.npy", mmap_mode="r") for name in COLUMNS}
-    broken = (folder / f"broken-{edition}.jsonl").read_text().splitlines()
-    return FileIndex(**columns, broken=tuple(SetAside.from_json(line) for line in broken))
+    return FileIndex(**columns, broken=SetAsideFile(folder / f"broken-{edition}.jsonl", meta["set_aside"]))
 
 
 def _meta(folder: Path) -> dict[str, Any]:

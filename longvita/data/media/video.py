@@ -24,6 +24,7 @@ from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_pictu
 from longvita.data.media.packets import video_stream
 from longvita.data.media.source import Stored, as_stored, files_in, is_folder, opened
 from longvita.data.media.sweep import read_with_pyav
+from longvita.data.patience import store_failure
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Pictures that count as frames of a folder."""
@@ -184,12 +185,13 @@ def read_frames(
             yield picture
             done += 1
         return
-    except (MediaError, MemoryError) as error:
+    except Exception as error:  # A damaged file may fail in any part of FFmpeg or PyAV.
         # decord would number the frames of a file that ends early as if none were missing, and ends the process where
         # it gets no memory.
-        detail = error.detail if isinstance(error, MediaError) else tell(error)
-        raise MediaError(Reason.BROKEN_VIDEO, f"video {path}: frame {indices[done]} cannot be had: {detail}") from error
-    except Exception as error:  # noqa: BLE001 - a damaged file may fail in any part of FFmpeg or PyAV.
+        if isinstance(error, MediaError | MemoryError) or store_failure(error):
+            detail = error.detail if isinstance(error, MediaError) else tell(error)
+            frame = f"frame {indices[done]} cannot be had"
+            raise MediaError(Reason.BROKEN_VIDEO, f"video {path}: {frame}: {detail}") from error
         pyav_error = tell(error)
     try:
         for picture in _read_with_decord(path, indices[done:], beat):

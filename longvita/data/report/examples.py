@@ -5,7 +5,6 @@ Tiles are decoded in workers that may crash or hang, so a bad file costs its own
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterable
@@ -18,10 +17,9 @@ from longvita.config.schema import Config
 from longvita.data.catalog import Catalog
 from longvita.data.document import DocumentReader, DocumentRequest
 from longvita.data.errors import SampleError
-from longvita.data.pool import WorkerPool
+from longvita.data.pool import WorkerPool, open_pool
 from longvita.data.report.spans import Span, loss_tokens, spans_of
 from longvita.data.template import ChatTemplate, EncodedSample
-from longvita.data.worker import WorkerSetup
 
 MOST_PICTURES = 6
 """Pictures of a sample that are shown, and as many frames of its videos."""
@@ -62,7 +60,7 @@ def read_examples(
     """
     reader = DocumentReader(template, catalog.settings)
     examples: list[Example] = []
-    with contextlib.closing(WorkerPool(WorkerSetup.of(config, template), max(config.data.num_workers, 1))) as pool:
+    with open_pool(config, template) as pool:
         for sample in samples:
             examples.append(_read(catalog.request(sample), reader, pool, len(examples)))
             show(len(examples))

@@ -123,6 +123,7 @@ def data_config(folder: Path, sources: dict[str, Any], **data: Any) -> Config:
         "max_num_tiles": 4,
         "max_num_frames": 8,
         "num_workers": 0,
+        "index_processes": 0,
         **data,
     }
     return tiny_config(

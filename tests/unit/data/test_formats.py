@@ -13,6 +13,7 @@ from longvita.data.errors import DataError
 from longvita.data.formats import FORMATS, jsonl, make_format, read_samples
 from longvita.data.formats.base import Part
 from longvita.data.index.build import IndexSettings
+from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.paths import FORMAT_OF_ENDING, format_of
 from longvita.data.record import COLUMNS, NO_OPTIONS, FormatOptions
@@ -197,13 +198,14 @@ def test_an_empty_part_size_of_nothing(tmp_path):
     assert list(read_all("json", tmp_path / "b.json")) == []
 
 
-@pytest.mark.parametrize("kind, processes", [("parquet", 2), ("parquet", 1), ("webdataset", 1), ("captions", 1)])
+@pytest.mark.parametrize("kind, processes", [("parquet", 2), ("parquet", 0), ("webdataset", 0), ("captions", 1)])
 def test_indexed_and_read_through_the_index(kind, processes, tmp_path, template):
     name, make = MAKERS[kind]
     path = make(tmp_path)
     settings = IndexSettings("web", str(tmp_path), 1.0, name)
-    index = load_index(path, IndexJob(template, settings, tmp_path / "cache", processes, part_bytes=1))
-    assert (len(index), index.broken) == (COUNT, ())
+    with IndexProcesses(template, processes) as pool:
+        index = load_index(path, IndexJob(pool, settings, tmp_path / "cache", part_bytes=1))
+    assert (len(index), len(index.broken)) == (COUNT, 0)
     assert index.facts(3).pictures[0].width == 8
     samples = [settings.make_format().read(str(path), index.place(number)) for number in range(COUNT)]
     assert samples == [content for _, _, content in read_all(name, path)]
@@ -211,7 +213,7 @@ def test_indexed_and_read_through_the_index(kind, processes, tmp_path, template)
 
 def test_another_choice_of_columns_is_another_index(tmp_path, template):
     jobs = [
-        IndexJob(template, IndexSettings("web", "", 1.0, "parquet", options), tmp_path)
+        IndexJob(IndexProcesses(template, 0), IndexSettings("web", "", 1.0, "parquet", options), tmp_path)
         for options in (NO_OPTIONS, FormatOptions((("answer", "label"),)), FormatOptions(prompt="What?"))
     ]
     assert len({job.folder("a.parquet") for job in jobs}) == 3

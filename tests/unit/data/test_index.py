@@ -12,7 +12,10 @@ import pytest
 from longvita.data.catalog import build_catalog, make_template
 from longvita.data.errors import DataError, Reason
 from longvita.data.index import build, store
+from longvita.data.index import processes as index_processes
 from longvita.data.index.build import IndexSettings
+from longvita.data.index.probe import ProbeLimits
+from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.measure import measure
 from longvita.data.media import image, video
@@ -58,8 +61,8 @@ def settings_of(folder):
     return IndexSettings("web", str(folder / "media"), 1.0)
 
 
-def job_of(folder, template, **options):
-    return IndexJob(template, settings_of(folder), folder / "cache", **options)
+def job_of(folder, template, processes=0, **options):
+    return IndexJob(IndexProcesses(template, processes), settings_of(folder), folder / "cache", **options)
 
 
 def index_of(path, folder, template):
@@ -68,8 +71,8 @@ def index_of(path, folder, template):
     return load_index(path, job_of(folder, template))
 
 
-CRASHING_HEADER = """
-import os, sys
+HARMFUL_HEADERS = """
+import os, sys, time
 here = sys.path.pop(0)
 del sys.modules["av"]
 import av
@@ -77,6 +80,10 @@ real = av.open
 def open(file, *arguments, **options):
     if "crash" in str(file):
         os._exit(9)
+    if "hang" in str(file):
+        time.sleep(1000)
+    if "greedy" in str(file):
+        bytearray(1 << 30)
     return real(file, *arguments, **options)
 av.open = open
 sys.path.insert(0, here)
@@ -84,20 +91,54 @@ sys.path.insert(0, here)
 """A module found in the place of PyAV, which it becomes, but for files of some names."""
 
 
+def install_harmful_headers(folder, monkeypatch, crashing="crash"):
+    """In the processes that start from now on."""
+    folder.mkdir()
+    (folder / "av.py").write_text(HARMFUL_HEADERS.replace("crash", crashing))
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+
+
+class matching:
+    """Equal to any text that holds this one."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __eq__(self, other):
+        return self.text in other
+
+
 def exit_at_once(*_arguments):
     os._exit(9)
 
+
+OPEN_MANY = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+from longvita.data.index.build import IndexSettings
+from longvita.data.index.processes import IndexProcesses
+from longvita.data.index.store import IndexJob, load_index
+from longvita.data.template import ChatTemplate
+from longvita.data.tokenizer import LongVITATokenizer
+folder, tokenizer = map(Path, sys.argv[1:])
+processes = IndexProcesses(ChatTemplate(LongVITATokenizer.from_json(tokenizer.read_text()), 1), 0)
+job = IndexJob(processes, IndexSettings("web", str(folder / "media"), 1.0), folder / "cache")
+indexes = [load_index(folder / f"{number}.jsonl", job) for number in range(40)]
+print(sum(map(len, indexes)), sum(len(index.broken) for index in indexes))
+"""
 
 COUNT_SAMPLES = """
 import sys
 from pathlib import Path
 from longvita.data.index.build import IndexSettings
+from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
 path, tokenizer, media, cache = sys.argv[1:]
 template = ChatTemplate(LongVITATokenizer.from_json(Path(tokenizer).read_text()), 1)
-print(len(load_index(path, IndexJob(template, IndexSettings("web", media, 1.0), Path(cache)))))
+print(len(load_index(path, IndexJob(IndexProcesses(template, 0), IndexSettings("web", media, 1.0), Path(cache)))))
 """
 
 
@@ -105,7 +146,7 @@ def test_places_lengths_and_headers(folder, template):
     path = write_jsonl(folder / "a.jsonl", GOOD)
     index = index_of(path, folder, template)
     assert len(index) == 4
-    assert index.broken == ()
+    assert len(index.broken) == 0
     content = path.read_bytes()
     for number, sample in enumerate(GOOD):
         place = index.place(number)
@@ -130,7 +171,7 @@ def test_blank_lines_and_a_missing_last_newline(folder, template):
     path.write_text("\n" + json.dumps(GOOD[0]) + "\n  \n" + json.dumps(GOOD[1]))
     index = index_of(path, folder, template)
     assert index.rows["line"].tolist() == [2, 4]
-    assert index.broken == ()
+    assert len(index.broken) == 0
 
 
 def test_nothing_is_decoded(folder, template, monkeypatch):
@@ -155,7 +196,7 @@ def indexed_parts(monkeypatch):
 def assert_equal(index, other):
     np.testing.assert_array_equal(index.rows, other.rows)
     assert [index.facts(number) for number in range(len(index))] == [other.facts(n) for n in range(len(other))]
-    assert index.broken == other.broken
+    assert list(index.broken) == list(other.broken)
 
 
 class TestCache:
@@ -166,7 +207,7 @@ class TestCache:
         assert_equal(load_index(path, job_of(folder, template)), first)
         assert indexed_parts == []
         other = IndexSettings("web", str(folder / "media"), 0.5)
-        load_index(path, IndexJob(template, other, folder / "cache"))
+        load_index(path, IndexJob(IndexProcesses(template, 0), other, folder / "cache"))
         write_jsonl(path, GOOD)
         assert len(load_index(path, job_of(folder, template)).broken) == 0
         assert len(indexed_parts) == 2
@@ -177,7 +218,7 @@ class TestCache:
             assert isinstance(column, np.memmap) and not column.flags.writeable
         assert index.rows.itemsize + index.media.itemsize * len(index.media) / len(index) <= 48
 
-    @pytest.mark.parametrize("processes", [1, 2])
+    @pytest.mark.parametrize("processes", [0, 1, 2])
     def test_of_many_parts_is_that_of_one(self, folder, template, processes):
         samples = [*GOOD, "{oops", "", *GOOD, conversation("<image>"), *GOOD * 3]
         path = write_jsonl(folder / "a.jsonl", samples)
@@ -236,32 +277,46 @@ class TestCache:
         assert (inner / "parts").is_dir()
         assert [file.name for file in inner.iterdir() if file.name.startswith(("parts.", "."))] == []
 
-    @pytest.mark.parametrize("processes", [2, 3])
-    def test_a_header_that_ends_the_process_costs_its_sample(self, folder, template, monkeypatch, processes):
-        (folder / "code").mkdir()
-        (folder / "code" / "av.py").write_text(CRASHING_HEADER)
-        own = folder / "own"
-        own.mkdir()
-        for name in ("crash1.mp4", "crash2.mp4", "clip.mp4"):
-            shutil.copy(folder / "media" / "clip.mp4", own / name)
+    @pytest.mark.parametrize("processes", [1, 3])
+    def test_a_header_that_harms_the_process_costs_its_sample(self, folder, template, monkeypatch, processes):
+        install_harmful_headers(folder / "code", monkeypatch)
         samples = [conversation(f"<video>{n}", videos=["clip.mp4"]) for n in range(8)]
-        samples[3] = conversation("<video>?", videos=["crash1.mp4"])
-        samples[6] = conversation("<video>?", videos=["crash2.mp4"])
+        for number, name in ((1, "greedy.mp4"), (3, "crash1.mp4"), (4, "hang.mp4"), (6, "crash2.mp4")):
+            shutil.copy(folder / "media" / "clip.mp4", folder / "media" / name)
+            samples[number] = conversation("<video>?", videos=[name])
         path = write_jsonl(folder / "a.jsonl", samples)
-        settings = IndexSettings("web", str(own), 1.0)
-        monkeypatch.setattr(sys, "path", [str(folder / "code"), *sys.path])
-        job = IndexJob(template, settings, folder / "cache", processes=processes, part_bytes=300)
-        index = load_index(path, job)
-        assert [(entry.line, entry.reason) for entry in index.broken] == [
-            (4, Reason.BROKEN_VIDEO),
-            (7, Reason.BROKEN_VIDEO),
-        ]
-        assert len(index) == 6
+        limits = ProbeLimits(seconds=0.5, memory_bytes=512 << 20)
+        with IndexProcesses(template, processes, limits) as own:
+            index = load_index(path, IndexJob(own, settings_of(folder), folder / "cache", part_bytes=300))
+        assert {entry.line: entry.detail for entry in index.broken} == {
+            2: matching("more memory than data.decode_memory_bytes"),
+            **dict.fromkeys((4, 5, 7), matching("the process that opened its headers ended or took too long, 2 times")),
+        }
+        assert {entry.reason for entry in index.broken} == {Reason.BROKEN_VIDEO}
+        assert len(index) == 4
         assert list((folder / "cache").rglob("*.ends")) == []
+
+    def test_processes_serve_one_file_after_the_other(self, folder, template):
+        paths = [write_jsonl(folder / f"{name}.jsonl", GOOD * 5) for name in "abc"]
+        with IndexProcesses(template, 1) as own:
+            jobs = [IndexJob(own, settings_of(folder), folder / "cache") for _ in paths]
+            pools = []
+            for path, job in zip(paths, jobs):
+                assert len(load_index(path, job)) == 20
+                pools.append(own._pool)
+        assert pools[0] is pools[1] is pools[2] is not None
+
+    def test_of_more_files_than_may_be_open_at_first(self, folder, template):
+        (folder / "tokenizer.txt").write_text(template.tokenizer.to_json())
+        for number in range(40):
+            write_jsonl(folder / f"{number}.jsonl", [*GOOD, "{oops"])
+        command = [sys.executable, "-c", OPEN_MANY, folder, folder / "tokenizer.txt"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.stdout.split() == ["160", "40"], result.stderr
 
     def test_processes_that_end_for_another_reason(self, folder, template, monkeypatch):
         path = write_jsonl(folder / "a.jsonl", GOOD * 5)
-        monkeypatch.setattr(build, "_work_in_pool", exit_at_once)
+        monkeypatch.setattr(index_processes, "_index", exit_at_once)
         with pytest.raises(DataError, match="end again and again"):
             load_index(path, job_of(folder, template, processes=2, part_bytes=400))
 

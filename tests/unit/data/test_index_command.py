@@ -105,7 +105,7 @@ def test_the_bar_counts_bytes_and_what_is_set_aside(folder, monkeypatch):
     monkeypatch.setattr(progress.Progress, "add_task", lambda self, *_, **__: bar.add_task())
     monkeypatch.setattr(progress.Progress, "update", lambda self, task, **fields: bar.update(task, **fields))
 
-    def open_file(config, template, source, dataset, path, show):
+    def open_file(config, source, dataset, path, processes, show):
         show(IndexProgress(done=1, whole=2, samples=5, set_aside=3))
         return SimpleNamespace(index=SimpleNamespace(broken=[0] * 4))
 
@@ -113,6 +113,6 @@ def test_the_bar_counts_bytes_and_what_is_set_aside(folder, monkeypatch):
     config = SimpleNamespace(data=SimpleNamespace(data_file=lambda path: folder / path))
     with progress.indexing(400) as open_one:
         for name in "ab":
-            open_one(config, None, name, None, name)
+            open_one(config, name, None, name, None)
     shown = [(fields["completed"], fields["found"]) for fields in seen if "completed" in fields]
     assert shown == [(50, "3 set aside"), (100, "4 set aside"), (250, "7 set aside"), (400, "8 set aside")]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import gc
 import os
 import subprocess
@@ -13,9 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longvita.data import document as document_module
 from longvita.data import pool as pool_module
-from longvita.data import remote
 from longvita.data.catalog import build_catalog, make_template
 from longvita.data.document import Document, DocumentReader
 from longvita.data.errors import MediaError, Reason, SampleError
@@ -364,41 +361,6 @@ def alive(process_id):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-class FailingFile:
-    """Stands for open(): the first `failures` calls raise the error of a file server that is away."""
-
-    def __init__(self, failures):
-        self.failures, self.calls = failures, 0
-
-    def __call__(self, *arguments):
-        self.calls += 1
-        if self.calls <= self.failures:
-            raise OSError(errno.ESTALE, "Stale file handle")
-        return open(*arguments)
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """The seconds that the reader sleeps, which it does not."""
-    seconds = []
-    monkeypatch.setattr(document_module.time, "sleep", seconds.append)
-    return seconds
-
-
-def test_a_data_file_that_fails_for_a_moment_is_read_again(stuff, monkeypatch, waits):
-    expected = DocumentReader(stuff.template, stuff.settings).read(stuff.requests[1])
-    monkeypatch.setattr(remote, "open", FailingFile(2), raising=False)
-    assert same(DocumentReader(stuff.template, stuff.settings).read(stuff.requests[1]), expected)
-    assert waits == list(document_module.READ_WAITS[:2])
-
-
-def test_a_data_file_that_stays_away_ends_the_run_by_name(stuff, monkeypatch, waits):
-    monkeypatch.setattr(remote, "open", FailingFile(99), raising=False)
-    with pytest.raises(RuntimeError, match=r"a\.jsonl:2 can't be read any more .*Stale file handle.* after 4 tries"):
-        DocumentReader(stuff.template, stuff.settings).read(stuff.requests[1])
-    assert waits == list(document_module.READ_WAITS)
 
 
 def test_a_worker_does_without_torch():

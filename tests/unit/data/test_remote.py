@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import sys
 
 import fsspec
@@ -13,6 +14,7 @@ from longvita.data.catalog import build_catalog, make_template
 from longvita.data.document import DocumentReader, media_settings
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Format
+from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.media.source import FilePart
 from tests.unit.data.format_material import png, write_parquet, write_tar
@@ -123,6 +125,31 @@ def test_local_paths_do_without_fsspec(tmp_path, monkeypatch):
     assert (remote.matches(str(tmp_path), "*"), remote.files_below(str(tmp_path))) == (["a"], ["a"])
 
 
+class StoreError(Exception):
+    """What a store's library raises."""
+
+
+@pytest.mark.parametrize(
+    "raised, number",
+    [(StoreError("503"), errno.EIO), (TimeoutError(), errno.EIO), (OSError(errno.EBUSY, "x"), errno.EBUSY)],
+)
+def test_the_errors_of_a_store_are_os_errors(raised, number, memory, monkeypatch):
+    memory.pipe("/x/a", b"content")
+
+    def fail(*_arguments, **_options):
+        raise raised
+
+    file = remote.open_file("memory://x/a")
+    monkeypatch.setattr(type(memory.store["/x/a"]), "read", fail)
+    with pytest.raises(OSError) as caught:
+        file.read(2)
+    assert caught.value.errno == number
+    monkeypatch.setattr(type(memory), "open", fail)
+    with pytest.raises(OSError) as caught:
+        remote.open_file("memory://x/a")
+    assert caught.value.errno == number
+
+
 def upload(memory, folder, *names):
     for name in names:
         memory.pipe(f"/mix/{name}", (folder / name).read_bytes())
@@ -170,11 +197,11 @@ def _with_all_tiles(request):
 def test_an_index_of_an_address_is_used_until_the_file_changes(folder, template, memory, monkeypatch):
     write_jsonl(folder / "a.jsonl", [conversation("one")])
     upload(memory, folder, "a.jsonl")
-    job = IndexJob(template, settings_of(folder), folder / "cache")
+    job = IndexJob(IndexProcesses(template, 0), settings_of(folder), folder / "cache")
     assert len(load_index("memory://mix/a.jsonl", job)) == 1
     with monkeypatch.context() as patch:
         patch.setattr(Format, "samples", None)
-        patch.setattr("longvita.data.index.store.index_parts", None)
+        patch.setattr(IndexProcesses, "index", None)
         assert len(load_index("memory://mix/a.jsonl", job)) == 1
     write_jsonl(folder / "a.jsonl", [conversation("one"), conversation("two")])
     upload(memory, folder, "a.jsonl")

@@ -18,6 +18,7 @@ from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, read_quarantine
 from longvita.data.record import NO_OPTIONS
 from tests.unit.data.material import conversation, write_jsonl
+from tests.unit.data.test_index import install_harmful_headers
 from tests.unit.data.test_index_command import write_config
 
 GOOD = [conversation(f"good {number}") for number in range(4)]
@@ -98,6 +99,16 @@ def test_a_video_that_opens_and_does_not_decode_stays(folder, config, media):
     assert result.exit_code == 1
     assert set_aside(folder)[3] == "broken_picture"
     assert taken(config) == 4
+
+
+def test_a_header_that_ends_its_process_stays(folder, config, media, monkeypatch):
+    install_harmful_headers(folder / "code", monkeypatch, "cut.mp4")
+    shutil.copy(media / "one.png", media / "late.png")
+    shutil.copy(media / "clip.mp4", media / "cut.mp4")
+    result = run(folder, config, "data.index_processes=1")
+    assert result.exit_code == 1
+    assert set_aside(folder) == {4: "broken_video", 5: "invalid_json", 6: "too_long"}
+    assert "a.jsonl:4: broken_video: the process that opened its headers ended or took too long" in result.stdout
 
 
 def test_decodes_under_the_limits_of_the_run(folder, config, media):
