@@ -11,7 +11,6 @@ The folder holds one film (a video file, or a folder of frames) and the needles:
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import time
@@ -27,8 +26,9 @@ from torch import Tensor
 
 from longvita.config.schema import Config
 from longvita.data.errors import SampleError
-from longvita.data.media.image import normalise, open_picture, picture_formats, square_tile, to_upright_rgb
+from longvita.data.media.image import normalise, open_picture, square_tile
 from longvita.data.media.item import MediaSettings, VideoItem, decode_tiles
+from longvita.data.media.source import InlineMedium
 from longvita.data.media.video import VideoFacts, chosen_frames, list_frames, probe_video
 from longvita.data.sample import parse_turns
 from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError
@@ -228,7 +228,7 @@ def read_needles(folder: Path) -> list[Needle]:
         elif tables:
             rows = read_rows(tables, ("image", "question", "answer"))
         needles = [_needle(folder, row) for row in rows]
-    except (ValueError, KeyError, TypeError, OSError, SampleError, Image.DecompressionBombError) as error:
+    except (ValueError, KeyError, TypeError, OSError, SampleError) as error:
         raise DataSetError(f"the needles of {folder} cannot be read: {type(error).__name__}: {error}") from error
     if not needles:
         raise DataSetError(f'{folder} holds no needles: no needles.jsonl of "image", "question" and "answer"')
@@ -237,7 +237,7 @@ def read_needles(folder: Path) -> list[Needle]:
 
 def _needle(folder: Path, row: Mapping[str, Any]) -> Needle:
     if isinstance(row["image"], Mapping):
-        picture = to_upright_rgb(Image.open(io.BytesIO(row["image"]["bytes"]), formats=picture_formats()))
+        picture = open_picture(InlineMedium(row["image"]["bytes"], "a needle's picture"))
     else:
         picture = open_picture(folder / row["image"])
     question, answer = row["question"], row["answer"]

@@ -62,7 +62,7 @@ def picture_figures(folder: Path) -> dict[str, float]:
 
 def video_figures(folder: Path) -> dict[str, float]:
     """`short_video_over_naive`, `video_seconds_over_naive` and `decode_redundancy`, with what is behind them."""
-    config = write_config(folder, "videos", write_clips(folder) * 8, 8192, WORKERS)
+    config = write_config(folder, "videos", write_clips(folder, 32), 8192, WORKERS)
     ratio, ours, naive = contest(config, 12)
     film = write_film(folder)
     return {

@@ -52,11 +52,16 @@ def clip(name: str) -> Path:
     return Path(str(next(file for file in files if file.name == name).locate()))
 
 
-def write_clips(folder: Path) -> list[str]:
-    """The clips as they are encoded, 10 seconds of each, repeated where they are shorter; their names."""
+def write_clips(folder: Path, copies: int) -> list[str]:
+    """The clips as they are encoded, 10 seconds of each, repeated where they are shorter.
+
+    Gives `copies` names of each: what is remembered of a file goes by its name, so each is a file that nobody knows.
+    """
     for name in CLIPS:
         ffmpeg("-stream_loop", "9", "-i", clip(name), "-t", "10", "-an", "-c", "copy", folder / name)
-    return list(CLIPS)
+        for number in range(copies):
+            (folder / f"{number}-{name}").symlink_to(folder / name)
+    return [f"{number}-{name}" for number in range(copies) for name in CLIPS]
 
 
 def write_film(folder: Path) -> Path:
