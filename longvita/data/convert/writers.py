@@ -12,6 +12,7 @@ from typing import IO, Protocol
 
 from longvita.data import remote
 from longvita.data.errors import DataError, MediaError, Reason
+from longvita.data.media.image import check_regular_file
 from longvita.data.media.kinds import PICTURES, VIDEOS, ending
 from longvita.data.media.source import FilePart, InlineMedium, Medium, is_folder, leads_outside, read_bytes, resolve
 from longvita.data.sample import Sample
@@ -57,7 +58,11 @@ class JsonlWriter:
     def add(self, number: int, sample: Sample) -> None:
         """See Writer."""
         media = [*sample.images, *sample.videos]
-        contents = {at: _content(medium, self._old_root) for at, medium in enumerate(media) if not self._stays(medium)}
+        contents = {
+            at: _content(medium, self._old_root, at >= len(sample.images))
+            for at, medium in enumerate(media)
+            if not self._stays(medium)
+        }
         self._written += len(contents)
         self._kept += len(media) - len(contents)
         if self._written and self._kept and not self._is_below:
@@ -114,7 +119,7 @@ class WebDatasetWriter:
             if isinstance(medium, str) and is_folder(resolve(medium, self._media_root)):
                 names.append(medium)
                 continue
-            content = _content(medium, self._media_root)
+            content = _content(medium, self._media_root, at >= len(sample.images))
             names.append(f"{key}.{at}.{_ending(medium, content, at >= len(sample.images))}")
             members.append((names[-1], content))
         text = _as_json(sample, names[: len(sample.images)], names[len(sample.images) :])
@@ -156,10 +161,12 @@ def _path_of(medium: Medium, media_root: str) -> str | None:
     return None if leads_outside(path, media_root) else os.path.relpath(path, media_root)
 
 
-def _content(medium: Medium, media_root: str) -> bytes:
+def _content(medium: Medium, media_root: str, is_video: bool) -> bytes:
     """Bytes of a medium. Raises MediaError."""
+    source = resolve(medium, media_root)
+    check_regular_file(source, "video" if is_video else "picture")
     try:
-        return read_bytes(resolve(medium, media_root))
+        return read_bytes(source)
     except OSError as error:
         raise MediaError(Reason.MISSING_FILE, f"{medium} can't be read: {error}") from error
 

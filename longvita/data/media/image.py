@@ -143,8 +143,14 @@ def cut_tiles(
 
 
 def square_tile(picture: Image.Image, image_size: int) -> np.ndarray:
-    """A frame as one tile: padded to a square with the mean colour, then resized; uint8 [S, S, 3]."""
+    """A frame as one tile: padded to a square with the mean colour, then resized; uint8 [S, S, 3].
+
+    Raises MediaError for one whose square would have more than MAX_PIXELS.
+    """
     width = side = max(picture.size)
+    if side**2 > MAX_PIXELS:
+        size = f"{picture.width} x {picture.height} pixels"
+        raise MediaError(Reason.BROKEN_VIDEO, f"a frame of {size} makes a square of more than {MAX_PIXELS}")
     if picture.height < side:
         # The horizontal pass comes first for a square, row by row, and leaves the bars above and below as they are.
         width = image_size

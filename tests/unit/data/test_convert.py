@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import yaml
@@ -148,14 +149,16 @@ def test_a_failure_leaves_no_draft(folder, monkeypatch):
     assert list(folder.glob("out*")) == []
 
 
-def test_broken_samples_are_listed(folder):
+def test_broken_samples_are_listed(folder, own_media):
     samples = [
         "{oops",
         conversation("<image>", images=["none.png"]),
         conversation("ok"),
         conversation("<image>", images=["../a.jsonl"]),
         conversation(""),
+        conversation("<video>", videos=["pipe.mp4"]),
     ]
+    os.mkfifo(own_media() / "pipe.mp4")
     path = write_jsonl(folder / "a.jsonl", samples)
     result = convert(path, "--to", "webdataset", "--output", folder / "out", "--media-root", folder / "media")
     assert result.exit_code == 1
@@ -165,8 +168,9 @@ def test_broken_samples_are_listed(folder):
         (2, "missing_file"),
         (4, "outside_media_root"),
         (5, "empty_turn"),
+        (6, "broken_video"),
     ]
-    assert "4 samples set aside (invalid_json 1, missing_file 1, outside_media_root 1, empty_turn 1)" in result.stderr
+    assert "5 samples set aside (invalid_json 1, missing_file 1, outside_media_root 1, empty_turn 1" in result.stderr
     assert len(contents(folder / "out" / "a-000000.tar", folder)) == 1
 
 

@@ -95,6 +95,11 @@ def test_normalise_matches_its_definition():
     np.testing.assert_allclose(normalise(values), expected.transpose(0, 3, 1, 2), atol=1e-6)
 
 
+def test_a_frame_whose_square_would_be_too_large():
+    with pytest.raises(MediaError, match="20 x 30000 pixels"):
+        square_tile(Image.new("RGB", (20, 30000)), 28)
+
+
 def test_square_tile_pads_with_the_mean_colour():
     tile = square_tile(Image.new("RGB", (60, 30), (255, 0, 0)), 60)
     assert tile[30, 30].tolist() == [255, 0, 0]

@@ -278,11 +278,14 @@ class TestCache:
         assert [file.name for file in inner.iterdir() if file.name.startswith(("parts.", "."))] == []
 
     @pytest.mark.parametrize("processes", [1, 3])
-    def test_a_header_that_harms_the_process_costs_its_sample(self, folder, template, monkeypatch, processes):
+    def test_a_header_that_harms_the_process_costs_its_sample(
+        self, folder, template, own_media, monkeypatch, processes
+    ):
         install_harmful_headers(folder / "code", monkeypatch)
+        media = own_media()
         samples = [conversation(f"<video>{n}", videos=["clip.mp4"]) for n in range(8)]
         for number, name in ((1, "greedy.mp4"), (3, "crash1.mp4"), (4, "hang.mp4"), (6, "crash2.mp4")):
-            shutil.copy(folder / "media" / "clip.mp4", folder / "media" / name)
+            shutil.copy(media / "clip.mp4", media / name)
             samples[number] = conversation("<video>?", videos=[name])
         path = write_jsonl(folder / "a.jsonl", samples)
         limits = ProbeLimits(seconds=0.5, memory_bytes=512 << 20)
