@@ -153,6 +153,7 @@ def data_index(
     overrides: Overrides = None,
     processes: Annotated[int | None, typer.Option(min=0, help="Processes; data.index_processes when absent.")] = None,
     allow_missing: AllowMissing = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Forget the indexes that are there first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Index every data file of a config, as far as it is not indexed yet, and print what each source holds."""
@@ -160,7 +161,7 @@ def data_index(
     from longvita.data.index import command
 
     own = [] if processes is None else [f"data.index_processes={processes}"]
-    raise typer.Exit(command.index(load(config, [*_with_missing(overrides, allow_missing), *own]), as_json))
+    raise typer.Exit(command.index(load(config, [*_with_missing(overrides, allow_missing), *own]), as_json, anew))
 
 
 @data_app.command("retry")

@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says something of the machine alone.
+settings.register_profile("without a clock", deadline=None)
+settings.load_profile("without a clock")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

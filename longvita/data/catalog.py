@@ -139,7 +139,8 @@ def build_catalog(
         raise DataError(
             f"no sample to train on in {', '.join(sources) or 'an empty mix'}: {fitting} can be used, set aside are "
             f"{count_reasons(entries) or 'none'}; see data.dataset, its ratio and num, and "
-            f"data.sequence_length {config.data.sequence_length}"
+            f"data.sequence_length {config.data.sequence_length}. longvita data index lists what is set aside, and "
+            "looks again, with --anew, at pictures and videos that were not there"
         )
     return Catalog(files, media_settings(config), missing_files(config, sources))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from longvita.data.errors import SampleError
 from longvita.data.formats import read_samples
 from longvita.data.media.item import MediaSettings, decode_tiles, order_media
 from longvita.data.media.source import resolve
+from longvita.data.paths import files_of_entry
 from longvita.data.quarantine import SetAside, count_reasons
 from longvita.data.record import NO_OPTIONS, FormatOptions
 from longvita.data.sample import Sample
@@ -31,7 +32,7 @@ class EncodeOptions:
     """What `longvita data encode` is asked for."""
 
     file: str
-    """Path or address of a data file or folder."""
+    """As in data_paths of a source: path or address of a data file or folder, pattern, range or list of shards."""
     tokenizer: str
     media_root: str
     settings: MediaSettings
@@ -52,26 +53,31 @@ def encode(options: EncodeOptions) -> int:
     """
     template = ChatTemplate(load_tokenizer(options.tokenizer), options.tokens_per_tile)
     encoded, broken = 0, []
-    for line, result in _encode_lines(options, template):
+    files = files_of_entry("", options.file)
+    for file, line, result in _encode_lines(files, options, template):
+        where = f"{file}: " if len(files) > 1 else ""
         if isinstance(result, SampleError):
-            broken.append(SetAside.because(result, "", options.file, line))
-            _print_broken(broken[-1], options.as_json)
+            broken.append(SetAside.because(result, "", file, line))
+            _print_broken(broken[-1], where, options.as_json)
             continue
         encoded += 1
-        print(_as_json(result) if options.as_json else _as_text(line, result), flush=True)
+        print(_as_json(result) if options.as_json else where + _as_text(line, result), flush=True)
     reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(broken).items())
     print(f"{encoded} samples encoded, {len(broken)} broken{f' ({reasons})' if reasons else ''}", file=sys.stderr)
     return SOME_BROKEN if broken else ALL_ENCODED
 
 
-def _encode_lines(options: EncodeOptions, template: ChatTemplate) -> Iterator[tuple[int, EncodedSample | SampleError]]:
-    for place, sample in read_samples(options.file, options.format, options.options):
-        try:
-            if isinstance(sample, SampleError):
-                raise sample
-            yield place.line, _encode_sample(sample, options, template)
-        except SampleError as error:
-            yield place.line, error
+def _encode_lines(
+    files: Sequence[str], options: EncodeOptions, template: ChatTemplate
+) -> Iterator[tuple[str, int, EncodedSample | SampleError]]:
+    for file in files:
+        for place, sample in read_samples(file, options.format, options.options):
+            try:
+                if isinstance(sample, SampleError):
+                    raise sample
+                yield file, place.line, _encode_sample(sample, options, template)
+            except SampleError as error:
+                yield file, place.line, error
 
 
 def _encode_sample(sample: Sample, options: EncodeOptions, template: ChatTemplate) -> EncodedSample:
@@ -104,8 +110,9 @@ def _as_text(line: int, encoded: EncodedSample) -> str:
     return f"line {line}: {len(encoded.input_ids)} tokens, {loss} with loss, {encoded.num_tiles} tiles"
 
 
-def _print_broken(entry: SetAside, as_json: bool) -> None:
+def _print_broken(entry: SetAside, where: str, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"line": entry.line, "reason": entry.reason, "detail": entry.detail}), file=sys.stderr)
+        about = {"path": entry.path, "line": entry.line, "reason": entry.reason, "detail": entry.detail}
+        print(json.dumps(about), file=sys.stderr)
     else:
-        print(f"line {entry.line}: {entry.reason}: {entry.detail}", file=sys.stderr)
+        print(f"{where}line {entry.line}: {entry.reason}: {entry.detail}", file=sys.stderr)

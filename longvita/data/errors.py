@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 from longvita.errors import UserError
@@ -52,9 +53,12 @@ class MediaError(SampleError):
     """A picture or video that cannot be read; the message names the file."""
 
 
+OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
+
+
 def tell(error: Exception) -> str:
     """An error of a decoding library in one short line."""
     if isinstance(error, MemoryError):
         return "it takes more memory than data.decode_memory_bytes leaves a decoding process"
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [OBJECT.sub("it", line) for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip()[:200] if lines else ''}"

@@ -17,6 +17,8 @@ FORMAT_OF_ENDING = {
     "arrow": "parquet",
     "tar": "webdataset",
 }
+NO_FORMAT = ("gz", "tgz", "zip", "bz2", "xz", "zst", "7z", "rar", "csv", "tsv", "xlsx", "sqlite", "lmdb", "npz")
+"""Ends of the names of files that are surely not JSONL."""
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """{000..127}: both ends belong to it, and the first one's digits are the number's least width."""
 TABLES = ("*.arrow", "train/*.arrow", "data/*.parquet", "*.parquet")
@@ -32,8 +34,15 @@ SHARD_LIST = "wids-shard-index"
 def format_of(path: str, given: str | None = None) -> str:
     """Name of a data file's format: the given one, or by the end of its name; where that tells nothing, JSONL for a
     file and captions for a folder.
+
+    Raises DataError for a packed file, and for a table that is none of the formats.
     """
     by_name = given or FORMAT_OF_ENDING.get(ending(path))
+    if by_name is None and ending(path) in NO_FORMAT and not remote.is_folder(path):
+        raise DataError(
+            f"{path}: no format reads .{ending(path)} files; unpack or convert it, or set the source's format if the "
+            "name misleads"
+        )
     return by_name or ("captions" if remote.is_folder(path) else "jsonl")
 
 

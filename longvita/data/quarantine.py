@@ -47,9 +47,12 @@ class SetAside:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, line: str) -> SetAside:
-        """The entry that `to_json` wrote."""
+    def from_json(cls, line: str | bytes) -> SetAside:
+        """The entry that `to_json` wrote. Raises ValueError for anything else."""
         value = json.loads(line)
+        kinds = {field.name: int if field.name == "line" else str for field in dataclasses.fields(cls)}
+        if not isinstance(value, dict) or {name: type(one) for name, one in value.items()} != kinds:
+            raise ValueError(f"no entry of {', '.join(kinds)}")
         return cls(**{**value, "reason": Reason(value["reason"])})
 
 
@@ -84,23 +87,34 @@ class QuarantineFile:
 
 
 def read_quarantine(path: str | Path) -> list[SetAside]:
-    """The entries of a quarantine file, each once; none if there is no file. A line that a crash cut is left out."""
-    path = Path(path)
-    if not path.exists():
-        return []
+    """The entries of a quarantine file, each once; none if there is no file. Other lines are passed over."""
+    return read_lines(path)[0] if Path(path).exists() else []
+
+
+def read_lines(path: str | Path) -> tuple[list[SetAside], list[bytes]]:
+    """The entries of a quarantine file, each once, and its lines that are none: a crash may have cut one.
+
+    Raises OSError.
+    """
     entries: dict[tuple, SetAside] = {}
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    others = []
+    for line in filter(bytes.strip, Path(path).read_bytes().split(b"\n")):
         try:
             entry = SetAside.from_json(line)
         except ValueError:
-            continue  # The end of the file, or a line that a crash cut: its sample is found again.
-        entries.setdefault(entry.key, entry)
-    return list(entries.values())
+            others.append(line)
+        else:
+            entries.setdefault(entry.key, entry)
+    return list(entries.values()), others
 
 
-def write_quarantine(path: str | Path, entries: Iterable[SetAside]) -> None:
-    """Writes a quarantine file anew, in one step. Not while a run adds to it: what it adds meanwhile would be lost."""
-    write_atomically(Path(path), "".join(entry.to_json() + "\n" for entry in entries))
+def write_quarantine(path: str | Path, entries: Iterable[SetAside], others: Iterable[bytes] = ()) -> None:
+    """Writes a quarantine file anew, in one step. Not while a run adds to it: what it adds meanwhile would be lost.
+
+    others: lines that are no entries, to be kept.
+    """
+    lines = [*others, *(entry.to_json().encode() for entry in entries)]
+    write_atomically(Path(path).resolve(), b"".join(line + b"\n" for line in lines))
 
 
 def _ends_amid_a_line(path: Path) -> bool:

@@ -101,12 +101,17 @@ def _turns(record: Mapping[str, Any], options: FormatOptions) -> tuple[tuple[Tur
     if question is None or answer is None:
         raise SampleError(
             Reason.INVALID_SAMPLE,
-            f"no messages, no question and answer, no caption among {', '.join(map(str, record)) or 'nothing'}; name "
-            "them in the source's columns",
+            f"no messages, no question and answer, no caption among {_names_in(record)}; name them in the source's "
+            "columns",
         )
     answer = str(answer) if isinstance(answer, int | float) else answer
     turns = parse_turns([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
     return turns, is_caption
+
+
+def _names_in(record: Mapping[str, Any]) -> str:
+    """The names of a record's values, with a word of those that are null."""
+    return ", ".join(f"{name} (null)" if value is None else str(name) for name, value in record.items()) or "nothing"
 
 
 def _plain(message: Any) -> list[Any]:

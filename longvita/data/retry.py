@@ -26,7 +26,7 @@ from longvita.data.index.store import IndexJob, lines_of_parts, renew_index
 from longvita.data.measure import measure
 from longvita.data.pool import WorkerPool, open_pool
 from longvita.data.progress import counting
-from longvita.data.quarantine import SetAside, count_reasons, read_quarantine, reasons_text, write_quarantine
+from longvita.data.quarantine import SetAside, count_reasons, read_lines, reasons_text, write_quarantine
 from longvita.data.sample import Sample, media_names
 from longvita.data.template import ChatTemplate
 
@@ -51,19 +51,25 @@ class _File:
 def retry(quarantine: str | Path, config: Config) -> int:
     """Prints what became of each entry of a quarantine file and writes it anew; the exit code, 1 if some are left.
 
-    Raises DataError if there is no such file, TokenizerError.
+    Lines that are no entries stay. Raises DataError if there is no such file, or none with an entry; TokenizerError.
     """
     if not Path(quarantine).is_file():
-        raise DataError(f"quarantine file {quarantine} does not exist; a run writes it into its output folder")
+        raise DataError(
+            f"quarantine file {quarantine} does not exist; a run, or longvita data index, writes it into the run's "
+            "output folder"
+        )
+    entries, others = read_lines(quarantine)
+    if others and not entries:
+        raise DataError(f"{quarantine} is no quarantine file: it has {len(others)} lines, and none of them is an entry")
     template = make_template(config)
     with IndexProcesses.of(config, template) as processes:
         files = _files(config, processes)
-        mended, left = _sort_out(read_quarantine(quarantine), files, config, template)
+        mended, left = _sort_out(entries, files, config, template)
         for key, file in files.items():
             lines = {entry.line for entry in mended if (entry.source, entry.path) == key}
             if lines:
                 renew_index(file.path, file.job, lines)
-    write_quarantine(quarantine, left)
+    write_quarantine(quarantine, left, others)
     _tell(mended, left, files.keys())
     return SOME_LEFT if left else ALL_MENDED
 

@@ -78,11 +78,11 @@ def write_manifest(folder: Path, known: dict[str, Digest]) -> None:
     write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, never meets half of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, never meets half of it; text as UTF-8."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

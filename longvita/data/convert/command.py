@@ -11,10 +11,11 @@ from pathlib import Path
 
 from longvita.config import load
 from longvita.data import remote
+from longvita.data.catalog import files_of
 from longvita.data.convert.writers import JsonlWriter, WebDatasetWriter, Writer
 from longvita.data.errors import DataError, SampleError
 from longvita.data.formats import read_samples
-from longvita.data.missing import files_of_mix
+from longvita.data.missing import describe_missing, missing_files
 from longvita.data.paths import files_of_entry
 from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
 from longvita.data.record import NO_OPTIONS, FormatOptions
@@ -131,8 +132,12 @@ def _sources_of_config(options: ConvertOptions) -> Iterator[Source]:
         raise DataError("--format, --column and --prompt are for a data file; a config has its own")
     config = load(options.source)
     data = config.data
+    places = files_of(config, data.dataset)
+    missing = missing_files(config, data.dataset)
+    if missing:
+        print(f"data.allow_missing leaves them out: {describe_missing(missing)}", file=sys.stderr)
     for name, dataset in data.dataset.items():
-        files = tuple(data.data_file(path) for _, _, path in files_of_mix(config, {name: dataset}))
+        files = tuple(data.data_file(path) for source, _, path in places if source == name)
         if files:
             own_root = data.media_root if dataset.media_root is None else dataset.media_root
             root = own_root if options.media_root is None else options.media_root

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from longvita.data import remote
-from longvita.data.errors import Reason, SampleError
+from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Part, Place, digest_bytes
 from longvita.data.formats.jsonl import Jsonl, lines_of
 from longvita.data.media.kinds import PICTURES, VIDEOS, ending
@@ -31,6 +31,8 @@ QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
 LISTS = ("metadata.jsonl", "captions.csv")
 FILE_NAMES = ("file_name", "image", "video", "path", "file")
 """Names that a list may have for a picture's or video's path below the folder."""
+TEXTS = ("txt", "json")
+"""Ends of the names of texts that stand beside a picture or video, the first that is there counts."""
 FILE_BYTES = 4096
 """Bytes that a file counts for when parts are cut: what it costs to open one."""
 
@@ -44,11 +46,16 @@ class Captions:
         self.options = options
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
-        """As JSONL is cut; a table is one part, for a line may be amid a value; of files, equal numbers."""
-        _media_of.cache_clear()
+        """As JSONL is cut; a table is one part, for a line may be amid a value; of files, equal numbers.
+
+        Raises DataError for what is no folder.
+        """
+        _entries_of.cache_clear()
+        if not remote.is_folder(path):
+            raise DataError(f"{path} is no folder: captions are a folder of pictures with their texts")
         listing = _list_of(path)
         if listing is None:
-            count, step = len(_media_of(path)), max(1, part_bytes // FILE_BYTES)
+            count, step = len(_entries_of(path)), max(1, part_bytes // FILE_BYTES)
             return [Part(start, min(start + step, count)) for start in range(0, count, step)]
         if listing.endswith(".jsonl"):
             return Jsonl(self.options).parts(listing, part_bytes)
@@ -61,7 +68,7 @@ class Captions:
         if listing is not None:
             return digest_bytes(listing, part)
         digest = hashlib.blake2b(digest_size=16)
-        for name in _media_of(path)[part.start : part.end]:
+        for name in _entries_of(path)[part.start : part.end]:
             digest.update(repr((name, _text_beside(path, name))).encode())
         return digest.hexdigest()
 
@@ -95,10 +102,15 @@ class Captions:
 
     def _sample(self, path: str, place: Place, content: bytes | None) -> Sample:
         if content is None:
-            names = _media_of(path)
+            names = _entries_of(path)
             if place.offset >= len(names):
                 raise SampleError(Reason.INVALID_SAMPLE, f"the folder has {len(names)} pictures and videos now")
             name = names[place.offset]
+            if ending(name) in TEXTS:
+                raise SampleError(
+                    Reason.INVALID_SAMPLE,
+                    f"{name} has no picture or video beside it that is named so (.{', .'.join((*PICTURES, *VIDEOS))})",
+                )
             record = _text_record(path, name)
         else:
             listing = _list_of(path) or ""
@@ -126,17 +138,23 @@ def _list_of(folder: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=2)
-def _media_of(folder: str) -> tuple[str, ...]:
-    """Pictures and videos of a folder, however deep, in the order of their names.
+def _entries_of(folder: str) -> tuple[str, ...]:
+    """Pictures and videos of a folder, however deep, and the texts that have none, in the order of their names.
 
     As `parts` saw them: should they change after it, the index's hash of their names tells.
     """
-    return tuple(name for name in remote.files_below(folder) if ending(name) in (*PICTURES, *VIDEOS))
+    names = remote.files_below(folder)
+    stems = {os.path.splitext(name)[0] for name in names if ending(name) in (*PICTURES, *VIDEOS)}
+    return tuple(
+        name
+        for name in names
+        if ending(name) in (*PICTURES, *VIDEOS) or (ending(name) in TEXTS and os.path.splitext(name)[0] not in stems)
+    )
 
 
 def _text_beside(folder: str, name: str) -> tuple[str, bytes] | None:
     """Name and bytes of the text beside a picture or video."""
-    for kind in ("txt", "json"):
+    for kind in TEXTS:
         text = f"{os.path.splitext(name)[0]}.{kind}"
         try:
             with remote.open_file(remote.join(folder, text)) as file:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from longvita.config.schema import Config
-from longvita.data.catalog import CatalogFile, files_of, make_template
+from longvita.config.schema import Config, DatasetConfig
+from longvita.data.catalog import CatalogFile, files_of, index_job, make_template
 from longvita.data.document import media_settings
 from longvita.data.index.columns import KIND_BITS, PICTURE
 from longvita.data.index.processes import IndexProcesses
-from longvita.data.index.store import size_of
+from longvita.data.index.store import forget_index, size_of
 from longvita.data.measure import of_media
 from longvita.data.media.item import MediaSettings
+from longvita.data.missing import Missing, describe_missing, missing_files
 from longvita.data.progress import indexing
-from longvita.data.quarantine import count_reasons, reasons_text
+from longvita.data.quarantine import FILE_NAME, QuarantineFile, count_reasons, reasons_text
 from longvita.data.template import ChatTemplate
+
+FIRSTS_SHOWN = 10
+"""Files of which the first sample that is set aside is told."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +54,60 @@ class SourceIndex:
         return self.index_bytes / max(self.samples - sum(self.set_aside.values()), 1)
 
 
-def index(config: Config, as_json: bool) -> int:
+def index(config: Config, as_json: bool, anew: bool = False) -> int:
     """Indexes the files of the mix and of the held-out sources, as far as they are not; prints a table or one object.
 
-    The exit code. Raises DataError for a file that is missing, TokenizerError.
+    What is set aside goes to the quarantine file of the run. anew: the indexes that are there are forgotten first. The
+    exit code. Raises DataError for a file that is missing, TokenizerError.
     """
     template, settings = make_template(config), media_settings(config)
     mixes = {"training": config.data.dataset, "held_out": config.data.validation}
-    places = {mix: files_of(config, sources) for mix, sources in mixes.items()}
-    paths = [config.data.data_file(path) for mix in places.values() for _, _, path in mix]
-    figures: dict[str, dict[str, SourceIndex]] = {}
-    with indexing(sum(map(size_of, paths))) as open_one, IndexProcesses.of(config, template) as processes:
-        for mix, files in places.items():
-            found: dict[str, list[CatalogFile]] = {}
-            for source, dataset, path in files:
-                found.setdefault(source, []).append(open_one(config, source, dataset, path, processes))
-            figures[mix] = {source: source_index(own, template, settings) for source, own in found.items()}
+    missing = {mix: missing_files(config, sources) for mix, sources in mixes.items()}
+    found: dict[str, list[CatalogFile]] = {}
+    with IndexProcesses.of(config, template) as processes:
+        for mix, sources in mixes.items():
+            places = files_of(config, sources)
+            if anew:
+                _forget(config, places, processes)
+            with indexing(sum(size_of(config.data.data_file(path)) for _, _, path in places)) as open_one:
+                found[mix] = [open_one(config, *place, processes) for place in places]
+    figures = {mix: _by_source(files, template, settings) for mix, files in found.items()}
     if as_json:
-        text = {mix: {source: _as_json(one) for source, one in found.items()} for mix, found in figures.items()}
-        print(json.dumps(text))
+        text = {mix: {source: _as_json(one) for source, one in own.items()} for mix, own in figures.items()}
+        print(json.dumps(text | {"missing": missing}))
     else:
         Console(width=max(Console().width, 120)).print(_table(figures))
+    _tell(config, [file for files in found.values() for file in files], list(missing.values()))
     return 0
+
+
+def _forget(config: Config, places: Sequence[tuple[str, DatasetConfig, str]], processes: IndexProcesses) -> None:
+    for source, dataset, path in places:
+        forget_index(config.data.data_file(path), index_job(config, source, dataset, path, processes))
+
+
+def _tell(config: Config, files: Sequence[CatalogFile], missing: Sequence[Missing]) -> None:
+    """Says on stderr what the figures do not: files that are left out or give nothing, and why samples are not used."""
+    for one in missing:
+        if one:
+            print(f"data.allow_missing leaves them out: {describe_missing(one)}", file=sys.stderr)
+    for file in files:
+        if not len(file.measured.usable):
+            print(f"{file.path} of source {file.source!r} gives no sample that can be used", file=sys.stderr)
+    firsts = [file.set_aside[0] for file in files if file.set_aside]
+    for entry in firsts[:FIRSTS_SHOWN]:
+        print(f"set aside first: {entry.path}:{entry.line}: {entry.reason}: {entry.detail}", file=sys.stderr)
+    if firsts:
+        quarantine = QuarantineFile(Path(config.output) / FILE_NAME)
+        quarantine.add(entry for file in files for entry in file.set_aside)
+        print(f"all that is set aside stands in {quarantine.path}; longvita data retry looks again", file=sys.stderr)
+
+
+def _by_source(files: Sequence[CatalogFile], template: ChatTemplate, settings: MediaSettings) -> dict[str, SourceIndex]:
+    by_source: dict[str, list[CatalogFile]] = {}
+    for file in files:
+        by_source.setdefault(file.source, []).append(file)
+    return {source: source_index(own, template, settings) for source, own in by_source.items()}
 
 
 def source_index(files: Sequence[CatalogFile], template: ChatTemplate, settings: MediaSettings) -> SourceIndex:

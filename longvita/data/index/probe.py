@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from longvita.data import remote
 from longvita.data.document import probe_sample
 from longvita.data.errors import DataError, MediaError, Reason, SampleError
 from longvita.data.limits import ends_process_after
@@ -99,7 +100,8 @@ class HeaderProbe:
     def facts(self, sample: Sample, line: int, name: str) -> MediaFacts:
         """What the headers of a sample's media tell; `line` as for ProbeMark.at, `name` for messages.
 
-        Raises SampleError, also for one that ended the process before; DataError if the store gives nothing any more.
+        Raises SampleError, also for one that ended the process before; DataError if the store gives nothing any more or
+        there is no media root.
         """
         if not sample.images and not sample.videos:
             return MediaFacts()
@@ -109,6 +111,11 @@ class HeaderProbe:
             with self._mark.at(line):
                 facts = patiently(lambda: self._open(sample), name)
         except MediaError as error:
+            if error.reason == Reason.MISSING_FILE and not remote.exists(self._media_root):
+                raise DataError(
+                    f"{name} has media below {self._media_root}, which does not exist: mount it, or set "
+                    "data.media_root (or the source's media_root)"
+                ) from error
             self._store_failures = self._store_failures + 1 if store_failure(error) else 0
             if self._store_failures == MOST_STORE_FAILURES:
                 raise DataError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -120,8 +122,17 @@ _SETUP: list[tuple[ChatTemplate, ProbeLimits]] = []
 
 
 def _set_up(tokenizer: str, tokens_per_tile: int, limits: ProbeLimits) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_memory(limits.memory_bytes)
     _SETUP[:] = [(ChatTemplate(LongVITATokenizer.from_json(tokenizer), tokens_per_tile), limits)]
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells nobody, and the executor's processes would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _index(path: str, part: Part, settings: IndexSettings, folder: Path) -> None:

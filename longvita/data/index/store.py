@@ -116,6 +116,15 @@ def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
         _bring_up_to_date(path, job, folder, remote.state(path), trusted, drafts)
 
 
+def forget_index(path: str | Path, job: IndexJob) -> None:
+    """Has the index of a data file made anew when it is asked for next, whatever is there."""
+    folder = job.folder(str(path))
+    if folder.exists():
+        with _locked(folder) as drafts:
+            shutil.rmtree(drafts, ignore_errors=True)
+            (folder / META).unlink(missing_ok=True)
+
+
 def lines_of_parts(path: str | Path, job: IndexJob) -> list[tuple[Part, range]]:
     """The parts of a data file and the numbers of the lines of each, by its index, which is made where it is not."""
     load_index(path, job)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from longvita.data.errors import MediaError, Reason, tell
+from longvita.data.errors import DataError, MediaError, Reason, tell
 from longvita.data.media.source import Stored, file_of, opened
 
 if TYPE_CHECKING:
@@ -209,6 +209,8 @@ def _opened(path: Stored) -> Iterator[Image.Image]:
             yield picture
     except MediaError as error:
         raise MediaError(error.reason, f"picture {path}: {error.detail}") from error
+    except DataError:  # What reads the store is not installed: no fault of the file.
+        raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them.
         raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {tell(error)}") from error
 
@@ -219,7 +221,7 @@ def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> No
         raise MediaError(
             Reason.BROKEN_PICTURE,
             f"it is {size[0]} x {size[1]} pixels and was {indexed[0]} x {indexed[1]} when it was indexed; index the "
-            "file anew",
+            "file anew (longvita data index --anew)",
         )
 
 

@@ -29,7 +29,7 @@ class FilePart:
     """What the part is called in the file."""
 
     def __str__(self) -> str:
-        return f"{self.path}[{self.name}]" if self.name else self.path
+        return f"{self.path}[{self.name}]" if self.name and not self.path.endswith(self.name) else self.path
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from longvita.data.errors import MediaError, Reason, tell
+from longvita.data.errors import DataError, MediaError, Reason, tell
 from longvita.data.media.container import open_container
 from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_picture
 from longvita.data.media.packets import video_stream
@@ -133,6 +133,8 @@ def probe_video(path: Stored) -> VideoFacts:
             _check_frame_size(stream)
     except MediaError as error:
         raise MediaError(error.reason, f"video {path} {error.detail}") from error
+    except DataError:  # What reads the store is not installed: no fault of the file.
+        raise
     except Exception as error:  # A damaged file may fail in any part of FFmpeg or PyAV.
         raise MediaError(Reason.BROKEN_VIDEO, f"video {path} cannot be opened: {tell(error)}") from error
     if num_frames <= 0 or not rate:
@@ -185,6 +187,8 @@ def read_frames(
             yield picture
             done += 1
         return
+    except DataError:
+        raise
     except Exception as error:  # A damaged file may fail in any part of FFmpeg or PyAV.
         # decord would number the frames of a file that ends early as if none were missing, and ends the process where
         # it gets no memory.

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from longvita.config.schema import Config
 from longvita.data.report.mix import ReportOptions, gather
-from longvita.data.report.page import write_report
+from longvita.data.report.page import check_page, write_report
 from longvita.data.report.text import show_mix
 
 PAGE = "data.html"
@@ -18,12 +18,10 @@ PAGE = "data.html"
 def report(config: Config, output: Path | None, options: ReportOptions) -> int:
     """Writes the page `output`, or prints the same figures where there is none; the exit code.
 
-    Raises DataError, TokenizerError; FileNotFoundError if the folder of `output` is missing.
+    Raises DataError, also for an `output` that can't be a file, and TokenizerError.
     """
-    if output == Path(config.output) / PAGE:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    if output is not None and not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {output} does not exist; make it, or write elsewhere (--output)")
+    if output is not None:
+        check_page(output, "--output", made=Path(config.output) if output == Path(config.output) / PAGE else None)
     mixes = {"training": config.data.dataset, "held out": config.data.validation}
     found = [gather(title, sources, config, options) for title, sources in mixes.items() if sources]
     if output is None:
@@ -31,6 +29,7 @@ def report(config: Config, output: Path | None, options: ReportOptions) -> int:
         for mix in found:
             show_mix(console, mix)
     else:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_report(output, config.name, found)
         print(f"wrote {output}")
     return 0

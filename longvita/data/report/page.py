@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from longvita.data.errors import DataError
 from longvita.data.missing import describe_missing
 from longvita.data.quarantine import SetAside, reasons_text
 from longvita.data.report import spans
@@ -33,6 +34,17 @@ _STYLE = (
 article { border-top: 1px solid #ddd; margin-top: 1rem; }
 """
 )
+
+
+def check_page(page: Path, option: str, made: Path | None = None) -> None:
+    """Raises DataError if no page can be written there; before the work, and `option` is what gave it.
+
+    made: a folder that will be there.
+    """
+    if page.is_dir():
+        raise DataError(f"{option} {page} is a folder; give the name of a file")
+    if page.absolute().parent != (made and made.absolute()) and not page.absolute().parent.is_dir():
+        raise DataError(f"the folder of {page} does not exist; make it, or write elsewhere ({option})")
 
 
 def write_report(path: Path, name: str, mixes: Sequence[MixReport]) -> None:

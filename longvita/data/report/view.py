@@ -14,6 +14,7 @@ from rich.table import Table
 
 from longvita.config.schema import Config
 from longvita.data.report import spans
+from longvita.data.report.page import check_page
 from longvita.data.report.sequence import DocumentView, SequenceView, view_sequence
 from longvita.known_warnings import ignore_known_warnings
 from longvita.pages import write_page
@@ -29,6 +30,8 @@ def view(config: Config, number: int, replicas: int | None, page: Path | None) -
     Raises DataError, TokenizerError.
     """
     ignore_known_warnings()
+    if page is not None:
+        check_page(page, "--html")
     sequence = view_sequence(config, number, replicas)
     if page is not None:
         _write_page(page, sequence)

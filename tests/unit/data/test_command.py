@@ -41,6 +41,21 @@ def test_one_object_a_sample(folder, tokenizer):
     assert "3 samples encoded, 0 broken" in result.stderr
 
 
+def test_files_of_a_pattern_a_range_and_a_folder_of_tables(folder):
+    write_tar(folder / "s-0.tar", [("1.png", png("red")), ("1.txt", "red")])
+    write_tar(folder / "s-1.tar", [("1.png", png("blue")), ("1.json", "{oops")])
+    (folder / "tables" / "data").mkdir(parents=True)
+    write_parquet(folder / "tables" / "data" / "train-0.parquet", [{"caption": "it", "image": png("gold")}])
+    for entry, encoded, broken in (("s-*.tar", 1, 1), ("s-{0..1}.tar", 1, 1), ("tables", 1, 0)):
+        result = CliRunner().invoke(
+            app, ["data", "encode", str(folder / entry), "--tokenizer", str(folder / "tokenizer")]
+        )
+        assert f"{encoded} samples encoded, {broken} broken" in result.stderr, result.exception
+        assert (f"{folder}/s-1.tar: line 1: invalid_json" in result.stderr) == bool(broken)
+    result = CliRunner().invoke(app, ["data", "encode", str(folder / "no-*.tar"), "--tokenizer", "tokenizer"])
+    assert result.exit_code != 0
+
+
 def test_frames_a_second(folder):
     result = run(folder, SAMPLES[2:], "--json", "--max-fps", 0.3)
     assert json.loads(result.stdout)["num_tiles"] == 3

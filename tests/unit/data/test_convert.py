@@ -174,6 +174,21 @@ def test_broken_samples_are_listed(folder, own_media):
     assert len(contents(folder / "out" / "a-000000.tar", folder)) == 1
 
 
+def test_missing_files_of_a_mix(folder):
+    write_jsonl(folder / "a.jsonl", [conversation("one")])
+    sources = {"lines": {"data_paths": ["a.jsonl", "none.jsonl"]}, "more": {"data_paths": ["nothing.jsonl"]}}
+    write_config(folder / "config.yaml", sources)
+    result = convert(folder / "config.yaml", "--to", "jsonl", "--output", folder / "out")
+    assert isinstance(result.exception, DataError)
+    assert "none.jsonl" in str(result.exception) and "nothing.jsonl" in str(result.exception)
+    with open(folder / "config.yaml", "a") as file:
+        file.write("  allow_missing: true\n")
+    result = convert(folder / "config.yaml", "--to", "jsonl", "--output", folder / "out")
+    assert result.exit_code == 0, result.exception
+    assert "data.allow_missing leaves them out: 2 data files of 2 sources are not there" in result.stderr
+    assert len(contents(folder / "out" / "lines.jsonl", folder / "out")) == 1
+
+
 def test_a_mix(folder):
     make_lines(folder)
     write_parquet(folder / "t.parquet", [{"scan": png("red"), "label": 3}])

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from longvita.data.errors import Reason
+from longvita.data.errors import DataError, Reason
 from longvita.data.formats import make_format
 from longvita.data.media.source import FilePart, read_bytes
 from longvita.data.record import NO_OPTIONS, FormatOptions
@@ -31,7 +31,6 @@ def test_texts_beside_pictures(pictures):
     (pictures / "a.txt").write_text("it is a\n")
     (pictures / "b.json").write_text(json.dumps(conversation("<image>which?", "b")))
     (pictures / "more" / "c.json").write_text(json.dumps({"caption": "c", "score": 1}))
-    (pictures / "notes.txt").write_text("of no picture")
     samples = samples_of("captions", pictures, FormatOptions(prompt="What?"))
     assert [[turn.text for turn in sample.turns] for sample in samples] == [
         ["<image>\nWhat?", "it is a"],
@@ -45,11 +44,20 @@ def test_texts_beside_pictures(pictures):
 def test_broken_texts_are_set_aside(pictures):
     (pictures / "b.json").write_text("{oops")
     (pictures / "more" / "c.txt").write_bytes(b"\xff")
+    (pictures / "more" / "d.heic").write_bytes(b"of a format that is not read")
+    (pictures / "more" / "d.txt").write_text("of no picture")
     assert reasons_of("captions", pictures) == [
         (1, Reason.NO_ANSWER),
         (2, Reason.INVALID_JSON),
         (3, Reason.INVALID_SAMPLE),
+        (4, Reason.INVALID_SAMPLE),
     ]
+
+
+def test_captions_are_a_folder(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(DataError, match="a.jsonl is no folder: captions are a folder"):
+        samples_of("captions", tmp_path / "a.jsonl")
 
 
 def test_a_video_is_a_video(tmp_path):

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +20,7 @@ from longvita.data.errors import DataError
 from longvita.data.index import build
 from longvita.data.index.store import IndexProgress
 from tests.unit.data.material import conversation, data_config, write_jsonl
+from tests.unit.data.test_pool import alive
 
 SAMPLES = [
     conversation("hello"),
@@ -52,7 +58,7 @@ def test_one_object(config):
     result = run(config, "--json")
     assert result.exit_code == 0
     figures = json.loads(result.stdout)
-    assert set(figures) == {"training", "held_out"}
+    assert set(figures) == {"training", "held_out", "missing"}
     assert set(figures["training"]) == {"a"}
     a = figures["training"]["a"]
     assert (a["files"], a["samples"]) == (2, 9)
@@ -84,9 +90,78 @@ def test_what_is_indexed_stays(config, folder, monkeypatch):
 
 def test_processes(config, monkeypatch):
     asked = []
-    monkeypatch.setattr("longvita.data.index.command.index", lambda config, as_json: asked.append(config.data) or 0)
+    monkeypatch.setattr("longvita.data.index.command.index", lambda config, *_: asked.append(config.data) or 0)
     run(config, "data.index_processes=2", "--processes", "3")
     assert [data.index_processes for data in asked] == [3]
+
+
+def test_what_is_set_aside_can_be_looked_at_again(config, folder, own_media):
+    media = own_media()
+    write_jsonl(folder / "a.jsonl", [*SAMPLES, conversation("<image>?", images=["late.png"])])
+    result = run(config)
+    quarantine = folder / "run" / "quarantine.jsonl"
+    assert str(quarantine) in result.stderr
+    assert "late.png does not exist" in quarantine.read_text()
+    shutil.copy(media / "one.png", media / "late.png")
+    assert "missing_file 1" in run(config).stdout
+    assert CliRunner().invoke(app, ["data", "retry", str(quarantine), str(config)]).exit_code == 1
+    assert "missing_file" not in run(config).stdout + quarantine.read_text()
+
+
+def test_anew(config, folder, own_media):
+    media = own_media()
+    write_jsonl(folder / "a.jsonl", [*SAMPLES, conversation("<image>?", images=["late.png"])])
+    assert "missing_file 1" in run(config).stdout
+    shutil.copy(media / "one.png", media / "late.png")
+    assert "missing_file" not in run(config, "--anew").stdout
+    assert "missing_file" not in run(config).stdout
+
+
+def test_files_that_give_nothing_are_told(config, folder):
+    (folder / "b.jsonl").write_text("")
+    result = run(config)
+    assert f"{folder / 'b.jsonl'} of source 'a' gives no sample that can be used" in result.stderr
+    assert f"set aside first: {folder / 'a.jsonl'}:" in result.stderr
+
+
+def test_files_that_are_left_out_are_told(config, folder):
+    (folder / "b.jsonl").unlink()
+    result = run(config, "--allow-missing", "--json")
+    assert result.exit_code == 0, result.exception
+    assert json.loads(result.stdout)["missing"] == {"training": {"a": [str(folder / "b.jsonl")]}, "held_out": {}}
+    assert (
+        f"data.allow_missing leaves them out: 1 data file of 1 source is not there:\n  a:\n    {folder / 'b.jsonl'}"
+        in (result.stderr)
+    )
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_media_root_that_is_not_there_ends_the_pass(folder, processes):
+    write_jsonl(folder / "a.jsonl", SAMPLES)
+    config = write_config(folder, {"a": {"data_paths": ["a.jsonl"], "media_root": str(folder / "mount")}})
+    result = run(config, "--processes", str(processes))
+    assert isinstance(result.exception, DataError)
+    assert f"has media below {folder / 'mount'}, which does not exist: mount it" in str(result.exception)
+    shutil.copytree(folder / "media", folder / "mount")
+    assert "missing_file" not in run(config).stdout
+
+
+def test_processes_end_with_their_parent(config, folder):
+    """A parent that is killed outright: its processes go, whatever they wait for."""
+    code = (
+        "import os, signal; from longvita.config import load; from longvita.data.catalog import make_template\n"
+        "from longvita.data.index.processes import IndexProcesses\n"
+        f"config = load({str(config)!r}); processes = IndexProcesses.of(config, make_template(config))\n"
+        "pool = processes._pool_of(1); print(pool.submit(os.getpid).result(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", "if __name__ == '__main__':\n" + textwrap.indent(code, "  ")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    worker = int(result.stdout)
+    deadline = time.monotonic() + 60
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(worker)
 
 
 def test_a_missing_file(config, folder):

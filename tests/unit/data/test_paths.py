@@ -130,3 +130,10 @@ def test_patterns_of_nothing_may_be_left_out(folder):
     config = data_config(folder, sources, allow_missing=True)
     catalog = build_catalog(config, make_template(config), config.data.dataset)
     assert (len(catalog.files), catalog.missing) == (1, {"a": [f"{folder}/b-*.jsonl"]})
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.jsonl.gz", "a.csv", "a.zip"])
+def test_packed_files_have_no_format(name):
+    with pytest.raises(DataError, match="no format reads"):
+        format_of(name)
+    assert format_of(name, "jsonl") == "jsonl"

@@ -14,6 +14,7 @@ from longvita.data.catalog import build_catalog, make_template
 from longvita.data.document import DocumentReader, media_settings
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Format
+from longvita.data.index.build import IndexSettings
 from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.media.source import FilePart
@@ -148,6 +149,14 @@ def test_the_errors_of_a_store_are_os_errors(raised, number, memory, monkeypatch
     with pytest.raises(OSError) as caught:
         remote.open_file("memory://x/a")
     assert caught.value.errno == number
+
+
+def test_a_store_whose_package_is_missing_is_no_fault_of_the_file(folder, template, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    path = write_jsonl(folder / "a.jsonl", [conversation("<image>?", images=["one.png"])])
+    settings = IndexSettings("web", "gs://bucket", 1.0)
+    with pytest.raises(DataError, match="gcsfs"):
+        load_index(path, IndexJob(IndexProcesses(template, 0), settings, folder / "cache"))
 
 
 def upload(memory, folder, *names):

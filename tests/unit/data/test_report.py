@@ -233,7 +233,11 @@ class TestCommand:
 
     def test_a_folder_that_is_missing(self, config_file):
         result = CliRunner().invoke(app, ["data", "report", str(config_file), "--output", "none/report.html"])
-        assert isinstance(result.exception, FileNotFoundError)
+        assert isinstance(result.exception, DataError)
+        result = CliRunner().invoke(app, ["data", "report", str(config_file), "--output", str(config_file.parent)])
+        assert "is a folder; give the name of a file" in str(result.exception)
+        result = CliRunner().invoke(app, ["data", "view", str(config_file), "--html", "none/view.html"])
+        assert "the folder of none/view.html does not exist" in str(result.exception)
 
 
 def inspect_data(config_file, repository, *options):

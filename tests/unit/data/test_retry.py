@@ -111,6 +111,44 @@ def test_a_header_that_ends_its_process_stays(folder, config, media, monkeypatch
     assert "a.jsonl:4: broken_video: the process that opened its headers ended or took too long" in result.stdout
 
 
+ENTRY = {"source": "a", "path": "b", "line": 1, "reason": "no_answer", "detail": "c"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "garb",
+        "[1, 2]",
+        "12",
+        '{"source": "a"}',
+        json.dumps(ENTRY | {"line": "2"}),
+        json.dumps(ENTRY | {"reason": "of another version"}),
+        json.dumps(ENTRY | {"more": 1}),
+        b"\xff\xfe",
+        "data:\n  dataset: {}\n",
+    ],
+)
+def test_a_file_of_another_kind_is_refused_and_stays(folder, config, content):
+    content = content if isinstance(content, bytes) else content.encode()
+    (folder / "run" / FILE_NAME).write_bytes(content)
+    result = run(folder, config)
+    assert isinstance(result.exception, DataError)
+    assert "is no quarantine file" in str(result.exception)
+    assert (folder / "run" / FILE_NAME).read_bytes() == content
+
+
+def test_lines_that_are_no_entries_stay(folder, config):
+    path, aim = folder / "run" / FILE_NAME, folder / "aim.jsonl"
+    path.rename(aim)
+    path.symlink_to(aim)
+    strange = json.dumps(ENTRY | {"reason": "of another version"})
+    aim.write_text(f"{strange}\n{aim.read_text()}")
+    assert run(folder, config).exit_code == 1
+    assert path.is_symlink()
+    assert aim.read_text().splitlines()[0] == strange
+    assert len(read_quarantine(aim)) == 4
+
+
 def test_decodes_under_the_limits_of_the_run(folder, config, media):
     shutil.copy(media / "wide.jpg", media / "late.png")
     result = run(folder, config, "data.sample_timeout_seconds=1.0e-9")

@@ -30,7 +30,7 @@ def received(layout: SequenceLayout, step: Step, rank: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("build", [zigzag, compact])
 @given(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=6), cp_size=st.integers(1, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_query_meets_every_key_before_it_once(build, lengths, cp_size):
     layout = build(lengths, cp_size)
     met: dict[tuple[int, int], int] = {}
@@ -60,7 +60,7 @@ def test_every_query_meets_every_key_before_it_once(build, lengths, cp_size):
 
 
 @given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=6), cp_size=st.integers(1, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_more_is_sent_than_is_needed(lengths, cp_size):
     layout = compact(lengths, cp_size)
     assert sum(plan_ring(layout, rank).sent_rows for rank in range(cp_size)) == moved_tokens(layout)

@@ -32,7 +32,7 @@ def every_position(layout: SequenceLayout) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("build", BUILDERS)
 @given(lengths=LENGTHS, cp_size=SIZES, tp_size=st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_position_lands_once_and_comes_back(build, lengths, cp_size, tp_size):
     layout = build(lengths, cp_size, tp_size)
     documents, positions = every_position(layout)
@@ -52,7 +52,7 @@ def test_every_position_lands_once_and_comes_back(build, lengths, cp_size, tp_si
 
 @pytest.mark.parametrize("build", [zigzag, compact])
 @given(lengths=LONG, cp_size=SIZES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_work_on_long_documents_is_even(build, lengths, cp_size):
     layout = build(lengths, cp_size)
     assert imbalance(layout) < (1.01 if build is zigzag else MOST_IMBALANCE + 0.001)
