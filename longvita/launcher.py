@@ -8,7 +8,6 @@ is the process's exit code. Signals reach every process, a failed one ends the o
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import gc
 import importlib
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from longvita.errors import UserError
 from longvita.known_warnings import ignore_known_warnings
+from longvita.parent import die_with_parent
 
 if TYPE_CHECKING:
     from longvita.platforms.base import Platform
@@ -39,7 +39,6 @@ COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 """How long a collective waits for a lost process, unless the caller says otherwise."""
 
 _FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_PR_SET_PDEATHSIG = 1
 _SI_KERNEL = 0x80
 
 
@@ -133,18 +132,6 @@ def init_distributed(platform: Platform, timeout: datetime.timedelta = COLLECTIV
         timeout=timeout,
     )
     return place.rank, place.world_size
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process as soon as its parent, process `parent`, ends in whatever way (Linux)."""
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    # A parent that ended before the call sends nothing any more.
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _required(name: str) -> str:

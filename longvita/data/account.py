@@ -7,6 +7,7 @@ from different places, and documents that were read ahead and thrown away by a s
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -37,25 +38,37 @@ class Account:
     first_sequence: int = 0
     """Sequence of the stream from which on samples are counted: 0, unless the stage began before accounts were kept."""
     tally: Tally = field(default_factory=Counter)
+    data: str = ""
+    """Hash of what the plans are made of (see longvita.data.plan_cache.plan_name); empty before the first start."""
+    changes: tuple[int, ...] = ()
+    """Sequences at which the stage was started again with other data: from there on the order is another one, and in
+    that epoch samples may come twice or never."""
 
     def plus(self, tallies: Iterable[Tally]) -> Account:
         """With the counts of more sequences."""
         total = Counter(self.tally)
         for tally in tallies:
             total.update(tally)
-        return Account(self.first_sequence, total)
+        return dataclasses.replace(self, tally=total)
+
+    def over(self, data: str, sequence: int) -> Account:
+        """Going on at a sequence, over data of this hash."""
+        changes = (*self.changes, sequence) if self.data not in ("", data) else self.changes
+        return dataclasses.replace(self, data=data, changes=changes)
 
     def to_facts(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
         counts = [[source, word, number] for (source, word), number in sorted(self.tally.items())]
-        return {"first_sequence": self.first_sequence, "counts": counts}
+        kept = {"first_sequence": self.first_sequence, "data": self.data, "changes": list(self.changes)}
+        return {**kept, "counts": counts}
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any] | None, consumed_sequences: int) -> Account:
         """The inverse; an account that begins here where a checkpoint has none, as older ones do."""
         if facts is None:
             return cls(consumed_sequences)
-        return cls(facts["first_sequence"], Counter({(source, word): n for source, word, n in facts["counts"]}))
+        tally = Counter({(source, word): n for source, word, n in facts["counts"]})
+        return cls(facts["first_sequence"], tally, facts.get("data", ""), tuple(facts.get("changes", ())))
 
     def of_source(self, source: str) -> dict[str, Any]:
         """The counts of one source: each of OUTCOMES, and `set_aside` by reason word."""
@@ -77,7 +90,8 @@ class Account:
         sums: dict[str, int] = {word: sum(one[word] for one in sources.values()) for word in OUTCOMES}
         for word in ("set_aside", "unusable"):
             sums[word] = sum(sum(one[word].values()) for one in sources.values())
-        place = {"sequences": [self.first_sequence, consumed_sequences], "quarantine": QUARANTINE}
+        place: dict[str, Any] = {"sequences": [self.first_sequence, consumed_sequences], "quarantine": QUARANTINE}
+        place["data_changed_at"] = list(self.changes)
         return {**place, **sums, "sources": sources}
 
 

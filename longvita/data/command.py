@@ -12,7 +12,7 @@ import numpy as np
 from longvita.data.document import probe_sample
 from longvita.data.errors import SampleError
 from longvita.data.formats import read_samples
-from longvita.data.media.item import MediaSettings, decode_tiles, order_media
+from longvita.data.media.item import DECODED_AT_ONCE, MediaSettings, decode_tiles, order_media
 from longvita.data.media.source import resolve
 from longvita.data.paths import files_of_entry
 from longvita.data.quarantine import SetAside, count_reasons
@@ -21,8 +21,6 @@ from longvita.data.sample import Sample
 from longvita.data.template import IGNORED_LABEL, ChatTemplate, EncodedSample, mark_order
 from longvita.data.tokenizer import load_tokenizer
 
-DECODED_AT_ONCE = 64
-"""Tiles that are decoded, looked at and dropped together."""
 ALL_ENCODED, SOME_BROKEN = 0, 1
 """Exit codes."""
 

@@ -32,6 +32,7 @@ from longvita.data.errors import DataError, SampleError
 from longvita.data.micro_batch import MicroBatch, owners_of_tiles, tally_of
 from longvita.data.missing import count_missing, describe_missing
 from longvita.data.packing import SequenceStream
+from longvita.data.plan_cache import plan_name
 from longvita.data.pool import InlineReader, WorkerPool
 from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
 from longvita.data.template import ChatTemplate
@@ -154,6 +155,12 @@ class Loader(Iterator[LocalBatch]):
     def close(self) -> None:
         """Ends the workers."""
         self._closer()
+
+    @property
+    def data_hash(self) -> str:
+        """Tells whether this loader gives the same sequences as another one."""
+        taken, config = self.catalog.taken, self.config
+        return plan_name(taken, self.catalog.lengths[taken], config.data.sequence_length, config.seed, 0)
 
     def summary(self) -> dict[str, Any]:
         """Figures of the data: samples, those set aside by reason, files that are not there, fill of the packed

@@ -53,8 +53,9 @@ def files_of_entry(root: str, entry: str) -> list[str]:
     nothing and for a list of shards that is none.
     """
     path = remote.join(root, entry)
-    if RANGE.search(entry):
-        return [file for name in _of_range(entry) for file in files_of_entry(root, name)]
+    names = expand_ranges(entry)
+    if names != [entry]:
+        return [file for name in names for file in files_of_entry(root, name)]
     if any(character in entry for character in remote.GLOB_CHARACTERS) and not remote.exists(path):
         return remote.matches(root, entry) or [entry]
     if path.endswith(".json"):
@@ -63,15 +64,19 @@ def files_of_entry(root: str, entry: str) -> list[str]:
     return [remote.join(entry, name) for name in _tables(path)] or [entry]
 
 
-def _of_range(entry: str) -> list[str]:
+def expand_ranges(entry: str) -> list[str]:
+    """The names that an entry with {first..last} stands for, or the entry. Raises DataError for one that is empty."""
     match = RANGE.search(entry)
     if match is None:
         return [entry]
     first, last = match.groups()
     if int(first) > int(last):
         raise DataError(f"the range {match[0]} of {entry} holds nothing: write {{{last}..{first}}}")
-    numbers = range(int(first), int(last) + 1)
-    return [f"{entry[: match.start()]}{number:0{len(first)}}{entry[match.end() :]}" for number in numbers]
+    names = (
+        f"{entry[: match.start()]}{number:0{len(first)}}{entry[match.end() :]}"
+        for number in range(int(first), int(last) + 1)
+    )
+    return [one for name in names for one in expand_ranges(name)]
 
 
 def _tables(path: str) -> list[str]:

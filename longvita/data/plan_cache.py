@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ PAUSE_SECONDS = 0.005
 
 LEAST_SAMPLES = 10_000
 """Fewest samples of a plan that is kept: a tenth of a second's packing."""
+LOCK = ".plans.lock"
+"""File that the process holds which writes a plan; others leave theirs unwritten."""
 MOST_PLANS = 32
 """Plans that are kept in a folder: eight bytes a sample each."""
 
@@ -81,13 +84,11 @@ def _store(path: Path, plan: EpochPlan) -> None:
     """Packs the whole epoch and puts it where `cached_plan` looks, unless another process is at it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock_file = path.with_name(f".{path.name}.lock")
-        with open(lock_file, "w") as lock:
+        with open(path.parent / LOCK, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.is_dir():
                 _write(path, plan)
                 _drop_oldest(path.parent)
-            lock_file.unlink()
     except OSError:
         return  # Another process writes it, or the folder cannot be written to: the plan in memory is the same.
 
@@ -110,7 +111,7 @@ def _write(path: Path, plan: EpochPlan) -> None:
         number += 1
         if plan.starts_window(number):
             time.sleep(PAUSE_SECONDS)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     draft.mkdir(exist_ok=True)
     samples, starts = plan.flat()
     np.save(draft / "samples.npy", samples)

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import math
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -185,7 +186,8 @@ class WorkerPool:
 
     def _start(self) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
-        code = f"import sys; sys.path[:] = {sys.path!r}; from longvita.data.worker import main; main({theirs.fileno()})"
+        call = f"main({theirs.fileno()}, {os.getpid()})"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from longvita.data.worker import main; {call}"
         process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         return _Worker(process, ours, time.monotonic())
@@ -286,8 +288,9 @@ class WorkerPool:
                 return
         elif blamed or self._has_been_tried(worker.task, decoded.number):
             self._finish_document(worker, decoded.number, decoded.request.undecodable(f"{what} (exit code {code})"))
-        if worker.task is not None and worker.work:
-            self._waiting.appendleft((worker.task, worker.work))
+        if worker.task is not None:
+            # Apart, for several workers: where one document hangs another one may, and they need not wait in turn.
+            self._waiting.extendleft((worker.task, [item]) for item in reversed(worker.work))
         self._workers[position] = self._start()
 
     def _has_been_tried(self, task: int | None, number: int) -> bool:

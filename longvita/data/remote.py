@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -37,13 +38,18 @@ def as_folder(address: str | os.PathLike) -> str:
     return str(address) if str(address).endswith("/") else f"{address}/"
 
 
-def open_file(path: str) -> BinaryIO:
-    """A file opened for reading bytes; it can seek. Raises OSError, and DataError where fsspec lacks a package."""
+def open_file(path: str, piece: int | None = None) -> BinaryIO:
+    """A file opened for reading bytes; it can seek. Raises OSError, and DataError where fsspec lacks a package.
+
+    piece: bytes that a store is asked for at once, for who reads here and there; when None, the store's own way of
+    reading ahead, for who goes through the file.
+    """
     if not is_remote(path):
         return open(path, "rb")
     system, inner = _system(path)
+    options = {} if piece is None else {"cache_type": "none"}
     with _as_os_errors(path):
-        return io.BufferedReader(_RemoteFile(path, system.open(inner, "rb")), READ_BYTES)
+        return io.BufferedReader(_RemoteFile(path, system.open(inner, "rb", **options)), piece or READ_BYTES)
 
 
 def size(path: str) -> int:
@@ -94,19 +100,30 @@ def matches(root: str, pattern: str) -> list[str]:
 
 
 def state(path: str) -> list[Any]:
-    """What tells that a file was not touched: its size and time, of a folder those of all that it holds."""
+    """What tells that a file was not touched: its size and time, of a folder names, sizes and times of all it holds.
+
+    [files, bytes, time or hash].
+    """
     if is_remote(path):
         return _remote_state(path)
-    files = [os.path.join(path, name) for name in files_below(path)] if os.path.isdir(path) else [path]
-    stats = [os.stat(file) for file in files]
-    return [len(files), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
+    if not os.path.isdir(path):
+        status = os.stat(path)
+        return [1, status.st_size, status.st_mtime_ns]
+    stats = [(name, os.stat(os.path.join(path, name))) for name in files_below(path)]
+    facts = [(name, status.st_size, status.st_mtime_ns) for name, status in stats]
+    return [len(facts), sum(size for _, size, _ in facts), _hash(facts)]
 
 
 def _remote_state(path: str) -> list[Any]:
-    """Sizes, and what the store says of each file (its time, its version), as one hash."""
+    """By what the store says of each file: its time, its version."""
     system, inner = _system(path)
     files = sorted(system.find(inner)) if system.isdir(inner) else [inner]
-    return [len(files), sum(int(system.size(file)) for file in files), *sorted({system.ukey(file) for file in files})]
+    facts = [(_relative(file, inner), int(system.size(file)), system.ukey(file)) for file in files]
+    return [len(facts), sum(size for _, size, _ in facts), _hash(facts)]
+
+
+def _hash(facts: list[tuple]) -> str:
+    return hashlib.blake2b(repr(facts).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 class _RemoteFile(io.RawIOBase):

@@ -24,6 +24,7 @@ from longvita.data.index.columns import IndexBuilder
 from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import IndexJob, lines_of_parts, renew_index
 from longvita.data.measure import measure
+from longvita.data.media.item import DECODED_AT_ONCE
 from longvita.data.pool import WorkerPool, open_pool
 from longvita.data.progress import counting
 from longvita.data.quarantine import SetAside, count_reasons, read_lines, reasons_text, write_quarantine
@@ -32,8 +33,6 @@ from longvita.data.template import ChatTemplate
 
 ALL_MENDED, SOME_LEFT = 0, 1
 """Exit codes."""
-DECODED_AT_ONCE = 64
-"""Tiles that one task decodes, and that are dropped before it goes on: what bounds memory."""
 
 Outcome = tuple[SetAside, SampleError | None]
 """An entry and why it still can't be used; None if it can."""

@@ -28,6 +28,7 @@ from longvita.data.limits import limit_memory
 from longvita.data.media.item import MediaSettings
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
+from longvita.parent import die_with_parent
 
 if TYPE_CHECKING:
     from longvita.config.schema import Config
@@ -85,11 +86,12 @@ class WorkerSetup:
         return DocumentReader(template, self.settings)
 
 
-def main(descriptor: int) -> None:
-    """Serves tasks from the connection with this file descriptor until it closes."""
+def main(descriptor: int, parent: int) -> None:
+    """Serves tasks from the connection with this file descriptor until it closes, or process `parent` ends."""
     # The training process decides when to stop: a signal to the whole group reaches it too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(parent)  # It may be in a decoder that never comes back to look at its connection.
     connection = Connection(descriptor)
     try:
         connection.send(("hello",))
@@ -142,6 +144,8 @@ def _serve(connection: Connection, reader: DocumentReader, item: WorkItem, out: 
     except SampleError as error:
         connection.send(("unusable", item.number, SampleError(error.reason, error.detail)))
     except MemoryError as error:
+        if not item.request.wanted:
+            raise  # The other ranks, which decode it, would not hear of it.
         connection.send(("unusable", item.number, item.request.undecodable(f"gave up: {tell(error)}")))
     else:
         connection.send(("document", item.number, document.encoded))

@@ -114,6 +114,7 @@ class Run:
         if state.iteration >= total:
             return StopReason.NONE
         self.loader = build_loader(self.config, self.groups, state.consumed_sequences)
+        self._note_data(self.loader)
         with contextlib.closing(self.loader):
             batches = TimedBatches(self.loader)
             while state.iteration < total:
@@ -126,6 +127,16 @@ class Run:
                     return reason
                 self._between_steps()
         return StopReason.NONE
+
+    def _note_data(self, loader: Loader) -> None:
+        state = self.state
+        before, state.account = state.account, state.account.over(loader.data_hash, state.consumed_sequences)
+        if self.metrics is not None and state.account.changes != before.changes:
+            self.metrics.say(
+                f"the data are not those that {self.resumed} was trained on (files grew, changed or were mended). From "
+                f"sequence {state.consumed_sequences:,} on the order is another one; samples of this epoch may come "
+                "twice or never; account.json keeps it"
+            )
 
     def _step(self, batches: Iterator[LocalBatch]) -> tuple[StepFigures, float]:
         start = time.perf_counter()

@@ -19,7 +19,14 @@ from longvita.data.fetch.hub import TROUBLES, Hub, HubFile, State
 from longvita.data.fetch.ledger import alone
 from longvita.data.fetch.progress import fetch_progress
 from longvita.data.fetch.report import BAD, as_json, print_report
-from longvita.data.fetch.wanted import Wanted, choose_sources, hub_data_sets, wanted_archives, wanted_data_files
+from longvita.data.fetch.wanted import (
+    Wanted,
+    choose_sources,
+    hub_data_sets,
+    matching,
+    wanted_archives,
+    wanted_data_files,
+)
 
 ALL_THERE, SOME_NOT = 0, 1
 """Exit codes."""
@@ -105,8 +112,28 @@ def describe(hub: Hub, wanted: Sequence[Wanted]) -> tuple[list[Pair], list[Outco
             ]
             continue
         pairs += [(item, found[item.path]) for item in own if item.path in found]
-        lost = f"not at {hub.page(repository)}"
-        outcomes += [Outcome(item, State.MISSING, detail=lost) for item in own if item.path not in found]
+        more, lost = _describe_patterns(hub, repository, [item for item in own if item.path not in found])
+        pairs += more
+        outcomes += lost
+    return list({item.target: (item, file) for item, file in reversed(pairs)}.values())[::-1], outcomes
+
+
+def _describe_patterns(hub: Hub, repository: str, wanted: Sequence[Wanted]) -> tuple[list[Pair], list[Outcome]]:
+    """Files that patterns and folders stand for, and those that are nothing of the data set's."""
+    if not wanted:
+        return [], []
+    try:
+        there = hub.list_all(repository)
+    except TROUBLES as error:
+        state, text = hub.explain(error, repository)
+        return [], [Outcome(item, state, detail=text) for item in wanted]
+    pairs: list[Pair] = []
+    outcomes: list[Outcome] = []
+    for item in wanted:
+        found = matching(item, there)
+        pairs += [(one, there[one.path]) for one in found]
+        if not found:
+            outcomes.append(Outcome(item, State.MISSING, detail=f"not at {hub.page(repository)}"))
     return pairs, outcomes
 
 

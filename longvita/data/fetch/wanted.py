@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import PurePosixPath
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.errors import DataError
+from longvita.data.paths import expand_ranges
 
 HELD_OUT = "validation/"
 """Start of the names of held-out sources."""
@@ -70,7 +72,7 @@ def wanted_data_files(config: Config, sources: dict[str, DatasetConfig]) -> list
         if not hub_data_sets(dataset):
             continue
         files_at = dataset.files_at if dataset.files_at is not None else config.data.files_at
-        for path in dataset.data_paths:
+        for path in (one for entry in dataset.data_paths for one in expand_ranges(entry)):
             target = check_inside(path, f"source {name!r}: data path")
             repository, inner = _split(files_at, target, name)
             files.setdefault(target, Wanted(name, repository, inner, target))
@@ -87,6 +89,24 @@ def _split(files_at: str, path: str, source: str) -> tuple[str, str]:
             "together they must be OWNER/NAME/PATH"
         )
     return repository, "/".join(parts[2:])
+
+
+def matching(item: Wanted, paths: Iterable[str]) -> list[Wanted]:
+    """What a wanted path stands for among a data set's files: those that fit its pattern, or lie in its folder.
+
+    Raises DataError for a path out of the folder that is filled.
+    """
+    wanted = item.path.split("/")
+    found = []
+    for path in paths:
+        parts = path.split("/")
+        in_folder = len(parts) > len(wanted) and parts[: len(wanted)] == wanted
+        fits = len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+        if in_folder or fits:
+            root = item.target.removesuffix(item.path)
+            target = check_inside(root + path, f"data set {item.repository}: file")
+            found.append(Wanted(item.source, item.repository, path, target))
+    return found
 
 
 def wanted_archives(source: str, repository: str, paths: Iterable[str]) -> list[Wanted]:

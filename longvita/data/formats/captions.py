@@ -6,6 +6,7 @@ line of names). Without a list, each picture or video has a .txt or .json of the
 
 from __future__ import annotations
 
+import collections
 import csv
 import functools
 import hashlib
@@ -28,11 +29,18 @@ from longvita.data.sample import Sample
 QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
 """A field in quotes."""
 
+REST_OF_QUOTED = re.compile(rb'(?:[^"]++|"")*+"')
+"""What is left of one that began in a line before."""
+
 LISTS = ("metadata.jsonl", "captions.csv")
 FILE_NAMES = ("file_name", "image", "video", "path", "file")
 """Names that a list may have for a picture's or video's path below the folder."""
 TEXTS = ("txt", "json")
 """Ends of the names of texts that stand beside a picture or video, the first that is there counts."""
+FOLDERS_KEPT = 64
+"""Folders whose names are kept: some 100 bytes a picture."""
+ROW_BYTES = 1 << 20
+"""Bytes of the longest row of a table: a quote that is never closed would take all that follows."""
 FILE_BYTES = 4096
 """Bytes that a file counts for when parts are cut: what it costs to open one."""
 
@@ -137,7 +145,7 @@ def _list_of(folder: str) -> str | None:
     return next((path for name in LISTS if remote.exists(path := remote.join(folder, name))), None)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=FOLDERS_KEPT)
 def _entries_of(folder: str) -> tuple[str, ...]:
     """Pictures and videos of a folder, however deep, and the texts that have none, in the order of their names.
 
@@ -188,27 +196,38 @@ def _rows_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
 
 
 def _whole_rows(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
-    start, row = part.start, b""
-    for offset, line in lines_of(path, part):
-        start = start if row else offset
-        row += line
-        if not _is_open(row):
-            yield start, row
-            row = b""
-    if row:
-        yield start, row
+    """A row of more than ROW_BYTES, or that never ends, is one line: its quote is a slip."""
+    waiting = collections.deque[tuple[int, bytes]]()
+    lines = lines_of(path, part)
+    while waiting or (waiting := collections.deque(itertools.islice(lines, 1))):
+        taken, size, is_open = 0, 0, False
+        while True:
+            if taken == len(waiting):
+                more = next(lines, None)
+                if more is None:
+                    break
+                waiting.append(more)
+            line = waiting[taken][1]
+            taken, size, is_open = taken + 1, size + len(line), _is_open_after(line, is_open)
+            if not is_open or size > ROW_BYTES:
+                break
+        row = [waiting.popleft() for _ in range(1 if is_open else taken)]
+        yield row[0][0], b"".join(line for _, line in row)
 
 
-def _is_open(row: bytes) -> bool:
-    """Whether a row's last field goes on in the next line; a quote opens at a field's beginning alone (RFC 4180)."""
+def _is_open_after(line: bytes, is_open: bool) -> bool:
+    """Whether a field in quotes goes on behind a line; `is_open`: whether one goes on into it.
+
+    A quote opens at a field's beginning alone (RFC 4180).
+    """
     at = 0
     while at >= 0:
-        if row.startswith(b'"', at):
-            quoted = QUOTED.match(row, at)
-            if quoted is None:
+        if is_open or line.startswith(b'"', at):
+            rest = (REST_OF_QUOTED if is_open else QUOTED).match(line, at)
+            if rest is None:
                 return True
-            at = quoted.end()
-        comma = row.find(b",", at)
+            is_open, at = False, rest.end()
+        comma = line.find(b",", at)
         at = comma + 1 if comma >= 0 else -1
     return False
 

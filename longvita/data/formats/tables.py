@@ -12,7 +12,7 @@ from longvita.data.errors import DataError
 
 ROWS_AT_ONCE = 32
 """Rows that are in memory together, pictures included."""
-TABLES_KEPT = 8
+TABLES_KEPT = 64
 """Files that stay open for the next row."""
 
 

@@ -12,6 +12,8 @@ from typing import BinaryIO
 from longvita.data import remote
 
 BLOCK = tarfile.BLOCKSIZE
+HEADER_BYTES = 4 * BLOCK
+"""What a store is asked for at once: most headers, with their longer names."""
 END_BYTES = 2 * tarfile.RECORDSIZE
 """Most bytes after the last member."""
 LARGEST_RECORD = 1 << 20
@@ -59,7 +61,7 @@ def members(path: str, start: int, end: int | None) -> Iterator[Member]:
     """
     size = remote.size(path)
     end = size if end is None else end
-    with remote.open_file(path) as file:
+    with remote.open_file(path, HEADER_BYTES) as file:
         yield from _pass(file, start, end, size)
 
 
@@ -98,7 +100,7 @@ def _index(path: str, size: int) -> list[Member] | None:
     with remote.open_file(file_name) as index:
         found = _parse_index(index.read().decode(errors="replace"))
     if found:
-        with remote.open_file(path) as archive:
+        with remote.open_file(path, HEADER_BYTES) as archive:
             step = max(1, len(found) // INDEX_CHECKS)
             if (
                 _fits(found, size)

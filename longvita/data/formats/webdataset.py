@@ -22,6 +22,8 @@ from longvita.data.sample import Sample
 
 TEXTS = {"txt": "caption", "cls": "caption"}
 """Ends of the names of members that are text, beside json, and what they are in a record."""
+TEXT_BYTES = 8 << 10
+"""What a store is asked for at once to read a text; longer ones are asked for whole."""
 MOST_BYTES = (1 << 32) - 1
 """Bytes that a place can hold."""
 
@@ -56,7 +58,7 @@ class WebDataset:
     def digest(self, path: str, part: Part) -> str:
         """Of the headers and of the texts: pictures and videos may be large and count by their names and times."""
         digest = hashlib.blake2b(digest_size=16)
-        with remote.open_file(path) as file:
+        with remote.open_file(path, TEXT_BYTES) as file:
             for group in _groups(path, part.start, part.end):
                 for member in group.members:
                     digest.update(repr(member).encode())
@@ -91,7 +93,7 @@ class WebDataset:
     def _sample(self, path: str, group: Sequence[Member]) -> Sample:
         record: dict[str, Any] = {}
         media: dict[str, list[FilePart]] = {"images": [], "videos": []}
-        with remote.open_file(path) as file:
+        with remote.open_file(path, TEXT_BYTES) as file:
             for member in group:
                 end = ending(member.name)
                 if end == "json" or end in TEXTS:

@@ -6,8 +6,10 @@ goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +27,10 @@ from longvita.data.template import ChatTemplate
 
 PART_BYTES = 32 << 20
 """Bytes of a piece: some seconds' work."""
+
+
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+"""What numpy and json raise for files that are not there, or not whole."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Piece:
 
     @classmethod
     def load(cls, path: Path) -> Piece:
-        """The piece that `save` wrote."""
+        """The piece that `save` wrote. Raises one of UNREADABLE."""
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays["about"].tobytes())
@@ -110,7 +116,7 @@ def index_part_once(
     seconds: as for HeaderProbe.
     """
     file = piece_file(folder, part)
-    if file.exists():
+    with contextlib.suppress(*UNREADABLE):  # It is not there, or was cut when the machine went down.
         piece = Piece.load(file)
         if piece.digest == settings.make_format().digest(path, part):
             return piece

@@ -33,6 +33,8 @@ MEDIUM = np.dtype([("extent", "<u4"), ("detail", "<u4")])
 KIND_BITS = 30
 """Bits of an extent below its kind."""
 EXTENT = (1 << KIND_BITS) - 1
+LEAST_MAPPED = 64 << 10
+"""Bytes of a file of the index that is mapped and not read."""
 PICTURE, VIDEO_FILE, FRAME_FOLDER = 0, 1, 2
 
 

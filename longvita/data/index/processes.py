@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +21,7 @@ from longvita.data.media.item import MediaFacts
 from longvita.data.sample import Sample
 from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
+from longvita.parent import die_with_parent
 
 if TYPE_CHECKING:
     from longvita.config.schema import Config
@@ -122,17 +121,11 @@ _SETUP: list[tuple[ChatTemplate, ProbeLimits]] = []
 
 
 def _set_up(tokenizer: str, tokens_per_tile: int, limits: ProbeLimits) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        die_with_parent(parent.pid)  # A parent that is killed tells nobody.
     limit_memory(limits.memory_bytes)
     _SETUP[:] = [(ChatTemplate(LongVITATokenizer.from_json(tokenizer), tokens_per_tile), limits)]
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed tells nobody, and the executor's processes would wait for it for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _index(path: str, part: Part, settings: IndexSettings, folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -21,15 +22,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from longvita.data import remote
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
-from longvita.data.index.build import PART_BYTES, IndexSettings, Piece
-from longvita.data.index.columns import FileIndex, join, piece_of
+from longvita.data.index.build import PART_BYTES, UNREADABLE, IndexSettings, Piece
+from longvita.data.index.columns import LEAST_MAPPED, FileIndex, join, piece_of
 from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.set_aside import SetAsideFile, write_set_aside
 from longvita.data.limits import open_more_files
@@ -100,7 +101,14 @@ def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing)
         with _locked(folder) as drafts:
             if _meta(folder).get("state") != state:
                 _bring_up_to_date(path, job, folder, state, _last_pieces(folder), drafts, progress)
-    return open_edition(folder)
+    try:
+        return open_edition(folder)
+    except UNREADABLE as error:
+        logger.warning("the index of %s is damaged (%s: %s) and is made anew", path, type(error).__name__, error)
+        forget_index(path, job)
+        with _locked(folder) as drafts:
+            _bring_up_to_date(path, job, folder, state, [], drafts, progress)
+        return open_edition(folder)
 
 
 def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
@@ -190,7 +198,10 @@ def _last_pieces(folder: Path) -> list[Piece]:
     meta = _meta(folder)
     if not meta:
         return []
-    index = open_edition(folder)
+    try:
+        index = open_edition(folder)
+    except UNREADABLE:
+        return []
     pieces, row, line = [], 0, 1
     for about in meta["parts"]:
         rows, lines = range(row, row + about["rows"]), range(line, line + about["lines"])
@@ -205,22 +216,31 @@ def write_edition(folder: Path, pieces: Sequence[Piece], state: list[Any], editi
     lines_before = itertools.accumulate((piece.lines for piece in pieces), initial=0)
     index = join([(piece.index, before) for piece, before in zip(pieces, lines_before)])
     for name in COLUMNS:
-        column = folder / f".{name}.{_own_name()}.npy"
-        np.save(column, getattr(index, name))
-        os.replace(column, folder / f"{name}-{edition}.npy")  # A process without a lock may have this edition mapped.
-    write_set_aside(folder / f"broken-{edition}.jsonl", index.broken)
+        _put(folder / f"{name}-{edition}.npy", functools.partial(np.save, arr=getattr(index, name)))
+    _put(folder / f"broken-{edition}.jsonl", functools.partial(write_set_aside, entries=index.broken))
     parts = [
         {"start": p.part.start, "end": p.part.end, "digest": p.digest, "lines": p.lines, "rows": len(p.index)}
         for p in pieces
     ]
-    draft = folder / f".{META}.{_own_name()}"
     meta = {"edition": edition, "state": state, "set_aside": len(index.broken), "parts": parts}
-    draft.write_text(json.dumps(meta))
-    os.replace(draft, folder / META)
+    _put(folder / META, lambda file: file.write(json.dumps(meta).encode()))
     # The edition before stays: a process may have read its number and not opened it yet.
-    for file in folder.glob(f"*-{edition - 2}.*"):
-        file.unlink()
+    for name in (*(f"{column}-{edition - 2}.npy" for column in COLUMNS), f"broken-{edition - 2}.jsonl"):
+        (folder / name).unlink(missing_ok=True)
     return index
+
+
+def _put(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file that others see whole or not at all, a machine that goes down among them.
+
+    A process without a lock may have the one of this name mapped, and keeps it.
+    """
+    draft = path.with_name(f".{path.name}.{_own_name()}")
+    with open(draft, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
 
 
 def open_edition(folder: Path) -> FileIndex:
@@ -228,8 +248,15 @@ def open_edition(folder: Path) -> FileIndex:
     open_more_files()  # Each mapped column holds its file open, and a mix may have thousands of files.
     meta = _meta(folder)
     edition = meta["edition"]
-    columns = {name: np.load(folder / f"{name}-{edition}.npy", mmap_mode="r") for name in COLUMNS}
+    columns = {name: _column(folder / f"{name}-{edition}.npy") for name in COLUMNS}
     return FileIndex(**columns, broken=SetAsideFile(folder / f"broken-{edition}.jsonl", meta["set_aside"]))
+
+
+def _column(path: Path) -> np.ndarray:
+    """Mapped where ranks gain by sharing it: one that is mapped keeps a file open, and those are limited."""
+    column = np.load(path, mmap_mode="r" if path.stat().st_size >= LEAST_MAPPED else None)
+    column.flags.writeable = False
+    return column
 
 
 def _meta(folder: Path) -> dict[str, Any]:

@@ -19,4 +19,5 @@ def open_container(file: str | BinaryIO, timeout: float) -> Any:
     """
     import av
 
-    return av.open(file, timeout=timeout, options={"format_whitelist": ",".join(VIDEO_FORMATS)})
+    options = {"format_whitelist": ",".join(VIDEO_FORMATS)}
+    return av.open(file, timeout=timeout, options=options, metadata_errors="replace")  # Titles of old are in Latin-1.

@@ -193,9 +193,11 @@ def _mark_used(entry: Path) -> None:
 
 
 def _number(file: TextIO) -> int | None:
-    file.seek(0)
-    text = file.read()
-    return int(text) if text.isdecimal() else None
+    try:
+        file.seek(0)
+        return int(file.read())
+    except ValueError:  # Damaged; what is not UTF-8 is one too.
+        return None
 
 
 @functools.cache

@@ -29,6 +29,8 @@ from longvita.data.media.video import STALL_SECONDS, VideoFacts, chosen_frames, 
 Source = str | os.PathLike | Image.Image
 """A picture of a prompt: its path, or the picture itself."""
 PictureSource = Source | Stored
+DECODED_AT_ONCE = 64
+"""Tiles that are decoded and dropped together where they are only looked at: what bounds memory."""
 
 
 @dataclass(frozen=True)

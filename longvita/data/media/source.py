@@ -14,6 +14,9 @@ from typing import BinaryIO
 from longvita.data import remote
 from longvita.data.errors import MediaError, Reason
 
+PIECE_BYTES = 1 << 20
+"""Most bytes that a store is asked for at once: a picture whole, of a video what decoders need next."""
+
 
 @dataclass(frozen=True)
 class FilePart:
@@ -136,7 +139,7 @@ def _open(source: FilePart | InlineMedium) -> BinaryIO:
     if isinstance(source, InlineMedium):
         return io.BytesIO(source.content)
     try:
-        file = remote.open_file(source.path)
+        file = remote.open_file(source.path, min(source.size or PIECE_BYTES, PIECE_BYTES))
     except FileNotFoundError as error:
         raise MediaError(Reason.MISSING_FILE, f"{source} does not exist") from error
     if source.offset == 0 and source.size is None:

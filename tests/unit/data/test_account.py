@@ -52,6 +52,21 @@ def balanced(counts):
     return all(one[PLANNED] == one[DELIVERED] + sum(one["set_aside"].values()) for one in of_sources)
 
 
+def test_data_that_changed_between_two_starts(folder):
+    config = make_config(folder)
+    hashes = [build_loader(config, LoaderRanks()).data_hash for _ in range(2)]
+    with open(folder / "a.jsonl", "a") as file:
+        file.write(json.dumps(conversation("one more")) + "\n")
+    hashes.append(build_loader(config, LoaderRanks()).data_hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+    account = Account().over(hashes[0], 0).over(hashes[1], 10)
+    assert account.changes == ()
+    account = Account.from_facts(json.loads(json.dumps(account.to_facts())), 20).over(hashes[2], 20).plus([])
+    assert account.changes == (20,)
+    assert Account.from_facts({"first_sequence": 0, "counts": []}, 3).over(hashes[0], 3).changes == ()
+    assert account.report(build_loader(config, LoaderRanks()).catalog, 30)["data_changed_at"] == [20]
+
+
 def test_of_an_epoch(folder):
     config = make_config(folder)
     steps, rest = divmod(sequences_of_an_epoch(config), BATCH)

@@ -109,6 +109,17 @@ def test_files_lie_where_the_config_looks_for_them(run, tmp_path):
     assert not any((data / ".fetch/parts").iterdir())
 
 
+def test_patterns_ranges_and_folders(run, hub, tmp_path):
+    names = ["shard-00.tar", "shard-01.tar", "data/train-0.parquet", "data/more/x.parquet"]
+    hub.data_sets["us/p"] = {name: name.encode() for name in [*names, "other.txt"]}
+    entries = ["us/p/shard-{00..01}.tar", "us/p/data/*.parquet", "us/p/data", "us/p/no-*.tar"]
+    more = {"data_paths": entries, "found_at": ["us/p"], "files_at": ""}
+    code, files = run(config(more=more), sources=["more"])
+    assert code == 1
+    assert states(files) == {**{f"us/p/{name}": "fetched" for name in names}, "us/p/no-*.tar": "missing"}
+    assert (tmp_path / "data/us/p/data/train-0.parquet").read_bytes() == b"data/train-0.parquet"
+
+
 def test_a_second_run_asks_for_no_bytes(run, hub):
     run()
     hub.asked.clear()

@@ -11,7 +11,7 @@ from longvita.data.errors import DataError, Reason
 from longvita.data.formats import make_format
 from longvita.data.media.source import FilePart, read_bytes
 from longvita.data.record import NO_OPTIONS, FormatOptions
-from longvita.data.sample import Turn
+from longvita.data.sample import Sample, Turn
 from tests.unit.data.format_material import png, read_all, reasons_of, samples_of, write_csv
 from tests.unit.data.material import conversation, write_jsonl
 
@@ -44,7 +44,7 @@ def test_texts_beside_pictures(pictures):
 def test_broken_texts_are_set_aside(pictures):
     (pictures / "b.json").write_text("{oops")
     (pictures / "more" / "c.txt").write_bytes(b"\xff")
-    (pictures / "more" / "d.heic").write_bytes(b"of a format that is not read")
+    (pictures / "more" / "d.xyz").write_bytes(b"of a kind that nobody knows")
     (pictures / "more" / "d.txt").write_text("of no picture")
     assert reasons_of("captions", pictures) == [
         (1, Reason.NO_ANSWER),
@@ -58,6 +58,31 @@ def test_captions_are_a_folder(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
     with pytest.raises(DataError, match="a.jsonl is no folder: captions are a folder"):
         samples_of("captions", tmp_path / "a.jsonl")
+
+
+def test_a_quote_that_is_never_closed_costs_its_line(pictures, monkeypatch):
+    monkeypatch.setattr("longvita.data.formats.captions.ROW_BYTES", 200)
+    lines = [
+        "file_name,text",
+        'a.png,"it, a',
+        *["a.png,it is a"] * 50,
+        'a.png,"two',
+        'lines"',
+        'a.png,"no end',
+        "a.png,b",
+    ]
+    (pictures / "captions.csv").write_text("\n".join(lines) + "\n")
+    found = [content for _, _, content in read_all("captions", pictures)]
+    reasons = [number for number, one in enumerate(found, start=1) if not isinstance(one, Sample)]
+    assert reasons == [1, 53]
+    assert len(found) == 54
+    assert found[51].turns[1].text == "two\nlines"
+
+
+def test_a_value_of_many_lines(pictures):
+    (pictures / "captions.csv").write_text('file_name,text\na.png,"' + "x\n" * 60_000 + '"\n')
+    (sample,) = samples_of("captions", pictures)
+    assert len(sample.turns[1].text) == 120_000
 
 
 def test_a_video_is_a_video(tmp_path):

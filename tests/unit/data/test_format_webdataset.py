@@ -33,6 +33,13 @@ def test_media_are_ranges_of_the_archive(tmp_path):
     assert sample.turns == (Turn("user", "<image>\n<video>\nDescribe what you see."), Turn("assistant", "a film"))
 
 
+@pytest.mark.parametrize("end", ["avif", "jfif", "heic", "svg"])
+def test_a_picture_is_one_whether_it_can_be_read_or_not(tmp_path, end):
+    path = write_tar(tmp_path / "a.tar", [(f"1.{end}", RED), ("1.json", DUMPED({"question": "?", "answer": "red"}))])
+    (sample,) = samples_of("webdataset", path)
+    assert [read_bytes(medium) for medium in sample.images] == [RED]
+
+
 def test_texts_of_all_kinds(tmp_path):
     members = [
         ("1.png", RED), ("1.json", DUMPED(llava("<image>what?", "red"))),
@@ -200,8 +207,8 @@ def test_only_headers_and_texts_are_read(tmp_path, monkeypatch):
     read, real = [], tar.remote.open_file
 
     class Counting:
-        def __init__(self, name):
-            self.file = real(name)
+        def __init__(self, *arguments):
+            self.file = real(*arguments)
 
         def __getattr__(self, name):
             return getattr(self.file, name)

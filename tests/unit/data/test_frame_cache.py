@@ -73,6 +73,15 @@ def test_a_frame_is_decoded_once(tmp_path, film, decoded):
     assert decoded[:5] == [3, 5, 8, 1, 7]
 
 
+def test_a_damaged_count_costs_nothing(tmp_path, film):
+    given = settings(tmp_path)
+    expected = tiles(film, given)
+    (tmp_path / "cache" / COUNT_FILE).write_bytes(b"\xff\xfe12")
+    for entry in entries(tmp_path)[:5]:
+        entry.unlink()
+    np.testing.assert_array_equal(tiles(film, given), expected)
+
+
 def test_another_file_or_tile_size_is_another_entry(tmp_path, film, decoded):
     tiles(film, settings(tmp_path), [4])
     tiles(film, dataclasses.replace(settings(tmp_path), image_size=8), [4])

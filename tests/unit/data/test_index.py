@@ -212,9 +212,12 @@ class TestCache:
         assert len(load_index(path, job_of(folder, template)).broken) == 0
         assert len(indexed_parts) == 2
 
-    def test_is_mapped_and_small(self, folder, template):
+    def test_is_mapped_and_small(self, folder, template, monkeypatch):
         index = index_of(write_jsonl(folder / "a.jsonl", GOOD * 5), folder, template)
-        for column in (index.rows, index.media, index.rates):
+        monkeypatch.setattr(store, "LEAST_MAPPED", 0)
+        mapped = load_index(folder / "a.jsonl", job_of(folder, template))
+        assert_equal(mapped, index)
+        for column in (mapped.rows, mapped.media, mapped.rates):
             assert isinstance(column, np.memmap) and not column.flags.writeable
         assert index.rows.itemsize + index.media.itemsize * len(index.media) / len(index) <= 48
 
@@ -259,6 +262,31 @@ class TestCache:
         write_jsonl(path, GOOD * 3)
         load_index(path, job)
         assert "changed since it was indexed: 1 of 1" in caplog.text
+
+    @pytest.mark.parametrize("name", ["rows-1.npy", "media-1.npy", "broken-1.jsonl", "meta.json"])
+    @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+    def test_that_is_damaged_is_made_anew(self, folder, template, name, damage):
+        path, job = write_jsonl(folder / "a.jsonl", [*GOOD, "{oops"]), job_of(folder, template)
+        whole = load_index(path, job)
+        rows, broken = whole.rows.copy(), list(whole.broken)
+        file = job.folder(str(path)) / name
+        if damage == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:-20] if damage == "cut" else b"")
+        again = load_index(path, job)
+        np.testing.assert_array_equal(again.rows, rows)
+        assert list(again.broken) == broken
+        assert_equal(load_index(path, job), again)
+
+    @pytest.mark.parametrize("content", [b"", b"PK cut"])
+    def test_a_damaged_draft_is_made_anew(self, folder, template, content):
+        path, job = write_jsonl(folder / "a.jsonl", GOOD), job_of(folder, template)
+        (part,) = settings_of(folder).make_format().parts(str(path), job.part_bytes)
+        draft = build.piece_file(job.folder(str(path)) / "parts", part)
+        draft.parent.mkdir(parents=True)
+        draft.write_bytes(content)
+        assert len(load_index(path, job)) == len(GOOD)
 
     def test_where_the_file_system_has_no_locks(self, folder, template, monkeypatch):
         """Another process at the same index neither loses what it has mapped nor its pieces."""

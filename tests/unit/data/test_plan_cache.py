@@ -73,7 +73,7 @@ def test_the_plans_used_last_are_kept(tmp_path, monkeypatch):
         os.utime(tmp_path / f"plan-{number}", (number, number))
         if number == 3:  # Plan 1 is read: it is the newest now.
             assert isinstance(cached_plan(tmp_path, "plan-1", SAMPLES, make), StoredPlan)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan-1", "plan-3", "plan-4"]
+    assert sorted(path.name for path in tmp_path.glob("plan-*")) == ["plan-1", "plan-3", "plan-4"]
 
 
 def test_the_name_tells_everything_apart():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -201,6 +202,19 @@ def test_a_decoder_that_hangs_costs_one_document(stuff, crashing_decoder, monkey
     assert "no sign of life for 4 s" in results[1].detail
 
 
+def test_several_decoders_that_hang_cost_their_documents(stuff, crashing_decoder, monkeypatch):
+    crashing_decoder("time.sleep(1000)")
+    monkeypatch.setattr(pool_module, "GRACE_SECONDS", 3.0)
+    pool = stuff.pool(workers=3, stall_seconds=1.0)
+    try:
+        pool.submit(0, [stuff.requests[number] for number in (2, 1, 2, 0, 2)])
+        results = pool.result(0)
+    finally:
+        pool.close()
+    assert [type(result) for result in results] == [SampleError, Document, SampleError, Document, SampleError]
+    assert same(results[1], DocumentReader(stuff.template, stuff.settings).read(stuff.requests[1]))
+
+
 def test_time_in_which_the_job_was_suspended_does_not_count(stuff):
     pool = stuff.pool()
     pool.close()
@@ -329,22 +343,30 @@ def test_closing_ends_the_workers(stuff):
     assert all(process.poll() is not None for process in processes)
 
 
-def test_workers_end_with_the_process_they_serve(stuff, tmp_path):
-    """Killed without a chance to close, it leaves nobody behind."""
+@pytest.mark.parametrize("decoder", ["", "import time; time.sleep(1000)"])
+def test_workers_end_with_the_process_they_serve(stuff, tmp_path, decoder):
+    """Killed without a chance to close, it leaves nobody behind, not even one that hangs in a decoder."""
+    (tmp_path / "requests").write_bytes(pickle.dumps(stuff.requests))
+    if decoder:
+        (tmp_path / "code").mkdir()
+        (tmp_path / "code" / "av.py").write_text(f"open({str(tmp_path / 'begun')!r}, 'w').close()\n{decoder}\n")
     code = (
-        "import sys, time\n"
+        "import os, pickle, sys, time\n"
+        "sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path\n"
         "from longvita.data.pool import WorkerPool\n"
         "from longvita.data.worker import WorkerSetup\n"
         "from longvita.data.media.item import MediaSettings\n"
         "pool = WorkerPool(WorkerSetup(Path(sys.argv[1]).read_text(), 1, MediaSettings()), 2)\n"
+        "pool.submit(0, pickle.loads(Path(sys.argv[3]).read_bytes())[2:3])\n"
+        "while not os.path.exists(sys.argv[4]) and pool._tasks[0].results == {}:\n"
+        "    time.sleep(0.05)\n"
         "print(*(worker.process.pid for worker in pool._workers), flush=True)\n"
         "time.sleep(1000)\n"
     )
     (tmp_path / "tokenizer.json").write_text(stuff.template.tokenizer.to_json())
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "tokenizer.json")], stdout=subprocess.PIPE, text=True
-    ) as process:
+    arguments = [tmp_path / name for name in ("tokenizer.json", "code", "requests", "begun")]
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         workers = [int(word) for word in process.stdout.readline().split()]
         assert len(workers) == 2

@@ -17,7 +17,7 @@ from longvita.data.formats.base import Format
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.processes import IndexProcesses
 from longvita.data.index.store import IndexJob, load_index
-from longvita.data.media.source import FilePart
+from longvita.data.media.source import FilePart, opened
 from tests.unit.data.format_material import png, write_parquet, write_tar
 from tests.unit.data.material import conversation, data_config, write_jsonl
 from tests.unit.data.test_index import settings_of
@@ -86,6 +86,30 @@ def test_a_state_lasts_until_a_file_changes(root, name, tmp_path, memory):
     memory.pipe(f"/x/{changed}", b"changed, and longer than before")
     (tmp_path / "x" / changed).write_bytes(b"changed, and longer than before")
     assert remote.state(path) != before
+
+
+def test_the_state_of_a_folder_tells_names(root, tmp_path, memory):
+    path = remote.join(root, "deep")
+    before = remote.state(path)
+    memory.mv("/x/deep/b.txt", "/x/deep/d.txt")
+    (tmp_path / "x" / "deep" / "b.txt").rename(tmp_path / "x" / "deep" / "d.txt")
+    assert remote.state(path) != before
+
+
+def test_pieces_are_read_and_no_more(memory, monkeypatch):
+    memory.pipe("/x/big", bytes(range(256)) * 4096)
+    asked = []
+    real = type(memory.store["/x/big"]).read
+    monkeypatch.setattr(
+        type(memory.store["/x/big"]), "read", lambda self, size=-1: asked.append(size) or real(self, size)
+    )
+    with opened(FilePart("memory://x/big", 1000, 300)) as file:
+        assert file.read() == (bytes(range(256)) * 8)[1000:1300]
+    assert sum(asked) <= 2 * 300 + 600
+    with remote.open_file("memory://x/big", 512) as file:
+        file.seek(5000)
+        assert file.read(10) == (bytes(range(256)) * 40)[5000:5010]
+    assert max(asked) <= 512 + 300
 
 
 @pytest.mark.parametrize(

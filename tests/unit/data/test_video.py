@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -66,6 +67,16 @@ def test_long_video_at_the_published_limit():
 
 
 class TestFiles:
+    def test_a_title_in_latin_1(self, tmp_path):
+        path = write_video(tmp_path / "a.mkv", count=5)
+        ffmpeg = ["ffmpeg", "-v", "error", "-i", path, "-c", "copy", "-metadata", "title=cafXe", tmp_path / "b.mkv"]
+        subprocess.run(ffmpeg, check=True)
+        content = (tmp_path / "b.mkv").read_bytes()
+        assert content.count(b"cafXe") == 1
+        (tmp_path / "b.mkv").write_bytes(content.replace(b"cafXe", b"caf\xe9e"))
+        assert probe_video(tmp_path / "b.mkv").num_frames == 5
+        assert len(list(read_frames(tmp_path / "b.mkv", [0, 3]))) == 2
+
     def test_header(self, stock):
         assert probe_video(stock / "media/clip.mp4") == VideoFacts(40, 4.0)
 
