@@ -242,11 +242,12 @@ def data_fetch(
 @app.command()
 def doctor(
     platform: Annotated[str, typer.Option(help="Platform to look at; auto takes the one that is there.")] = "auto",
+    everything: Annotated[bool, typer.Option("--all", help="Every version and every patch too.")] = False,
 ) -> None:
-    """Show the device, versions, patches in place and what is missing."""
+    """Show the device, what is missing, and what an accelerator would need, each with the command that brings it."""
     from longvita.doctor import run
 
-    raise typer.Exit(run(platform))
+    raise typer.Exit(run(platform, everything))
 
 
 LayoutOption = Annotated[

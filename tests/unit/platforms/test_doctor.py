@@ -11,6 +11,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from longvita import cli, doctor, platforms
+from longvita.doctor import components
+from longvita.platforms import needs
 from longvita.platforms.base import PlatformError
 from megatron_patches import patch
 
@@ -21,14 +23,14 @@ def restored() -> Iterator[None]:
     platforms.get("cpu").activate()
 
 
-def report(platform: str = "cpu") -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=300)
-    code = doctor.run(platform, console)
+def report(platform: str = "cpu", everything: bool = False, width: int = 300) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=width)
+    code = doctor.run(platform, everything, console)
     return code, console.file.getvalue()
 
 
 def test_it_prints_device_versions_and_patches() -> None:
-    code, text = report()
+    code, text = report(everything=True)
     assert code == 0
     for word in ("gloo", "megatron-core", "0.16.1", "transformers", "decord2", "av", "python"):
         assert word in text
@@ -47,8 +49,7 @@ def test_a_missing_required_package_is_named_with_its_remedy(monkeypatch: pytest
     monkeypatch.setattr(importlib.metadata, "version", without_av)
     code, text = report()
     assert code == 1
-    (line,) = [line for line in text.split("Missing")[1].splitlines() if line.startswith("│ av ")]
-    assert "bash scripts/setup.sh" in line
+    assert "av: missing (everything)\n    bash scripts/setup.sh\n" in text
 
 
 def test_a_wrong_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,21 +60,21 @@ def test_a_wrong_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_optional_program_is_named_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(components.shutil, "which", lambda name: None)
     code, text = report()
     assert code == 0 and "apt-get install ffmpeg" in text
 
 
 def test_extras_of_other_devices_are_left_out() -> None:
-    components = doctor.python_packages(platforms.get("cpu"))
-    assert not {f"extra {extra}" for extra in platforms.ACCELERATOR_EXTRAS} & {one.needed_for for one in components}
-    assert {one.needed_for for one in components if one.required} == {"everything"}
-    serve = [one for one in components if one.needed_for == "extra serve"]
+    found = components.python_packages(platforms.get("cpu"))
+    assert not {f"extra {extra}" for extra in platforms.ACCELERATOR_EXTRAS} & {one.needed_for for one in found}
+    assert {one.needed_for for one in found if one.required} == {"everything"}
+    serve = [one for one in found if one.needed_for == "extra serve"]
     assert serve and all(one.remedy == "pip install -e '.[serve]' -c constraints.txt" for one in serve)
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PACKAGE", "longvita-that-is-not-there")
+    monkeypatch.setattr(components, "PACKAGE", "longvita-that-is-not-there")
     code, text = report()
     assert code == 1 and "bash scripts/setup.sh" in text
 
@@ -94,4 +95,29 @@ def test_a_platform_that_is_not_there() -> None:
 
 def test_command_line() -> None:
     result = CliRunner().invoke(cli.app, ["doctor", "--platform", "cpu"])
-    assert result.exit_code == 0 and "Patches" in result.output
+    assert result.exit_code == 0 and "patches" in result.output
+
+
+def test_a_machine_without_accelerators_is_told_what_they_need_on_one_screen() -> None:
+    code, text = report(width=100)
+    assert code == 0
+    assert len(text.splitlines()) <= 45
+    for maker in ("Nvidia", "Ascend"):
+        assert f"What a machine with {maker}'s devices needs" in text
+
+
+def test_every_missing_line_is_followed_by_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components.shutil, "which", lambda name: None)
+    _, text = report(width=100)
+    lines = text.splitlines()
+    lacks = [number for number, line in enumerate(lines) if ": missing (" in line]
+    assert len(lacks) >= len(needs.nvidia_needs()) + len(needs.ascend_needs())
+    for number in lacks:
+        program = lines[number + 1].split()[0]
+        assert lines[number + 1].startswith("    ") and program in ("pip", "bash", "sudo", "git", "apt-get")
+
+
+def test_what_is_here_needs_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs.shutil, "which", lambda name: f"/usr/bin/{name}")
+    _, text = report()
+    assert "driver: /usr/bin/nvidia-smi (the device)\ntorch for" in text

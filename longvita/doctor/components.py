@@ -1,0 +1,78 @@
+"""The packages and programs that the project uses, whether they are here, and how to get them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from dataclasses import dataclass
+
+from packaging.requirements import Requirement
+
+from longvita import platforms
+from longvita.platforms.base import Platform
+
+PACKAGE = "longvita"
+INSTALL = "bash scripts/setup.sh"
+PROGRAMS = {"ffmpeg": ("cuts video files in the tests", "bash scripts/setup.sh --system, or apt-get install ffmpeg")}
+
+
+@dataclass(frozen=True)
+class Component:
+    """Something the project uses: what is installed (None: nothing), what it wants, who needs it, how to get it."""
+
+    name: str
+    installed: str | None
+    wanted: str
+    needed_for: str
+    required: bool
+    fits: bool
+    remedy: str
+
+
+def python_packages(platform: Platform) -> list[Component]:
+    """What the package's own metadata asks for: the core and the platform's extra are required, other extras not."""
+    try:
+        lines = importlib.metadata.requires(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Component(PACKAGE, None, "any", "everything", True, False, INSTALL)]
+    requirements = [Requirement(line) for line in lines]
+    components = [_package(requirement, "", True) for requirement in requirements if _applies(requirement, "")]
+    extras = importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
+    for extra in extras:
+        if extra in platforms.ACCELERATOR_EXTRAS and extra != platform.extra:
+            continue
+        members = [requirement for requirement in requirements if _applies(requirement, extra)]
+        components += [_package(requirement, extra, extra == platform.extra) for requirement in members]
+    return components
+
+
+def programs() -> list[Component]:
+    """Programs beside Python."""
+    return [
+        Component(name, shutil.which(name), "any", purpose, False, shutil.which(name) is not None, remedy)
+        for name, (purpose, remedy) in PROGRAMS.items()
+    ]
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    """Whether `extra` ("" for the core) is what asks for the requirement, on this machine."""
+    if requirement.marker is None:
+        return extra == ""
+    in_core = requirement.marker.evaluate({"extra": ""})
+    return in_core if extra == "" else requirement.marker.evaluate({"extra": extra}) and not in_core
+
+
+def _package(requirement: Requirement, extra: str, required: bool) -> Component:
+    try:
+        installed: str | None = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        installed = None
+    return Component(
+        name=requirement.name,
+        installed=installed,
+        wanted=str(requirement.specifier) or "any",
+        needed_for=f"extra {extra}" if extra else "everything",
+        required=required,
+        fits=installed is not None and requirement.specifier.contains(installed, prereleases=True),
+        remedy=f"pip install -e '.[{extra}]' -c constraints.txt" if extra else INSTALL,
+    )
