@@ -66,7 +66,7 @@ def train(
         load(config, overrides, purpose="training")
         return
     if processes is not None:
-        raise typer.BadParameter("goes with --check; layout.processes=N says how many to start", param_hint="--processes")
+        raise typer.BadParameter("goes with --check; layout.processes=N starts so many", param_hint="--processes")
     raise typer.Exit(command.train(load(config, overrides, purpose="training")))
 
 

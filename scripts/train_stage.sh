@@ -44,7 +44,7 @@ if [[ $here == false ]] && command -v sbatch >/dev/null; then
 fi
 
 [[ ${#options[@]} -eq 0 ]] || fail "${options[*]}: options of sbatch, and the run is to be on this machine"
-python=.venv/bin/python
+python=${LONGVITA_PYTHON:-.venv/bin/python}
 [[ -x $python ]] || python=python
 code=0
 checked=$("$python" -m longvita train --check "$config" "$@") || code=$?

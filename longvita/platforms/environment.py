@@ -59,3 +59,8 @@ def settings(platform: str, devices: Path = Path("/dev")) -> tuple[Setting, ...]
         present = (name for name, file in _DEVICE_FILES.items() if (devices / file).exists())
         platform = next(present, "cpu")
     return SETTINGS.get(platform, ())
+
+
+def defaults(platform: str) -> dict[str, str]:
+    """The values of `settings` by name, for longvita.launcher.launch."""
+    return {setting.name: setting.value for setting in settings(platform)}

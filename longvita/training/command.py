@@ -16,7 +16,7 @@ from longvita.config import Config, ConfigError, check_world_size, dump
 from longvita.config.checks import replica_size
 from longvita.config.errors import Problem
 from longvita.errors import UserError
-from longvita.platforms.environment import settings
+from longvita.platforms import environment
 from longvita.training.signals import EXIT_FAILED, EXIT_REFUSED
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -34,7 +34,7 @@ def train(*stages: Config) -> int:
         check(config, [earlier.output for earlier in stages[:number]])
         check_world_size(config, world)
     payload = {"stages": [dump(config) for config in stages]}
-    return launcher.launch("longvita.training.command:run", payload, world, defaults_of(first))
+    return launcher.launch("longvita.training.command:run", payload, world, environment.defaults(first.platform))
 
 
 def report_launch(config: Config, processes: int | None = None) -> None:
@@ -44,16 +44,11 @@ def report_launch(config: Config, processes: int | None = None) -> None:
     """
     world = processes or config.layout.processes or replica_size(config)
     print(f"name={config.name}\nplatform={config.platform}\nprocesses={world}\noutput={config.output}")
-    variables = launcher.with_defaults(defaults_of(config))
-    for setting in settings(config.platform):
+    variables = launcher.with_defaults(environment.defaults(config.platform))
+    for setting in environment.settings(config.platform):
         print(f"export {setting.name}={variables[setting.name]}  # {setting.why}")
     check(config)
     check_world_size(config, world)
-
-
-def defaults_of(config: Config) -> dict[str, str]:
-    """Environment variables that the config's platform wants."""
-    return {setting.name: setting.value for setting in settings(config.platform)}
 
 
 def check(config: Config, made_before: Sequence[str] = ()) -> None:
