@@ -63,7 +63,7 @@ def train(
     if check:
         # What would start is told of a config whose files are elsewhere too.
         command.report_launch(load(config, overrides), processes)
-        load(config, overrides, purpose="training")
+        command.check_launch(load(config, overrides, purpose="training"), processes)
         return
     if processes is not None:
         raise typer.BadParameter("goes with --check; layout.processes=N starts so many", param_hint="--processes")

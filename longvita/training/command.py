@@ -29,7 +29,7 @@ def train(*stages: Config) -> int:
     Raises ConfigError for what can be known beforehand.
     """
     first = stages[0]
-    world = launcher.world_size_of_launcher() or first.layout.processes or replica_size(first)
+    world = launcher.world_size_of_launcher() or _own_processes(first)
     for number, config in enumerate(stages):
         check(config, [earlier.output for earlier in stages[:number]])
         check_world_size(config, world)
@@ -38,17 +38,26 @@ def train(*stages: Config) -> int:
 
 
 def report_launch(config: Config, processes: int | None = None) -> None:
-    """Print how `train` would start, `name=value` lines and exports of a shell; then check what it would.
+    """Print how `train` would start: `name=value` lines, and exports of a shell with their reasons.
 
-    processes: how many a launcher will bring; those of the config when absent. Raises ConfigError.
+    processes: how many a launcher will bring; those of the config when absent.
     """
-    world = processes or config.layout.processes or replica_size(config)
+    world = processes or _own_processes(config)
     print(f"name={config.name}\nplatform={config.platform}\nprocesses={world}\noutput={config.output}")
     variables = launcher.with_defaults(environment.defaults(config.platform))
     for setting in environment.settings(config.platform):
         print(f"export {setting.name}={variables[setting.name]}  # {setting.why}")
+
+
+def check_launch(config: Config, processes: int | None = None) -> None:
+    """Refuse what `train` would in so many processes, and start nothing. Raises ConfigError."""
     check(config)
-    check_world_size(config, world)
+    check_world_size(config, processes or _own_processes(config))
+
+
+def _own_processes(config: Config) -> int:
+    """Processes that `train` starts by itself."""
+    return config.layout.processes or replica_size(config)
 
 
 def check(config: Config, made_before: Sequence[str] = ()) -> None:
