@@ -25,6 +25,7 @@ STOP_SECONDS = 10
 
 # munge and not auth/none: on a machine that others use too, nobody else may submit jobs as root.
 # cred_expire: a requeued job otherwise waits two minutes before it starts again.
+# GPUs are files of the folder: ranks see which they are given, and none is used.
 # No cgroups, no accounting, no binding to cores: what the tests look at needs none of them.
 CONFIG = """
 ClusterName=longvita
@@ -50,11 +51,12 @@ MailProg=/bin/true
 ReturnToService=2
 KillWait=10
 SlurmdParameters=config_overrides
+GresTypes=gpu
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
-    " CPUs=2 Sockets=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=2000\n"
+    " Gres=gpu:2 CPUs=2 Sockets=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=2000\n"
 )
 
 
@@ -118,6 +120,9 @@ class SlurmCluster:
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(1024))
+        for number in range(2):
+            (self.folder / f"gpu{number}").touch()
+        (self.folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={self.folder}/gpu[0-1]\n")
         host = socket.gethostname().partition(".")[0]
         text = CONFIG.format(host=host, folder=self.folder, controller_port=free_port())
         text += "".join(NODE.format(name=name, host=host, port=free_port()) for name in NODES)

@@ -160,8 +160,8 @@ def test_two_nodes_compute_what_one_machine_does_also_when_stopped_and_put_back(
         assert (report["reason"], report["iterations"]) == ("complete", steps)
 
 
-def rank_process(job: str, rank: int) -> int:
-    """The process of a rank of a job on this machine."""
+def rank_process(job: str, rank: int) -> tuple[int, list[str]]:
+    """The process of a rank of a job on this machine, and its variables."""
     wanted = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}"}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -170,7 +170,7 @@ def rank_process(job: str, rank: int) -> int:
         except OSError:  # it has ended
             continue
         if wanted <= set(variables) and command[1:4] == ["-m", "longvita", "train"] and "SLURM_STEP_ID=0" in variables:
-            return int(folder.name)
+            return int(folder.name), variables
     raise AssertionError(f"job {job} has no rank {rank} here")
 
 
@@ -178,7 +178,9 @@ def test_a_killed_rank_ends_the_job_and_is_named(jobs, data):
     config = write_stage("stage1", jobs.folder / "killed", data)
     job = jobs.submit(str(config), "training.train_iterations=100000")
     jobs.wait(job, lambda: bool(losses_of(jobs.folder / "killed")), "first step")
-    os.kill(rank_process(job, 1), signal.SIGKILL)
+    process, variables = rank_process(job, 1)
+    assert {"SLURM_STEP_GPUS=0,1", "SLURM_GPUS_ON_NODE=2"} <= set(variables), "the GPUs of a node are its ranks'"
+    os.kill(process, signal.SIGKILL)
     ended, log = jobs.end(job), jobs.log(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), log
     assert "srun: error: n2: task 1: Killed" in log

@@ -90,6 +90,14 @@ def test_ranks_of_a_job(folder):
     )
 
 
+def test_gpus_of_a_node_go_to_its_ranks(folder):
+    folder.job("my.yaml")
+    assert not [word for word in folder.read("ranks.txt") if word.startswith("--gpus")]
+    folder.job("my.yaml", SLURM_GPUS_ON_NODE=8)
+    ranks = folder.read("ranks.txt")
+    assert ranks.index("--gpus-per-node=8") < ranks.index("-m")
+
+
 def test_threads_are_those_of_the_user_or_of_the_platform(folder):
     folder.job("my.yaml", OMP_NUM_THREADS=3)
     assert "OMP_NUM_THREADS=3" in folder.read("variables.txt")
