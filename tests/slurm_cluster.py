@@ -25,7 +25,7 @@ STOP_SECONDS = 10
 
 # munge and not auth/none: on a machine that others use too, nobody else may submit jobs as root.
 # cred_expire: a requeued job otherwise waits two minutes before it starts again.
-# GPUs are files of the folder: ranks see which they are given, and none is used.
+# The GPUs are two devices that every machine has: ranks see which they are given, and use none.
 # No cgroups, no accounting, no binding to cores: what the tests look at needs none of them.
 CONFIG = """
 ClusterName=longvita
@@ -92,9 +92,7 @@ class SlurmCluster:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.run("scancel", "--user=root", "--full", "--signal=KILL", timeout=STOP_SECONDS)
-            self.run("scancel", "--user=root", timeout=STOP_SECONDS)
-            self._wait(lambda: not self.run("squeue", "--noheader", timeout=STOP_SECONDS).stdout, STOP_SECONDS)
+            self.cancel_all()
         self._end_daemons()
 
     def run(self, *command: str, timeout: float = 60, **variables: str) -> subprocess.CompletedProcess:
@@ -108,6 +106,14 @@ class SlurmCluster:
             check=False,
         )
 
+    def cancel_all(self) -> None:
+        """End every job, and wait until the nodes are free."""
+        if not self.run("squeue", "--noheader", timeout=STOP_SECONDS).stdout:
+            return
+        self.run("scancel", "--user=root", "--full", "--signal=KILL", timeout=STOP_SECONDS)
+        self.run("scancel", "--user=root", timeout=STOP_SECONDS)
+        self._wait(lambda: not self.run("squeue", "--noheader", timeout=STOP_SECONDS).stdout, 2 * STOP_SECONDS)
+
     def job(self, number: str) -> dict[str, str]:
         """What `scontrol show job` says of a job, by name."""
         words = self.run("scontrol", "--oneliner", "show", "job", number).stdout.split()
@@ -120,9 +126,7 @@ class SlurmCluster:
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(1024))
-        for number in range(2):
-            (self.folder / f"gpu{number}").touch()
-        (self.folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={self.folder}/gpu[0-1]\n")
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         host = socket.gethostname().partition(".")[0]
         text = CONFIG.format(host=host, folder=self.folder, controller_port=free_port())
         text += "".join(NODE.format(name=name, host=host, port=free_port()) for name in NODES)

@@ -95,6 +95,13 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
         yield Jobs(cluster, tmp_path_factory.mktemp("jobs"))
 
 
+@pytest.fixture(autouse=True)
+def free_nodes(jobs: Jobs) -> Iterator[None]:
+    """A test that fails leaves no job behind that the next one would wait for."""
+    yield
+    jobs.cluster.cancel_all()
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few of the quickstart's samples."""
@@ -174,14 +181,18 @@ def rank_process(job: str, rank: int) -> tuple[int, list[str]]:
     raise AssertionError(f"job {job} has no rank {rank} here")
 
 
-def test_a_killed_rank_ends_the_job_and_is_named(jobs, data):
+def test_it_submits_itself_and_a_killed_rank_ends_the_job_and_is_named(jobs, data):
     config = write_stage("stage1", jobs.folder / "killed", data)
-    job = jobs.submit(str(config), "training.train_iterations=100000")
+    options = ("--nodes=2", "--ntasks-per-node=1", f"--output={jobs.folder / '%j.out'}")
+    result = jobs.run("bash", SCRIPT, *options, str(config), "training.train_iterations=100000")
+    assert result.returncode == 0, result.stderr
+    job = result.stdout.split()[-1]
     jobs.wait(job, lambda: bool(losses_of(jobs.folder / "killed")), "first step")
     process, variables = rank_process(job, 1)
     assert {"SLURM_STEP_GPUS=0,1", "SLURM_GPUS_ON_NODE=2"} <= set(variables), "the GPUs of a node are its ranks'"
     os.kill(process, signal.SIGKILL)
     ended, log = jobs.end(job), jobs.log(job)
+    assert (ended["JobName"], ended["NumNodes"], ended["NumTasks"]) == ("quickstart_stage1", "2", "2")
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), log
     assert "srun: error: n2: task 1: Killed" in log
     assert "a rank has failed, the first one that srun names above" in log
@@ -204,19 +215,3 @@ def test_a_config_that_does_not_fit_is_refused_before_the_job(jobs, data):
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), log
     assert "layout.tensor_parallel" in log and "refused before a rank was started" in log
     assert not (jobs.folder / "refused").exists()
-
-
-def test_it_submits_itself_to_the_nodes_of_the_layout(jobs, data):
-    """Two ranks of one node, in the job that the command itself asks for; stopped for good by SIGINT."""
-    config = write_stage("stage1", jobs.folder / "own", data)
-    log = f"--output={jobs.folder / '%j.out'}"
-    result = jobs.run("bash", SCRIPT, log, str(config), "training.train_iterations=100000")
-    assert result.returncode == 0, result.stderr
-    job = result.stdout.split()[-1]
-    jobs.wait(job, lambda: bool(losses_of(jobs.folder / "own")), "first step")
-    assert jobs.cluster.run("scancel", "--signal=INT", job).returncode == 0
-    ended, log = jobs.end(job), jobs.log(job)
-    assert (ended["JobName"], ended["NumNodes"], ended["NumTasks"]) == ("quickstart_stage1", "1", "2")
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "76:0", "0"), log
-    assert "stopped by SIGINT and saved" in log
-    assert manifest.step_folders(jobs.folder / "own" / "checkpoints")
