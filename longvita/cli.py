@@ -48,11 +48,25 @@ app.add_typer(data_app, name="data")
 
 
 @app.command()
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    check: Annotated[bool, typer.Option("--check", help="Check all that can be known before; start nothing.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="With --check: processes that a launcher will bring.")
+    ] = None,
+) -> None:
     """Train one stage, or go on with it where it stopped."""
     from longvita.config import load
     from longvita.training import command
 
+    if check:
+        # What would start is told of a config whose files are elsewhere too.
+        command.report_launch(load(config, overrides), processes)
+        command.check_launch(load(config, overrides, purpose="training"), processes)
+        return
+    if processes is not None:
+        raise typer.BadParameter("goes with --check; layout.processes=N starts so many", param_hint="--processes")
     raise typer.Exit(command.train(load(config, overrides, purpose="training")))
 
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,22 +93,31 @@ def world_size_of_launcher() -> int | None:
     return place.world_size if place else None
 
 
-def launch(target: str, payload: dict[str, Any], processes: int) -> int:
+def with_defaults(defaults: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `defaults`, each with the value that this process's environment has for it, if any."""
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def launch(target: str, payload: dict[str, Any], processes: int, defaults: Mapping[str, str] | None = None) -> int:
     """Run `target` ("module:function", called with `payload`) in `processes` processes and return the exit code.
 
     Under torchrun or srun, and for one process, the function runs in place; a launcher's process count wins. Otherwise
-    the processes are started here. The result is 0, or the code of the first process that did not end with 0 (128 plus
-    the signal's number for one ended by a signal). Raises LaunchError for a count below 1.
+    the processes are started here. `defaults` are environment variables that they get where they have none of that name
+    (longvita.platforms.environment). The result is 0, or the code of the first process that did not end with 0 (128
+    plus the signal's number for one ended by a signal). Raises LaunchError for a count below 1.
     """
     if processes < 1:
         raise LaunchError(f"processes is {processes}: at least 1 is needed")
+    variables = with_defaults(defaults or {})
     if current_place() is not None or processes == 1:
+        os.environ.update(variables)
         ignore_known_warnings()
         return _resolve(target)(payload)
     with tempfile.TemporaryDirectory(prefix="longvita-") as folder:
         path = Path(folder) / "call.pickle"
         path.write_bytes(pickle.dumps((sys.path, target, payload)))
-        return _run_processes([sys.executable, "-m", "longvita.launcher", str(path), str(os.getpid())], processes)
+        command = [sys.executable, "-m", "longvita.launcher", str(path), str(os.getpid())]
+        return _run_processes(command, processes, variables)
 
 
 def init_distributed(platform: Platform, timeout: datetime.timedelta = COLLECTIVE_TIMEOUT) -> tuple[int, int]:
@@ -175,9 +184,9 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _run_processes(command: list[str], count: int) -> int:
+def _run_processes(command: list[str], count: int, variables: Mapping[str, str]) -> int:
     with _blocked_signals():
-        environment = _environment(count)
+        environment = _environment(count, variables)
         workers = []
         try:
             for rank in range(count):
@@ -191,8 +200,8 @@ def _run_processes(command: list[str], count: int) -> int:
                 worker.wait()
 
 
-def _environment(count: int) -> dict[str, str]:
-    environment = dict(os.environ)
+def _environment(count: int, variables: Mapping[str, str]) -> dict[str, str]:
+    environment = {**os.environ, **variables}
     environment.update(
         WORLD_SIZE=str(count),
         LOCAL_WORLD_SIZE=str(count),

@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-DEBIAN_PACKAGES=(ffmpeg bible-kjv)  # tests cut and re-mux video files, and read long texts
+# Tests cut and re-mux video files, read long texts, and start a Slurm cluster of two nodes on this machine.
+DEBIAN_PACKAGES=(ffmpeg bible-kjv slurm-wlm munge)
 STAMP=.venv/.longvita-setup
 
 say() { printf 'setup: %s\n' "$*"; }

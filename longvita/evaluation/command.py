@@ -22,6 +22,7 @@ from longvita.inference.command import process_count, refuse
 from longvita.inference.encoding import PromptEncoder
 from longvita.inference.processes import in_process, is_first_process, open_tokenizer, quieten
 from longvita.inference.settings import OptionError, Options, Settings, resolve
+from longvita.platforms import environment
 from longvita.training.manifest import MANIFEST, numbered_root, step_folders
 
 EXIT_INCOMPLETE = 1
@@ -65,7 +66,10 @@ def evaluate(model: str, request: Request, options: Options) -> int:
     except UserError as error:
         return refuse(error)
     payload = {"settings": settings.payload(), "request": dataclasses.asdict(request)}
-    return launcher.launch("longvita.evaluation.command:run_evaluate", payload, process_count(settings) * replicas)
+    variables = environment.defaults(settings.config.platform)
+    return launcher.launch(
+        "longvita.evaluation.command:run_evaluate", payload, process_count(settings) * replicas, variables
+    )
 
 
 def _settings(model: str, request: Request, options: Options) -> tuple[Settings, int]:

@@ -22,6 +22,7 @@ from longvita.inference.encoding import PromptEncoder
 from longvita.inference.processes import in_process, is_first_process, open_tokenizer, quieten
 from longvita.inference.progress import prefill_progress
 from longvita.inference.settings import Options, Settings, resolve
+from longvita.platforms import environment
 
 if TYPE_CHECKING:
     from longvita.inference.engine import Engine
@@ -42,7 +43,8 @@ def chat(model: str, options: Options) -> int:
     except UserError as error:
         return refuse(error)
     payload = {"settings": settings.payload()}
-    return launcher.launch("longvita.inference.chat:run_chat", payload, process_count(settings))
+    variables = environment.defaults(settings.config.platform)
+    return launcher.launch("longvita.inference.chat:run_chat", payload, process_count(settings), variables)
 
 
 def run_chat(payload: dict[str, Any]) -> int:

@@ -25,6 +25,7 @@ from longvita.inference.processes import (
 from longvita.inference.progress import prefill_progress
 from longvita.inference.prompt import Prompt
 from longvita.inference.settings import Options, Settings, resolve
+from longvita.platforms import environment
 
 if TYPE_CHECKING:
     from longvita.inference.engine import Engine
@@ -64,7 +65,8 @@ def generate(
         "videos": list(videos),
         "show_frames": show_frames,
     }
-    return launcher.launch("longvita.inference.command:run_generate", payload, process_count(settings))
+    variables = environment.defaults(settings.config.platform)
+    return launcher.launch("longvita.inference.command:run_generate", payload, process_count(settings), variables)
 
 
 def _check_page(path: str | None) -> None:

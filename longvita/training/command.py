@@ -16,6 +16,7 @@ from longvita.config import Config, ConfigError, check_world_size, dump
 from longvita.config.checks import replica_size
 from longvita.config.errors import Problem
 from longvita.errors import UserError
+from longvita.platforms import environment
 from longvita.training.signals import EXIT_FAILED, EXIT_REFUSED
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -28,11 +29,35 @@ def train(*stages: Config) -> int:
     Raises ConfigError for what can be known beforehand.
     """
     first = stages[0]
-    world = launcher.world_size_of_launcher() or first.layout.processes or replica_size(first)
+    world = launcher.world_size_of_launcher() or _own_processes(first)
     for number, config in enumerate(stages):
         check(config, [earlier.output for earlier in stages[:number]])
         check_world_size(config, world)
-    return launcher.launch("longvita.training.command:run", {"stages": [dump(config) for config in stages]}, world)
+    payload = {"stages": [dump(config) for config in stages]}
+    return launcher.launch("longvita.training.command:run", payload, world, environment.defaults(first.platform))
+
+
+def report_launch(config: Config, processes: int | None = None) -> None:
+    """Print how `train` would start: `name=value` lines, and exports of a shell with their reasons.
+
+    processes: how many a launcher will bring; those of the config when absent.
+    """
+    world = processes or _own_processes(config)
+    print(f"name={config.name}\nplatform={config.platform}\nprocesses={world}\noutput={config.output}")
+    variables = launcher.with_defaults(environment.defaults(config.platform))
+    for setting in environment.settings(config.platform):
+        print(f"export {setting.name}={variables[setting.name]}  # {setting.why}")
+
+
+def check_launch(config: Config, processes: int | None = None) -> None:
+    """Refuse what `train` would in so many processes, and start nothing. Raises ConfigError."""
+    check(config)
+    check_world_size(config, processes or _own_processes(config))
+
+
+def _own_processes(config: Config) -> int:
+    """Processes that `train` starts by itself."""
+    return config.layout.processes or replica_size(config)
 
 
 def check(config: Config, made_before: Sequence[str] = ()) -> None:

@@ -52,13 +52,17 @@ class StopReason(IntEnum):
 class StopWatch:
     """Notes requests to stop, and agrees on them with the other ranks between steps.
 
-    Use as a context manager: it holds the handlers of SIGTERM and SIGINT inside.
+    Use as a context manager: it holds the handlers of SIGTERM and SIGINT inside. When the ranks have agreed to stop,
+    both are ignored after it. `srun -K1` sends SIGTERM to all ranks as soon as the first one has ended with a code
+    other than 0: the others, a moment later, shall end with the same code. (Python puts other handlers back to the
+    default while it ends, and leaves ignored signals ignored.)
     """
 
     def __init__(self, time_limit_minutes: float | None, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._deadline = None if time_limit_minutes is None else clock() + 60 * time_limit_minutes
         self._signal = StopReason.NONE
+        self._agreed = StopReason.NONE
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopWatch:
@@ -68,7 +72,7 @@ class StopWatch:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if self._agreed is StopReason.NONE else signal.SIG_IGN)
         self._previous.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -93,4 +97,5 @@ class StopWatch:
 
         wish = torch.tensor(int(self.wish), dtype=torch.int32, device=device)
         dist.all_reduce(wish, op=dist.ReduceOp.MAX)
-        return StopReason(int(wish))
+        self._agreed = StopReason(int(wish))
+        return self._agreed

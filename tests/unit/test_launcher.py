@@ -127,3 +127,15 @@ def test_a_shell_that_srun_started_alone_is_not_a_task_of_a_run(monkeypatch):
     for name, value in {"PROCID": 0, "NTASKS": 1, "LOCALID": 0, "STEP_ID": 0, "JOB_ID": 7}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert current_place() is None
+
+
+def test_defaults_give_way_to_what_the_user_has_set(tmp_path, monkeypatch):
+    clear_launchers(monkeypatch)
+    monkeypatch.setenv("LONGVITA_TEST_SET", "user")
+    monkeypatch.setenv("LONGVITA_TEST_FREE", "to be put back")
+    monkeypatch.delenv("LONGVITA_TEST_FREE")
+    defaults = {"LONGVITA_TEST_SET": "default", "LONGVITA_TEST_FREE": "default"}
+    for processes in (2, 1):
+        assert launch(f"{TARGETS}:write_variables", {"folder": str(tmp_path)}, processes, defaults) == 0
+        assert (tmp_path / "variables").read_text() == "user default"
+    assert launcher.with_defaults(defaults) == {"LONGVITA_TEST_SET": "user", "LONGVITA_TEST_FREE": "default"}

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-SCRIPTS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "scripts").rglob("*.sh"))
+SCRIPTS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "scripts").rglob("*.s*"))
 
 
 def bash(*arguments: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess:
@@ -88,4 +88,4 @@ def test_debian_packages_are_left_out_where_apt_is_not(bare):
     for name in ("dirname", "cat", "cksum"):
         (programs / name).symlink_to(shutil.which(name))
     result = bash("scripts/setup.sh", "--system", cwd=bare, PATH=str(programs))
-    assert "skipped Debian packages (ffmpeg bible-kjv): no apt on this system" in result.stdout
+    assert "skipped Debian packages (ffmpeg bible-kjv slurm-wlm munge): no apt on this system" in result.stdout

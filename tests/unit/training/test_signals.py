@@ -2,6 +2,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 from longvita.training.signals import (
     EXIT_COMPLETE,
@@ -32,6 +33,20 @@ def test_signals_are_noted_and_handlers_put_back(number, reason):
         os.kill(os.getpid(), number)
         assert watch.wish is reason
     assert signal.getsignal(number) is before
+
+
+def test_signals_are_ignored_once_the_ranks_have_agreed_to_stop(monkeypatch):
+    """A rank that ends a moment after the first is sent SIGTERM by srun -K1, and still ends with its own code."""
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_, **__: None)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with StopWatch(None) as watch:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert watch.agree(torch.device("cpu")) is StopReason.SIGTERM
+        assert all(signal.getsignal(number) is signal.SIG_IGN for number in before)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_time_limit():

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# What train_stage1.sh to train_stage4.sh share; each gives the name of its stage first.
+#
+#   bash scripts/train_stageN.sh [MODEL] [--dry-run] [--here] [--OPTION=VALUE of sbatch ...] [section.field=value ...]
+#
+#   MODEL      14b (when absent), 72b, 14b_ascend or 72b_ascend: the recipe in configs/train
+#   --dry-run  tells what would be run
+#   --here     on this machine alone, also where there is Slurm
+#
+# Where sbatch is, the recipe goes through scripts/slurm/train.sbatch to as many nodes of 8 devices as its layout takes.
+# Elsewhere it runs on this machine, if 8 devices are enough; on several machines without Slurm see docs/train.md.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." # the paths in a recipe are relative to it
+
+readonly DEVICES_HERE=8
+
+fail() {
+    printf 'train_stage: %s\n' "$*" >&2
+    exit 2
+}
+
+stage=${1:-} suffix='' dry_run=false here=false options=()
+[[ -n $stage ]] || fail "start one of scripts/train_stage1.sh to train_stage4.sh"
+shift
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    -h | --help) sed -n '4,11s/^# \{0,1\}//p' scripts/train_stage.sh && exit 0 ;;
+    --dry-run) dry_run=true ;;
+    --here) here=true ;;
+    -*) options+=("$1") ;;
+    *=*) break ;;
+    14b) suffix='' ;;
+    72b | 72b_ascend) suffix=_$1 ;;
+    14b_ascend) suffix=_ascend ;;
+    *) fail "$1 is not a model; known: 14b, 72b, 14b_ascend, 72b_ascend" ;;
+    esac
+    shift
+done
+config=configs/train/$stage$suffix.yaml
+
+if [[ $here == false ]] && command -v sbatch >/dev/null; then
+    [[ $dry_run == false ]] || options+=(--dry-run)
+    exec bash scripts/slurm/train.sbatch "${options[@]}" "$config" "$@"
+fi
+
+[[ ${#options[@]} -eq 0 ]] || fail "${options[*]}: options of sbatch, and the run is to be on this machine"
+python=${LONGVITA_PYTHON:-.venv/bin/python}
+[[ -x $python ]] || python=python
+code=0
+checked=$("$python" -m longvita train --check "$config" "$@") || code=$?
+processes=$(sed -n 's/^processes=//p' <<<"$checked")
+if [[ $dry_run == true && -n $checked ]]; then
+    echo "train_stage: would start $processes processes on this machine, with these variables where the shell has no others"
+    sed -n 's/^export/ &/p' <<<"$checked"
+    echo "train_stage: by" && printf ' %q' "$python" -m longvita train "$config" "$@" && echo
+fi
+[[ $code -eq 0 ]] || exit "$code"
+((processes <= DEVICES_HERE)) || fail "$config takes $processes devices, $((processes / DEVICES_HERE)) nodes of" \
+    "$DEVICES_HERE; way out: Slurm, torchrun on each node (docs/train.md), or layout.FIELD=SIZE for a smaller layout"
+[[ $dry_run == true ]] || exec "$python" -m longvita train "$config" "$@"

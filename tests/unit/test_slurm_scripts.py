@@ -1,0 +1,218 @@
+"""Decisions of scripts/slurm/train.sbatch and scripts/train_stage*.sh, with stand-ins for Slurm's programs.
+
+What Slurm itself makes of them: tests/e2e/test_slurm.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PROGRAMS = {
+    # The ranks: their arguments and variables; a checkpoint, and the exit code that the test asks for.
+    "srun": """
+printf '%s\\n' "$@" >"$HERE/ranks.txt"; env >"$HERE/variables.txt"
+[[ -z ${SAVES:-} ]] || mkdir -p "$HERE/out/checkpoints/$SAVES"
+echo "1: RuntimeError: no more" >"$HERE/out/logs/7/node000-a.log"
+exit "$CODE"
+""",
+    "scontrol": """
+case $1:$2 in
+show:hostnames) printf 'a1\\na2\\n' ;;
+show:node) echo "   NodeAddr=address-of-$3 NodeHostName=a1 Port=1" ;;
+requeue:*) echo "$2" >"$HERE/requeued.txt" ;;
+esac
+""",
+    "squeue": 'echo "$STATE"',
+    "sbatch": """printf '%s\\n' "$@" >"$HERE/submitted.txt"; echo "Submitted batch job 7" """,
+    "python": """
+[[ $CHECK == 0 ]] || { echo "error: layout.tensor_parallel" >&2; exit "$CHECK"; }
+printf 'name=stub\\nplatform=%s\\nprocesses=%s\\noutput=%s\\n' "$PLATFORM" "$PROCESSES" "$HERE/out"
+""",
+}
+
+
+class Folder:
+    """A folder with the stand-ins, where the scripts are run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        (path / "bin").mkdir()
+        for name, text in PROGRAMS.items():
+            (path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}")
+            (path / "bin" / name).chmod(0o755)
+        shutil.copy(REPOSITORY / "scripts/slurm/train.sbatch", path / "slurm_script")
+
+    def run(self, *command: str, **variables: object) -> subprocess.CompletedProcess:
+        """Run a command with the stand-ins before all other programs."""
+        plain = {name: os.environ[name] for name in ("HOME",) if name in os.environ}
+        common = {"HERE": self.path, "CODE": 0, "STATE": "RUNNING", "CHECK": 0, "PLATFORM": "cpu", "PROCESSES": 8}
+        common |= {"PATH": f"{self.path / 'bin'}:/usr/bin:/bin", "LONGVITA_PYTHON": self.path / "bin" / "python"}
+        environment = {**plain, **{name: str(value) for name, value in (common | variables).items()}}
+        return subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def job(self, *arguments: str, **variables: object) -> subprocess.CompletedProcess:
+        """Run the script as the batch script of job 7: two nodes of four ranks."""
+        slurm = {"JOB_ID": 7, "NNODES": 2, "NTASKS_PER_NODE": 4, "CPUS_ON_NODE": 32, "JOB_NODELIST": "a[1-2]"}
+        slurm["SUBMIT_DIR"] = str(self.path)
+        named = {f"SLURM_{name}": value for name, value in slurm.items()}
+        return self.run("bash", str(self.path / "slurm_script"), *arguments, **named, **variables)
+
+    def read(self, name: str) -> list[str]:
+        """Lines that a stand-in has written."""
+        return (self.path / name).read_text().splitlines()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return Folder(tmp_path)
+
+
+def test_ranks_of_a_job(folder):
+    result = folder.job("my.yaml", "training.train_iterations=3")
+    assert (result.returncode, "complete" in result.stdout) == (0, True), result.stderr
+    ranks = folder.read("ranks.txt")
+    assert ranks[-5:] == ["-m", "longvita", "train", "my.yaml", "training.train_iterations=3"]
+    assert {"--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=8", "--kill-on-bad-exit=1"} < set(ranks)
+    assert f"--output={folder.path}/out/logs/7/node%3n-%N.log" in ranks
+    variables = folder.read("variables.txt")
+    assert {"MASTER_ADDR=address-of-a1", "MASTER_PORT=20007", "OMP_NUM_THREADS=8", "PYTHONUNBUFFERED=1"} < set(
+        variables
+    )
+
+
+def test_gpus_of_a_node_go_to_its_ranks(folder):
+    folder.job("my.yaml")
+    assert not [word for word in folder.read("ranks.txt") if word.startswith("--gpus")]
+    folder.job("my.yaml", SLURM_GPUS_ON_NODE=8)
+    ranks = folder.read("ranks.txt")
+    assert ranks.index("--gpus-per-node=8") < ranks.index("-m")
+
+
+def test_threads_are_those_of_the_user_or_of_the_platform(folder):
+    folder.job("my.yaml", OMP_NUM_THREADS=3)
+    assert "OMP_NUM_THREADS=3" in folder.read("variables.txt")
+    folder.job("my.yaml", PLATFORM="other")
+    assert not [line for line in folder.read("variables.txt") if line.startswith("OMP_NUM_THREADS")]
+
+
+@pytest.mark.parametrize("code", [75, 77])
+def test_a_run_that_was_stopped_and_saved_goes_back_into_the_queue(folder, code):
+    result = folder.job("my.yaml", CODE=code, SAVES="step_00000009")
+    assert (result.returncode, folder.read("requeued.txt")) == (code, ["7"])
+    assert "saved" in result.stdout and "step_00000009" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"CODE": 0, "SAVES": "step_00000009"}, "complete"),
+        ({"CODE": 76, "SAVES": "step_00000009"}, "stopped by SIGINT and saved"),
+        ({"CODE": 75}, "stopped before a step was saved"),
+        ({"CODE": 75, "SAVES": "step_00000009", "STATE": "COMPLETING"}, "the job is COMPLETING"),
+        ({"CODE": 75, "SAVES": "step_00000009", "STATE": ""}, "the job is over"),
+        ({"CODE": 143, "SAVES": "step_00000009"}, "a rank has failed"),
+    ],
+)
+def test_other_ends_do_not(folder, variables, said):
+    result = folder.job("my.yaml", **variables)
+    assert result.returncode == variables["CODE"]
+    assert said in result.stdout
+    assert not (folder.path / "requeued.txt").exists()
+
+
+def test_a_rank_that_fails_has_its_error_in_the_job_s_log(folder):
+    result = folder.job("my.yaml", CODE=1)
+    assert result.returncode == 1
+    assert "1: RuntimeError: no more" in result.stdout
+
+
+def test_a_job_refuses_before_its_ranks(folder):
+    result = folder.job("my.yaml", CHECK=2)
+    assert result.returncode == 2
+    assert "layout.tensor_parallel" in result.stderr and "refused before a rank was started" in result.stderr
+    assert not (folder.path / "ranks.txt").exists()
+
+
+def submit(folder: Folder, *arguments: str, **variables: object) -> subprocess.CompletedProcess:
+    return folder.run("bash", "scripts/slurm/train.sbatch", *arguments, **variables)
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "nodes", "ranks"),
+    [
+        ([], 64, 8, 8),
+        ([], 2, 1, 2),
+        (["--ntasks-per-node=4"], 64, 16, 4),
+        (["--nodes=4"], 32, 4, 8),
+        (["--nodes=2", "--ntasks-per-node=1"], 2, 2, 1),
+    ],
+)
+def test_nodes_that_are_asked_for(folder, options, processes, nodes, ranks):
+    result = submit(folder, *options, "--partition=p", "my.yaml", "seed=1", PROCESSES=processes)
+    assert result.returncode == 0, result.stderr
+    submitted = folder.read("submitted.txt")
+    assert submitted[:4] == [f"--nodes={nodes}", f"--ntasks-per-node={ranks}", "--job-name=stub", "--partition=p"]
+    assert submitted[4:] == [str(REPOSITORY / "scripts/slurm/train.sbatch"), "my.yaml", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no CONFIG"),
+        (["-N", "2", "my.yaml"], "-N: options of sbatch are written as --name=value"),
+        (["--ntasks-per-node=3", "my.yaml"], "8 processes do not fill nodes of 3"),
+    ],
+)
+def test_what_is_not_submitted(folder, arguments, said):
+    result = submit(folder, *arguments)
+    assert (result.returncode, said in result.stderr) == (2, True)
+    assert not (folder.path / "submitted.txt").exists()
+
+
+def test_a_refused_config_is_not_submitted(folder):
+    result = submit(folder, "my.yaml", CHECK=2)
+    assert (result.returncode, result.stderr) == (2, "error: layout.tensor_parallel\n")
+    assert not (folder.path / "submitted.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "config", "nodes"),
+    [
+        (1, [], "stage1_align", 1),
+        (2, ["14b_ascend"], "stage2_general_ascend", 1),
+        (3, ["14b"], "stage3_128k", 2),
+        (4, ["14b"], "stage4_1m", 8),
+        (4, ["72b_ascend"], "stage4_1m_72b_ascend", 64),
+    ],
+)
+def test_stages_in_a_dry_run(folder, stage, model, config, nodes):
+    """By the real check: it tells of the recipe, and then what this machine lacks for it."""
+    script = f"scripts/train_stage{stage}.sh"
+    result = folder.run(
+        "bash", script, *model, "--dry-run", "--time=60", "data.tokenizer=absent", LONGVITA_PYTHON=sys.executable
+    )
+    assert f" sbatch --nodes={nodes} --ntasks-per-node=8 --job-name=long_vita_" in result.stdout, result.stderr
+    assert f"-m longvita train configs/train/{config}.yaml data.tokenizer=absent" in result.stdout
+    assert " srun " in result.stdout and "MASTER_ADDR=" in result.stdout
+    assert (result.returncode, "data.tokenizer = absent" in result.stderr) == (2, True)
+    assert not (folder.path / "submitted.txt").exists()
+
+
+def test_a_stage_on_this_machine(folder):
+    result = folder.run("bash", "scripts/train_stage1.sh", "--here", "--dry-run", "seed=3")
+    assert (result.returncode, "would start 8 processes on this machine" in result.stdout) == (0, True), result.stderr
+    result = folder.run("bash", "scripts/train_stage4.sh", "--here", PROCESSES=64)
+    assert (result.returncode, "takes 64 devices, 8 nodes of 8; way out" in result.stderr) == (2, True)
+    (folder.path / "bin" / "sbatch").unlink()
+    result = folder.run("bash", "scripts/train_stage1.sh", "14c")
+    assert (result.returncode, "14c is not a model" in result.stderr) == (2, True)
