@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longvita import platforms
-from longvita.platforms.base import Platform
+from longvita.platforms.base import Platform, PlatformError
 from megatron_patches.patch import PatchError
 
 PACKAGE = "longvita"
@@ -45,6 +45,7 @@ def run(platform: str = "auto", console: Console | None = None) -> int:
     _print_device(console, chosen)
     _print_versions(console, components)
     healthy = _print_patches(console, chosen)
+    _print_decisions(console, chosen)
     missing = [component for component in components if not component.fits]
     _print_missing(console, missing)
     return 0 if healthy and not any(component.required for component in missing) else 1
@@ -123,7 +124,7 @@ def _print_patches(console: Console, platform: Platform) -> bool:
     """Applies the platform's patches and lists them, those with one reason together; False if one does not fit."""
     try:
         applied = platform.activate()
-    except (PatchError, ImportError) as error:
+    except (PatchError, PlatformError, ImportError) as error:
         console.print(Text(f"Patches cannot be applied: {error}", style="red"))
         return False
     reasons: dict[tuple[str, str, str], list[str]] = {}
@@ -136,6 +137,16 @@ def _print_patches(console: Console, platform: Platform) -> bool:
         table.add_row(Text("\n".join(targets)), Text(f"{why}\nuntil {until}\nfor {versions}"))
     console.print(table)
     return True
+
+
+def _print_decisions(console: Console, platform: Platform) -> None:
+    """After the patches, which it may count."""
+    decisions = platform.decisions()
+    if decisions:
+        table = Table("what", "here", title="Decided by the platform, not by the config")
+        for what, here in decisions:
+            table.add_row(what, here)
+        console.print(table)
 
 
 def _print_missing(console: Console, missing: list[Component]) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from longvita.config.errors import Problem
+    from longvita.config.schema import Config
     from megatron_patches.patch import AppliedPatch, Patch
 
 
@@ -98,6 +100,33 @@ class Platform(ABC):
     def deactivate(self) -> None:
         """Takes the platform's patches back."""
         patch.revert(self.patches())
+
+    # Config
+
+    def problems(self, config: Config) -> list[Problem]:
+        """What this platform refuses of a config, each with the reason and the way out."""
+        return []
+
+    def configure(self, config: Config) -> None:
+        """Makes ready for a config, before process groups and models are made for it. Again for each config.
+
+        Raises ConfigError for what `problems` finds.
+        """
+        from longvita.config.errors import ConfigError
+
+        problems = self.problems(config)
+        if problems:
+            raise ConfigError(problems)
+
+    def decisions(self) -> list[tuple[str, str]]:
+        """What this platform does otherwise than others with the same config, for people: (subject, decision)."""
+        return []
+
+    def ulysses_size(self, config: Config) -> int:
+        """CP ranks that trade tokens for heads in attention; see longvita.config.checks.ulysses_size."""
+        from longvita.config.checks import ulysses_size
+
+        return ulysses_size(config)
 
     # Layers
 

@@ -1,0 +1,277 @@
+"""Layers of the Ascend platform: Megatron's TE-shaped spec, which MindSpeed fills, around an attention of our own make.
+
+MindSpeed's core attention is told of context parallelism and of the documents; the rest of the language model knows
+neither, as on every platform.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_npu
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from longvita.parallel.context_parallel.kernel import attend_blocks, merge_into
+from longvita.parallel.sequence_layout import SequenceLayout
+from longvita.platforms import norms
+from longvita.platforms.base import PlatformError
+
+MASK_SIDE = 2048
+"""Side of the triangular mask that the fused operator takes for a causal mask of any size (sparse modes 2 and 3)."""
+RIGHT_DOWN_CAUSAL = 3
+"""The last query sees the last key."""
+
+
+def language_layer_spec() -> ModuleSpec:
+    """Megatron's TE-shaped decoder layer with `DocumentAttention`.
+
+    Its other classes are whatever MindSpeed's last repatch put in the places of Transformer Engine's.
+    """
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+    spec = get_gpt_layer_with_transformer_engine_spec()
+    spec.submodules.self_attention.submodules.core_attention = DocumentAttention
+    return spec
+
+
+@dataclass
+class DocumentSeqParams(PackedSeqParams):
+    """Bounds of this rank's rows of a sequence that is split over the CP group.
+
+    `cu_seqlens_q` and `cu_seqlens_kv` are [0, t]: for everything but attention the rows are one run.
+    """
+
+    documents: PackedSeqParams | None = None
+    """What MindSpeed's ring takes: the padded bounds of the whole sequence, in all four fields."""
+
+
+def split_seq_params(layout: SequenceLayout, device: torch.device) -> DocumentSeqParams:
+    """Parameters for the rows of a rank of a zigzag layout.
+
+    MindSpeed's ring reads cu_seqlens_q_padded and divides it by CP; without CP it reads cu_seqlens_q alone. All four
+    fields are set, so that neither finds a bound without the padding. Documents of no token have no bound.
+    """
+    ends: dict[int, int] = {}
+    for piece in layout.pieces:
+        ends[piece.document] = piece.end
+    rows = torch.tensor([0, layout.local_length], dtype=torch.int32, device=device)
+    bounds = torch.tensor([0, *ends.values()]).cumsum(0).to(device=device, dtype=torch.int32)
+    longest = max(ends.values(), default=0)
+    return DocumentSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=rows,
+        cu_seqlens_kv=rows,
+        max_seqlen_q=layout.local_length,
+        max_seqlen_kv=layout.local_length,
+        documents=PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=bounds,
+            cu_seqlens_kv=bounds,
+            cu_seqlens_q_padded=bounds,
+            cu_seqlens_kv_padded=bounds,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        ),
+    )
+
+
+class DocumentAttention(MegatronModule):
+    """MindSpeed's core attention, with megatron-core's interface, for packed documents.
+
+    softmax_scale: 1/sqrt(head_dim) when None. Raises PlatformError for a mask type other than causal: MindSpeed makes
+    a mask for that one alone, and any other, padding_causal included, is silently attention in both directions.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config=config)
+        # Not at the top: repatch puts another class there.
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        if attn_mask_type is not AttnMaskType.causal:
+            raise PlatformError(
+                f"attn_mask_type={attn_mask_type}: MindSpeed makes a mask for AttnMaskType.causal alone, and every "
+                "other type silently attends in both directions; use causal with document bounds"
+            )
+        self.layer_number, self.softmax_scale = layer_number, softmax_scale
+        # The config of this layer alone says how many ranks share a sequence; MindSpeed makes the class of a config
+        # anew, which copy.deepcopy survives and dataclasses.replace does not.
+        own = copy.deepcopy(config)
+        own.context_parallel_size = parallel_state.get_context_parallel_world_size()
+        self.core = TEDotProductAttention(
+            config=own,
+            layer_number=layer_number,
+            attn_mask_type=attn_mask_type,
+            attention_type=attention_type,
+            attention_dropout=attention_dropout,
+            softmax_scale=softmax_scale,
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        /,
+        *,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Packed: q [t, heads, d], k and v [t, groups, d] to [t, 1, heads * d].
+
+        Raises ValueError for an input that is not packed, or an attention bias.
+        """
+        if attention_bias is not None or packed_seq_params is None:
+            raise ValueError("this attention takes packed documents, and no bias")
+        if getattr(packed_seq_params, "kv_cache", None) is not None:
+            out = self._attend_with_cache(packed_seq_params, query, key, value)
+        else:
+            out = self._attend(packed_seq_params, query, key, value)
+        return out.reshape(out.shape[0], 1, -1)
+
+    def _attend(self, params: PackedSeqParams, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        documents = getattr(params, "documents", None) or params
+        shares = parallel_state.get_context_parallel_world_size() if documents is not params else 1
+        used = int(documents.cu_seqlens_q[-1]) // shares
+        # Rows that only make up a multiple of TP belong to no document.
+        out = self.core(
+            query[:used],
+            key[:used],
+            value[:used],
+            None,
+            attn_mask_type=AttnMaskType.causal,
+            attention_bias=None,
+            packed_seq_params=documents,
+        ).reshape(used, -1)
+        return torch.nn.functional.pad(out, (0, 0, 0, len(query) - used))
+
+    def _attend_with_cache(self, params: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Generation: our own attention over the cache, on the fused operator."""
+        cache, split, kernel = params.kv_cache, getattr(params, "split", None), FusedKernel(query.dtype)
+        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
+        if split is not None:
+            return split.with_cache(cache, self.layer_number, query, key, value, scale, kernel)
+        past = cache.past(self.layer_number)
+        cache.append(self.layer_number, key, value)
+        out, lse = kernel.causal_forward(query, key, value, [0, len(query)], scale)
+        if past:
+            merge_into(out, lse, *attend_blocks(query.float(), past, scale, kernel))
+        if cache.watch is not None:
+            cache.watch.observe(query, past, lse, scale)
+        return out.to(query.dtype)
+
+
+class TileAttention(MegatronModule):
+    """Core attention of the vision tower: every position sees every other.
+
+    On the fused operator itself, not through MindSpeed, whose attention takes its mask and its ring from the language
+    model's arguments and would be causal here.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config=config)
+        if attn_mask_type is not AttnMaskType.no_mask or config.context_parallel_size != 1:
+            raise PlatformError(
+                f"attn_mask_type={attn_mask_type}, context_parallel_size={config.context_parallel_size}: a tile has no "
+                "mask and is whole on its rank"
+            )
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        /,
+        *,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """q, k, v [s, b, heads, d] to [s, b, heads * d]."""
+        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
+        q, k, v = (x.flatten(2) for x in (query, key, value))
+        return torch_npu.npu_fusion_attention(q, k, v, query.shape[2], "SBH", scale=scale)[0]
+
+
+class RMSNorm(norms.RMSNorm):
+    """The final norm, on the fused operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as x."""
+        return torch_npu.npu_rms_norm(x, self.weight, epsilon=self.eps)[0]
+
+
+class FusedKernel:
+    """npu_fusion_attention as an AttentionKernel (longvita.parallel.context_parallel.kernel), without a gradient.
+
+    dtype: what it computes in. The operator returns maximum and sum of each softmax row, [t, heads, 8] by name for
+    packed documents, and in memory head-major inside each of them.
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
+        """See AttentionKernel."""
+        mask = torch.ones(MASK_SIDE, MASK_SIDE, dtype=torch.bool, device=q.device).triu(1)
+        return self._forward(q, k, v, bounds[1:], bounds[1:], scale, mask)
+
+    def full_forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """See AttentionKernel."""
+        return self._forward(q, k, v, [len(q)], [len(k)], scale, None)
+
+    def _forward(
+        self, q: Tensor, k: Tensor, v: Tensor, ends_q: list[int], ends_k: list[int], scale: float, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        out, maximum, total, *_ = torch_npu.npu_fusion_attention(
+            *(x.to(self.dtype) for x in (q, k, v)),
+            head_num=q.shape[1],
+            input_layout="TND",
+            atten_mask=mask,
+            scale=scale,
+            actual_seq_qlen=ends_q,
+            actual_seq_kvlen=ends_k,
+            sparse_mode=0 if mask is None else RIGHT_DOWN_CAUSAL,
+        )
+        sizes = [end - start for start, end in zip([0, *ends_q], ends_q, strict=False)]
+        lse = (maximum + total.log()).reshape(-1, maximum.shape[-1])[:, 0]
+        parts = lse.split([size * q.shape[1] for size in sizes])
+        return out.float(), torch.cat([part.view(q.shape[1], -1).transpose(0, 1) for part in parts])
+
+    def causal_backward(self, *unused: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Not asked for: training attends through MindSpeed."""
+        raise PlatformError("this kernel is for generation, which takes no gradient")
+
+    full_backward = causal_backward

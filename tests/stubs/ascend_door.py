@@ -1,0 +1,63 @@
+"""The Ascend platform over the stubs of torch_npu and MindSpeed, on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent / "ascend"
+
+
+def install(mindspeed_source: str | None = None) -> None:
+    """Has this process find the stubs; MindSpeed itself from `mindspeed_source`, where that is given."""
+    paths = [str(ROOT)] if mindspeed_source is None else [mindspeed_source, str(ROOT)]
+    sys.path[:0] = [path for path in paths if path not in sys.path]
+
+
+@contextlib.contextmanager
+def torch_npu_alone() -> Iterator[Any]:
+    """The stub of torch_npu in this process, gone without a trace afterwards."""
+    install()
+    try:
+        import torch_npu
+
+        yield torch_npu
+    finally:
+        sys.path.remove(str(ROOT))
+        for name in [name for name in sys.modules if name.split(".")[0] == "torch_npu"]:
+            del sys.modules[name]
+        del torch.npu
+
+
+def platform(mindspeed_source: str | None = None) -> Any:
+    """The platform, not yet active. In a process of its own: megatron-core must not have been imported."""
+    install(mindspeed_source)
+    from longvita.platforms.host_copy import HostCopy
+    from longvita.platforms.npu import NPUPlatform
+
+    class NPUOverStubs(NPUPlatform):
+        """What a test needs to be otherwise: tensors on the CPU, gloo, and fp32 to compare in."""
+
+        backend = "gloo"
+        precisions = ("bf16", "fp32")
+
+        @property
+        def device(self) -> torch.device:
+            return torch.device("cpu")
+
+        def offload(self, tensor: torch.Tensor) -> HostCopy:
+            return HostCopy(tensor, self._npu, pinned=False)
+
+        def patches(self) -> list:
+            """megatron-core on the CPU, but for its optimizer, which is MindSpeed's."""
+            from megatron_patches import cpu
+            from megatron_patches.cpu import adam
+
+            return [patch for patch in cpu.patches() if patch not in adam.PATCHES] + super().patches()
+
+    return NPUOverStubs()
