@@ -64,7 +64,8 @@ def language_transformer_config(config: Config, platform: Any) -> TransformerCon
         **_precision(config),
         **_recompute(config),
     }
-    return TransformerConfig(**(fields | platform.transformer_config_overrides(layout.virtual_pipeline)))
+    fields |= platform.transformer_config_overrides(layout.virtual_pipeline)
+    return TransformerConfig(**(fields | platform.language_config_overrides(config)))
 
 
 def vision_transformer_config(config: Config, platform: Any) -> TransformerConfig:

@@ -11,11 +11,16 @@ from megatron_patches import patch
 
 if TYPE_CHECKING:
     import torch
+    from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
+    from longvita.inference.kv_cache import KVCache
+    from longvita.parallel.groups import ParallelGroups
+    from longvita.parallel.sequence_layout import SequenceLayout
+    from longvita.parallel.split_batch import SplitBatch
     from megatron_patches.patch import AppliedPatch, Patch
 
 
@@ -134,9 +139,22 @@ class Platform(ABC):
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
         """Fields of TransformerConfig that this platform needs, with `virtual_pipeline` model chunks per stage."""
 
+    def language_config_overrides(self, config: Config) -> dict[str, Any]:
+        """Fields of the language model's TransformerConfig that follow from a run's config here, over the others.
+
+        The vision tower's config takes none of them. Raises PlatformError, with the way out, for what the platform
+        cannot do.
+        """
+        return {}
+
     @abstractmethod
-    def language_layer_spec(self, config: TransformerConfig) -> ModuleSpec:
-        """A decoder layer: RMSNorm, causal self-attention with GQA, RMSNorm, SwiGLU MLP."""
+    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
+        """A decoder layer: RMSNorm, causal self-attention with GQA, RMSNorm, SwiGLU MLP.
+
+        Its core attention takes what `split_seq_params` returns, and the parameters of whole micro batches and of
+        generation (longvita.platforms.core_attention.attend_by_parts does what is split or cached).
+        groups: for attention that does context parallelism itself; None for a layer that never sees a split sequence.
+        """
 
     @abstractmethod
     def norm(self) -> type:
@@ -153,6 +171,34 @@ class Platform(ABC):
     @abstractmethod
     def vision_norm(self) -> type:
         """LayerNorm(config, hidden_size, eps) of the vision tower."""
+
+    # Sequences under context parallelism
+
+    def sequence_layout(
+        self, lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
+    ) -> tuple[SequenceLayout, SequenceLayout]:
+        """Where documents of these lengths lie: over the places of the ring, and over all context-parallel ranks.
+
+        ring_size x ulysses_size is CP; tp_size: TP ranks that share a CP rank's rows, 1 without sequence parallel. Both
+        are the same layout for attention that knows no ring of groups. This one, for our own attention, cuts few
+        documents; libraries for attention want `zigzag` over all ranks.
+        """
+        from longvita.parallel.placement import compact_layouts
+
+        return compact_layouts(lengths, ring_size, ulysses_size, tp_size)
+
+    def split_seq_params(
+        self, share: SplitBatch, groups: ParallelGroups, kv_cache: KVCache | None = None
+    ) -> PackedSeqParams:
+        """What core attention takes for this rank's rows of a micro batch: for all else they are one run, [0, t].
+
+        With a kv_cache the rows are a chunk in generation, which lies as our own attention takes it on every platform.
+        Rotary positions do not follow from this: the model gives each row's.
+        """
+        from longvita.parallel.context_parallel.attention import SplitAttention, SplitSeqParams, one_run
+
+        split = SplitAttention(share.layout, share.ring_layout, groups)
+        return SplitSeqParams(**one_run(share.tokens), split=split, kv_cache=kv_cache)
 
     # Random numbers
 

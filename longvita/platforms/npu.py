@@ -10,7 +10,6 @@ import functools
 import importlib
 import importlib.util
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +25,10 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from longvita.config.schema import Config
+    from longvita.inference.kv_cache import KVCache
+    from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
+    from longvita.parallel.split_batch import SplitBatch
     from megatron_patches.patch import AppliedPatch, Patch
 
 MATMUL_SIZE = 8192
@@ -152,7 +154,7 @@ class NPUPlatform(Platform):
         return 1
 
     def sequence_layout(
-        self, lengths: Sequence[int], ring_size: int, ulysses_size: int, tp_size: int
+        self, lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
     ) -> tuple[SequenceLayout, SequenceLayout]:
         """Zigzag over all ranks, which is the layout of MindSpeed's ring."""
         from longvita.parallel.sequence_layout import zigzag
@@ -160,11 +162,15 @@ class NPUPlatform(Platform):
         layout = zigzag(lengths, ring_size * ulysses_size, tp_size)
         return layout, layout
 
-    def split_seq_params(self, layout: SequenceLayout, device: torch.device) -> PackedSeqParams:
-        """See longvita.platforms.npu_layers.split_seq_params."""
-        from longvita.platforms.npu_layers import split_seq_params
+    def split_seq_params(
+        self, share: SplitBatch, groups: ParallelGroups, kv_cache: KVCache | None = None
+    ) -> PackedSeqParams:
+        """The padded bounds of the documents in all four fields: MindSpeed's ring reads cu_seqlens_q_padded alone."""
+        if kv_cache is not None:
+            return super().split_seq_params(share, groups, kv_cache)
+        from longvita.platforms.npu_layers import padded_bounds
 
-        return split_seq_params(layout, device)
+        return padded_bounds(share)
 
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
         """MindSpeed's fused SwiGLU, no fused kernels that it has none of, no pipeline messages that mix.
@@ -188,7 +194,7 @@ class NPUPlatform(Platform):
             "moe_token_dispatcher_type": "alltoall",
         }
 
-    def language_layer_spec(self, config: TransformerConfig) -> ModuleSpec:
+    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
         """See longvita.platforms.npu_layers."""
         from longvita.platforms.npu_layers import language_layer_spec
 

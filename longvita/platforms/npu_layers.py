@@ -7,8 +7,7 @@ neither, as on every platform.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch_npu
@@ -20,10 +19,13 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from longvita.parallel.context_parallel.kernel import attend_blocks, merge_into
-from longvita.parallel.sequence_layout import SequenceLayout
+from longvita.parallel.context_parallel.attention import LibrarySeqParams, padded_seq_params
 from longvita.platforms import norms
 from longvita.platforms.base import PlatformError
+from longvita.platforms.core_attention import CoreAttention, attend_by_parts
+
+if TYPE_CHECKING:
+    from longvita.parallel.split_batch import SplitBatch
 
 MASK_SIDE = 2048
 """Side of the triangular mask that the fused operator takes for a causal mask of any size (sparse modes 2 and 3)."""
@@ -43,45 +45,18 @@ def language_layer_spec() -> ModuleSpec:
     return spec
 
 
-@dataclass
-class DocumentSeqParams(PackedSeqParams):
-    """Bounds of this rank's rows of a sequence that is split over the CP group.
+def padded_bounds(share: SplitBatch) -> LibrarySeqParams:
+    """Parameters for this rank's rows of a micro batch in a zigzag layout, padding and all.
 
-    `cu_seqlens_q` and `cu_seqlens_kv` are [0, t]: for everything but attention the rows are one run.
+    All four fields of bounds hold the padded ones: MindSpeed's ring reads cu_seqlens_q_padded and divides it by CP,
+    and its attention without CP reads cu_seqlens_q alone, which would miss the padding.
     """
-
-    documents: PackedSeqParams | None = None
-    """What MindSpeed's ring takes: the padded bounds of the whole sequence, in all four fields."""
-
-
-def split_seq_params(layout: SequenceLayout, device: torch.device) -> DocumentSeqParams:
-    """Parameters for the rows of a rank of a zigzag layout.
-
-    MindSpeed's ring reads cu_seqlens_q_padded and divides it by CP; without CP it reads cu_seqlens_q alone. All four
-    fields are set, so that neither finds a bound without the padding. Documents of no token have no bound.
-    """
-    ends: dict[int, int] = {}
-    for piece in layout.pieces:
-        ends[piece.document] = piece.end
-    rows = torch.tensor([0, layout.local_length], dtype=torch.int32, device=device)
-    bounds = torch.tensor([0, *ends.values()]).cumsum(0).to(device=device, dtype=torch.int32)
-    longest = max(ends.values(), default=0)
-    return DocumentSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=rows,
-        cu_seqlens_kv=rows,
-        max_seqlen_q=layout.local_length,
-        max_seqlen_kv=layout.local_length,
-        documents=PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=bounds,
-            cu_seqlens_kv=bounds,
-            cu_seqlens_q_padded=bounds,
-            cu_seqlens_kv_padded=bounds,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
-        ),
-    )
+    params = padded_seq_params(share.tokens, share.layout)
+    attention = params.attention
+    if attention is not None:
+        attention.cu_seqlens_q = attention.cu_seqlens_q_padded
+        attention.cu_seqlens_kv = attention.cu_seqlens_kv_padded
+    return params
 
 
 class DocumentAttention(MegatronModule):
@@ -143,86 +118,35 @@ class DocumentAttention(MegatronModule):
         """
         if attention_bias is not None or packed_seq_params is None:
             raise ValueError("this attention takes packed documents, and no bias")
-        if getattr(packed_seq_params, "kv_cache", None) is not None:
-            out = self._attend_with_cache(packed_seq_params, query, key, value)
-        else:
-            out = self._attend(packed_seq_params, query, key, value)
+        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
+        kernel = FusedKernel(query.dtype)
+        out = attend_by_parts(packed_seq_params, self.layer_number, query, key, value, scale, kernel)
+        if out is None:
+            out = self.core(
+                query,
+                key,
+                value,
+                None,
+                attn_mask_type=AttnMaskType.causal,
+                attention_bias=None,
+                packed_seq_params=getattr(packed_seq_params, "attention", None) or packed_seq_params,
+            )
         return out.reshape(out.shape[0], 1, -1)
 
-    def _attend(self, params: PackedSeqParams, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        documents = getattr(params, "documents", None) or params
-        shares = parallel_state.get_context_parallel_world_size() if documents is not params else 1
-        used = int(documents.cu_seqlens_q[-1]) // shares
-        # Rows that only make up a multiple of TP belong to no document.
-        out = self.core(
-            query[:used],
-            key[:used],
-            value[:used],
-            None,
-            attn_mask_type=AttnMaskType.causal,
-            attention_bias=None,
-            packed_seq_params=documents,
-        ).reshape(used, -1)
-        return torch.nn.functional.pad(out, (0, 0, 0, len(query) - used))
 
-    def _attend_with_cache(self, params: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Generation: our own attention over the cache, on the fused operator."""
-        cache, split, kernel = params.kv_cache, getattr(params, "split", None), FusedKernel(query.dtype)
-        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
-        if split is not None:
-            return split.with_cache(cache, self.layer_number, query, key, value, scale, kernel)
-        past = cache.past(self.layer_number)
-        cache.append(self.layer_number, key, value)
-        out, lse = kernel.causal_forward(query, key, value, [0, len(query)], scale)
-        if past:
-            merge_into(out, lse, *attend_blocks(query.float(), past, scale, kernel))
-        if cache.watch is not None:
-            cache.watch.observe(query, past, lse, scale)
-        return out.to(query.dtype)
-
-
-class TileAttention(MegatronModule):
-    """Core attention of the vision tower: every position sees every other.
+class TileAttention(CoreAttention):
+    """Core attention of the vision tower: every position of a tile sees every other.
 
     On the fused operator itself, not through MindSpeed, whose attention takes its mask and its ring from the language
     model's arguments and would be causal here.
     """
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        layer_number: int,
-        attn_mask_type: AttnMaskType,
-        attention_type: str,
-        attention_dropout: float | None = None,
-        softmax_scale: float | None = None,
-        cp_comm_type: str | None = None,
-        pg_collection: Any = None,
-    ) -> None:
-        super().__init__(config=config)
-        if attn_mask_type is not AttnMaskType.no_mask or config.context_parallel_size != 1:
-            raise PlatformError(
-                f"attn_mask_type={attn_mask_type}, context_parallel_size={config.context_parallel_size}: a tile has no "
-                "mask and is whole on its rank"
-            )
-        self.softmax_scale = softmax_scale
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        /,
-        *,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
-    ) -> Tensor:
-        """q, k, v [s, b, heads, d] to [s, b, heads * d]."""
-        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
-        q, k, v = (x.flatten(2) for x in (query, key, value))
-        return torch_npu.npu_fusion_attention(q, k, v, query.shape[2], "SBH", scale=scale)[0]
+    def attend_batch(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
+        """See CoreAttention. Raises PlatformError for a causal mask, which no tile has."""
+        if causal:
+            raise PlatformError("a tile has no causal mask; the vision tower asks for AttnMaskType.no_mask")
+        flat = (x.flatten(2) for x in (q, k, v))
+        return torch_npu.npu_fusion_attention(*flat, head_num=q.shape[2], input_layout="SBH", scale=scale)[0]
 
 
 class RMSNorm(norms.RMSNorm):

@@ -192,9 +192,7 @@ def mask_types(rank: int, size: int, source: str | None = None) -> dict[str, Any
             error = ""
         except PlatformError as refused:
             error = str(refused)
-        theirs = TEDotProductAttention(
-            config=transformer, layer_number=1, attn_mask_type=mask, attention_type="self"
-        )
+        theirs = TEDotProductAttention(config=transformer, layer_number=1, attn_mask_type=mask, attention_type="self")
         outs = [
             theirs(q, k, value, None, attn_mask_type=mask, packed_seq_params=packed)
             for value in (v, v + torch.tensor([0.0] * 5 + [1.0])[:, None, None])
