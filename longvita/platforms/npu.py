@@ -194,6 +194,10 @@ class NPUPlatform(Platform):
             "moe_token_dispatcher_type": "alltoall",
         }
 
+    def language_config_overrides(self, config: Config) -> dict[str, Any]:
+        """Pipeline stages tell each other their rows: padding makes them another number in each micro batch."""
+        return {"variable_seq_lengths": config.layout.pipeline_parallel > 1 and config.layout.context_parallel > 1}
+
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
         """See longvita.platforms.npu_layers."""
         from longvita.platforms.npu_layers import language_layer_spec

@@ -9,7 +9,7 @@ FUSED_NAMES = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
-"""Norms that the TE-shaped spec holds in the linear layer behind them, and what they are called where they stand alone."""
+"""Norms that the TE-shaped spec holds in the linear layer behind them, and their names where they stand alone."""
 
 
 def active_door(source: str | None = None) -> Any:
