@@ -200,3 +200,74 @@ def mask_types(rank: int, size: int, source: str | None = None) -> dict[str, Any
         found[mask.name] = (error, not torch.equal(outs[0].flatten(1)[0], outs[1].flatten(1)[0]))
     groups.destroy()
     return found
+
+
+def saved_for_all(rank: int, size: int, folder: str, layout: dict[str, Any]) -> dict[str, Any]:
+    """A run's checkpoint, the same in the format for all platforms, and what comes after it."""
+    platform = active_door()
+    from longvita.checkpoint.errors import CheckpointError
+    from longvita.checkpoint.optimizer_format import resave
+    from longvita.training.checkpointing import find_newest, load_state
+    from longvita.training.manifest import checkpoint_root
+    from tests.distributed.training_runs import go_on, run_config
+
+    root = Path(folder)
+    config = run_config(layout, training={"precision": "fp32"})
+    state = _fresh(platform, config)
+    go_on(state, 2)
+    _save(state, root / "ascend")
+    after = go_on(state, 2)
+    resave(root / "ascend", root / "for_all", "fully_reshardable", config, state.groups, platform)
+    newest = find_newest(checkpoint_root(root / "for_all"))
+    try:
+        load_state(state, newest)
+        error = ""
+    except CheckpointError as refused:
+        error = str(refused)
+    return {"after": after, "error": error}
+
+
+def _save(state: Any, output: Path) -> None:
+    from longvita.training.checkpointing import Checkpointer
+    from longvita.training.manifest import checkpoint_root
+
+    root = checkpoint_root(output)
+    root.mkdir(parents=True, exist_ok=True)
+    checkpointer = Checkpointer(root, keep=1, platform=state.platform)
+    checkpointer.save(state)
+    checkpointer.poll(wait=True)
+
+
+def cpu_goes_on(rank: int, size: int, folder: str, layout: dict[str, Any]) -> dict[str, Any]:
+    """The CPU door goes on from the checkpoint for all, and saves one for the way back."""
+    from longvita.checkpoint.errors import CheckpointError
+    from longvita.training.checkpointing import find_newest, load_state
+    from longvita.training.manifest import checkpoint_root
+    from tests.distributed.training_runs import go_on, run_config, start
+
+    root = Path(folder)
+    state = start(run_config(layout, training={"precision": "fp32"}))
+    try:
+        load_state(state, find_newest(checkpoint_root(root / "ascend")))
+        error = ""
+    except CheckpointError as refused:
+        error = str(refused)
+    load_state(state, find_newest(checkpoint_root(root / "for_all")))
+    _save(state, root / "cpu")
+    return {"after": go_on(state, 2), "error": error}
+
+
+def back_again(rank: int, size: int, folder: str, layout: dict[str, Any]) -> list[tuple[float, float]]:
+    """The Ascend door goes on from the CPU's checkpoint, once it is in its own format."""
+    platform = active_door()
+    from longvita.checkpoint.optimizer_format import resave
+    from longvita.training.checkpointing import find_newest, load_state
+    from longvita.training.manifest import checkpoint_root
+    from tests.distributed.training_runs import go_on, run_config
+
+    root = Path(folder)
+    config = run_config(layout, training={"precision": "fp32"})
+    state = _fresh(platform, config)
+    resave(root / "cpu", root / "back", platform.optimizer_sharding_type, config, state.groups, platform)
+    load_state(state, find_newest(checkpoint_root(root / "back")))
+    return go_on(state, 2)

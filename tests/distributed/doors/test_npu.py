@@ -113,3 +113,17 @@ def test_a_stopped_bf16_run_goes_on_bit_by_bit(tmp_path: Any) -> None:
             assert result["resumed"] == result["after"]
             assert result["different"] == []
             assert result["before"] != result["after"]
+
+
+def test_the_optimizer_s_format_is_converted_both_ways(tmp_path: Any) -> None:
+    """From the Ascend door to the CPU door at another layout, and back to yet another one."""
+    there = run_distributed(
+        ascend_runs.saved_for_all, 2, str(tmp_path), {"tensor_parallel": 2, "sequence_parallel": True}, fresh=True
+    )[0]
+    assert "--optimizer dp_reshardable" in there["error"]
+    here = run_distributed(ascend_runs.cpu_goes_on, 2, str(tmp_path), {})[0]
+    assert "saved on platform npu" in here["error"] and "--optimizer fully_reshardable" in here["error"]
+    back = run_distributed(ascend_runs.back_again, 2, str(tmp_path), {"context_parallel": 2}, fresh=True)[0]
+    for found in (here["after"], back):
+        # In fp32, which shows a moment in a wrong place; on the device this precision is refused.
+        assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in there["after"]], rel=1e-5)
