@@ -256,6 +256,7 @@ def _shared_damage(folder: Path) -> list[str]:
     return sorted({sentence for sentences in damage for sentence in sentences})
 
 
+@torch.no_grad()  # fp32 main parameters are views of the weights, which are written in place
 def load_state(state: TrainingState, folder: Path, foreign: bool = False) -> None:
     """Go on from a checkpoint, at any layout that its optimizer format allows; a collective.
 
