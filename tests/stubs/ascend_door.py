@@ -37,6 +37,10 @@ def torch_npu_alone() -> Iterator[Any]:
 def platform(mindspeed_source: str | None = None) -> Any:
     """The platform, not yet active. In a process of its own: megatron-core must not have been imported."""
     install(mindspeed_source)
+    if mindspeed_source is not None:
+        from tests.stubs.every_device import make_every_device_the_cpu
+
+        make_every_device_the_cpu()
     from longvita.platforms.host_copy import HostCopy
     from longvita.platforms.npu import NPUPlatform
 
@@ -54,10 +58,12 @@ def platform(mindspeed_source: str | None = None) -> Any:
             return HostCopy(tensor, self._npu, pinned=False)
 
         def patches(self) -> list:
-            """megatron-core on the CPU, but for its optimizer, which is MindSpeed's."""
+            """megatron-core on the CPU, but for its optimizer and what else MindSpeed replaces itself."""
             from megatron_patches import cpu
             from megatron_patches.cpu import adam
+            from megatron_patches.npu.adaptor import replaced_names
 
-            return [patch for patch in cpu.patches() if patch not in adam.PATCHES] + super().patches()
+            taken = {*replaced_names(), *(patch.target.replace(":", ".") for patch in adam.PATCHES)}
+            return [patch for patch in cpu.patches() if patch.target.replace(":", ".") not in taken] + super().patches()
 
     return NPUOverStubs()

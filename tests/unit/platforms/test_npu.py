@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from longvita.config import ConfigError
+from longvita.config import ConfigError, load
 from longvita.parallel.sequence_layout import zigzag
 from longvita.parallel.split_batch import SplitBatch
 from longvita.platforms.base import PlatformError
@@ -52,6 +53,19 @@ def test_the_recipe_of_other_platforms_runs_here() -> None:
     arguments = repatch_arguments(config)
     adaptor.check(arguments)
     assert arguments["context_parallel_size"] == 2 and arguments["seq_length"] == config.data.sequence_length
+
+
+RECIPES = sorted(path for path in (REPOSITORY / "configs" / "train").glob("stage*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_runs_here(recipe: Path) -> None:
+    """One YAML for both accelerators: what differs is decided by the platform."""
+    config = load(recipe)
+    assert config.platform == "auto"
+    assert NPU.problems(config) == []
+    adaptor.check(repatch_arguments(config))
+    assert config.data.sequence_length % (2 * config.layout.context_parallel) == 0
 
 
 @pytest.mark.parametrize(
@@ -198,6 +212,23 @@ def test_importing_the_library_imports_no_megatron() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_tests_on_mindspeed_s_source_are_listed_where_it_is_not_at_hand() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "tests/distributed/doors/test_mindspeed_source.py",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "MINDSPEED_SOURCE"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert "deselected" in result.stdout and "test_too_late" in result.stdout
+    environment["MINDSPEED_SOURCE"] = "somewhere"
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert result.returncode == 0 and "deselected" not in result.stdout
 
 
 def test_the_sources_of_the_stubs_are_named() -> None:

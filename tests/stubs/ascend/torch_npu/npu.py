@@ -113,3 +113,21 @@ def stream(stream: Stream) -> Stream:
 def current_stream(device: Any = None) -> Stream:
     """The queue that work goes to."""
     return Stream()
+
+
+class device:
+    """Context in which another device is chosen."""
+
+    def __init__(self, device: Any) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+def _lazy_call(callable: Any, **kwargs: Any) -> None:
+    """Calls it once there is a device, which there is."""
+    callable()
+
+
+default_generators = (torch.default_generator,) * VISIBLE
