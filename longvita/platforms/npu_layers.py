@@ -7,10 +7,10 @@ neither, as on every platform.
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch_npu
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
@@ -31,6 +31,11 @@ MASK_SIDE = 2048
 """Side of the triangular mask that the fused operator takes for a causal mask of any size (sparse modes 2 and 3)."""
 RIGHT_DOWN_CAUSAL = 3
 """The last query sees the last key."""
+
+
+def _operators() -> Any:
+    """torch_npu, which is there on machines that have the device."""
+    return importlib.import_module("torch_npu")
 
 
 def language_layer_spec() -> ModuleSpec:
@@ -146,7 +151,7 @@ class TileAttention(CoreAttention):
         if causal:
             raise PlatformError("a tile has no causal mask; the vision tower asks for AttnMaskType.no_mask")
         flat = (x.flatten(2) for x in (q, k, v))
-        return torch_npu.npu_fusion_attention(*flat, head_num=q.shape[2], input_layout="SBH", scale=scale)[0]
+        return _operators().npu_fusion_attention(*flat, head_num=q.shape[2], input_layout="SBH", scale=scale)[0]
 
 
 class RMSNorm(norms.RMSNorm):
@@ -154,7 +159,7 @@ class RMSNorm(norms.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and dtype as x."""
-        return torch_npu.npu_rms_norm(x, self.weight, epsilon=self.eps)[0]
+        return _operators().npu_rms_norm(x, self.weight, epsilon=self.eps)[0]
 
 
 class FusedKernel:
@@ -179,7 +184,7 @@ class FusedKernel:
     def _forward(
         self, q: Tensor, k: Tensor, v: Tensor, ends_q: list[int], ends_k: list[int], scale: float, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        out, maximum, total, *_ = torch_npu.npu_fusion_attention(
+        out, maximum, total, *_ = _operators().npu_fusion_attention(
             *(x.to(self.dtype) for x in (q, k, v)),
             head_num=q.shape[1],
             input_layout="TND",
