@@ -27,6 +27,8 @@ from longvita.parallel.split_batch import SplitBatch, split_batch
 from longvita.parallel.vision_sharding import exchange_rows, plan_rows, tile_rounds
 
 Mode = Literal["loss", "logits", "last"]
+EXTRA_STATE = "._extra_state"
+"""End of the names under which layers keep what is neither parameter nor buffer."""
 
 
 class LongVITA(MegatronModule):
@@ -214,8 +216,14 @@ class LongVITA(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict[str, Any]:
-        """Megatron's sharded state; each TP rank's tower and projector are marked as replicas of TP rank 0's."""
+        """Megatron's sharded state; each TP rank's tower and projector are marked as replicas of TP rank 0's.
+
+        Without the `_extra_state` of linear layers, which holds scales of FP8: without FP8 it is empty, and the layers
+        of one platform have it where those of another have none.
+        """
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.config.fp8 is None:
+            state = {name: shard for name, shard in state.items() if not name.endswith(EXTRA_STATE)}
         for name, shard in state.items():
             if name.startswith((f"{prefix}vision_model.", f"{prefix}vision_projection.")):
                 shard.replica_id = (0, self.groups.tp_rank, self.groups.dp_cp.rank())

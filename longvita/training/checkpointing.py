@@ -27,7 +27,7 @@ from longvita.checkpoint.errors import CheckpointError
 from longvita.config import dump
 from longvita.config.schema import Config
 from longvita.data.account import Account
-from longvita.model.long_vita import LongVITA
+from longvita.model.long_vita import EXTRA_STATE, LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
 from longvita.training import manifest
@@ -297,8 +297,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _load_weights(models: list[LongVITA], loaded: dict[str, Any]) -> None:
+    """Raises KeyError for a parameter or buffer that is not among what was loaded, or the other way round."""
     for index, model in enumerate(models):
-        model.load_state_dict(loaded[f"chunk{index}"])
+        left = model.load_state_dict(loaded[f"chunk{index}"], strict=False)
+        wrong = [name for name in (*left.missing_keys, *left.unexpected_keys) if not name.endswith(EXTRA_STATE)]
+        if wrong:
+            raise KeyError(f"weights that are on one side only: {', '.join(wrong)}")
 
 
 def whole_checkpoint(folder: Path) -> Path:

@@ -13,7 +13,14 @@ from tests.conftest import REPOSITORY
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 500
 CODE_FOLDERS = ("longvita", "megatron_patches", "tools", "scripts", "tests", "configs")
-DOORS = ("longvita/platforms/", "megatron_patches/", "tests/unit/platforms/", "tests/unit/patches/")
+DOORS = (
+    "longvita/platforms/",
+    "megatron_patches/",
+    "tests/stubs/",
+    "tests/unit/platforms/",
+    "tests/unit/patches/",
+    "tests/distributed/doors/",
+)
 ME = "tests/unit/test_house.py"
 
 DEVICE_WORDS = re.compile(r"(?<![a-z])(cuda|npus?)(?![a-z])", re.IGNORECASE)
