@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform as machine
 import shutil
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from longvita import platforms
-from longvita.platforms.base import Platform, PlatformError
+from longvita import launcher, platforms
+from longvita.platforms.base import OptionalPackage, Platform, PlatformError
 from megatron_patches.patch import PatchError
 
 PACKAGE = "longvita"
@@ -64,8 +65,11 @@ def python_packages(platform: Platform) -> list[Component]:
         if extra in platforms.ACCELERATOR_EXTRAS and extra != platform.extra:
             continue
         members = [requirement for requirement in requirements if _applies(requirement, extra)]
-        components += [_package(requirement, extra, extra == platform.extra) for requirement in members]
-    return components
+        required = extra == platform.extra and platform.extra_required
+        named = {one.name for one in platform.optional_packages()}
+        members = [requirement for requirement in members if requirement.name not in named]
+        components += [_package(requirement, extra, required) for requirement in members]
+    return components + [_optional(one) for one in platform.optional_packages()]
 
 
 def programs() -> list[Component]:
@@ -100,6 +104,18 @@ def _package(requirement: Requirement, extra: str, required: bool) -> Component:
     )
 
 
+def _optional(package: OptionalPackage) -> Component:
+    """What counts is whether it can be imported: on PyPI some of these names are other projects'."""
+    there = importlib.util.find_spec(package.module) is not None
+    version = None
+    if there:
+        try:
+            version = importlib.metadata.version(package.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "importable"
+    return Component(package.name, version, "any", package.purpose, False, there, package.remedy)
+
+
 def _print_device(console: Console, platform: Platform) -> None:
     memory = {name: f"{size / 2**30:.1f} GiB" for name, size in platform.memory().items()}
     table = Table(title="Device", show_header=False)
@@ -107,6 +123,8 @@ def _print_device(console: Console, platform: Platform) -> None:
     table.add_row("device", platform.describe())
     table.add_row("memory", ", ".join(f"{name} {size}" for name, size in memory.items()))
     table.add_row("collectives", platform.backend)
+    for name, value in launcher.environment_of(platform).items():
+        table.add_row("environment", f"{name}={value}")
     table.add_row("python", f"{machine.python_version()} on {machine.platform()}")
     console.print(table)
 

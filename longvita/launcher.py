@@ -115,10 +115,13 @@ def launch(target: str, payload: dict[str, Any], processes: int) -> int:
 def init_distributed(platform: Platform, timeout: datetime.timedelta = COLLECTIVE_TIMEOUT) -> tuple[int, int]:
     """Choose this process's device and join torch.distributed with the platform's backend.
 
+    The platform's environment variables are set first, where the run's own environment does not set them.
     Returns (rank, world size). A process that was started alone makes a world of one, with no network in it.
     """
     import torch.distributed as dist
 
+    for name, value in platform.environment().items():
+        os.environ.setdefault(name, value)
     place = current_place()
     if place is None:
         platform.set_device(0)
@@ -133,6 +136,11 @@ def init_distributed(platform: Platform, timeout: datetime.timedelta = COLLECTIV
         timeout=timeout,
     )
     return place.rank, place.world_size
+
+
+def environment_of(platform: Platform) -> dict[str, str]:
+    """The platform's environment variables as a run started here would have them."""
+    return {name: os.environ.get(name, value) for name, value in platform.environment().items()}
 
 
 def die_with_parent(parent: int) -> None:

@@ -286,6 +286,9 @@ class TrainingConfig(Section):
     """Optimizer steps of the stage."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Compute precision; bf16 keeps fp32 main parameters and gradients."""
+    fp8: Literal["tensorwise", "blockwise", "mxfp8"] | None = None
+    """Products of the language model's layers in FP8, by what one scale is for: a tensor, a block, or 32 numbers. For
+    platforms that have it, over bf16; delayed scaling is left out, whose history a checkpoint would have to hold."""
     trainable: list[Literal["vision", "projector", "language"]] = Field(
         ["vision", "projector", "language"], min_length=1
     )

@@ -64,6 +64,7 @@ def language_transformer_config(config: Config, platform: Any) -> TransformerCon
         **_precision(config),
         **_recompute(config),
     }
+    platform.check_fp8(config)
     fields |= platform.transformer_config_overrides(layout.virtual_pipeline)
     return TransformerConfig(**(fields | platform.language_config_overrides(config)))
 

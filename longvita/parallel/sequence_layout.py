@@ -204,17 +204,19 @@ def _key(documents: Tensor, positions: Tensor) -> Tensor:
     return documents * _LONGEST + positions
 
 
-def zigzag(lengths: Sequence[int], cp_size: int, tp_size: int = 1) -> SequenceLayout:
+def zigzag(lengths: Sequence[int], cp_size: int, tp_size: int = 1, multiple: int = 1) -> SequenceLayout:
     """Every document in 2 x CP chunks, of which rank r holds the r-th from the start and the r-th from the end.
 
     Each document is padded to a multiple of 2 x CP (documents of no token have no piece), so that a causal mask gives
     every rank the same work (arXiv 2310.03294, and the layout that Transformer Engine's `thd` kernels take). The last
-    one is padded further, until the rows of a rank divide over tp_size: these kernels know no rows outside documents.
+    one is padded further, until the rows of each TP rank are a multiple of `multiple`: these kernels know no rows
+    outside documents.
     """
     chunks = [-(-length // (2 * cp_size)) for length in lengths]
     last = max((document for document, chunk in enumerate(chunks) if chunk), default=None)
     if last is not None:
-        chunks[last] += -sum(chunks) % (tp_size // math.gcd(tp_size, 2))
+        unit = tp_size * multiple
+        chunks[last] += -sum(chunks) % (unit // math.gcd(unit, 2))
     ranks = [*range(cp_size), *reversed(range(cp_size))]
     pieces: list[Piece] = []
     for document, chunk in enumerate(chunks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longvita.errors import UserError
@@ -26,6 +27,20 @@ if TYPE_CHECKING:
 
 class PlatformError(UserError, RuntimeError):
     """A platform that is not there, or something it cannot do."""
+
+
+@dataclass(frozen=True)
+class OptionalPackage:
+    """A package that a platform uses where it is importable, and does without where it is not."""
+
+    name: str
+    """What it is installed as."""
+    module: str
+    """What it is imported as."""
+    purpose: str
+    """What it is used for, and what is done without it."""
+    remedy: str
+    """The command that installs it."""
 
 
 class Offloaded(Protocol):
@@ -58,6 +73,9 @@ class Platform(ABC):
     extra: str | None = None
     """Extra of the package (`pip install "longvita[extra]"`) that the platform needs; None for none."""
 
+    extra_required: bool = True
+    """Whether it cannot do without the extra."""
+
     # Device
 
     @abstractmethod
@@ -87,6 +105,14 @@ class Platform(ABC):
 
         Raises PlatformError if there is no room.
         """
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables of the device and its collectives, which the launcher sets where they are not set."""
+        return {}
+
+    def optional_packages(self) -> tuple[OptionalPackage, ...]:
+        """Packages that are used where they can be imported."""
+        return ()
 
     # Patches
 
@@ -146,6 +172,14 @@ class Platform(ABC):
         cannot do.
         """
         return {}
+
+    def check_fp8(self, config: Config) -> None:
+        """Raises PlatformError, with the reason, for a config whose training.fp8 cannot run here."""
+        if config.training.fp8 is not None:
+            raise PlatformError(
+                f"training.fp8: {config.training.fp8} needs an Nvidia GPU with FP8 matrix units and Transformer "
+                f"Engine; platform {self.name} has neither: leave fp8 out"
+            )
 
     @abstractmethod
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:

@@ -136,11 +136,12 @@ def attend_chunk(
     past: keys and values [n, groups, d] of the tokens before the chunk, in blocks. Returns [t, heads, d] and the
     logsumexps [t, heads]. For generation: no gradients.
     """
-    q32 = q.float()
+    dtype = kernel.compute_dtype(q.dtype)
+    queries = q.to(dtype)
     with torch.no_grad():
-        out, lse = kernel.causal_forward(q32, k.float(), v.float(), [0, len(q)], scale)
+        out, lse = kernel.causal_forward(queries, k.to(dtype), v.to(dtype), [0, len(q)], scale)
         if past:
-            merge_into(out, lse, *attend_blocks(q32, past, scale, kernel))
+            merge_into(out, lse, *attend_blocks(queries, past, scale, kernel))
     return out.to(q.dtype), lse
 
 

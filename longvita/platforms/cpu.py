@@ -95,9 +95,10 @@ class CPUPlatform(Platform):
 
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
         """megatron-core's local layers around `PackedAttention` and `RMSNorm`."""
-        from longvita.platforms.cpu_layers import language_layer_spec
+        from longvita.platforms.attention import PackedAttention
+        from longvita.platforms.local_layers import language_layer_spec
 
-        return language_layer_spec()
+        return language_layer_spec(PackedAttention)
 
     def norm(self) -> type:
         """`RMSNorm`."""

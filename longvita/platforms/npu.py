@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from longvita.config.errors import Problem
-from longvita.platforms.base import Offloaded, Platform, PlatformError
+from longvita.platforms.base import Offloaded, OptionalPackage, Platform, PlatformError
 from megatron_patches.npu import adaptor
 from megatron_patches.patch import PatchError
 
@@ -86,6 +86,19 @@ class NPUPlatform(Platform):
         from longvita.platforms.host_copy import HostCopy
 
         return HostCopy(tensor, self._npu)
+
+    def environment(self) -> dict[str, str]:
+        """Patience while the first collectives of many processes find each other, and an allocator that grows."""
+        return {"HCCL_CONNECT_TIMEOUT": "1800", "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True"}
+
+    def optional_packages(self) -> tuple[OptionalPackage, ...]:
+        """MindSpeed, which no package index has; `activate` raises without it."""
+        return (
+            OptionalPackage(
+                "mindspeed", "mindspeed", "layers and attention of megatron-core; needed", INSTALL_MINDSPEED
+            ),
+            OptionalPackage("einops", "einops", "imported by MindSpeed; needed", "pip install einops"),
+        )
 
     # MindSpeed
 

@@ -124,7 +124,7 @@ class DocumentAttention(MegatronModule):
         if attention_bias is not None or packed_seq_params is None:
             raise ValueError("this attention takes packed documents, and no bias")
         scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
-        kernel = FusedKernel(query.dtype)
+        kernel = FusedKernel()
         out = attend_by_parts(packed_seq_params, self.layer_number, query, key, value, scale, kernel)
         if out is None:
             out = self.core(
@@ -165,12 +165,13 @@ class RMSNorm(norms.RMSNorm):
 class FusedKernel:
     """npu_fusion_attention as an AttentionKernel (longvita.parallel.context_parallel.kernel), without a gradient.
 
-    dtype: what it computes in. The operator returns maximum and sum of each softmax row, [t, heads, 8] by name for
-    packed documents, and in memory head-major inside each of them.
+    The operator returns maximum and sum of each softmax row, [t, heads, 8] by name for packed documents, and in memory
+    head-major inside each of them.
     """
 
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """As it comes: the operator's sums are fp32 whatever it is given."""
+        return dtype
 
     def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
         """See AttentionKernel."""
@@ -185,7 +186,9 @@ class FusedKernel:
         self, q: Tensor, k: Tensor, v: Tensor, ends_q: list[int], ends_k: list[int], scale: float, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         out, maximum, total, *_ = _operators().npu_fusion_attention(
-            *(x.to(self.dtype) for x in (q, k, v)),
+            q,
+            k,
+            v,
             head_num=q.shape[1],
             input_layout="TND",
             atten_mask=mask,

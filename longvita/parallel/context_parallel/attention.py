@@ -113,15 +113,19 @@ def one_run(rows: Tensor) -> dict[str, Any]:
     }
 
 
-def padded_seq_params(rows: Tensor, layout: SequenceLayout) -> LibrarySeqParams:
+def padded_seq_params(rows: Tensor, layout: SequenceLayout, real_lengths: bool = True) -> LibrarySeqParams:
     """Parameters for this rank's rows [t] of a sequence that lies `zigzag`, padding and all, over the ranks.
 
     `attention` has the documents' real and padded bounds over all ranks; documents without a token are left out.
+    real_lengths False gives the padded bounds for both, for kernels that take no padding between documents: attention
+    is causal, so no token sees the padding behind it.
     """
     ends = {piece.document: piece.end for piece in layout.pieces}
     real = torch.tensor([0, *(layout.lengths[document] for document in ends)]).cumsum(0)
     padded = torch.tensor([0, *ends.values()]).cumsum(0)
     real, padded = (bounds.to(device=rows.device, dtype=torch.int32) for bounds in (real, padded))
+    if not real_lengths:
+        real = padded
     longest = max(ends.values())
     attention = PackedSeqParams(
         qkv_format="thd",
