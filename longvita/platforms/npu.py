@@ -47,8 +47,6 @@ class NPUPlatform(Platform):
     # The fully reshardable format is saved there, and its load fails.
     optimizer_sharding_type = "dp_reshardable"
     extra = "npu"
-    precisions: tuple[str, ...] = ("bf16",)
-    """Precisions of training whose optimizer checkpoints can be loaded."""
 
     def is_available(self) -> bool:
         """Whether torch_npu is installed and finds a device."""
@@ -123,26 +121,16 @@ class NPUPlatform(Platform):
 
     def problems(self, config: Config) -> list[Problem]:
         """What MindSpeed accepts and gets wrong."""
-        found = []
-        if config.layout.ulysses not in (None, 1):
-            found.append(
-                Problem(
-                    f"is refused on {self.name}: {adaptor.REFUSED_ALGORITHMS['ulysses_cp_algo']}",
-                    "layout.ulysses",
-                    config.layout.ulysses,
-                    way_out="leave layout.ulysses out, or layout.ulysses=1: the ring is right on packed documents",
-                )
+        if config.layout.ulysses in (None, 1):
+            return []
+        return [
+            Problem(
+                f"is refused on {self.name}: {adaptor.REFUSED_ALGORITHMS['ulysses_cp_algo']}",
+                "layout.ulysses",
+                config.layout.ulysses,
+                way_out="leave layout.ulysses out, or layout.ulysses=1: the ring is right on packed documents",
             )
-        if config.training.precision not in self.precisions:
-            found.append(
-                Problem(
-                    f"is refused on {self.name}: the optimizer's checkpoints of fp32 training cannot be loaded there",
-                    "training.precision",
-                    config.training.precision,
-                    way_out="training.precision=bf16, which keeps fp32 main parameters and gradients",
-                )
-            )
-        return found
+        ]
 
     def configure(self, config: Config) -> None:
         """Tells MindSpeed the layout, before process groups and layers are made; see Platform.configure."""
@@ -154,7 +142,7 @@ class NPUPlatform(Platform):
         return [
             ("layers", "Megatron's TE-shaped layer spec, filled by MindSpeed (branch core_r0.16.0)"),
             ("context parallelism", "MindSpeed's ring over all CP ranks, each document zigzag and padded to 2 x CP"),
-            ("refused", "Ulysses and the all-gather of keys and values on packed documents; fp32 training"),
+            ("refused", "Ulysses and the all-gather of keys and values on packed documents; masks other than causal"),
             ("optimizer checkpoints", f"{self.optimizer_sharding_type}, at the TP and PP they were saved at"),
             ("vision tower", "torch_npu's fused attention, outside MindSpeed"),
             ("names replaced by MindSpeed", str(len(adaptor.replaced_names()))),

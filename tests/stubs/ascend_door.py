@@ -45,10 +45,9 @@ def platform(mindspeed_source: str | None = None) -> Any:
     from longvita.platforms.npu import NPUPlatform
 
     class NPUOverStubs(NPUPlatform):
-        """What a test needs to be otherwise: tensors on the CPU, gloo, and fp32 to compare in."""
+        """What a test needs to be otherwise: tensors on the CPU, and gloo."""
 
         backend = "gloo"
-        precisions = ("bf16", "fp32")
 
         @property
         def device(self) -> torch.device:

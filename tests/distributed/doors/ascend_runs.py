@@ -65,18 +65,18 @@ def _separate(name: str) -> str:
 
 
 def stopped_and_resumed(
-    rank: int, size: int, layouts: list[dict[str, Any]], folder: str, source: str | None = None
+    rank: int, size: int, runs: list[tuple[str, dict[str, Any]]], folder: str, source: str | None = None
 ) -> list[dict[str, Any]]:
-    """bf16 runs that are stopped after two steps, and what comes after a resume in place of going on."""
+    """Runs of some precision and layout, stopped after two steps, and what comes after a resume and without a stop."""
     platform = active_door(source)
-    return [_stop_and_resume(platform, layout, Path(folder) / str(index)) for index, layout in enumerate(layouts)]
+    return [_stop_and_resume(platform, *run, Path(folder) / str(index)) for index, run in enumerate(runs)]
 
 
-def _stop_and_resume(platform: Any, layout: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _stop_and_resume(platform: Any, precision: str, layout: dict[str, Any], folder: Path) -> dict[str, Any]:
     from longvita.training.checkpointing import Checkpointer, find_newest, load_state
     from tests.distributed.training_runs import go_on, run_config, tensors, unequal
 
-    config = run_config(layout, training={"precision": "bf16"})
+    config = run_config(layout, training={"precision": precision})
     state = _fresh(platform, config)
     before = go_on(state, 2)
     checkpointer = Checkpointer(folder, keep=1, platform=platform)
@@ -271,3 +271,28 @@ def back_again(rank: int, size: int, folder: str, layout: dict[str, Any]) -> lis
     resave(root / "cpu", root / "back", platform.optimizer_sharding_type, config, state.groups, platform)
     load_state(state, find_newest(checkpoint_root(root / "back")))
     return go_on(state, 2)
+
+
+def greedy_answers(rank: int, size: int, layouts: list[dict[str, Any]], source: str | None = None) -> list[list[int]]:
+    """Greedy tokens of the golden model at each layout, its prompt taken in chunks of seven."""
+    import torch
+
+    platform = active_door(source)
+    from longvita.checkpoint.hf import read_weights
+    from longvita.inference.engine import Engine
+    from longvita.model.build import build_model
+    from longvita.parallel.groups import initialize
+    from tests.distributed import test_generation as golden
+
+    found = []
+    for layout in layouts:
+        config = golden.golden_config(layout, chunk_size=7)
+        groups = initialize(config, platform)
+        models = build_model(config, groups, platform, fresh=False)
+        read_weights(models, golden.GOLDEN, groups)
+        engine = Engine(models, config, None, groups, platform)
+        prompt, data = golden.golden_prompt()
+        starts = torch.tensor(prompt.tile_starts)
+        found.append(engine.generate_tokens(data["input_ids"], data["images"], starts, len(golden.GREEDY_TOKENS)))
+        groups.destroy()
+    return found

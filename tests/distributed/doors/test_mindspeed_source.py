@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.doors import ascend_runs
-from tests.distributed.doors.test_npu import FOUR_PROCESSES, TOLERANCE, TWO_PROCESSES, _cpu
+from tests.distributed.doors.test_npu import FOUR_PROCESSES, RUNS, TOLERANCE, TWO_PROCESSES, _cpu
 from tests.distributed.helpers import run_distributed
 
 pytestmark = pytest.mark.mindspeed
@@ -78,11 +78,16 @@ def test_only_causal_is_causal() -> None:
     assert found["padding_causal"][1]
 
 
-def test_a_stopped_bf16_run_goes_on(tmp_path: Any) -> None:
-    layouts: list[dict[str, Any]] = [{}, {"tensor_parallel": 2, "sequence_parallel": True}]
-    for result in run(ascend_runs.stopped_and_resumed, 2, layouts, str(tmp_path))[0]:
+def test_a_stopped_run_goes_on(tmp_path: Any) -> None:
+    for result in run(ascend_runs.stopped_and_resumed, 2, RUNS, str(tmp_path))[0]:
         assert result["resumed"] == result["after"]
         assert result["different"] == []
+
+
+def test_it_answers_what_the_golden_model_answers() -> None:
+    from tests.distributed.test_generation import GREEDY_TOKENS
+
+    assert run(ascend_runs.greedy_answers, 2, [{"tensor_parallel": 2}])[0] == [GREEDY_TOKENS]
 
 
 def test_our_patches_fit() -> None:

@@ -102,17 +102,28 @@ def test_mask_types_that_lose_causality_are_refused() -> None:
         assert mask in error and "both directions" in error
 
 
-def test_a_stopped_bf16_run_goes_on_bit_by_bit(tmp_path: Any) -> None:
-    layouts: list[dict[str, Any]] = [
-        {},
-        {"tensor_parallel": 2, "sequence_parallel": True},
-        {"context_parallel": 2},
-    ]
-    for results in run_distributed(ascend_runs.stopped_and_resumed, 2, layouts, str(tmp_path), fresh=True):
+RUNS: list[tuple[str, dict[str, Any]]] = [
+    ("bf16", {}),
+    ("bf16", {"tensor_parallel": 2, "sequence_parallel": True}),
+    ("bf16", {"context_parallel": 2}),
+    ("fp32", {}),
+]
+
+
+def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Any) -> None:
+    for results in run_distributed(ascend_runs.stopped_and_resumed, 2, RUNS, str(tmp_path), fresh=True):
         for result in results:
             assert result["resumed"] == result["after"]
             assert result["different"] == []
             assert result["before"] != result["after"]
+
+
+def test_it_answers_what_the_golden_model_answers() -> None:
+    from tests.distributed.test_generation import GREEDY_TOKENS
+
+    layouts: list[dict[str, Any]] = [{"tensor_parallel": 2}, {"context_parallel": 2}]
+    for answers in run_distributed(ascend_runs.greedy_answers, 2, layouts, fresh=True):
+        assert answers == [GREEDY_TOKENS] * len(layouts)
 
 
 def test_the_optimizer_s_format_is_converted_both_ways(tmp_path: Any) -> None:
@@ -125,5 +136,5 @@ def test_the_optimizer_s_format_is_converted_both_ways(tmp_path: Any) -> None:
     assert "saved on platform npu" in here["error"] and "--optimizer fully_reshardable" in here["error"]
     back = run_distributed(ascend_runs.back_again, 2, str(tmp_path), {"context_parallel": 2}, fresh=True)[0]
     for found in (here["after"], back):
-        # In fp32, which shows a moment in a wrong place; on the device this precision is refused.
+        # In fp32, which shows a moment in a wrong place.
         assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in there["after"]], rel=1e-5)
