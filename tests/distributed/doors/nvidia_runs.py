@@ -9,7 +9,7 @@ FUSED_NAMES = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
-"""Norms that Transformer Engine's layers hold in the linear layer behind them, and their names where they stand alone."""
+"""Norms that Transformer Engine's layers hold in the linear behind them, and their names where they stand alone."""
 
 
 def active_door(library: str) -> Any:
