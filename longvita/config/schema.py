@@ -302,6 +302,9 @@ class TrainingConfig(Section):
     again in the backward pass and keep nothing but their input."""
     vision_chunk_size: int = Field(64, ge=1)
     """Tiles of a process that are encoded, and whose features travel, at once."""
+    megatron: dict[str, bool | int | float | str | list[str] | None] = {}
+    """Fields of megatron-core's TransformerConfig, by their names there, for the language model: captured
+    graphs, fused kernels, overlap. What this config has fields for is refused."""
     overlap_grad_reduce: bool = True
     """Whether gradient reduction over DP overlaps with the backward pass."""
     validation_interval: int = Field(0, ge=0)

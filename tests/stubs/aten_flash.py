@@ -1,4 +1,4 @@
-"""torch's aten._flash_attention_forward and _backward (torch 2.13) in plain products: packed documents, the real schema.
+"""Stands in for torch's aten._flash_attention_forward and _backward (torch 2.13): packed documents by products.
 
 tests/unit/platforms/test_flash_kernels.py compares the parameters with the schema of the installed torch.
 """

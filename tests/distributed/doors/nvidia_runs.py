@@ -9,7 +9,7 @@ FUSED_NAMES = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
-"""Norms that Transformer Engine's layers hold in the linear layer behind them, and their names where they stand alone."""
+"""Norms that Transformer Engine's layers hold in the linear behind them, and their names where they stand alone."""
 
 
 def active_door(library: str) -> Any:
@@ -114,3 +114,20 @@ def _fresh(platform: Any, config: Any) -> Any:
     from longvita.training.state import build_state
 
     return build_state(config, initialize(config, platform), platform)
+
+
+def logits_with_a_cache(rank: int, size: int, library: str, layout: dict[str, Any]) -> list[Any]:
+    """Logits of the golden model after each chunk of the golden prompt, and after each of its greedy tokens."""
+    platform = active_door(library)
+    from longvita.checkpoint.hf import read_weights
+    from longvita.inference.engine import Engine
+    from longvita.model.build import build_model
+    from longvita.parallel.groups import initialize
+    from tests.distributed.test_generation import GOLDEN, cached_logits, golden_config
+
+    config = golden_config(layout)
+    groups = initialize(config, platform)
+    models = build_model(config, groups, platform, fresh=False)
+    read_weights(models, GOLDEN, groups)
+    logits = cached_logits(Engine(models, config, None, groups, platform))
+    return [(position, row.float()) for position, row in sorted(logits.items())]

@@ -130,8 +130,7 @@ class DotProductAttention(TransformerEngineBaseModule):
             out = torch.stack([attend(*x, mask == "causal", self.softmax_scale) for x in zip(*map(_b, (q, k, v)))], 1)
             return out.flatten(2)
         assert "padding" in mask, "Attention mask type must be padding or padding_causal for qkv_format=thd!"
-        for bounds in (cu_seqlens_q, cu_seqlens_kv):
-            assert bounds is not None and bounds.dtype == torch.int32 and bounds.dim() == 1
+        assert all(bounds is not None and bounds.dtype == torch.int32 for bounds in (cu_seqlens_q, cu_seqlens_kv))
         if self.cp_group is not None:
             assert cu_seqlens_q_padded is not None and cu_seqlens_kv_padded is not None, "cu_seqlens_padded"
             assert torch.equal(cu_seqlens_q_padded, cu_seqlens_kv_padded)

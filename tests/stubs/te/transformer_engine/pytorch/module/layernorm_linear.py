@@ -64,20 +64,22 @@ class LayerNormLinear(TransformerEngineBaseModule):
         self.eps, self.normalization = eps, normalization
         self.parallel_mode, self.tp_group, self.tp_size = parallel_mode, tp_group, tp_size
         self.sequence_parallel = sequence_parallel and tp_size > 1
-        factory: dict[str, Any] = {"device": device, "dtype": params_dtype}
-        self.layer_norm_weight = torch.nn.Parameter(torch.ones(in_features, **factory))
+        self._make_parameters(bias, init_method, {"device": device, "dtype": params_dtype})
+
+    def _make_parameters(self, bias: bool, init_method: Callable | None, factory: dict[str, Any]) -> None:
+        self.layer_norm_weight = torch.nn.Parameter(torch.ones(self.in_features, **factory))
         self.layer_norm_weight.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
         self.layer_norm_bias = None
-        if normalization == "LayerNorm":
-            self.layer_norm_bias = torch.nn.Parameter(torch.zeros(in_features, **factory))
+        if self.normalization == "LayerNorm":
+            self.layer_norm_bias = torch.nn.Parameter(torch.zeros(self.in_features, **factory))
             self.layer_norm_bias.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
-        self.weight = torch.nn.Parameter(torch.empty(out_features // tp_size, in_features, **factory))
+        self.weight = torch.nn.Parameter(torch.empty(self.out_features // self.tp_size, self.in_features, **factory))
         if init_method is not None:
             init_method(self.weight)
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
         self.bias = None
         if bias:
-            self.bias = torch.nn.Parameter(torch.zeros(out_features // tp_size, **factory))
+            self.bias = torch.nn.Parameter(torch.zeros(self.out_features // self.tp_size, **factory))
             set_tensor_model_parallel_attributes(self.bias, True, 0, 1)
 
     def forward(
