@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform as machine
 import shutil
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longvita import launcher, platforms
-from longvita.platforms.base import OptionalPackage, Platform
+from longvita.platforms.base import OptionalPackage, Platform, importable
 from megatron_patches.patch import PatchError
 
 PACKAGE = "longvita"
@@ -105,7 +104,7 @@ def _package(requirement: Requirement, extra: str, required: bool) -> Component:
 
 def _optional(package: OptionalPackage) -> Component:
     """What counts is whether it can be imported: on PyPI some of these names are other projects'."""
-    there = importlib.util.find_spec(package.module) is not None
+    there = importable(package.module)
     version = None
     if there:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +42,15 @@ class OptionalPackage:
     """What it is used for, and what is done without it."""
     remedy: str
     """The command that installs it."""
+
+
+@functools.cache
+def importable(module: str) -> bool:
+    """Whether a module is there; of a dotted one the packages above it are imported, the module itself is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 class Offloaded(Protocol):

@@ -4,10 +4,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch.distributed as dist
 
 from longvita import launcher
 from longvita.launcher import LaunchError, current_place, launch
@@ -129,20 +127,3 @@ def test_a_shell_that_srun_started_alone_is_not_a_task_of_a_run(monkeypatch):
     for name, value in {"PROCID": 0, "NTASKS": 1, "LOCALID": 0, "STEP_ID": 0, "JOB_ID": 7}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     assert current_place() is None
-
-
-def test_a_platform_s_settings_are_set_where_the_run_does_not_set_them(monkeypatch):
-    clear_launchers(monkeypatch)
-    monkeypatch.setenv("LONGVITA_TEST_SET", "of the run")
-    monkeypatch.delenv("LONGVITA_TEST_UNSET", raising=False)
-    settings = {"LONGVITA_TEST_SET": "of the platform", "LONGVITA_TEST_UNSET": "of the platform"}
-    seen = {}
-
-    def set_device(local_rank: int) -> None:
-        seen.update({name: os.environ.get(name) for name in settings})
-
-    platform = SimpleNamespace(environment=lambda: settings, set_device=set_device, backend="gloo")
-    launcher.init_distributed(platform)
-    dist.destroy_process_group()
-    monkeypatch.delenv("LONGVITA_TEST_UNSET")
-    assert seen == {"LONGVITA_TEST_SET": "of the run", "LONGVITA_TEST_UNSET": "of the platform"}
