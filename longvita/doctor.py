@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longvita import launcher, platforms
-from longvita.platforms.base import OptionalPackage, Platform, importable
+from longvita.platforms.base import OptionalPackage, Platform
 from megatron_patches.patch import PatchError
 
 PACKAGE = "longvita"
@@ -104,7 +104,7 @@ def _package(requirement: Requirement, extra: str, required: bool) -> Component:
 
 def _optional(package: OptionalPackage) -> Component:
     """What counts is whether it can be imported: on PyPI some of these names are other projects'."""
-    there = importable(package.module)
+    there = package.is_there
     version = None
     if there:
         try:

@@ -30,6 +30,15 @@ class PlatformError(UserError, RuntimeError):
     """A platform that is not there, or something it cannot do."""
 
 
+@functools.cache
+def importable(module: str) -> bool:
+    """Whether a module is there; of a dotted one the packages above it are imported, the module itself is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
 @dataclass(frozen=True)
 class OptionalPackage:
     """A package that a platform uses where it is importable, and does without where it is not."""
@@ -43,14 +52,10 @@ class OptionalPackage:
     remedy: str
     """The command that installs it."""
 
-
-@functools.cache
-def importable(module: str) -> bool:
-    """Whether a module is there; of a dotted one the packages above it are imported, the module itself is not."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:
-        return False
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be imported."""
+        return importable(self.module)
 
 
 class Offloaded(Protocol):

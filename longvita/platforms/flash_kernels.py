@@ -86,7 +86,7 @@ class VarlenKernel(ABC):
 
 
 class FlashAttnKernel(VarlenKernel):
-    """flash-attn's functions below its autograd (flash_attn.flash_attn_interface; tests/stubs/flash names the commit that was read)."""
+    """flash-attn's functions below its autograd; tests/stubs/flash names the commit that they were read from."""
 
     def __init__(self) -> None:
         from flash_attn import flash_attn_interface
