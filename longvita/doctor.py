@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform as machine
 import shutil
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def _package(requirement: Requirement, extra: str, required: bool) -> Component:
 
 def _optional(package: OptionalPackage) -> Component:
     """What counts is whether it can be imported: on PyPI some of these names are other projects'."""
-    there = importlib.util.find_spec(package.module) is not None
+    there = package.is_there
     version = None
     if there:
         try:

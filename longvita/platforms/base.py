@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +31,15 @@ class PlatformError(UserError, RuntimeError):
     """A platform that is not there, or something it cannot do."""
 
 
+@functools.cache
+def importable(module: str) -> bool:
+    """Whether a module is there; of a dotted one the packages above it are imported, the module itself is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
 @dataclass(frozen=True)
 class OptionalPackage:
     """A package that a platform uses where it is importable, and does without where it is not."""
@@ -41,6 +52,11 @@ class OptionalPackage:
     """What it is used for, and what is done without it."""
     remedy: str
     """The command that installs it."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be imported."""
+        return importable(self.module)
 
 
 class Offloaded(Protocol):

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longvita.platforms.base import Offloaded, OptionalPackage, Platform, PlatformError
+from longvita.platforms.base import Offloaded, OptionalPackage, Platform, PlatformError, importable
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -41,6 +40,8 @@ FP8_CAPABILITY = {"tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
 """Oldest compute capability whose matrix units take each scaling."""
 FP8_ROWS = 16
 """Rows that FP8 products come in multiples of (Transformer Engine refuses others)."""
+APEX = "apex.optimizers"
+"""A module of Nvidia's apex alone: PyPI has another project of that name."""
 
 OPTIONAL = (
     OptionalPackage(
@@ -58,7 +59,7 @@ OPTIONAL = (
     ),
     OptionalPackage(
         "apex",
-        "apex",
+        APEX,
         "gradient accumulation fusion; fused Adam without Transformer Engine (PyPI's apex is another project)",
         "pip install --no-build-isolation --config-settings '--build-option=--cpp_ext' --config-settings "
         "'--build-option=--cuda_ext' git+https://github.com/NVIDIA/apex",
@@ -78,8 +79,8 @@ class CUDAPlatform(Platform):
     # Device
 
     def is_available(self) -> bool:
-        """Whether torch sees a GPU."""
-        return torch.cuda.is_available()
+        """Whether torch sees a GPU of Nvidia's (AMD's answer to the same names)."""
+        return torch.cuda.is_available() and torch.version.cuda is not None
 
     @property
     def device(self) -> torch.device:
@@ -109,11 +110,12 @@ class CUDAPlatform(Platform):
         """What computes attention here, for people."""
         if self.has_engine():
             return "attention and layers by Transformer Engine"
-        return f"attention by {'flash-attn' if has('flash_attn') else 'torch'}'s flash kernel, layers by megatron-core"
+        library = "flash-attn" if importable("flash_attn") else "torch"
+        return f"attention by {library}'s flash kernel, layers by megatron-core"
 
     def has_engine(self) -> bool:
         """Whether Transformer Engine is installed."""
-        return has("transformer_engine")
+        return importable("transformer_engine")
 
     def offload(self, tensor: torch.Tensor) -> Offloaded:
         """To the host's pinned memory; see longvita.platforms.pinned."""
@@ -140,7 +142,7 @@ class CUDAPlatform(Platform):
         """megatron_patches/cuda."""
         from megatron_patches import cuda
 
-        return cuda.patches(own_adam=not (self.has_engine() or has("apex")))
+        return cuda.patches(own_adam=not (self.has_engine() or importable(APEX)))
 
     # Layers
 
@@ -148,7 +150,7 @@ class CUDAPlatform(Platform):
         """Fused kernels as far as they are installed; megatron-core has the flags and the kernels."""
         return {
             # The kernel that adds to main_grad is apex's, for Transformer Engine's switch and megatron-core's alike.
-            "gradient_accumulation_fusion": has("fused_weight_gradient_mlp_cuda"),
+            "gradient_accumulation_fusion": importable("fused_weight_gradient_mlp_cuda"),
             "bias_activation_fusion": True,
             "bias_dropout_fusion": True,
             "masked_softmax_fusion": False,
@@ -211,7 +213,7 @@ class CUDAPlatform(Platform):
         """Attention in one process where Transformer Engine is not asked: flash-attn's, or torch's own."""
         from longvita.platforms.flash_kernels import FlashAttnKernel, TorchFlashKernel
 
-        return FlashAttnKernel() if has("flash_attn") else TorchFlashKernel()
+        return FlashAttnKernel() if importable("flash_attn") else TorchFlashKernel()
 
     def core_attention(self) -> type:
         """CoreAttention on `kernel`."""
@@ -331,12 +333,6 @@ class CUDAPlatform(Platform):
             "free": free + torch.cuda.memory_reserved() - used,
             "total": total,
         }
-
-
-@functools.cache
-def has(module: str) -> bool:
-    """Whether a module can be imported."""
-    return importlib.util.find_spec(module) is not None
 
 
 @functools.lru_cache(maxsize=16)

@@ -70,8 +70,7 @@ class VarlenKernel(ABC):
         if q.dtype not in HALF_TYPES:
             return plain_forward(q, k, v, rows, keys, causal, scale)
         bounds, longest = _bounds(rows, keys, q.device)
-        q, k, v = (x.contiguous() for x in (q, k, v))
-        out, lse = self.run(q, k, v, bounds, longest, causal=causal, scale=scale)
+        out, lse = self.run(_packed(q), _packed(k), _packed(v), bounds, longest, causal=causal, scale=scale)
         return out.float(), lse.transpose(0, 1).contiguous()
 
     def _backward(
@@ -82,12 +81,12 @@ class VarlenKernel(ABC):
             return plain_backward(grad, q, k, v, out, lse, rows, keys, causal, scale)
         bounds, longest = _bounds(rows, keys, q.device)
         halves = (grad.to(q.dtype), q, k, v, out.to(q.dtype))
-        inputs = (*(x.contiguous() for x in halves), lse.transpose(0, 1).contiguous())
+        inputs = (*map(_packed, halves), lse.transpose(0, 1).contiguous())
         return self.run_backward(inputs, bounds, longest, causal=causal, scale=scale)
 
 
 class FlashAttnKernel(VarlenKernel):
-    """flash-attn's functions below its autograd (flash_attn.flash_attn_interface, 2.7 and later)."""
+    """flash-attn's functions below its autograd; tests/stubs/flash names the commit that they were read from."""
 
     def __init__(self) -> None:
         from flash_attn import flash_attn_interface
@@ -151,6 +150,11 @@ class TorchFlashKernel(VarlenKernel):
         state = torch.zeros(2, dtype=torch.uint64, device=saved[0].device)
         nothing = torch.empty(0, device=saved[0].device)
         return self._run_backward(*saved, *bounds, *longest, 0.0, how["causal"], state, nothing, scale=how["scale"])
+
+
+def _packed(x: Tensor) -> Tensor:
+    """Rows and heads may lie anywhere, as in a KV cache's pages; the numbers of a head lie together."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _bounds(rows: list[int], keys: list[int], device: torch.device) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:

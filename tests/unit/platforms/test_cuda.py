@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from longvita.model.transformer_config import language_transformer_config, visio
 from longvita.parallel.context_parallel.attention import LibrarySeqParams, padded_seq_params
 from longvita.parallel.sequence_layout import zigzag
 from longvita.platforms import cuda
-from longvita.platforms.base import PlatformError
+from longvita.platforms.base import PlatformError, importable
 from longvita.platforms.cuda import CUDAPlatform
 from longvita.platforms.te_layers import method_of
 from megatron_patches import cuda as patches_of_cuda
@@ -56,6 +58,15 @@ def test_it_is_known_and_not_there_without_a_gpu() -> None:
         with pytest.raises(PlatformError, match="no device"):
             platforms.get("cuda")
         assert platforms.get("auto").name == "cpu"
+
+
+def test_it_says_what_computes_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    told = "8 x NVIDIA H200 (compute capability 9.0), attention"
+    assert WithEngine().describe() == f"{told} and layers by Transformer Engine"
+    assert WithoutEngine().describe() == f"{told} by torch's flash kernel, layers by megatron-core"
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +206,17 @@ def test_optional_packages_have_a_remedy() -> None:
     assert set(packages) == {"transformer-engine", "flash-attn", "apex"}
     assert "github.com/NVIDIA/apex" in packages["apex"].remedy
     assert all(one.remedy.startswith("pip install") for one in packages.values())
+
+
+def test_the_other_apex_is_not_taken_for_nvidias(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importable.cache_clear()
+    assert importable("apex") and not importable(cuda.APEX)
+    importable.cache_clear()
+    sys.modules.pop("apex", None)
+    assert not importable("nothing.of.the.kind")
 
 
 def test_peaks_are_those_of_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:

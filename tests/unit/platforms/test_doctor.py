@@ -72,6 +72,31 @@ def test_extras_of_other_devices_are_left_out() -> None:
     assert serve and all(one.remedy == "pip install -e '.[serve]' -c constraints.txt" for one in serve)
 
 
+def test_optional_packages_of_a_platform_are_named_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from longvita.platforms.cuda import OPTIONAL
+
+    cpu = type(platforms.get("cpu"))
+    monkeypatch.setattr(cpu, "optional_packages", lambda self: OPTIONAL)
+    monkeypatch.setattr(cpu, "environment", lambda self: {"SOME_SETTING": "1"})
+    code, text = report()
+    assert code == 0 and "SOME_SETTING=1" in text
+    missing = text.split("Missing")[1]
+    for package in OPTIONAL:
+        assert package.name in missing
+    remedies = {one.name: one.remedy for one in doctor.python_packages(platforms.get("cpu"))}
+    assert {one.name: one.remedy for one in OPTIONAL}.items() <= remedies.items()
+
+
+def test_an_extra_that_a_platform_can_do_without_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = type(platforms.get("cpu"))
+    monkeypatch.setattr(cpu, "extra", "gpu")
+    required = [one for one in doctor.python_packages(platforms.get("cpu")) if one.needed_for == "extra gpu"]
+    assert required and all(one.required for one in required)
+    monkeypatch.setattr(cpu, "extra_required", False)
+    found = [one for one in doctor.python_packages(platforms.get("cpu")) if one.needed_for == "extra gpu"]
+    assert found and not any(one.required for one in found)
+
+
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PACKAGE", "longvita-that-is-not-there")
     code, text = report()
