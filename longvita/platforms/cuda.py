@@ -346,7 +346,7 @@ def _zigzag(lengths: tuple[int, ...], cp_size: int, tp_size: int) -> SequenceLay
 def _pinned_store() -> Any:
     from longvita.platforms.pinned import PinnedStore
 
-    return PinnedStore()
+    return PinnedStore(torch.cuda)
 
 
 @functools.cache

@@ -80,10 +80,8 @@ class NPUPlatform(Platform):
         return f"{self._npu.device_count()} x {self._npu.get_device_name()}"
 
     def offload(self, tensor: torch.Tensor) -> Offloaded:
-        """To page-locked memory of the host; see longvita.platforms.host_copy."""
-        from longvita.platforms.host_copy import HostCopy
-
-        return HostCopy(tensor, self._npu)
+        """To the host's pinned memory; see longvita.platforms.pinned."""
+        return _pinned_store(self).put(tensor)
 
     def environment(self) -> dict[str, str]:
         """Patience while the first collectives of many processes find each other, and an allocator that grows."""
@@ -273,6 +271,14 @@ def repatch_arguments(config: Config) -> dict[str, Any]:
         "use_fused_rmsnorm": True,
         "use_fused_swiglu": True,
     }
+
+
+@functools.cache
+def _pinned_store(platform: NPUPlatform) -> Any:
+    from longvita.platforms.pinned import PinnedStore
+
+    # On the CPU, where a door is tested over stubs, there is no memory to pin.
+    return PinnedStore(platform._npu, pinned=platform.device.type != "cpu")
 
 
 @functools.cache

@@ -1,6 +1,8 @@
-"""Tensors of a GPU put away in the host's pinned memory, copied beside what the GPU computes."""
+"""Tensors of an accelerator put away in the host's pinned memory, copied beside what the device computes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,26 +11,31 @@ from longvita.platforms.base import PlatformError
 
 
 class PinnedStore:
-    """Copies out and back on a stream of its own, in the order of the calls."""
+    """Copies out and back on a stream of its own, in the order of the calls.
 
-    def __init__(self) -> None:
-        self.stream = torch.cuda.Stream()
+    api: the device's module of torch, with Stream, stream and current_stream. pinned: whether the host's memory is
+    page-locked, without which the device waits for the copies.
+    """
+
+    def __init__(self, api: Any, pinned: bool = True) -> None:
+        self.api, self.pinned, self.stream = api, pinned, api.Stream()
 
     def put(self, tensor: Tensor) -> Pinned:
         """Begins to copy a tensor out. Raises PlatformError if the host has no pinned memory left for it."""
         source = tensor.detach()
         try:
-            host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            host = torch.empty(source.shape, dtype=source.dtype, pin_memory=self.pinned)
         except RuntimeError as error:
             raise PlatformError(
                 f"training.recompute.offload: no {source.nbytes} bytes of pinned memory on the host ({error}); "
                 "fewer processes a machine, shorter sequences, or offload=false"
             ) from error
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        self.stream.wait_stream(self.api.current_stream())
+        with self.api.stream(self.stream):
             host.copy_(source, non_blocking=True)
-        # The allocator shall not hand the memory out before the copy has been made.
-        source.record_stream(self.stream)
+        if self.pinned:
+            # The allocator shall not hand the memory out before the copy has been made.
+            source.record_stream(self.stream)
         return Pinned(self, host, source.device)
 
 
@@ -42,16 +49,17 @@ class Pinned:
     def start(self) -> None:
         """Begins to copy it back."""
         if self._back is None:
-            with torch.cuda.stream(self._store.stream):
+            with self._store.api.stream(self._store.stream):
                 self._back = torch.empty(self._host.shape, dtype=self._host.dtype, device=self._device)
                 self._back.copy_(self._host, non_blocking=True)
 
     def fetch(self) -> Tensor:
-        """The tensor on the GPU; what uses it next waits for the copy, the caller does not."""
+        """The tensor on the device; what uses it next waits for the copy, the caller does not."""
         self.start()
-        back, current = self._back, torch.cuda.current_stream()
+        back, current = self._back, self._store.api.current_stream()
         if back is None:
             raise RuntimeError("nothing was started")
         current.wait_stream(self._store.stream)
-        back.record_stream(current)
+        if self._store.pinned:
+            back.record_stream(current)
         return back

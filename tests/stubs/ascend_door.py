@@ -41,7 +41,6 @@ def platform(mindspeed_source: str | None = None) -> Any:
         from tests.stubs.every_device import make_every_device_the_cpu
 
         make_every_device_the_cpu()
-    from longvita.platforms.host_copy import HostCopy
     from longvita.platforms.npu import NPUPlatform
 
     class NPUOverStubs(NPUPlatform):
@@ -52,9 +51,6 @@ def platform(mindspeed_source: str | None = None) -> Any:
         @property
         def device(self) -> torch.device:
             return torch.device("cpu")
-
-        def offload(self, tensor: torch.Tensor) -> HostCopy:
-            return HostCopy(tensor, self._npu, pinned=False)
 
         def patches(self) -> list:
             """megatron-core on the CPU, but for its optimizer and what else MindSpeed replaces itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from longvita import doctor
 from longvita.config import ConfigError, load
 from longvita.parallel.sequence_layout import zigzag
 from longvita.parallel.split_batch import SplitBatch
@@ -147,13 +150,22 @@ def test_the_kernel_for_generation(npu_library: Any) -> None:
 
 
 def test_a_tensor_is_put_away_and_brought_back(npu_library: Any) -> None:
-    from longvita.platforms.host_copy import HostCopy
+    from longvita.platforms.pinned import PinnedStore
 
     tensor = torch.randn(3, 5)
-    copy = HostCopy(tensor, npu_library.npu, pinned=False)
-    assert torch.equal(copy.fetch(), tensor)
-    copy.start()
-    assert torch.equal(copy.fetch(), tensor)
+    put_away = PinnedStore(npu_library.npu, pinned=False).put(tensor)
+    put_away.start()
+    assert torch.equal(put_away.fetch(), tensor)
+
+
+def test_doctor_prints_what_is_decided_here() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    doctor._print_decisions(console, NPU)
+    text = console.file.getvalue()
+    for decision in ("ring", "dp_reshardable", "Ulysses"):
+        assert decision in text
+    (mindspeed, _) = NPU.optional_packages()
+    assert "core_r0.16.0" in mindspeed.remedy
 
 
 STOP = """
