@@ -284,13 +284,16 @@ def convert(
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, such as 5GB.")] = "5GB",
     platform: PlatformOption = "auto",
     as_json: JSONOption = False,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="With --format checkpoint: the optimizer too, as fully_reshardable or dp_reshardable."),
+    ] = None,
 ) -> None:
     """Convert between training checkpoints and Hugging Face layouts."""
     from longvita.checkpoint import command
 
-    raise typer.Exit(
-        command.convert(source, target, layout_format, layout, tokenizer, dtype, max_shard_size, platform, as_json)
-    )
+    options = (tokenizer, dtype, max_shard_size, platform, as_json, optimizer)
+    raise typer.Exit(command.convert(source, target, layout_format, layout, *options))
 
 
 @app.command()

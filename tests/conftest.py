@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def write_yaml(tmp_path: Path) -> Callable[..., Path]:
 _left_out: list[str] = []
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of another project's source where it is not at hand."""
+    if os.environ.get("MINDSPEED_SOURCE"):
+        return
+    without = [item for item in items if item.get_closest_marker("mindspeed")]
+    if without:
+        config.hook.pytest_deselected(items=without)
+        items[:] = [item for item in items if item not in without]
+
+
 def pytest_deselected(items: list[pytest.Item]) -> None:
     """Remember what a marker expression left out."""
     _left_out.extend(item.nodeid for item in items)
@@ -51,6 +62,8 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List by name the tests that markers leave out; pytest itself only counts them."""
     if _left_out and not terminalreporter.config.option.keyword:
-        terminalreporter.section("deselected (tests that need an accelerator are, by default)")
+        terminalreporter.section(
+            "deselected (tests that need an accelerator, or a source that is not here, are by default)"
+        )
         for name in sorted(_left_out):
             terminalreporter.write_line(name)

@@ -46,10 +46,12 @@ def convert(
     max_shard_size: str = "5GB",
     platform: str = "auto",
     as_json: bool = False,
+    optimizer: str | None = None,
 ) -> int:
     """Converts between our training checkpoints and the Hugging Face layouts; 0 when done.
 
     `dtype` is bf16, fp32 or None for the source's; `layout` is how the model is built on the way, where one is.
+    `optimizer` is the format of the optimizer's state in a new checkpoint of a training checkpoint, None for none.
     """
     from longvita.checkpoint.convert import convert_folder
     from longvita.checkpoint.media_limits import read_media_limits, write_media_limits
@@ -59,6 +61,8 @@ def convert(
         raise CheckpointError(f"--format {layout_format!r} is none of {', '.join(FORMATS)}")
     if dtype is not None and dtype not in DTYPES:
         raise CheckpointError(f"--dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    if optimizer is not None:
+        _check_optimizer_format(source, layout_format, optimizer)
     folder, start = Path(target), time.monotonic()
     with_model = is_training_checkpoint(source) or layout_format == "checkpoint"
     if not with_model and not _is_first_process():
@@ -66,7 +70,9 @@ def convert(
     _check_target(folder)
     limits = read_media_limits(source)
     options = {"format": layout_format, "tokenizer": tokenizer, "dtype": dtype, "max_shard_size": max_shard_size}
-    if with_model:
+    if optimizer is not None:
+        code = _convert_optimizer(source, folder, layout, platform, optimizer)
+    elif with_model:
         code = _convert_with_model(source, folder, layout, platform, limits, options)
     else:
         held = load_source_tokenizer(source, tokenizer)
@@ -112,6 +118,25 @@ def _convert_with_model(
     _check(config)
     payload = {"source": source, "target": str(folder), "config": dump(config), **options}
     return launch("longvita.checkpoint.command:convert_process", payload, _processes(config))
+
+
+def _check_optimizer_format(source: str, layout_format: str, optimizer: str) -> None:
+    from longvita.checkpoint.optimizer_format import FORMATS
+    from longvita.checkpoint.sources import is_training_checkpoint
+
+    if optimizer not in FORMATS:
+        raise CheckpointError(f"--optimizer {optimizer!r} is none of {', '.join(FORMATS)}")
+    if layout_format != "checkpoint" or not is_training_checkpoint(source):
+        raise CheckpointError("--optimizer goes with --format checkpoint, from a training checkpoint")
+
+
+def _convert_optimizer(source: str, folder: Path, layout: str, platform: str, optimizer: str) -> int:
+    from longvita.checkpoint.sources import training_config
+
+    config = training_config(source).model_copy(update={"layout": parse_layout(layout), "platform": platform})
+    _check(config)
+    payload = {"source": source, "target": str(folder), "config": dump(config), "optimizer": optimizer}
+    return launch("longvita.checkpoint.command:optimizer_process", payload, _processes(config))
 
 
 def _check(config: Config) -> None:
@@ -186,6 +211,11 @@ def convert_process(payload: dict[str, Any]) -> int:
     return _in_world(payload, _convert_in_world)
 
 
+def optimizer_process(payload: dict[str, Any]) -> int:
+    """One process of `longvita convert --optimizer`."""
+    return _in_world(payload, _convert_optimizer_in_world)
+
+
 def _in_world(payload: dict[str, Any], work: Callable[..., int]) -> int:
     """Joins the world and runs `work(payload, config, groups, platform)`; a user's error is told once, with code 2."""
     from longvita import platforms
@@ -212,6 +242,13 @@ def _in_world(payload: dict[str, Any], work: Callable[..., int]) -> int:
         return USER_ERROR_CODE
     finally:
         dist.destroy_process_group()
+
+
+def _convert_optimizer_in_world(payload: dict[str, Any], config: Config, groups: Any, platform: Any) -> int:
+    from longvita.checkpoint.optimizer_format import resave
+
+    resave(Path(payload["source"]), Path(payload["target"]), payload["optimizer"], config, groups, platform)
+    return 0
 
 
 def _verify_in_world(payload: dict[str, Any], config: Config, groups: Any, platform: Any) -> int:

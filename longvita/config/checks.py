@@ -304,6 +304,9 @@ def _check_training(config: Config) -> Iterator[Problem]:
     if optimizer.min_lr > optimizer.lr:
         way_out = f"optimizer.min_lr of at most {optimizer.lr}"
         yield _problem(config, "optimizer.min_lr", "is above the highest rate", way_out, ("optimizer.lr",))
+    if training.fp8 is not None and training.precision != "bf16":
+        message, way_out = "goes with bf16 alone", "training.precision=bf16"
+        yield _problem(config, "training.fp8", message, way_out, ("training.precision",))
     if recompute.granularity == "full" and config.model.language.num_layers >= config.layout.pipeline_parallel:
         most = max(layers_per_stage(config))
         if recompute.num_layers > most:

@@ -286,6 +286,9 @@ class TrainingConfig(Section):
     """Optimizer steps of the stage."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Compute precision; bf16 keeps fp32 main parameters and gradients."""
+    fp8: Literal["tensorwise", "blockwise", "mxfp8"] | None = None
+    """Products of the language model's layers in FP8, by what one scale is for: a tensor, a block, or 32 numbers. For
+    platforms that have it, over bf16; delayed scaling is left out, whose history a checkpoint would have to hold."""
     trainable: list[Literal["vision", "projector", "language"]] = Field(
         ["vision", "projector", "language"], min_length=1
     )
@@ -299,6 +302,9 @@ class TrainingConfig(Section):
     again in the backward pass and keep nothing but their input."""
     vision_chunk_size: int = Field(64, ge=1)
     """Tiles of a process that are encoded, and whose features travel, at once."""
+    megatron: dict[str, bool | int | float | str | list[str] | None] = {}
+    """Fields of megatron-core's TransformerConfig, by their names there, for the language model: captured
+    graphs, fused kernels, overlap. What this config has fields for is refused."""
     overlap_grad_reduce: bool = True
     """Whether gradient reduction over DP overlaps with the backward pass."""
     validation_interval: int = Field(0, ge=0)

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from longvita import platforms
+from longvita import launcher, platforms
 from longvita.doctor.components import Component, programs, python_packages
-from longvita.platforms.base import Platform
+from longvita.platforms.base import Platform, PlatformError
 from longvita.platforms.needs import NEEDS, Need
 from megatron_patches.patch import AppliedPatch, PatchError
 
@@ -26,9 +26,10 @@ def run(platform: str = "auto", everything: bool = False, console: Console | Non
     """
     console = console or Console()
     chosen = platforms.get(platform)
-    components = [*python_packages(chosen), *programs()]
+    components = [*python_packages(), *programs()]
     applied, failure = _activate(chosen)
     _print_summary(console, chosen, components, applied, failure)
+    _print_decisions(console, chosen)
     if everything:
         _print_versions(console, components)
         _print_patches(console, applied)
@@ -45,7 +46,7 @@ def _activate(platform: Platform) -> tuple[list[AppliedPatch], str]:
     """The platform's patches, in place now, and why they are not."""
     try:
         return platform.activate(), ""
-    except (PatchError, ImportError) as error:
+    except (PatchError, PlatformError, ImportError) as error:
         return [], f"cannot be applied: {error}"
 
 
@@ -61,10 +62,22 @@ def _print_summary(
     table.add_row("device", platform.describe())
     table.add_row("memory", memory)
     table.add_row("collectives", platform.backend)
+    for name, value in launcher.with_defaults(platform.environment()).items():
+        table.add_row("environment", f"{name}={value}")
     table.add_row("python", f"{machine.python_version()} on {machine.platform()}")
     table.add_row("packages", f"{len(fitting)} of the {len(required)} required are here: {leading}")
     table.add_row("patches", Text(failure, style="red") if failure else f"{len(applied)} in place; why: --all")
     console.print(table)
+
+
+def _print_decisions(console: Console, platform: Platform) -> None:
+    """After the patches, which it may count."""
+    decisions = platform.decisions()
+    if decisions:
+        table = Table("what", "here", title="Decided by the platform, not by the config")
+        for what, here in decisions:
+            table.add_row(what, here)
+        console.print(table)
 
 
 def _print_versions(console: Console, components: Sequence[Component]) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from packaging.requirements import Requirement
 
 from longvita import platforms
-from longvita.platforms.base import Platform
 
 PACKAGE = "longvita"
 INSTALL = "bash scripts/setup.sh"
@@ -29,7 +28,7 @@ class Component:
     remedy: str
 
 
-def python_packages(platform: Platform) -> list[Component]:
+def python_packages() -> list[Component]:
     """What the package's own metadata asks for: the core and the platform's extra are required, other extras not."""
     try:
         lines = importlib.metadata.requires(PACKAGE) or []
@@ -39,10 +38,10 @@ def python_packages(platform: Platform) -> list[Component]:
     components = [_package(requirement, "", True) for requirement in requirements if _applies(requirement, "")]
     extras = importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
     for extra in extras:
-        if extra in platforms.ACCELERATOR_EXTRAS and extra != platform.extra:
-            continue
+        if extra in platforms.ACCELERATOR_EXTRAS:
+            continue  # longvita.platforms.needs has theirs.
         members = [requirement for requirement in requirements if _applies(requirement, extra)]
-        components += [_package(requirement, extra, extra == platform.extra) for requirement in members]
+        components += [_package(requirement, extra, False) for requirement in members]
     return components
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from longvita import launcher
+from longvita import launcher, platforms
 from longvita.checkpoint.errors import CheckpointError, SharedCheckpointError
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
 from longvita.errors import UserError
@@ -36,7 +36,10 @@ def in_process(work: Callable[[Settings, dict[str, Any]], int], payload: dict[st
     """`work(settings, payload)`, the exit code of this process; a UserError is told once and ends with 2."""
     quieten()
     try:
-        return work(Settings.from_payload(payload["settings"]), payload)
+        settings = Settings.from_payload(payload["settings"])
+        # Before anything that imports megatron-core: a platform may have to come first.
+        platforms.get(settings.config.platform).activate()
+        return work(settings, payload)
     except UserError as error:
         alone = isinstance(error, CheckpointError) and not isinstance(error, SharedCheckpointError)
         if alone or is_first_process():

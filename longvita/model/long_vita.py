@@ -20,13 +20,15 @@ from longvita.model.lm_head import chunked_cross_entropy, gathered_logits, selec
 from longvita.model.projector import VisionProjection
 from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
 from longvita.model.vision import VisionModel
-from longvita.parallel.context_parallel.attention import ReplicatedAttention, SplitAttention, SplitSeqParams
+from longvita.parallel.context_parallel.attention import ReplicatedAttention, SplitSeqParams
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import undivided
 from longvita.parallel.split_batch import SplitBatch, split_batch
 from longvita.parallel.vision_sharding import exchange_rows, plan_rows, tile_rounds
 
 Mode = Literal["loss", "logits", "last"]
+EXTRA_STATE = "._extra_state"
+"""End of the names under which layers keep what is neither parameter nor buffer."""
 
 
 class LongVITA(MegatronModule):
@@ -43,7 +45,7 @@ class LongVITA(MegatronModule):
     ):
         transformer = language_transformer_config(config, platform)
         super().__init__(config=transformer)
-        self.settings, self.groups = config, groups
+        self.settings, self.groups, self.platform = config, groups, platform
         # Megatron's schedules and process groups ask for it.
         self.model_type = ModelType.encoder_or_decoder
         self.tp_group = groups.tp
@@ -113,14 +115,13 @@ class LongVITA(MegatronModule):
         every TP rank.
         """
         split = self.groups.cp_size > 1 and not batch.replicated
-        share = split_batch(batch, self.groups, self.config.sequence_parallel) if split else None
+        share = split_batch(batch, self.groups, self.platform, self.config.sequence_parallel) if split else None
         decoder_input = self._embed(batch, share) if self.pre_process else None
         if share is None:
             hidden = self.language_model(decoder_input, packed_seq_params(batch, self.groups), batch.position_offset)
         else:
-            hidden = self.language_model(
-                decoder_input, self._split_seq_params(share, batch), positions=share.take(batch.position_ids[0], 0)
-            )
+            params = self.platform.split_seq_params(share, self.groups, batch.kv_cache)
+            hidden = self.language_model(decoder_input, params, positions=share.take(batch.position_ids[0], 0))
         if not self.post_process:
             return hidden
         if mode == "loss":
@@ -134,20 +135,6 @@ class LongVITA(MegatronModule):
             return self._split_logits(hidden, positions, share)
         rows = select_rows(hidden, positions, self.groups.tp, self.config.sequence_parallel)
         return gathered_logits(rows, self.language_model.output_weight(), self.groups.tp)
-
-    def _split_seq_params(self, share: SplitBatch, batch: LocalBatch) -> SplitSeqParams:
-        """The rows of this rank, in one run, and how they attend to those of the others."""
-        rows = len(share.tokens)
-        bounds = torch.tensor([0, rows], dtype=torch.int32, device=share.tokens.device)
-        return SplitSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=bounds,
-            cu_seqlens_kv=bounds,
-            max_seqlen_q=rows,
-            max_seqlen_kv=rows,
-            split=SplitAttention(share.layout, share.ring_layout, self.groups),
-            kv_cache=batch.kv_cache,
-        )
 
     def _split_logits(self, hidden: Tensor, positions: Tensor, share: SplitBatch) -> Tensor:
         """Logits [k, v] at positions of the whole micro batch, from the ranks that hold them; without a gradient."""
@@ -229,8 +216,14 @@ class LongVITA(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict[str, Any]:
-        """Megatron's sharded state; each TP rank's tower and projector are marked as replicas of TP rank 0's."""
+        """Megatron's sharded state; each TP rank's tower and projector are marked as replicas of TP rank 0's.
+
+        Without the `_extra_state` of linear layers, which holds scales of FP8: without FP8 it is empty, and the layers
+        of one platform have it where those of another have none.
+        """
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.config.fp8 is None:
+            state = {name: shard for name, shard in state.items() if not name.endswith(EXTRA_STATE)}
         for name, shard in state.items():
             if name.startswith((f"{prefix}vision_model.", f"{prefix}vision_projection.")):
                 shard.replica_id = (0, self.groups.tp_rank, self.groups.dp_cp.rank())

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from longvita.config.schema import Config
+from longvita.errors import UserError
+
+
+class FlagError(UserError, ValueError):
+    """A flag of megatron-core that cannot be set."""
 
 
 def _leave_alone(tensor: torch.Tensor) -> None:
@@ -31,6 +38,21 @@ def _recompute(config: Config) -> dict[str, Any]:
         "recompute_method": recompute.method,
         "recompute_num_layers": recompute.num_layers,
     }
+
+
+def _flags(config: Config, own: dict[str, Any]) -> dict[str, Any]:
+    """`training.megatron`. Raises FlagError for a name that megatron-core does not know, or that we set ourselves."""
+    known = {field.name for field in dataclasses.fields(TransformerConfig)}
+    for name in config.training.megatron:
+        if name in own:
+            raise FlagError(
+                f"training.megatron.{name}: follows from the model, layout and training sections; set those"
+            )
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            way_out = f"did you mean {' or '.join(close)}?" if close else "see its TransformerConfig for the names"
+            raise FlagError(f"training.megatron.{name}: megatron-core's TransformerConfig has no such field; {way_out}")
+    return dict(config.training.megatron)
 
 
 def language_transformer_config(config: Config, platform: Any) -> TransformerConfig:
@@ -64,7 +86,10 @@ def language_transformer_config(config: Config, platform: Any) -> TransformerCon
         **_precision(config),
         **_recompute(config),
     }
-    return TransformerConfig(**(fields | platform.transformer_config_overrides(layout.virtual_pipeline)))
+    platform.check_fp8(config)
+    flags = _flags(config, fields)
+    fields |= platform.transformer_config_overrides(layout.virtual_pipeline)
+    return TransformerConfig(**(fields | platform.language_config_overrides(config) | flags))
 
 
 def vision_transformer_config(config: Config, platform: Any) -> TransformerConfig:

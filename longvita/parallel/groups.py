@@ -10,7 +10,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from longvita.config.checks import ulysses_size
 from longvita.config.schema import Config
 
 
@@ -117,6 +116,7 @@ def initialize(config: Config, platform: Any) -> ParallelGroups:
             f"pipeline_parallel {layout.pipeline_parallel} x context_parallel {layout.context_parallel}); "
             f"start a multiple of {replica} processes"
         )
+    platform.configure(config)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor_parallel,
         pipeline_model_parallel_size=layout.pipeline_parallel,
@@ -127,7 +127,7 @@ def initialize(config: Config, platform: Any) -> ParallelGroups:
     collection = ProcessGroupCollection.use_mpu_process_groups()
     language = copy.copy(collection)
     language.cp = _group_of_one()
-    cp_ulysses, cp_ring = _parts_of_cp(collection.cp, ulysses_size(config))
+    cp_ulysses, cp_ring = _parts_of_cp(collection.cp, platform.ulysses_size(config))
     return ParallelGroups(
         language=language,
         vision=_groups_of_one(),

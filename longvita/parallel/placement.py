@@ -7,9 +7,10 @@ rank's share are cut, zigzag, over as many ranks as that takes. The idea is that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
-from longvita.parallel.sequence_layout import Piece, SequenceLayout, chain
+from longvita.parallel.sequence_layout import Piece, SequenceLayout, chain, sliced
 
 MOST_IMBALANCE = 1.03
 """Busiest rank's attention work over the mean that is good enough, if a layout reaches it."""
@@ -29,6 +30,18 @@ def compact(lengths: Sequence[int], cp_size: int, tp_size: int = 1) -> SequenceL
             break
         best = min(best, _place(lengths, cp_size, tp_size, share), key=imbalance)
     return best
+
+
+@functools.lru_cache(maxsize=16)
+def compact_layouts(
+    lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
+) -> tuple[SequenceLayout, SequenceLayout]:
+    """`compact` over the places of a ring, and the same with each place cut into equal runs for those that share it.
+
+    tp_size: TP ranks that a CP rank's rows are shared out over, 1 without sequence parallel.
+    """
+    ring_layout = compact(lengths, ring_size, ulysses_size * tp_size)
+    return ring_layout, sliced(ring_layout, ulysses_size)
 
 
 def rows_in_turn(rows: int, first: int, cp_size: int, cp_rank: int) -> range:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -203,19 +204,24 @@ def _key(documents: Tensor, positions: Tensor) -> Tensor:
     return documents * _LONGEST + positions
 
 
-def zigzag(lengths: Sequence[int], cp_size: int, tp_size: int = 1) -> SequenceLayout:
+def zigzag(lengths: Sequence[int], cp_size: int, tp_size: int = 1, multiple: int = 1) -> SequenceLayout:
     """Every document in 2 x CP chunks, of which rank r holds the r-th from the start and the r-th from the end.
 
     Each document is padded to a multiple of 2 x CP (documents of no token have no piece), so that a causal mask gives
-    every rank the same work (arXiv 2310.03294, and the layout that Transformer Engine's `thd` kernels take).
+    every rank the same work (arXiv 2310.03294, and the layout that Transformer Engine's `thd` kernels take). The last
+    one is padded further, until the rows of each TP rank are a multiple of `multiple`: these kernels know no rows
+    outside documents.
     """
+    chunks = [-(-length // (2 * cp_size)) for length in lengths]
+    last = max((document for document, chunk in enumerate(chunks) if chunk), default=None)
+    if last is not None:
+        unit = tp_size * multiple
+        chunks[last] += -sum(chunks) % (unit // math.gcd(unit, 2))
+    ranks = [*range(cp_size), *reversed(range(cp_size))]
     pieces: list[Piece] = []
-    for document, length in enumerate(lengths):
-        chunk = -(-length // (2 * cp_size))
-        ranks = [*range(cp_size), *reversed(range(cp_size))]
+    for document, chunk in enumerate(chunks):
         pieces += chain(document, [(chunk, rank) for rank in ranks])
-    used = sum(piece.length for piece in pieces) // cp_size
-    return SequenceLayout(tuple(lengths), tuple(pieces), cp_size, tp_size, -(-used // tp_size) * tp_size)
+    return SequenceLayout(tuple(lengths), tuple(pieces), cp_size, tp_size, 2 * sum(chunks))
 
 
 def chain(document: int, chunks: Iterable[tuple[int, int]]) -> list[Piece]:

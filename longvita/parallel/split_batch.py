@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.parallel.groups import ParallelGroups
-from longvita.parallel.placement import compact
-from longvita.parallel.sequence_layout import SequenceLayout, sliced
+from longvita.parallel.placement import compact_layouts
+from longvita.parallel.sequence_layout import SequenceLayout
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,17 @@ class SplitBatch:
         return self.take(batch.labels[0], IGNORED_LABEL)
 
 
-def split_batch(batch: LocalBatch, groups: ParallelGroups, sequence_parallel: bool) -> SplitBatch:
-    """The share of this rank of a micro batch, which every rank of the replica holds whole but for the tiles."""
+def split_batch(batch: LocalBatch, groups: ParallelGroups, platform: Any, sequence_parallel: bool) -> SplitBatch:
+    """The share of this rank of a micro batch, which every rank of the replica holds whole but for the tiles.
+
+    The platform says where documents lie; in generation they lie as our own attention over the KV cache takes them.
+    """
     tp_size = groups.tp_size if sequence_parallel else 1
     if batch.kv_cache is None:
         lengths = tuple(batch.cu_seqlens.diff().tolist())
-        ring_layout, layout = _layouts(lengths, groups.cp_ring.size(), groups.cp_ulysses.size(), tp_size)
+        ring_layout, layout = platform.sequence_layout(
+            lengths, groups.cp_ring.size(), groups.cp_ulysses.size(), tp_size
+        )
     else:
         layout = ring_layout = chunk_layout(batch.input_ids.shape[1], groups.cp_size, tp_size)
     return SplitBatch(layout, ring_layout, layout.tokens(groups.cp_rank).to(batch.input_ids.device))
@@ -47,19 +52,10 @@ def split_batch(batch: LocalBatch, groups: ParallelGroups, sequence_parallel: bo
 
 def chunk_layout(tokens: int, cp_size: int, tp_size: int) -> SequenceLayout:
     """Layout of a chunk of one sequence in generation."""
-    return _layouts((tokens,), cp_size, 1, tp_size)[1]
+    return compact_layouts((tokens,), cp_size, 1, tp_size)[1]
 
 
 def schedule_length(tokens: int, groups: ParallelGroups, sequence_parallel: bool) -> int:
     """Tokens of a micro batch with its padding, as Megatron's schedules count them: all CP ranks' rows."""
     unit = groups.cp_size * (groups.tp_size if sequence_parallel else 1)
     return -(-tokens // unit) * unit
-
-
-@functools.lru_cache(maxsize=16)
-def _layouts(
-    lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
-) -> tuple[SequenceLayout, SequenceLayout]:
-    """Documents over the ring, and each of its places cut into equal runs for the ranks that share it."""
-    ring_layout = compact(lengths, ring_size, ulysses_size * tp_size)
-    return ring_layout, sliced(ring_layout, ulysses_size)

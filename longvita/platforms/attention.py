@@ -1,104 +1,21 @@
-"""Core attention on CPU: packed documents, whole tiles, and a chunk of tokens over a KV cache.
+"""Core attention on CPU, on torch's flash kernel for it.
 
-Built on torch's flash kernel for CPU, which returns the logsumexp of each row beside the output and takes fewer
-key and value heads than query heads (GQA) as they are. What it computes in parts (a cache and a chunk) is merged
-exactly through the logsumexps.
+The kernel returns the logsumexp of each row beside the output, and takes fewer key and value heads than query heads
+(GQA) as they are.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from longvita.parallel.context_parallel.kernel import attend_blocks, merge_into
+from longvita.platforms.core_attention import CoreAttention, checked
 from longvita.platforms.document_groups import DocumentPlan, plan_documents
 
 FOLDED_ROWS = 16
 """Most rows of queries whose heads are folded: with more the kernel reads keys and values once for many rows anyway."""
-CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
-
-
-class PackedAttention(MegatronModule):
-    """softmax(q k^T * scale) v with megatron-core's core attention interface.
-
-    softmax_scale: 1/sqrt(head_dim) when None. The attention_mask argument of `forward` is not read: which keys a query
-    sees follows from packed_seq_params and attn_mask_type.
-    """
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        layer_number: int,
-        attn_mask_type: AttnMaskType,
-        attention_type: str,
-        attention_dropout: float | None = None,
-        softmax_scale: float | None = None,
-        cp_comm_type: str | None = None,
-        pg_collection: ProcessGroupCollection | None = None,
-    ) -> None:
-        super().__init__(config=config)
-        if config.context_parallel_size != 1:
-            raise ValueError(f"context_parallel_size={config.context_parallel_size}: this attention needs it to be 1")
-        if attention_dropout or (attention_dropout is None and config.attention_dropout):
-            raise ValueError(f"attention_dropout={config.attention_dropout}: this attention needs it to be 0")
-        self.layer_number = layer_number
-        self.attn_mask_type = attn_mask_type
-        self.softmax_scale = softmax_scale
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        /,
-        *,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
-    ) -> Tensor:
-        """Packed: q [t, heads, d], k and v [t, groups, d] to [t, 1, heads * d]; else q [s, b, heads, d] to [s, b, ..].
-
-        Raises ValueError for an attention bias, or document bounds that do not end with the last token.
-        """
-        if attention_bias is not None:
-            raise ValueError("attention_bias is not supported by this attention")
-        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
-        if packed_seq_params is None:
-            causal = (attn_mask_type or self.attn_mask_type) in CAUSAL
-            out = attend_batch(query, key, value, scale, causal)
-            return out.reshape(out.shape[0], out.shape[1], -1)
-        cache = getattr(packed_seq_params, "kv_cache", None)
-        split = getattr(packed_seq_params, "split", None)
-        if split is not None and cache is not None:
-            out = split.with_cache(cache, self.layer_number, query, key, value, scale, FlashKernel())
-        elif split is not None:
-            out = split(query, key, value, scale, FlashKernel())
-        elif cache is not None:
-            out = self._attend_with_cache(cache, query, key, value, scale)
-        else:
-            bounds = packed_seq_params.cu_seqlens_q_padded
-            bounds = packed_seq_params.cu_seqlens_q if bounds is None else bounds
-            out = attend_documents(query, key, value, bounds.tolist(), scale)
-        return out.reshape(out.shape[0], 1, -1)
-
-    def _attend_with_cache(self, cache: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Appends the chunk's keys and values to the cache and attends to all of them, bottom-right causally."""
-        past = cache.past(self.layer_number)
-        cache.append(self.layer_number, key, value)
-        out, lse = attend_chunk(query, key, value, past, scale)
-        if cache.watch is not None:
-            cache.watch.observe(query, past, lse, scale)
-        return out
 
 
 def attend_documents(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> Tensor:
@@ -106,9 +23,7 @@ def attend_documents(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: 
 
     bounds: starts of the documents, then t. bf16 is computed in fp32. Raises ValueError if bounds do not fit t.
     """
-    if bounds[0] != 0 or bounds[-1] != q.shape[0] or any(a > b for a, b in itertools.pairwise(bounds)):
-        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[0]}, the number of tokens; it is {bounds}")
-    plan = plan_documents(tuple(bounds))
+    plan = plan_documents(tuple(checked(bounds, len(q))))
     return _DocumentAttention.apply(q.float(), k.float(), v.float(), plan, scale).to(q.dtype)
 
 
@@ -120,24 +35,12 @@ def attend_batch(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) ->
     return out.permute(2, 0, 1, 3).to(q.dtype)
 
 
-def attend_chunk(
-    q: Tensor, k: Tensor, v: Tensor, past: Sequence[tuple[Tensor, Tensor]], scale: float
-) -> tuple[Tensor, Tensor]:
-    """A chunk's queries over what is cached and, causally, over the chunk: q [t, heads, d], k and v [t, groups, d].
-
-    past: keys and values [n, groups, d] of the tokens before the chunk, in blocks. Returns [t, heads, d] and the
-    logsumexps [t, heads]. For generation: no gradients.
-    """
-    q32, kernel = q.float(), FlashKernel()
-    with torch.no_grad():
-        out, lse = kernel.causal_forward(q32, k.float(), v.float(), [0, len(q)], scale)
-        if past:
-            merge_into(out, lse, *attend_blocks(q32, past, scale, kernel))
-    return out.to(q.dtype), lse
-
-
 class FlashKernel:
     """torch's flash kernel for CPU as an AttentionKernel (longvita.parallel.context_parallel.kernel)."""
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """fp32: products of bf16 are two hundred times slower."""
+        return torch.float32
 
     def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
         """See AttentionKernel."""
@@ -172,6 +75,20 @@ class FlashKernel:
         parts = _backward(inputs, lse.transpose(0, 1)[None].contiguous(), False, scale)
         grad_q, grad_k, grad_v = (part[0].transpose(0, 1) for part in parts)
         return grad_q, grad_k, grad_v
+
+
+class PackedAttention(CoreAttention):
+    """CoreAttention on FlashKernel; documents of like lengths go through the kernel together."""
+
+    kernel = FlashKernel()
+
+    def attend_documents(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> Tensor:
+        """See CoreAttention."""
+        return attend_documents(q, k, v, bounds, scale)
+
+    def attend_batch(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
+        """See CoreAttention."""
+        return attend_batch(q, k, v, scale, causal)
 
 
 def _unfold(x: Tensor, repeats: int) -> Tensor:

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longvita.errors import UserError
 from longvita.known_warnings import ignore_known_warnings
+from longvita.platforms import environment
 from megatron_patches import patch
 
 if TYPE_CHECKING:
     import torch
+    from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from longvita.config.errors import Problem
+    from longvita.config.schema import Config
+    from longvita.inference.kv_cache import KVCache
+    from longvita.parallel.groups import ParallelGroups
+    from longvita.parallel.sequence_layout import SequenceLayout
+    from longvita.parallel.split_batch import SplitBatch
     from megatron_patches.patch import AppliedPatch, Patch
 
 
 class PlatformError(UserError, RuntimeError):
     """A platform that is not there, or something it cannot do."""
+
+
+@functools.cache
+def importable(module: str) -> bool:
+    """Whether a module is there; of a dotted one the packages above it are imported, the module itself is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 class Offloaded(Protocol):
@@ -47,9 +66,6 @@ class Platform(ABC):
 
     optimizer_sharding_type: str
     """`distrib_optim_sharding_type` of the optimizer's checkpoints, a format that this platform can save and load."""
-
-    extra: str | None = None
-    """Extra of the package (`pip install "longvita[extra]"`) that the platform needs; None for none."""
 
     # Device
 
@@ -81,6 +97,10 @@ class Platform(ABC):
         Raises PlatformError if there is no room.
         """
 
+    def environment(self) -> dict[str, str]:
+        """Environment variables that the launcher sets where a user has not; see longvita.platforms.environment."""
+        return environment.defaults(self.name)
+
     # Patches
 
     @abstractmethod
@@ -99,15 +119,63 @@ class Platform(ABC):
         """Takes the platform's patches back."""
         patch.revert(self.patches())
 
+    # Config
+
+    def problems(self, config: Config) -> list[Problem]:
+        """What this platform refuses of a config, each with the reason and the way out."""
+        return []
+
+    def configure(self, config: Config) -> None:
+        """Makes ready for a config, before process groups and models are made for it. Again for each config.
+
+        Raises ConfigError for what `problems` finds.
+        """
+        from longvita.config.errors import ConfigError
+
+        problems = self.problems(config)
+        if problems:
+            raise ConfigError(problems)
+
+    def decisions(self) -> list[tuple[str, str]]:
+        """What this platform does otherwise than others with the same config, for people: (subject, decision)."""
+        return []
+
+    def ulysses_size(self, config: Config) -> int:
+        """CP ranks that trade tokens for heads in attention; see longvita.config.checks.ulysses_size."""
+        from longvita.config.checks import ulysses_size
+
+        return ulysses_size(config)
+
     # Layers
 
     @abstractmethod
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
         """Fields of TransformerConfig that this platform needs, with `virtual_pipeline` model chunks per stage."""
 
+    def language_config_overrides(self, config: Config) -> dict[str, Any]:
+        """Fields of the language model's TransformerConfig that follow from a run's config here, over the others.
+
+        The vision tower's config takes none of them. Raises PlatformError, with the way out, for what the platform
+        cannot do.
+        """
+        return {}
+
+    def check_fp8(self, config: Config) -> None:
+        """Raises PlatformError, with the reason, for a config whose training.fp8 cannot run here."""
+        if config.training.fp8 is not None:
+            raise PlatformError(
+                f"training.fp8: {config.training.fp8} needs an Nvidia GPU with FP8 matrix units and Transformer "
+                f"Engine; platform {self.name} has neither: leave fp8 out"
+            )
+
     @abstractmethod
-    def language_layer_spec(self, config: TransformerConfig) -> ModuleSpec:
-        """A decoder layer: RMSNorm, causal self-attention with GQA, RMSNorm, SwiGLU MLP."""
+    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
+        """A decoder layer: RMSNorm, causal self-attention with GQA, RMSNorm, SwiGLU MLP.
+
+        Its core attention takes what `split_seq_params` returns, and the parameters of whole micro batches and of
+        generation (longvita.platforms.core_attention.attend_by_parts does what is split or cached).
+        groups: for attention that does context parallelism itself; None for a layer that never sees a split sequence.
+        """
 
     @abstractmethod
     def norm(self) -> type:
@@ -124,6 +192,34 @@ class Platform(ABC):
     @abstractmethod
     def vision_norm(self) -> type:
         """LayerNorm(config, hidden_size, eps) of the vision tower."""
+
+    # Sequences under context parallelism
+
+    def sequence_layout(
+        self, lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
+    ) -> tuple[SequenceLayout, SequenceLayout]:
+        """Where documents of these lengths lie: over the places of the ring, and over all context-parallel ranks.
+
+        ring_size x ulysses_size is CP; tp_size: TP ranks that share a CP rank's rows, 1 without sequence parallel. Both
+        are the same layout for attention that knows no ring of groups. This one, for our own attention, cuts few
+        documents; libraries for attention want `zigzag` over all ranks.
+        """
+        from longvita.parallel.placement import compact_layouts
+
+        return compact_layouts(lengths, ring_size, ulysses_size, tp_size)
+
+    def split_seq_params(
+        self, share: SplitBatch, groups: ParallelGroups, kv_cache: KVCache | None = None
+    ) -> PackedSeqParams:
+        """What core attention takes for this rank's rows of a micro batch: for all else they are one run, [0, t].
+
+        With a kv_cache the rows are a chunk in generation, which lies as our own attention takes it on every platform.
+        Rotary positions do not follow from this: the model gives each row's.
+        """
+        from longvita.parallel.context_parallel.attention import SplitAttention, SplitSeqParams, one_run
+
+        split = SplitAttention(share.layout, share.ring_layout, groups)
+        return SplitSeqParams(**one_run(share.tokens), split=split, kv_cache=kv_cache)
 
     # Random numbers
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from longvita.parallel.groups import ParallelGroups
     from megatron_patches.patch import AppliedPatch, Patch
 
 MATMUL_SIZE = 1024
@@ -92,11 +93,12 @@ class CPUPlatform(Platform):
             "moe_token_dispatcher_type": "alltoall",
         }
 
-    def language_layer_spec(self, config: TransformerConfig) -> ModuleSpec:
+    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
         """megatron-core's local layers around `PackedAttention` and `RMSNorm`."""
-        from longvita.platforms.cpu_layers import language_layer_spec
+        from longvita.platforms.attention import PackedAttention
+        from longvita.platforms.local_layers import language_layer_spec
 
-        return language_layer_spec()
+        return language_layer_spec(PackedAttention)
 
     def norm(self) -> type:
         """`RMSNorm`."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
+from longvita.platforms.base import importable
+
 CANN = Path("/usr/local/Ascend/ascend-toolkit/latest")
 """Where Huawei's installer puts the toolkit."""
+APEX = "apex.optimizers"
+"""A module of Nvidia's apex alone: PyPI has another project of that name."""
+INSTALL_ENGINE = "pip install --no-build-isolation -e '.[gpu]' -c constraints.txt"
+INSTALL_MINDSPEED = "git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git && pip install -e ./MindSpeed"
+"""The packages of that name on PyPI are placeholders."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,7 @@ class Need:
     found: str | None
     """Its version or place; None where it is missing."""
     purpose: str
+    """What it is for, and of what is optional, what is done without it."""
     remedy: str
     """The command that brings it."""
     required: bool = True
@@ -32,22 +41,22 @@ def nvidia_needs() -> list[Need]:
         Need("torch for CUDA", _torch_for_cuda(), "everything", "pip install --force-reinstall torch==2.13.0"),
         Need(
             "transformer-engine",
-            _version("transformer-engine"),
-            "the fastest layers and attention, FP8",
-            "pip install --no-build-isolation -e '.[gpu]' -c constraints.txt",
+            _version("transformer-engine>=2.9", "transformer_engine"),
+            "fused layers and attention, FP8; else megatron-core's own layers",
+            INSTALL_ENGINE,
             required=False,
         ),
         Need(
             "flash-attn",
-            _version("flash-attn"),
-            "attention without Transformer Engine; torch's own otherwise",
+            _version("flash-attn", "flash_attn"),
+            "attention without Transformer Engine, and generation; else torch's",
             "pip install --no-build-isolation flash-attn",
             required=False,
         ),
         Need(
             "apex",
-            _module("amp_C"),
-            "fused Adam, gradients accumulated within matrix products",
+            _version("apex", APEX),
+            "gradients accumulated within matrix products, fused Adam",
             "git clone https://github.com/NVIDIA/apex && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install "
             "--no-build-isolation ./apex",
             required=False,
@@ -71,13 +80,19 @@ def ascend_needs() -> list[Need]:
             "bash Ascend-cann-toolkit_*_linux-$(uname -m).run --install && source "
             "/usr/local/Ascend/ascend-toolkit/set_env.sh",
         ),
-        Need("torch-npu", _version("torch-npu"), "everything", "pip install -e '.[npu]' -c constraints.txt"),
+        Need(
+            "torch-npu",
+            _version("torch-npu>=2.7.1", "torch_npu"),
+            "everything",
+            "pip install -e '.[npu]' -c constraints.txt",
+        ),
         Need(
             "mindspeed",
-            _version("mindspeed"),
-            "layers, attention, context parallelism (the package of that name on PyPI is a placeholder)",
-            "git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git && pip install -e ./MindSpeed",
+            _version("mindspeed", "mindspeed"),
+            "layers and attention; PyPI's package of that name is a placeholder",
+            INSTALL_MINDSPEED,
         ),
+        Need("einops", _version("einops", "einops"), "MindSpeed", "pip install einops"),
     ]
 
 
@@ -85,15 +100,19 @@ NEEDS = {"cuda": ("Nvidia", nvidia_needs), "npu": ("Ascend", ascend_needs)}
 """By the name of a platform: its maker, and what a machine needs."""
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+def _version(wanted: str, module: str) -> str | None:
+    """The version of a package whose module can be imported; None where that fails or it is not the wanted one.
+
+    What counts is the module: on PyPI some of these names are other projects'.
+    """
+    if not importable(module):
         return None
-
-
-def _module(name: str) -> str | None:
-    return "installed" if importlib.util.find_spec(name) is not None else None
+    requirement = Requirement(wanted)
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return "importable"
+    return version if requirement.specifier.contains(version, prereleases=True) else None
 
 
 def _torch_for_cuda() -> str | None:

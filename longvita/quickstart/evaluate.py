@@ -80,16 +80,17 @@ def _sit(exams: list[tuple[Exam, Config]], platform: Any) -> None:
 def count_right(model: LongVITA, config: Config, groups: ParallelGroups, source: str) -> list[int]:
     """Right and all answers of one source, over all replicas."""
     model.eval()
-    counts = torch.zeros(2, dtype=torch.int64)
+    device = next(model.parameters()).device
+    counts = torch.zeros(2, dtype=torch.int64, device=device)
     with contextlib.closing(build_loader(config, groups, 0, VALIDATION + source)) as loader:
         for batch in loader:
-            found = right_documents(model, batch)
+            found = right_documents(model, batch.to(device))
             # The replicas end together: the loader pads the last sequences, and goes on with padding alone.
-            more = torch.tensor([found.numel()])
+            more = torch.tensor([found.numel()], device=device)
             dist.all_reduce(more, group=groups.dp)
             if not more:
                 break
-            counts += torch.tensor([int(found.sum()), found.numel()])
+            counts += torch.tensor([int(found.sum()), found.numel()], device=device)
     dist.all_reduce(counts, group=groups.dp)
     return counts.tolist()
 

@@ -27,7 +27,7 @@ from longvita.checkpoint.errors import CheckpointError
 from longvita.config import dump
 from longvita.config.schema import Config
 from longvita.data.account import Account
-from longvita.model.long_vita import LongVITA
+from longvita.model.long_vita import EXTRA_STATE, LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
 from longvita.training import manifest
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 """The run's config, for people and for tools that read the folder."""
+FULLY_RESHARDABLE = "fully_reshardable"
+"""Megatron's optimizer format that holds each parameter's state whole, for any layout."""
 _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
 
@@ -62,8 +64,10 @@ class Checkpointer:
     All methods are collectives over the whole world.
     """
 
-    def __init__(self, root: Path, keep: int, platform: Platform):
+    def __init__(self, root: Path, keep: int, platform: Platform, sharding_type: str | None = None):
+        """sharding_type: format of the optimizer's state; the one that the platform trains with when None."""
         self.root, self.keep, self.platform = root, keep, platform
+        self.sharding_type = sharding_type or platform.optimizer_sharding_type
         self._pending: _Pending | None = None
         self._snapshots = SnapshotStrategy()
         self._strategy: FullyParallelSaveStrategyWrapper | None = None
@@ -87,14 +91,14 @@ class Checkpointer:
                 self._snapshots, state.groups.dp_cp, do_cache_distribution=True
             )
         request = dist_checkpointing.save(
-            _sharded_state(state),
+            _sharded_state(state, self.sharding_type),
             str(folder),
             self._strategy,
             # The sharding is the same each time; exchanging and checking it once is enough.
             validate_access_integrity=first,
             async_sharded_save=True,
             preprocess_common_before_consistancy_check=_nothing,
-            content_metadata=_metadata(self.platform),
+            content_metadata=_metadata(self.sharding_type),
         )
         if request is None or self._snapshots.writer is None:
             raise CheckpointError(f"megatron-core did not plan the checkpoint of step {state.iteration}")
@@ -156,8 +160,8 @@ def _nothing(common: dict) -> dict:
     return {}
 
 
-def _metadata(platform: Platform) -> dict[str, Any]:
-    return {"distrib_optim_sharding_type": platform.optimizer_sharding_type, "chained_optim_avoid_prefix": True}
+def _metadata(sharding_type: str) -> dict[str, Any]:
+    return {"distrib_optim_sharding_type": sharding_type, "chained_optim_avoid_prefix": True}
 
 
 def _layout(groups: ParallelGroups) -> dict[str, int]:
@@ -165,14 +169,14 @@ def _layout(groups: ParallelGroups) -> dict[str, int]:
 
 
 def _sharded_weights(models: list[LongVITA], platform: Platform) -> dict[str, Any]:
-    metadata = _metadata(platform)
+    metadata = _metadata(platform.optimizer_sharding_type)
     return {f"chunk{index}": model.sharded_state_dict(metadata=metadata) for index, model in enumerate(models)}
 
 
-def _sharded_state(state: TrainingState, loading: bool = False) -> dict[str, Any]:
+def _sharded_state(state: TrainingState, sharding_type: str, loading: bool = False) -> dict[str, Any]:
     weights = _sharded_weights(state.models, state.platform)
     with _positions_without_padding(state.optimizer):
-        optimizer = state.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_metadata(state.platform))
+        optimizer = state.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_metadata(sharding_type))
     sharded = {"weights": weights, "optimizer": optimizer}
     return sharded if loading else sharded | {"run": _run_facts(state)}
 
@@ -211,6 +215,7 @@ def _run_facts(state: TrainingState) -> dict[str, Any]:
         "account": state.account.to_facts(),
         "scheduler": state.scheduler.state_dict(),
         "layout": _layout(state.groups),
+        "platform": state.platform.name,
         "random_states": random_states,
         "config": dump(state.config),
     }
@@ -251,20 +256,28 @@ def _shared_damage(folder: Path) -> list[str]:
     return sorted({sentence for sentences in damage for sentence in sentences})
 
 
-def load_state(state: TrainingState, folder: Path) -> None:
-    """Go on from a checkpoint, at any layout; a collective.
+@torch.no_grad()  # fp32 main parameters are views of the weights, which are written in place
+def load_state(state: TrainingState, folder: Path, foreign: bool = False) -> None:
+    """Go on from a checkpoint, at any layout that its optimizer format allows; a collective.
 
-    Rates come from the config, all else from the checkpoint. Random states are put back at the same layout only.
-    Raises CheckpointError when the checkpoint is of another run: a field that the state depends on differs.
+    Rates come from the config, all else from the checkpoint. Random states are put back at the same layout of the same
+    platform only. foreign: load a fully reshardable optimizer state past the platform's own way, which may not be able
+    to; see longvita.checkpoint.optimizer_format. Raises CheckpointError when the checkpoint is of another run (a field
+    that the state depends on differs), or in a format that cannot be loaded here.
     """
-    facts = dist_checkpointing.load_common_state_dict(str(folder))["run"]
+    common = dist_checkpointing.load_common_state_dict(str(folder))
+    facts = common["run"]
     _check_same_run(facts["config"], dump(state.config), folder)
-    _check_layout(facts["layout"], state, folder)
+    sharding_type = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)["distrib_optim_sharding_type"]
+    _check_format(sharding_type, facts, state, folder, foreign)
     settings = [{k: v for k, v in g.items() if k not in ("params", "step")} for g in state.optimizer.param_groups]
     try:
-        loaded = dist_checkpointing.load(_sharded_state(state, loading=True), str(folder))
+        loaded = dist_checkpointing.load(_sharded_state(state, sharding_type, loading=True), str(folder))
         _load_weights(state.models, loaded["weights"])
-        state.optimizer.load_state_dict(loaded["optimizer"])
+        if foreign and sharding_type == FULLY_RESHARDABLE:
+            _load_optimizer(state.optimizer, loaded["optimizer"])
+        else:
+            state.optimizer.load_state_dict(loaded["optimizer"])
     except _MISFITS as error:
         raise CheckpointError(f"{folder} does not fit this run: {_reason(error)}") from error
     for group, kept in zip(state.optimizer.param_groups, settings, strict=True):
@@ -273,8 +286,17 @@ def load_state(state: TrainingState, folder: Path) -> None:
     state.scheduler.load_state_dict(facts["scheduler"])
     state.iteration, state.consumed_sequences = facts["iteration"], facts["consumed_sequences"]
     state.account = Account.from_facts(facts.get("account"), state.consumed_sequences)
-    if facts["layout"] == _layout(state.groups):
+    if (facts["layout"], _platform(facts)) == (_layout(state.groups), state.platform.name):
         state.platform.set_rng_state(facts["random_states"][dist.get_rank()])
+
+
+def _load_optimizer(optimizer: Any, loaded: dict[str, Any]) -> None:
+    """Puts fully reshardable state into Megatron's distributed optimizer by parameters, without its load_state_dict."""
+    steps = {group["step"] for group in loaded["optimizer"]["param_groups"] if "step" in group}
+    for one in optimizer.chained_optimizers:
+        one.load_parameter_state_from_fully_reshardable(loaded["param_state"])
+        for group in one.optimizer.param_groups:
+            group["step"] = max(steps, default=0)
 
 
 def load_weights(models: list[LongVITA], folder: Path, platform: Platform) -> None:
@@ -297,8 +319,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _load_weights(models: list[LongVITA], loaded: dict[str, Any]) -> None:
+    """Raises KeyError for a parameter or buffer that is not among what was loaded, or the other way round."""
     for index, model in enumerate(models):
-        model.load_state_dict(loaded[f"chunk{index}"])
+        left = model.load_state_dict(loaded[f"chunk{index}"], strict=False)
+        wrong = [name for name in (*left.missing_keys, *left.unexpected_keys) if not name.endswith(EXTRA_STATE)]
+        if wrong:
+            raise KeyError(f"weights that are on one side only: {', '.join(wrong)}")
 
 
 def whole_checkpoint(folder: Path) -> Path:
@@ -365,14 +391,34 @@ def _field(values: Any, name: str) -> Any:
     return values
 
 
-def _check_layout(saved: dict[str, int], state: TrainingState, folder: Path) -> None:
-    """Formats other than fully_reshardable hold the optimizer in pieces of the layout it was saved at."""
-    if state.platform.optimizer_sharding_type == "fully_reshardable":
-        return
-    current = _layout(state.groups)
+def _check_format(sharding_type: str, facts: dict[str, Any], state: TrainingState, folder: Path, foreign: bool) -> None:
+    """Formats other than the fully reshardable one hold the optimizer's state as one platform's process held it: cut
+    for the layout it was saved at, with parameters in the order of that platform's layers.
+    """
+    platform, way_out = state.platform, f"or start from the weights (checkpoint.initial={folder})"
+    if sharding_type == FULLY_RESHARDABLE:
+        if sharding_type == platform.optimizer_sharding_type or foreign:
+            return
+        convert = f"longvita convert --from {folder} --to FOLDER --format checkpoint --optimizer"
+        raise CheckpointError(
+            f"platform {platform.name} cannot load the optimizer of {folder}, which is {sharding_type}: make one that "
+            f"it can by `{convert} {platform.optimizer_sharding_type} --layout LAYOUT`, {way_out}"
+        )
+    if _platform(facts) != platform.name:
+        raise CheckpointError(
+            f"{folder} was saved on platform {_platform(facts)} as {sharding_type}, in the order of its own layers: on "
+            f"that platform `longvita convert --from {folder} --to FOLDER --format checkpoint --optimizer "
+            f"{FULLY_RESHARDABLE} --layout LAYOUT` makes one for all, {way_out}"
+        )
+    saved, current = facts["layout"], _layout(state.groups)
     fixed = [name for name in ("tp", "pp") if saved[name] != current[name]]
     if fixed:
         raise CheckpointError(
-            f"{folder} was saved at {saved}, this run has {current}: platform {state.platform.name} can go on at "
-            f"another dp only; keep {' and '.join(fixed)}, or start from the weights (checkpoint.initial={folder})"
+            f"{folder} was saved at {saved} as {sharding_type}, this run has {current}: that format can go on at "
+            f"another dp only; keep {' and '.join(fixed)}, {way_out}"
         )
+
+
+def _platform(facts: dict[str, Any]) -> str:
+    """Where a checkpoint was saved; those of before this was written down are of the CPU."""
+    return facts.get("platform", "cpu")

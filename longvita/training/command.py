@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longvita import launcher
+from longvita import launcher, platforms
 from longvita.config import Config, ConfigError, check_world_size, dump
 from longvita.config.checks import replica_size
 from longvita.config.errors import Problem
@@ -90,15 +90,28 @@ def _is_hub_id(name: str) -> bool:
 def run(payload: dict[str, Any]) -> int:
     """One process of a training run; what the launcher calls."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    stages = [Config.model_validate(config) for config in payload["stages"]]
+    try:
+        # Before anything that imports megatron-core: a platform may have to come first.
+        platforms.get(stages[0].platform).activate()
+    except UserError as error:
+        return _told(error, EXIT_REFUSED)
     from longvita.training.step import TrainingError
     from longvita.training.trainer import train as train_in_process
 
     try:
-        return train_in_process([Config.model_validate(config) for config in payload["stages"]])
-    except (UserError, TrainingError) as error:
-        if _is_first_to_say(str(error)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_FAILED if isinstance(error, TrainingError) else EXIT_REFUSED
+        return train_in_process(stages)
+    except TrainingError as error:
+        return _told(error, EXIT_FAILED)
+    except UserError as error:
+        return _told(error, EXIT_REFUSED)
+
+
+def _told(error: Exception, code: int) -> int:
+    """The exit code, once the error is told."""
+    if _is_first_to_say(str(error)):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return code
 
 
 def _is_first_to_say(text: str) -> bool:

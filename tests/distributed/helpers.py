@@ -53,15 +53,17 @@ def _worker(function: Callable, rank: int, world_size: int, port: int, folder: s
     path.write_bytes(pickle.dumps(result))
 
 
-def run_distributed(function: Callable, world_size: int, *args: Any) -> list[Any]:
+def run_distributed(function: Callable, world_size: int, *args: Any, fresh: bool = False) -> list[Any]:
     """`function(rank, world_size, *args)` on `world_size` processes; the list of their results by rank.
 
-    `function` must stand at the top of its module. Raises RuntimeError with the traceback of every rank that failed,
-    and kills the others.
+    `function` must stand at the top of its module. `fresh` processes have imported nothing but that module, for what
+    must come before megatron-core. Raises RuntimeError with the traceback of every rank that failed, and kills the
+    others.
     """
     # The fork server imports the heavy packages once; each process is a fork of it and starts in milliseconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context: Any = multiprocessing.get_context("spawn" if fresh else "forkserver")
+    if not fresh:
+        context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         workers = [

@@ -19,6 +19,9 @@ class GlooPlatform:
 
     backend = "gloo"
 
+    def environment(self) -> dict[str, str]:
+        return {}
+
     def set_device(self, local_rank: int) -> None:
         """A CPU has no device to choose."""
 

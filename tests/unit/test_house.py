@@ -13,10 +13,21 @@ from tests.conftest import REPOSITORY
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 500
 CODE_FOLDERS = ("longvita", "megatron_patches", "tools", "scripts", "tests", "configs")
-DOORS = ("longvita/platforms/", "megatron_patches/", "tests/unit/platforms/", "tests/unit/patches/")
+DOORS = (
+    "longvita/platforms/",
+    "megatron_patches/",
+    "tests/stubs/",
+    "tests/unit/platforms/",
+    "tests/unit/patches/",
+    "tests/distributed/doors/",
+)
 ME = "tests/unit/test_house.py"
 
 DEVICE_WORDS = re.compile(r"(?<![a-z])(cuda|npus?)(?![a-z])", re.IGNORECASE)
+DEVICE_LIBRARIES = re.compile(
+    r"torch_npu|transformer_engine|\bflash_attn\b|\b(nccl|hccl)\b|(import|from) (apex|mindspeed)\b|mindspeed\.[a-z]",
+    re.IGNORECASE,
+)
 MARKERS = re.compile(r"pytest\.mark\.npu")
 # Folders of one machine, written apart so that this file does not hold them.
 MACHINE_PATHS = re.compile("|".join(("/" + "work/", "/" + "tmp/", "/" + "root/", r"(?<![\w/])" + "shared" + "/")))
@@ -70,6 +81,15 @@ def test_devices_are_named_behind_the_two_doors_only():
         for number, line in enumerate(read(name).splitlines(), 1):
             if DEVICE_WORDS.search(MARKERS.sub("", line)):
                 found.append(f"{name}:{number}: {line.strip()}")
+    assert found == []
+
+
+def test_libraries_of_devices_are_named_behind_the_two_doors_only():
+    found = []
+    for name in LIBRARY:
+        if not name.startswith(DOORS):
+            lines = enumerate(read(name).splitlines(), 1)
+            found += [f"{name}:{number}: {line.strip()}" for number, line in lines if DEVICE_LIBRARIES.search(line)]
     assert found == []
 
 

@@ -32,14 +32,15 @@ def cached_attention(
     """Each query over all cached tokens and, causally, over the chunk: q [t, heads, d], k and v [t, groups, d] to q's.
 
     q, k, v: this rank's rows of the chunk, in the order of `layout`, one document. past: the keys and values
-    [n, groups, d] that this rank has cached, in blocks, or in none; None when no rank has cached any. Computed in fp32;
-    rows of padding are zero. A collective over the group.
+    [n, groups, d] that this rank has cached, in blocks, or in none; None when no rank has cached any. Parts are merged
+    in fp32; rows of padding are zero. A collective over the group.
     """
-    q32, k32, v32 = q.float(), k.float(), v.float()
-    out, lse = ring_forward(q32, k32, v32, plan_ring(layout, group.rank()), scale, kernel, group)
+    dtype = kernel.compute_dtype(q.dtype)
+    queries = q.to(dtype)
+    out, lse = ring_forward(queries, k.to(dtype), v.to(dtype), plan_ring(layout, group.rank()), scale, kernel, group)
     if past is not None:
         own = slice(layout.used[group.rank()])
-        for part in _over_the_past(q32, past, layout, scale, kernel, group):
+        for part in _over_the_past(queries, past, layout, scale, kernel, group):
             merge_into(out[own], lse[own], part[own, :, :-1], part[own, :, -1])
     return out.to(q.dtype)
 
@@ -60,10 +61,11 @@ def replicated_attention(
     logsumexps [t, heads], the same bits on every rank, for all merge the same parts in the same order. A collective
     over the group.
     """
-    q32 = q.float()
-    out, lse = kernel.causal_forward(q32, k.float(), v.float(), [0, len(q)], scale)
+    dtype = kernel.compute_dtype(q.dtype)
+    queries = q.to(dtype)
+    out, lse = kernel.causal_forward(queries, k.to(dtype), v.to(dtype), [0, len(q)], scale)
     if past is not None:
-        result = _attend(q32, past, scale, kernel)
+        result = _attend(queries, past, scale, kernel)
         everyone = result.new_empty((group.size() * len(q), *result.shape[1:]))
         dist.all_gather_into_tensor(everyone, result, group=group)
         for part in everyone.unflatten(0, (group.size(), -1)):
@@ -91,7 +93,7 @@ def _over_the_past(
     dist.all_gather_into_tensor(everyone, q[:width].contiguous(), group=group)
     # Ranks with fewer rows have padding at their ends, which nobody attends with.
     rows = torch.cat([torch.arange(used) + rank * width for rank, used in enumerate(layout.used)]).to(q.device)
-    results = q.new_zeros((size * width, q.shape[1], q.shape[2] + 1))
+    results = torch.zeros((size * width, q.shape[1], q.shape[2] + 1), dtype=torch.float32, device=q.device)
     results[rows] = _attend(everyone[rows], past, scale, kernel)
     received = torch.empty_like(results)
     dist.all_to_all_single(received, results, group=group)

@@ -12,8 +12,12 @@ from torch import Tensor
 class AttentionKernel(Protocol):
     """Attention of rows that lie in this process. q [t, heads, d]; k and v [u, groups, d]; heads a multiple of groups.
 
-    Outputs are fp32: out [t, heads, d] and lse [t, heads], the logsumexp of each query's scaled scores.
+    Outputs are fp32: out [t, heads, d] and lse [t, heads], the logsumexp of each query's scaled scores. Gradients are
+    fp32 or of the inputs' type.
     """
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The type in which queries, keys and values of `dtype` come, and travel."""
 
     def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
         """(out, lse), causal inside each document; `bounds` are the documents' first rows, then t."""
@@ -42,14 +46,15 @@ def merge_into(out: Tensor, lse: Tensor, more_out: Tensor, more_lse: Tensor) -> 
 def attend_blocks(
     q: Tensor, blocks: Sequence[tuple[Tensor, Tensor]], scale: float, kernel: AttentionKernel
 ) -> tuple[Tensor, Tensor]:
-    """Every query over all keys of some blocks: q [t, heads, d] fp32, each block's keys and values [n, groups, d].
+    """Every query over all keys of some blocks: q [t, heads, d], each block's keys and values [n, groups, d].
 
     Returns (out, lse) as the kernel does; over no block, zero and minus infinity.
     """
     if not blocks:
-        return torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf)
+        out = torch.zeros_like(q, dtype=torch.float32)
+        return out, out.new_full(q.shape[:2], -torch.inf)
     (keys, values), *others = blocks
-    out, lse = kernel.full_forward(q, keys.float(), values.float(), scale)
+    out, lse = kernel.full_forward(q, keys.to(q.dtype), values.to(q.dtype), scale)
     for keys, values in others:
-        merge_into(out, lse, *kernel.full_forward(q, keys.float(), values.float(), scale))
+        merge_into(out, lse, *kernel.full_forward(q, keys.to(q.dtype), values.to(q.dtype), scale))
     return out, lse

@@ -28,16 +28,19 @@ def ring_attention(
     """Causal attention inside each document of a sequence that is split over `group`.
 
     q [t, heads, d], k and v [t, groups, d]: this rank's rows, in the order of its SequenceLayout. Returns
-    [t, heads, d]; rows of padding are zero. Computed in fp32. A collective over the group, backward pass included.
+    [t, heads, d]; rows of padding are zero. Parts are merged in fp32. A collective over the group, backward pass
+    included.
     """
-    return _RingAttention.apply(q.float(), k.float(), v.float(), plan, scale, kernel, group).to(q.dtype)
+    dtype = kernel.compute_dtype(q.dtype)
+    return _RingAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), plan, scale, kernel, group).to(q.dtype)
 
 
 def ring_forward(
     q: Tensor, k: Tensor, v: Tensor, plan: RingPlan, scale: float, kernel: AttentionKernel, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
-    """The forward pass of `ring_attention` in fp32 alone: out [t, heads, d] and lse [t, heads]."""
-    out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2])
+    """The forward pass of `ring_attention` alone: out [t, heads, d] and lse [t, heads] in fp32."""
+    out = torch.zeros_like(q, dtype=torch.float32)
+    lse = out.new_zeros(q.shape[:2])
     arriving = _Arriving(plan.steps, torch.stack((k, v)), group)
     used = plan.bounds[-1]
     if used:
@@ -66,7 +69,8 @@ class _RingAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         plan, scale, kernel, grad = ctx.plan, ctx.scale, ctx.kernel, grads[0]
-        grad_q, grad_pairs = torch.zeros_like(q), q.new_zeros((2, *k.shape))
+        grad_q = torch.zeros_like(q, dtype=torch.float32)
+        grad_pairs = grad_q.new_zeros((2, *k.shape))
         arriving = _Arriving(plan.steps, torch.stack((k, v)), ctx.group)
         returning = _Returning(grad_pairs, ctx.group)
         used = plan.bounds[-1]
@@ -77,7 +81,7 @@ class _RingAttention(torch.autograd.Function):
             )
         for step in plan.steps:
             theirs = arriving.wait()
-            grad_theirs = torch.zeros_like(theirs)
+            grad_theirs = torch.zeros_like(theirs, dtype=torch.float32)
             for block in step.blocks:
                 queries, keys = slice(*block.queries), slice(*block.keys)
                 part, grad_key, grad_value = kernel.full_backward(

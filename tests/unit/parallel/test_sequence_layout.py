@@ -62,8 +62,10 @@ def test_work_on_long_documents_is_even(build, lengths, cp_size):
 def test_zigzag_pads_each_document_and_gives_each_rank_the_same(lengths, cp_size, tp_size):
     layout = zigzag(lengths, cp_size, tp_size)
     padded = sum(-(-length // (2 * cp_size)) * 2 * cp_size for length in lengths)
-    assert layout.used == [padded // cp_size] * cp_size
-    assert 0 <= layout.local_length - padded // cp_size < tp_size
+    assert layout.used == [layout.local_length] * cp_size
+    assert 0 <= layout.local_length - padded // cp_size < 2 * tp_size
+    ends = {piece.document: piece.end for piece in layout.pieces}
+    assert all(end % (2 * cp_size) == 0 for end in ends.values())
     assert len({layout.work(rank) for rank in range(cp_size)}) == 1
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from longvita.inference import kv_cache
 from longvita.inference.kv_cache import KVCache
 from longvita.parallel.context_parallel.kernel import merge_into
-from longvita.platforms.attention import PackedAttention, attend_chunk
+from longvita.platforms.attention import FlashKernel, PackedAttention
+from longvita.platforms.core_attention import attend_chunk
 
 HEADS, GROUPS, HEAD_DIM = 6, 2, 20
 LENGTHS = {
@@ -169,9 +170,9 @@ def test_a_cache_object_without_cache_is_a_packed_sequence() -> None:
 def test_bf16_chunk_is_merged_in_fp32() -> None:
     q, k, v = (x.detach() for x in qkv(30, torch.bfloat16))
     past = [(k[:7], v[:7]), (k[7:20], v[7:20])]
-    out, _ = attend_chunk(q[20:], k[20:], v[20:], past, HEAD_DIM**-0.5)
+    out, _ = attend_chunk(q[20:], k[20:], v[20:], past, HEAD_DIM**-0.5, FlashKernel())
     wide_past = [(keys.float(), values.float()) for keys, values in past]
-    wide, _ = attend_chunk(q[20:].float(), k[20:].float(), v[20:].float(), wide_past, HEAD_DIM**-0.5)
+    wide, _ = attend_chunk(q[20:].float(), k[20:].float(), v[20:].float(), wide_past, HEAD_DIM**-0.5, FlashKernel())
     assert torch.equal(out, wide.bfloat16())
 
 
@@ -179,7 +180,7 @@ def test_merge_is_exact_for_far_apart_scores() -> None:
     q, k, v = (x.detach() for x in qkv(24))
     k = k * 40
     past = [(k[:4], v[:4]), (k[4:16], v[4:16])]
-    assert_like(attend_chunk(q[16:], k[16:], v[16:], past, HEAD_DIM**-0.5)[0], naive(q[16:], k, v), 1e-5)
+    assert_like(attend_chunk(q[16:], k[16:], v[16:], past, HEAD_DIM**-0.5, FlashKernel())[0], naive(q[16:], k, v), 1e-5)
 
 
 def test_merge_weighs_by_logsumexp() -> None:

@@ -66,11 +66,19 @@ def test_an_optional_program_is_named_and_no_failure(monkeypatch: pytest.MonkeyP
 
 
 def test_extras_of_other_devices_are_left_out() -> None:
-    found = components.python_packages(platforms.get("cpu"))
+    found = components.python_packages()
     assert not {f"extra {extra}" for extra in platforms.ACCELERATOR_EXTRAS} & {one.needed_for for one in found}
     assert {one.needed_for for one in found if one.required} == {"everything"}
     serve = [one for one in found if one.needed_for == "extra serve"]
     assert serve and all(one.remedy == "pip install -e '.[serve]' -c constraints.txt" for one in serve)
+
+
+def test_what_the_platform_sets_and_decides_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = type(platforms.get("cpu"))
+    monkeypatch.setattr(cpu, "environment", lambda self: {"SOME_SETTING": "1"})
+    monkeypatch.setattr(cpu, "decisions", lambda self: [("attention", "of our own")])
+    code, text = report()
+    assert code == 0 and "SOME_SETTING=1" in text and "of our own" in text
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Layer specs of megatron-core's local (plain torch) modules around our attention and norms."""
+"""The decoder layer of megatron-core's local (plain torch) modules around our attention and norm."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from longvita.platforms.attention import PackedAttention
 from longvita.platforms.norms import RMSNorm
 
 
-def language_layer_spec() -> ModuleSpec:
-    """A decoder layer of the language model.
+def language_layer_spec(core_attention: type) -> ModuleSpec:
+    """A decoder layer of the language model around a CoreAttention.
 
     The checkpoint names of the norms are those of Transformer Engine's fused norm and linear layers, as in
     megatron-core's local spec, so that a checkpoint fits every platform.
@@ -26,7 +25,7 @@ def language_layer_spec() -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=PackedAttention,
+            core_attention=core_attention,
             linear_proj=RowParallelLinear,
             q_layernorm=IdentityOp,
             k_layernorm=IdentityOp,

@@ -1,0 +1,109 @@
+"""What MindSpeed does when it is imported, and `repatch`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from argparse import Namespace
+from typing import Any
+
+import torch
+from torch_npu.contrib import transfer_to_npu  # noqa: F401 - imported for what its import does
+
+from mindspeed.args_utils import get_full_args, get_mindspeed_args
+from mindspeed.patch_utils import MindSpeedPatchesManager
+
+register = MindSpeedPatchesManager.register_patch
+TE = "megatron.core.extensions.transformer_engine"
+
+
+def repatch(args: dict[str, Any] | Namespace) -> None:
+    """Lays values over the arguments, and replaces all names anew."""
+    MindSpeedPatchesManager.remove_patches()
+    full_args = get_full_args()
+    for key, value in (args if isinstance(args, dict) else vars(args)).items():
+        setattr(full_args, key, value)
+    _pre_patches(full_args)
+    _patches(full_args)
+
+
+def _pre_patches(args: Namespace) -> None:
+    """Dummies of packages that megatron.core looks for when it is imported."""
+    from mindspeed.adamw import AdamW
+    from mindspeed.multi_tensor import multi_tensor_applier, multi_tensor_l2norm, multi_tensor_scale
+
+    register("importlib.metadata.version", version_wrapper)
+    for name in ("LayerNorm", "LayerNormLinear", "DotProductAttention", "Linear", "GroupedLinear"):
+        register(f"transformer_engine.pytorch.{name}", torch.nn.Module, create_dummy=True)
+    register("transformer_engine.pytorch.tensor.QuantizedTensor", torch.nn.Module, create_dummy=True)
+    register("transformer_engine.pytorch.float8_tensor.Float8Tensor", torch.nn.Module, create_dummy=True)
+    for name in ("CudaRNGStatesTracker", "activation_recompute_forward"):
+        register(f"transformer_engine.pytorch.distributed.{name}", torch.nn.Module, create_dummy=True)
+    register("transformer_engine.common.recipe.DelayedScaling", torch.nn.Module, create_dummy=True)
+    for name in ("FP8GlobalStateManager", "fp8_autocast"):
+        register(f"transformer_engine.pytorch.fp8.{name}", torch.nn.Module, create_dummy=True)
+    register("amp_C.multi_tensor_l2norm", multi_tensor_l2norm, create_dummy=True)
+    register("amp_C.multi_tensor_scale", multi_tensor_scale, create_dummy=True)
+    register("apex.multi_tensor_apply.multi_tensor_applier", multi_tensor_applier, create_dummy=True)
+    register("apex.optimizers.FusedAdam", AdamW, create_dummy=True)
+    register("apex.optimizers.FusedSGD", torch.optim.SGD, create_dummy=True)
+
+
+def version_wrapper(fn: Any) -> Any:
+    """A version for the package that is not there."""
+
+    def version(name: str, *args: Any, **kwargs: Any) -> str:
+        return "0.0" if name == "transformer-engine" else fn(name, *args, **kwargs)
+
+    return version
+
+
+def _patches(args: Namespace) -> None:
+    from mindspeed import layers
+    from mindspeed.te.pytorch.module.layernorm_column_parallel_linear import MindSpeedTELayerNormColumnParallelLinear
+    from mindspeed.transformer_config import transformer_config_init_wrapper
+
+    register("megatron.core.transformer.transformer_config.TransformerConfig.__init__", transformer_config_init_wrapper)
+    for name in (
+        "megatron.core.models.gpt.gpt_layer_specs.LNImpl",
+        "megatron.core.transformer.torch_norm.WrappedTorchNorm",
+        "megatron.core.transformer.transformer_block.LayerNormImpl",
+        f"{TE}.TENorm",
+    ):
+        register(name, layers.PTNorm)
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+
+    register(f"{TE}.TEColumnParallelLinear", ColumnParallelLinear)
+    register(f"{TE}.TERowParallelLinear", RowParallelLinear)
+    register(f"{TE}.TELayerNormColumnParallelLinear", MindSpeedTELayerNormColumnParallelLinear)
+    if args.use_fused_swiglu:
+        register("megatron.core.fusions.fused_bias_swiglu.SwiGLUFunction", layers.SwiGLUFunction)
+    _attention_patches(args)
+
+
+def _attention_patches(args: Namespace) -> None:
+    from mindspeed import attention, context_parallel
+
+    core = "megatron.core.transformer.dot_product_attention.DotProductAttention"
+    if int(getattr(args, "context_parallel_size", 1)) == 1:
+        if getattr(args, "use_flash_attn", False):
+            register(f"{core}.forward", attention.dot_product_attention_forward_wrapper)
+            register(f"{core}.__init__", attention.dot_product_attention_init_wrapper)
+        from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+        register(f"{TE}.TEDotProductAttention", DotProductAttention)
+        return
+    cp_attention = attention.cp_dot_product_attention()
+    register(core, cp_attention)
+    register(f"{TE}.TEDotProductAttention", cp_attention)
+    state = "megatron.core.parallel_state"
+    register(f"{state}.initialize_model_parallel", context_parallel.initialize_model_parallel_cp_wrapper)
+    register(f"{state}.destroy_model_parallel", context_parallel.destroy_model_parallel_cp_wrapper)
+    register(
+        "megatron.core.models.common.embeddings.rotary_pos_embedding.get_pos_emb_on_this_cp_rank",
+        context_parallel.get_pos_emb_on_this_cp_rank,
+    )
+
+
+_pre_patches(get_mindspeed_args())
+_patches(get_mindspeed_args())
+assert importlib.metadata.version("transformer-engine") == "0.0"

@@ -1,0 +1,91 @@
+"""MindSpeed's norm and column-parallel linear layer in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch_npu
+from megatron.core.parallel_state import get_tensor_model_parallel_world_size
+from megatron.core.tensor_parallel.layers import (
+    linear_with_grad_accumulation_and_async_allreduce,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from megatron.core.utils import divide
+from torch import Tensor
+
+
+class MindSpeedTELayerNormColumnParallelLinear(torch.nn.Module):
+    """Its groups are Megatron's, whatever tp_group says."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        config: Any,
+        init_method: Callable,
+        gather_output: bool,
+        bias: bool,
+        skip_bias_add: bool,
+        is_expert: bool = False,
+        skip_weight_param_allocation: bool = False,
+        tp_comm_buffer_name: str | None = None,
+        tp_group: Any = None,
+        stride: int = 1,  # what megatron-core 0.16.1 passes; two halves of one weight say 2
+    ) -> None:
+        super().__init__()
+        if gather_output or is_expert or skip_weight_param_allocation:
+            raise ValueError("Transformer Engine linear layers do not support this")
+        self.config, self.skip_bias_add = config, skip_bias_add
+        size = get_tensor_model_parallel_world_size()
+        self.sequence_parallel = config.sequence_parallel and size > 1
+        self.allreduce_dgrad = size > 1 and not self.sequence_parallel
+        rows = divide(output_size, size)
+        self.weight = torch.nn.Parameter(torch.empty(rows, input_size, dtype=config.params_dtype))
+        set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+        self.weight.allreduce = True
+        self.register_parameter("bias", None)
+        if bias:
+            self.bias = torch.nn.Parameter(torch.zeros(rows, dtype=config.params_dtype))
+            set_tensor_model_parallel_attributes(self.bias, True, 0, 1)
+        self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
+        self.layer_norm_weight.sequence_parallel = self.sequence_parallel
+        self.register_parameter("layer_norm_bias", None)
+        if config.normalization != "RMSNorm":
+            self.layer_norm_bias = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
+            self.layer_norm_bias.sequence_parallel = self.sequence_parallel
+        self.te_return_bias = skip_bias_add and bias
+
+    def _norm(self, x: Tensor) -> Tensor:
+        eps, weight = self.config.layernorm_epsilon, self.layer_norm_weight
+        if self.config.normalization == "LayerNorm":
+            return torch.nn.functional.layer_norm(x, [weight.numel()], weight, self.layer_norm_bias, eps)
+        if self.config.use_fused_rmsnorm:
+            return torch_npu.npu_rms_norm(x, weight, epsilon=eps)[0]
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+    def forward(
+        self, inp: Tensor, is_first_microbatch: bool | None = None, fp8_output: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Norm, then linear; the weight's gradient is computed whether it is trained or not."""
+        normed = self._norm(inp.contiguous())
+        if not (self.allreduce_dgrad or self.sequence_parallel):
+            normed = copy_to_tensor_model_parallel_region(normed)
+        output = linear_with_grad_accumulation_and_async_allreduce(
+            input=normed,
+            weight=self.weight,
+            bias=None if self.skip_bias_add else self.bias,
+            gradient_accumulation_fusion=self.config.gradient_accumulation_fusion,
+            allreduce_dgrad=self.allreduce_dgrad,
+            sequence_parallel=self.sequence_parallel,
+        )
+        return output, self.bias if self.te_return_bias else None
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> dict:
+        """Weight and bias in parts of axis 0."""
+        state = self.state_dict(prefix="", keep_vars=True)
+        return make_sharded_tensors_for_checkpoint(state, prefix, {"weight": 0, "bias": 0}, sharded_offsets)

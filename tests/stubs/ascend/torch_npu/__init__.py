@@ -1,0 +1,39 @@
+"""Stands for torch_npu where there is no Ascend device: its fused operators in plain torch, on the CPU.
+
+The signatures are those of torch_npu 2.13.0, as its libraries hold them (`SCHEMAS`); what an operator does with its
+arguments is from the documents of the same release (op-plugin's docs of npu_fusion_attention and others). An argument
+that is not in the schema is a TypeError, a use that the real operator refuses, or that is not modelled here, an error.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from torch_npu import npu
+from torch_npu.attention import npu_fusion_attention, npu_fusion_attention_grad
+from torch_npu.operators import (
+    npu_rms_norm,
+    npu_rms_norm_backward,
+    npu_rotary_mul,
+    npu_rotary_mul_backward,
+    npu_swiglu,
+    npu_swiglu_backward,
+)
+from torch_npu.schemas import SCHEMAS
+
+__version__ = "2.13.0"
+
+__all__ = [
+    "SCHEMAS",
+    "npu",
+    "npu_fusion_attention",
+    "npu_fusion_attention_grad",
+    "npu_rms_norm",
+    "npu_rms_norm_backward",
+    "npu_rotary_mul",
+    "npu_rotary_mul_backward",
+    "npu_swiglu",
+    "npu_swiglu_backward",
+]
+
+sys.modules["torch"].npu = npu

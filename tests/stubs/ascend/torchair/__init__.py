@@ -1,0 +1,1 @@
+"""Stands for torchair, which MindSpeed imports and uses for compiled graphs alone."""

@@ -1,0 +1,5 @@
+import torch
+
+
+class QuantizedTensor(torch.Tensor):
+    """No tensor of the stub is one."""
