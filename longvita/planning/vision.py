@@ -107,11 +107,9 @@ class Tower:
         """Bias, layer scale and residual sum: keeps the biased output, for the scale's gradient."""
         tape = self.tape
         biased = tape.operator([output], self.hidden, shares_gradient=True)
-        scaled = tape.operator(
-            [biased], self.hidden, keeps=[biased], backward_scratch=self.hidden, trained=self.trained
-        )
         # One kernel computes scale and sum; what is apart here is the gradient alone.
-        return tape.operator([scaled, residual], 0, shares_gradient=True)
+        scaled = tape.operator([biased], 0, keeps=[biased], backward_scratch=self.hidden, trained=self.trained)
+        return tape.operator([scaled, residual], self.hidden, shares_gradient=True)
 
     def _project(self, hidden: Tensor) -> Tensor:
         tape, model = self.tape, self.config.model
