@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from longvita.config.checks import layers_per_stage
@@ -28,8 +29,10 @@ class Activations:
     """What the peak consists of: attention, mlp, vision, vision features, embedding, head, communication, pipeline."""
     moments: list[Moment]
     """The history of one micro batch upon those that wait."""
-    waiting: int
+    waiting: float
     """Micro batches that wait for their backward pass beside the present one."""
+    made: int
+    """Bytes of all tensors that one micro batch makes, scratch included."""
 
 
 def rows_of_a_rank(config: Config, contents: Contents) -> Rows:
@@ -42,13 +45,24 @@ def rows_of_a_rank(config: Config, contents: Contents) -> Rows:
 
 
 def activations(
-    config: Config, kernels: Kernels, contents: Contents, stage: int, micro_batches: int = 1
+    config: Config,
+    kernels: Kernels,
+    contents: Contents,
+    stage: int,
+    micro_batches: int = 1,
+    forward_only: bool = False,
 ) -> Activations:
-    """Activations of a rank of pipeline stage `stage`, `micro_batches` a step, all with the same contents."""
+    """Activations of a rank of pipeline stage `stage`, `micro_batches` a step, all with the same contents.
+
+    forward_only: a pass that keeps nothing, as in generation, with logits of one position.
+    """
     layout = config.layout
     stages, chunks = layout.pipeline_parallel, layout.virtual_pipeline
     tape = Tape()
     run = _MicroBatch(tape, config, kernels, contents, stage)
+    if forward_only:
+        run.forward_only()
+        return Activations(tape.peak, dict(+tape.at_peak), tape.moments, 0, tape.made)
     run.forward()
     kept, kinds = tape.now, Counter(tape.live)
     permanent = tape.gathered
@@ -59,7 +73,7 @@ def activations(
     for kind, size in kinds.items():
         by_kind[kind] += int((size - (permanent if kind == "communication" else 0)) * waiting)
     moments = [Moment(moment.label, moment.size + base) for moment in tape.moments]
-    return Activations(tape.peak + base, dict(+by_kind), moments, round(waiting))
+    return Activations(tape.peak + base, dict(+by_kind), moments, waiting, tape.made)
 
 
 def _waiting(stages: int, stage: int, chunks: int, micro_batches: int) -> float:
@@ -92,6 +106,10 @@ class _MicroBatch:
         hidden = self._input()
         hidden = self._layers(hidden)
         self.output = self._loss(hidden) if self.last else hidden
+
+    def forward_only(self) -> None:
+        with self.tape.without_gradients():
+            self._layers(self._input())
 
     def backward(self) -> None:
         tape, output = self.tape, self.output
@@ -151,7 +169,7 @@ class _MicroBatch:
                 layer += 1
         return hidden
 
-    def _some_layers(self, count: int) -> object:
+    def _some_layers(self, count: int) -> Callable[[Tensor], Tensor]:
         def run(hidden: Tensor) -> Tensor:
             for _ in range(count):
                 hidden = self.decoder.layer(hidden)
@@ -184,4 +202,3 @@ class _MicroBatch:
             loss = tape.loss(picked, 4 * weight if trained else 0, logits + product, product)
             tape.drop(normed)
         return loss
-

@@ -58,6 +58,8 @@ class Tape:
     at_peak: Counter[str] = field(default_factory=Counter)
     """Bytes by kind when the peak was reached."""
     moments: list[Moment] = field(default_factory=list)
+    made: int = 0
+    """Bytes of all that was ever made: what the memory's bandwidth is asked for."""
     label: str = ""
     """What is being computed, for the history."""
     kind: str = ""
@@ -75,6 +77,7 @@ class Tape:
         if not storage.holders:
             self.live[storage.kind] += storage.size
             self.now += storage.size
+            self.made += storage.size
             self._look()
         storage.holders += 1
         return storage
@@ -86,6 +89,11 @@ class Tape:
             self.live[storage.kind] -= storage.size
             self.now -= storage.size
             self.moments.append(Moment(self.label, self.now))
+
+    def _count_as(self, storage: Storage, kind: str) -> None:
+        self.live[storage.kind] -= storage.size
+        self.live[kind] += storage.size
+        storage.kind = kind
 
     def scratch(self, size: int) -> None:
         """Memory that is taken and given back at once."""
@@ -244,6 +252,7 @@ class Tape:
         if not self._recording or not (source.differentiable or trained):
             return function(source)
         kept = self.hold(source.storage)
+        self._count_as(kept, self.kind)
         with self.without_gradients():
             made = function(source)
         output = Tensor(made.storage, made.size, True)

@@ -72,9 +72,7 @@ class Tower:
         parts = tape.views(mixed, [self.hidden] * 3)
         vision = self.config.model.vision
         statistics = self.positions * vision.num_attention_heads * self.kernels.statistics_bytes
-        out = tape.operator(
-            parts, self.hidden, keeps=parts, keeps_output=True, keeps_new=statistics, last=()
-        )
+        out = tape.operator(parts, self.hidden, keeps=parts, keeps_output=True, keeps_new=statistics, last=())
         projected = self._linear(out, self.hidden, copies=self.hidden)
         tape.drop(out, normed, *parts)
         middle = self._scale_and_add(projected, x)
