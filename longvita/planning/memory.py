@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from longvita.config.checks import check_world_size, layers_per_stage, local_query_groups
 from longvita.config.schema import Config
-from longvita.planning.activations import Activations, activations
+from longvita.planning.activations import Activations, activations, rows_of_a_rank
 from longvita.planning.contents import Contents, worst_contents
 from longvita.planning.hardware import HARDWARE, Hardware
 from longvita.planning.parameters import ELEMENT_BYTES, StateBytes, state_bytes
@@ -52,6 +52,8 @@ class StageMemory:
     """What the micro batch held that took most: video or text."""
     kv_cache: int = 0
     """Of keys and values in generation."""
+    offloaded: int = 0
+    """In the host's memory: layer inputs that wait there."""
     reserved: int = 0
     """What the device's software takes, and what is lost between blocks (assumption)."""
     moments: tuple[Moment, ...] = field(default=(), repr=False, compare=False)
@@ -92,8 +94,19 @@ def plan_memory(
             for each in contents or worst_contents(config)
         ]
         worst, name = max(found, key=lambda item: item[0].peak)
-        stages.append(_stage(stage, layers, state, worst, name, hardware))
+        held = _stage(stage, layers, state, worst, name, hardware)
+        if training.recompute.offload:
+            held = dataclasses.replace(held, offloaded=_offloaded(config, layers, worst.waiting))
+        stages.append(held)
     return stages
+
+
+def _offloaded(config: Config, layers: int, waiting: float) -> int:
+    """Layer inputs of all micro batches that wait for their backward pass."""
+    rows = rows_of_a_rank(config, worst_contents(config)[0]).residual
+    inputs = -(-layers // config.training.recompute.num_layers)
+    each = rows * config.model.language.hidden_size * ELEMENT_BYTES[config.training.precision]
+    return int((waiting + 1) * inputs * each)
 
 
 def _stage(
