@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from harness import start_process
 from megatron.core import parallel_state
+from plan_accuracy_settings import MEMORY, TIME, Setting
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
@@ -49,11 +53,76 @@ def micro_batch(contents: Contents, config: Config, groups: ParallelGroups) -> L
     )
 
 
+def run(payload: dict[str, Any]) -> int:
+    """One process: measures the settings of its number of processes and writes what it found."""
+    platform = start_process()
+    processes = dist.get_world_size()
+    memory = {name: _memory(setting, platform) for name, setting in MEMORY.items() if setting.processes == processes}
+    rates = measured_rates()
+    times = {
+        name: seconds_of_step(setting, platform) for name, setting in TIME.items() if setting.processes == processes
+    }
+    found = {"memory": memory, "times": times, "rates": rates}
+    Path(payload["folder"], f"{processes}-{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.barrier()
+    return 0
+
+
+def _memory(setting: Setting, platform: Platform) -> dict[str, int]:
+    state = start(setting.config(), platform)
+    peak = peak_of_step(state, setting.contents)
+    weights, gradients, optimizer = state_of(state)
+    place = {"stage": state.groups.pp_rank, "shard": state.groups.dp_cp.rank()}
+    return {"peak": peak, "parameters": weights, "gradients": gradients, "optimizer": optimizer, **place}
+
+
 def start(config: Config, platform: Platform) -> TrainingState:
     """A fresh state; an earlier one of this process is done with."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     return build_state(config, parallel_groups.initialize(config, platform), platform)
+
+
+def state_of(state: TrainingState) -> tuple[int, int, int]:
+    """Bytes of weights, gradients and optimizer state that this process has allocated, after a step."""
+    buffers = [buffer for chunk in state.chunks for buffer in chunk.buffers]
+    weights = _storages(parameter for model in state.models for parameter in model.parameters())
+    inner: Any = state.optimizer
+    moments, mains = 0, dict[int, int]()
+    for group in inner.optimizer.param_groups:
+        for parameter in group["params"]:
+            moments += sum(value.nbytes for value in inner.optimizer.state[parameter].values())
+            mains |= _storages([parameter])
+    copies = sum(size for address, size in mains.items() if address not in weights)
+    return sum(weights.values()), sum(buffer.grad_data.nbytes for buffer in buffers), moments + copies
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
+
+
+class InThisThread:
+    """A tensor put away in numpy's memory, which the profiler does not count, without the thread that writes files:
+    what other threads allocate or free is not seen.
+    """
+
+    def __init__(self, tensor: torch.Tensor):
+        self._away = tensor.detach().numpy().copy()
+        self._back: torch.Tensor | None = None
+
+    def start(self) -> None:
+        """See longvita.platforms.base.Offloaded."""
+        if self._back is None:
+            self._back = torch.empty(self._away.shape).copy_(torch.from_numpy(self._away))
+
+    def fetch(self) -> torch.Tensor:
+        """See longvita.platforms.base.Offloaded."""
+        self.start()
+        back, self._back = self._back, None
+        if back is None:
+            raise RuntimeError("nothing is being read")
+        return back
 
 
 def peak_of_step(state: TrainingState, contents: Contents) -> int:
@@ -63,6 +132,9 @@ def peak_of_step(state: TrainingState, contents: Contents) -> int:
     dropped before.
     """
     batches = endless(micro_batch(contents, state.config, state.groups))
+    for model in state.models:
+        if model.language_model._offload is not None:
+            model.language_model._offload = InThisThread
     train_step(state, batches)
     parallel_state.get_global_memory_buffer().buffer.clear()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -100,3 +172,46 @@ def endless(batch: LocalBatch) -> Iterator[LocalBatch]:
     """The same micro batch, again and again."""
     while True:
         yield dataclasses.replace(batch)
+
+
+def seconds_of_step(setting: Setting, platform: Platform, steps: int = 5) -> float:
+    """The fastest of some steps, which other work on the machine disturbed least."""
+    state = start(setting.config(), platform)
+    batches = endless(micro_batch(setting.contents, state.config, state.groups))
+    train_step(state, batches)
+    taken = []
+    for _ in range(steps):
+        dist.barrier()
+        begin = time.perf_counter()
+        train_step(state, batches)
+        dist.barrier()
+        taken.append(time.perf_counter() - begin)
+    return min(taken)
+
+
+def measured_rates() -> dict[str, float]:
+    """What a process gets while the others do the same: products, attention, copies and sums over processes."""
+    matrix = torch.randn(1024, 1024)
+    heads = torch.randn(1, 6, 2048, 64)
+    block = torch.randn(1 << 22)
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    rates = {
+        "flops": 2 * 1024**3 / fastest(lambda: torch.mm(matrix, matrix)),
+        "attention": 4 * 6 * 64 * 2048 * 2049 / 2 / fastest(lambda: attention(heads, heads, heads, 0.0, True)),
+        "bandwidth": 2 * block.nbytes / fastest(lambda: block.clone()),
+        "link": 1e12,
+    }
+    if dist.get_world_size() > 1:
+        rates["link"] = block.nbytes / fastest(lambda: dist.all_reduce(block))
+    return rates
+
+
+def fastest(call: Callable[[], Any], times: int = 7) -> float:
+    """Seconds of the fastest of some calls."""
+    dist.barrier()
+    taken = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begin)
+    return min(taken)
