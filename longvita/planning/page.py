@@ -93,8 +93,8 @@ def _table(stages: Sequence[StageMemory]) -> str:
     head += "<th>activations</th><th>KV cache</th><th>reserved</th><th>in the host</th><th>total</th></tr>"
     rows = []
     for stage in stages:
-        sizes = (stage.parameters, stage.gradients, stage.optimizer, stage.activations, stage.kv_cache)
-        sizes += (stage.reserved, stage.offloaded, stage.total)
+        sizes = [stage.parameters, stage.gradients, stage.optimizer, stage.activations, stage.kv_cache]
+        sizes += [stage.reserved, stage.offloaded, stage.total]
         cells = [str(stage.stage), str(stage.layers), f"{stage.parameter_count:,}", *map(gib, sizes)]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f"<table>{head}{''.join(rows)}</table>"

@@ -128,6 +128,8 @@ def show(plan: Plan, console: Console) -> None:
         say(time_text(plan.time))
     if plan.stages:
         say(verdict(plan))
+    if not plan.candidates and not plan.fits and plan.time is not None:
+        say("No layout of so many of these devices fits.")
     if plan.candidates:
         console.print(_candidate_table(plan.candidates))
         say("The first as overrides:\n" + " ".join(plan.candidates[0].overrides))

@@ -69,7 +69,8 @@ def step_time(
     micro_batches = training.global_batch_size // (training.micro_batch_size * replicas)
     parts = [_micro_batch(config, hardware, stage, contents) for stage in stages]
     slowest = max(parts, key=lambda each: each.total)
-    bubble = (layout.pipeline_parallel - 1) / layout.virtual_pipeline * slowest.total
+    # The first micro batch goes through the other stages before the slowest one is busy, or after it.
+    bubble = (sum(each.total for each in parts) - slowest.total) / layout.virtual_pipeline
     if layout.pipeline_parallel > 1:
         hidden = _hidden_bytes(config, contents, local=True)
         rate = _rate(hardware, layout.tensor_parallel * layout.context_parallel * replicas * 2)

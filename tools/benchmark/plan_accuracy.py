@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -31,28 +32,47 @@ from longvita.planning.parameters import state_bytes
 from longvita.planning.throughput import step_time
 
 STATE = ("parameters", "gradients", "optimizer")
+RATES = ("flops", "attention", "bandwidth", "link")
 
 
 def main() -> int:
     """Measures with one process, then with two, and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--only", choices=("memory", "time"), help="measure one of the two")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the times, of which the fastest count")
     arguments = parser.parse_args()
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for processes in (2, 1):
-            code = launch("plan_accuracy_runs:run", {"folder": folder}, processes)
-            if code:
-                return code
-        found = {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))}
-    print_figures({**memory_figures(found), **time_figures(found)}, arguments.json)
+        if arguments.only != "time":
+            for processes in (2, 1):
+                measure("run_memory", folder, processes)
+            figures |= memory_figures(read(folder, "memory-*.json"))
+        if arguments.only != "memory":
+            for number, processes in itertools.product(range(arguments.rounds), (2, 1)):
+                measure("run_times", folder, processes, number)
+            figures |= time_figures(read(folder, "times-*-0.json"))
+    print_figures(figures, arguments.json)
     return 0
+
+
+def measure(function: str, folder: str, processes: int, number: int = 0) -> None:
+    """Has processes measure and write what they find."""
+    code = launch(f"plan_accuracy_runs:{function}", {"folder": folder, "round": number}, processes)
+    if code:
+        raise SystemExit(code)
+
+
+def read(folder: str, pattern: str) -> dict[str, Any]:
+    """What processes wrote, by process: number of processes, rank."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob(pattern))}
 
 
 def memory_figures(found: dict[str, Any]) -> dict[str, float]:
     """Errors over all settings and processes; prints each."""
     parameters = state = worst = 0.0
-    for process, figures in found.items():
-        for name, measured in figures["memory"].items():
+    for process, settings in found.items():
+        for name, measured in settings.items():
             setting = MEMORY[name]
             config = setting.config()
             planned = state_bytes(config, setting.processes, measured["stage"], measured["shard"])
@@ -61,10 +81,8 @@ def memory_figures(found: dict[str, Any]) -> dict[str, float]:
             peak = planned_peak(setting, measured["stage"])
             error = peak / measured["peak"] - 1
             worst = max(worst, abs(error))
-            print(
-                f"{name}, process {process}: measured {measured['peak'] / 2**20:.1f} MiB, planned {peak / 2**20:.1f} "
-                f"({error:+.1%})"
-            )
+            sizes = f"measured {measured['peak'] / 2**20:.1f} MiB, planned {peak / 2**20:.1f} ({error:+.1%})"
+            print(f"{name}, {process}: {sizes}")
     return {"parameter_bytes_error": parameters, "state_bytes_error": state, "worst_activation_error": worst}
 
 
@@ -78,15 +96,14 @@ def planned_peak(setting: Setting, stage: int) -> int:
 
 
 def time_figures(found: dict[str, Any]) -> dict[str, float]:
-    """Rank correlation of planned and measured seconds; prints both."""
+    """Rank correlation of planned and measured seconds, each the fastest of the rounds; prints both."""
+    rates = {name: max(each["rates"].get(name, 0.0) for each in found.values()) for name in RATES}
     planned, measured = [], []
     for name, setting in TIME.items():
-        figures = found[f"{setting.processes}-0"]
-        config = setting.config()
-        hardware = this_machine(figures["rates"])
+        config, hardware = setting.config(), this_machine(rates)
         stages = plan_memory(config, setting.processes, hardware, [setting.contents])
         planned.append(step_time(config, setting.processes, hardware, stages, setting.contents).seconds)
-        measured.append(figures["times"][name])
+        measured.append(min(each["times"][name] for each in found.values() if name in each["times"]))
         print(f"{name}: a step took {measured[-1]:.2f} s, planned {planned[-1]:.2f} s")
     first, second = (np.argsort(np.argsort(values)) for values in (planned, measured))
     return {"rank_correlation": float(np.corrcoef(first, second)[0, 1])}

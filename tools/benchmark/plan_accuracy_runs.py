@@ -53,18 +53,28 @@ def micro_batch(contents: Contents, config: Config, groups: ParallelGroups) -> L
     )
 
 
-def run(payload: dict[str, Any]) -> int:
-    """One process: measures the settings of its number of processes and writes what it found."""
+def run_memory(payload: dict[str, Any]) -> int:
+    """One process: the settings of its number of processes, each for a step."""
     platform = start_process()
-    processes = dist.get_world_size()
-    memory = {name: _memory(setting, platform) for name, setting in MEMORY.items() if setting.processes == processes}
-    rates = measured_rates()
+    found = {
+        n: _memory(setting, platform) for n, setting in MEMORY.items() if setting.processes == dist.get_world_size()
+    }
+    return _write(found, payload["folder"], "memory")
+
+
+def run_times(payload: dict[str, Any]) -> int:
+    """The same for seconds of a step, and the rates that a plan of them needs."""
+    platform, processes = start_process(), dist.get_world_size()
     times = {
         name: seconds_of_step(setting, platform) for name, setting in TIME.items() if setting.processes == processes
     }
-    found = {"memory": memory, "times": times, "rates": rates}
-    Path(payload["folder"], f"{processes}-{dist.get_rank()}.json").write_text(json.dumps(found))
+    return _write({"times": times, "rates": measured_rates()}, payload["folder"], f"times-{payload['round']}")
+
+
+def _write(found: dict[str, Any], folder: str, name: str) -> int:
+    Path(folder, f"{name}-{dist.get_world_size()}-{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
+    dist.destroy_process_group()
     return 0
 
 
@@ -174,7 +184,7 @@ def endless(batch: LocalBatch) -> Iterator[LocalBatch]:
         yield dataclasses.replace(batch)
 
 
-def seconds_of_step(setting: Setting, platform: Platform, steps: int = 5) -> float:
+def seconds_of_step(setting: Setting, platform: Platform, steps: int = 3) -> float:
     """The fastest of some steps, which other work on the machine disturbed least."""
     state = start(setting.config(), platform)
     batches = endless(micro_batch(setting.contents, state.config, state.groups))
@@ -199,7 +209,6 @@ def measured_rates() -> dict[str, float]:
         "flops": 2 * 1024**3 / fastest(lambda: torch.mm(matrix, matrix)),
         "attention": 4 * 6 * 64 * 2048 * 2049 / 2 / fastest(lambda: attention(heads, heads, heads, 0.0, True)),
         "bandwidth": 2 * block.nbytes / fastest(lambda: block.clone()),
-        "link": 1e12,
     }
     if dist.get_world_size() > 1:
         rates["link"] = block.nbytes / fastest(lambda: dist.all_reduce(block))

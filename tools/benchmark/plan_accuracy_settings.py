@@ -79,12 +79,14 @@ MEMORY = {
 """What memory is measured at."""
 
 _BATCH = {"global_batch_size": 4}
+_AGAIN = {**_BATCH, "recompute": {**FULL, "vision": True}}
+SHORT = Contents(512, 1, 20, 128)
 TIME = {
-    "DP1": Setting(1, MIXED, training=_BATCH),
-    "DP1 recomputed": Setting(1, MIXED, training={**_BATCH, "recompute": {**FULL, "vision": True}}),
-    "DP2": Setting(2, MIXED, training=_BATCH),
-    "DP2 recomputed": Setting(2, MIXED, training={**_BATCH, "recompute": {**FULL, "vision": True}}),
-    "PP2": Setting(2, MIXED, {"pipeline_parallel": 2}, _BATCH),
-    "PP2 recomputed": Setting(2, MIXED, {"pipeline_parallel": 2}, {**_BATCH, "recompute": {**FULL, "vision": True}}),
+    "DP1": Setting(1, SHORT, training=_BATCH),
+    "DP1 recomputed": Setting(1, SHORT, training=_AGAIN),
+    "DP2": Setting(2, SHORT, training=_BATCH),
+    "DP2 recomputed": Setting(2, SHORT, training=_AGAIN),
+    "TP2": Setting(2, SHORT, {"tensor_parallel": 2}, _BATCH),
+    "PP2": Setting(2, SHORT, {"pipeline_parallel": 2}, _BATCH),
 }
 """What steps are timed at: the same global batch at six layouts."""
