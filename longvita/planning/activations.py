@@ -44,42 +44,51 @@ def rows_of_a_rank(config: Config, contents: Contents) -> Rows:
     return Rows(own, own // sharers)
 
 
-def activations(
-    config: Config,
-    kernels: Kernels,
-    contents: Contents,
-    stage: int,
-    micro_batches: int = 1,
-    forward_only: bool = False,
-) -> Activations:
-    """Activations of a rank of pipeline stage `stage`, `micro_batches` a step, all with the same contents.
+@dataclass(frozen=True)
+class History:
+    """One micro batch on one stage, alone."""
+
+    tape: Tape
+    kept: Counter[str]
+    """Bytes by kind between its forward and its backward pass, without buffers that all micro batches share."""
+
+    def with_others(self, waiting: float) -> Activations:
+        """Activations when `waiting` more micro batches wait for their backward pass."""
+        by_kind = Counter(self.tape.at_peak)
+        for kind, size in self.kept.items():
+            by_kind[kind] += int(size * waiting)
+        base = sum(int(size * waiting) for size in self.kept.values())
+        moments = [Moment(moment.label, moment.size + base) for moment in self.tape.moments]
+        return Activations(self.tape.peak + base, dict(+by_kind), moments, waiting, self.tape.made)
+
+
+def history(config: Config, kernels: Kernels, contents: Contents, stage: int, forward_only: bool = False) -> History:
+    """A micro batch of these contents on a rank of pipeline stage `stage`.
 
     forward_only: a pass that keeps nothing, as in generation, with logits of one position.
     """
-    layout = config.layout
-    stages, chunks = layout.pipeline_parallel, layout.virtual_pipeline
     tape = Tape()
     run = _MicroBatch(tape, config, kernels, contents, stage)
     if forward_only:
         run.forward_only()
-        return Activations(tape.peak, dict(+tape.at_peak), tape.moments, 0, tape.made)
+        return History(tape, Counter())
     run.forward()
-    kept, kinds = tape.now, Counter(tape.live)
-    permanent = tape.gathered
-    waiting = _waiting(stages, stage, chunks, micro_batches)
+    kept = Counter(tape.live)
+    kept["communication"] -= tape.gathered
     run.backward()
-    base = int((kept - permanent) * waiting)
-    by_kind = Counter(tape.at_peak)
-    for kind, size in kinds.items():
-        by_kind[kind] += int((size - (permanent if kind == "communication" else 0)) * waiting)
-    moments = [Moment(moment.label, moment.size + base) for moment in tape.moments]
-    return Activations(tape.peak + base, dict(+by_kind), moments, waiting, tape.made)
+    return History(tape, +kept)
 
 
-def _waiting(stages: int, stage: int, chunks: int, micro_batches: int) -> float:
+def activations(config: Config, kernels: Kernels, contents: Contents, stage: int, micro_batches: int) -> Activations:
+    """Activations of a rank of pipeline stage `stage`, `micro_batches` a step, all with the same contents."""
+    return history(config, kernels, contents, stage).with_others(waiting(config, stage, micro_batches))
+
+
+def waiting(config: Config, stage: int, micro_batches: int) -> float:
     """Micro batches kept beside the present one in 1F1B, or in its interleaved form, in which a forward pass is one of
     a stage's chunks (arXiv 2104.04473, megatron/core/pipeline_parallel/schedules.py).
     """
+    stages, chunks = config.layout.pipeline_parallel, config.layout.virtual_pipeline
     if chunks == 1:
         return min(stages - stage, micro_batches) - 1
     passes = min((stages - stage - 1) * 2 + (chunks - 1) * stages + 1, micro_batches * chunks)

@@ -7,12 +7,12 @@ platform's libraries take for themselves is an assumption of longvita.planning.h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from longvita.config.checks import check_world_size, layers_per_stage, local_query_groups
 from longvita.config.schema import Config
-from longvita.planning.activations import Activations, activations, rows_of_a_rank
+from longvita.planning.activations import Activations, History, history, rows_of_a_rank, waiting
 from longvita.planning.contents import Contents, worst_contents
 from longvita.planning.hardware import HARDWARE, Hardware
 from longvita.planning.parameters import ELEMENT_BYTES, StateBytes, state_bytes
@@ -82,23 +82,34 @@ def plan_memory(
     contents: what micro batches may hold, of which the worst counts; all frames or all text when absent.
     Raises ConfigError when the processes do not make up whole replicas or the batch does not split over them.
     """
+    return list(stage_memories(config, world_size, hardware or default_hardware(config), contents))
+
+
+def stage_memories(
+    config: Config,
+    world_size: int,
+    hardware: Hardware,
+    contents: Sequence[Contents] | None = None,
+    order: Sequence[int] | None = None,
+) -> Iterator[StageMemory]:
+    """What plan_memory lists, one stage after the other; order: which stages, all from the first when absent."""
     replicas = check_world_size(config, world_size)
-    hardware = hardware or default_hardware(config)
-    training = config.training
+    training, layers = config.training, layers_per_stage(config)
     micro_batches = training.global_batch_size // (training.micro_batch_size * replicas)
-    stages = []
-    for stage, layers in enumerate(layers_per_stage(config)):
-        state = state_bytes(config, world_size, stage)
-        found = [
-            (activations(config, hardware.kernels, each, stage, micro_batches), each.name)
-            for each in contents or worst_contents(config)
-        ]
+    histories: dict[tuple, History] = {}
+    for stage in range(len(layers)) if order is None else order:
+        found = []
+        for each in contents or worst_contents(config):
+            # The stages between the ends are alike but for the micro batches that wait.
+            key = (stage == 0, stage == len(layers) - 1, layers[stage], each)
+            if key not in histories:
+                histories[key] = history(config, hardware.kernels, each, stage)
+            found.append((histories[key].with_others(waiting(config, stage, micro_batches)), each.name))
         worst, name = max(found, key=lambda item: item[0].peak)
-        held = _stage(stage, layers, state, worst, name, hardware)
+        held = _stage(stage, layers[stage], state_bytes(config, world_size, stage), worst, name, hardware)
         if training.recompute.offload:
-            held = dataclasses.replace(held, offloaded=_offloaded(config, layers, worst.waiting))
-        stages.append(held)
-    return stages
+            held = dataclasses.replace(held, offloaded=_offloaded(config, layers[stage], worst.waiting))
+        yield held
 
 
 def _offloaded(config: Config, layers: int, waiting: float) -> int:
@@ -153,7 +164,7 @@ def plan_generation(config: Config, hardware: Hardware | None = None) -> list[St
         state = state_bytes(answering, config.layout.tensor_parallel * config.layout.pipeline_parallel
                             * config.layout.context_parallel, stage)  # fmt: skip
         passes = [
-            (activations(answering, hardware.kernels, each, stage, forward_only=True), each.name)
+            (history(answering, hardware.kernels, each, stage, forward_only=True).with_others(0), each.name)
             for each in worst_contents(answering)
         ]
         worst, name = max(passes, key=lambda item: item[0].peak)

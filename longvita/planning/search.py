@@ -11,7 +11,7 @@ from longvita.config.checks import check_world_size, find_problems, layers_per_s
 from longvita.config.schema import Config
 from longvita.planning.contents import worst_contents
 from longvita.planning.hardware import Hardware
-from longvita.planning.memory import StageMemory, fits, plan_memory
+from longvita.planning.memory import StageMemory, stage_memories
 from longvita.planning.parameters import state_bytes
 from longvita.planning.throughput import StepTime, step_time
 
@@ -165,10 +165,13 @@ def _lightest(config: Config, world_size: int, hardware: Hardware, offload: bool
     """The fastest recomputation that fits."""
     best: Candidate | None = None
     contents = worst_contents(config)
-    for update in _recomputations(config, offload):
+    ways = list(_recomputations(config, offload))
+    if _stages_that_fit(_with(config, training=ways[-1]), world_size, hardware) is None:
+        return None  # what saves most is not enough
+    for update in ways:
         changed = _with(config, training=update)
-        stages = plan_memory(changed, world_size, hardware)
-        if not fits(stages, hardware):
+        stages = _stages_that_fit(changed, world_size, hardware)
+        if stages is None:
             continue
         candidate = Candidate(changed, stages, step_time(changed, world_size, hardware, stages, contents[0]))
         if best is None or candidate.time.seconds < best.time.seconds:
@@ -176,6 +179,18 @@ def _lightest(config: Config, world_size: int, hardware: Hardware, offload: bool
         if not update["recompute"].offload and update["mlp_chunk_size"] is None:
             break  # what follows recomputes more
     return best
+
+
+def _stages_that_fit(config: Config, world_size: int, hardware: Hardware) -> list[StageMemory] | None:
+    """The plan of each stage; None as soon as one does not fit. The ends of the pipeline are the fullest."""
+    count = config.layout.pipeline_parallel
+    order = dict.fromkeys([0, count - 1, *range(count)])
+    found = []
+    for stage in stage_memories(config, world_size, hardware, order=list(order)):
+        if stage.total > hardware.memory:
+            return None
+        found.append(stage)
+    return sorted(found, key=lambda stage: stage.stage)
 
 
 def _recomputations(config: Config, offload: bool) -> Iterator[dict[str, Any]]:

@@ -84,7 +84,7 @@ def test_first_stages_keep_more_micro_batches():
 
 
 def test_parts_add_up_to_the_peak():
-    found = activations(config_of(), LOCAL, MIXED, 0)
+    found = activations(config_of(), LOCAL, MIXED, 0, 1)
     assert sum(found.by_kind.values()) == found.peak == max(moment.size for moment in found.moments)
     assert {"attention", "mlp", "vision", "head"} <= found.by_kind.keys()
 
