@@ -121,8 +121,20 @@ def test_the_command_prints_writes_and_judges(tmp_path):
     assert result.exit_code == 0 and "It fits" in result.output
     text = page.read_text()
     assert text.count("<svg") == 2 and "layer inputs" in text and "http" not in text
-    result = run(TRAIN / "stage2_general.yaml", "--devices", "16", "--memory", "40GiB")
-    assert result.exit_code == 1 and "does not fit" in result.output and "layout.tensor_parallel=" in result.output
+
+
+def test_what_does_not_fit_gets_the_nearest_layouts_that_do(tmp_path):
+    config = small(training={"global_batch_size": 16})
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(config.model_dump(exclude_defaults=True)))
+    (stage,) = plan_memory(config, 4, HARDWARE["h100-80"])
+    memory = f"{(stage.total - 2**18) / 2**20}MiB"
+    result = run(path, "--devices", "4", "--memory", memory, "--json")
+    data = json.loads(result.output)
+    assert result.exit_code == 1 and not data["fits"] and data["layouts"]
+    text = run(path, "--devices", "4", "--memory", memory).output
+    assert "does not fit" in text and "layout.tensor_parallel=" in text
+    assert "No layout" in run(path, "--devices", "4", "--memory", "3GiB").output
 
 
 def test_json_holds_the_plan():
