@@ -8,7 +8,7 @@ from pathlib import Path
 
 from longvita.pages import write_page
 from longvita.planning.memory import StageMemory
-from longvita.planning.report import Plan, gib, layout_text, time_text, verdict
+from longvita.planning.report import Plan, describe, gib, time_text, verdict
 from longvita.planning.search import Candidate
 from longvita.planning.tape import Moment
 
@@ -132,7 +132,7 @@ def _thinned(moments: Sequence[Moment]) -> list[Moment]:
 
 def _candidates(candidates: Sequence[Candidate]) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(layout_text(one))}</td><td>{gib(max(stage.total for stage in one.stages))}</td>"
+        f"<tr><td>{html.escape(describe(one.config))}</td><td>{gib(max(stage.total for stage in one.stages))}</td>"
         f"<td>{one.time.seconds:.3g} s</td><td>{one.time.mfu:.0%}</td><td>{html.escape(one.reason)}</td></tr>"
         for one in candidates
     )

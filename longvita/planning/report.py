@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from longvita.config.schema import Config
 from longvita.planning.hardware import Hardware
 from longvita.planning.memory import StageMemory, fits
 from longvita.planning.search import Candidate
@@ -60,12 +61,7 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 0.1 * 2**30 or not size else f"{size / 2**20:.1f} MiB"
 
 
-def layout_text(candidate: Candidate) -> str:
-    """Parallel sizes and recomputation of a candidate."""
-    return describe(candidate.config)
-
-
-def describe(config: Any) -> str:
+def describe(config: Config) -> str:
     """Parallel sizes and recomputation of a config."""
     layout, training = config.layout, config.training
     sizes = f"TP{layout.tensor_parallel} PP{layout.pipeline_parallel} CP{layout.context_parallel}"
@@ -178,7 +174,7 @@ def _candidate_table(candidates: Sequence[Candidate]) -> Table:
         fullest = max(stage.total for stage in candidate.stages)
         time = candidate.time
         table.add_row(
-            str(number), layout_text(candidate), gib(fullest), f"{time.seconds:.3g} s", f"{time.mfu:.0%}",
+            str(number), describe(candidate.config), gib(fullest), f"{time.seconds:.3g} s", f"{time.mfu:.0%}",
             candidate.reason,
         )  # fmt: skip
     return table

@@ -138,7 +138,7 @@ def test_what_does_not_fit_gets_the_nearest_layouts_that_do(tmp_path):
 
 
 def test_json_holds_the_plan():
-    result = run(TRAIN / "stage4_1m.yaml", "--devices", "16", "--memory", "96GB", "--search", "--json")
+    result = run(TRAIN / "stage4_1m.yaml", "--devices", "8", "--memory", "96GB", "--search", "--json")
     data = json.loads(result.output)
     assert result.exit_code == 0 and data["memory"] == 96 * 10**9 and not data["fits"]
     assert 1 <= len(data["layouts"]) <= 10 and "layout.context_parallel" in " ".join(data["layouts"][0]["overrides"])
