@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 class Storage:
     """Bytes of memory that tensors hold together; free when the last of them lets go."""
 
+    __slots__ = ("holders", "kind", "size")
+
     def __init__(self, size: int, kind: str):
         self.size, self.kind, self.holders = size, kind, 0
 
@@ -22,11 +24,13 @@ class Storage:
 class Tensor:
     """A tensor or a view: a storage, and whether gradients go back through it."""
 
+    __slots__ = ("differentiable", "size", "storage")
+
     def __init__(self, storage: Storage, size: int, differentiable: bool):
         self.storage, self.size, self.differentiable = storage, size, differentiable
 
 
-@dataclass
+@dataclass(slots=True)
 class Moment:
     """What lives at one moment of a step."""
 
@@ -35,7 +39,7 @@ class Moment:
     """Bytes."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Node:
     """An operator that waits for its backward pass."""
 
