@@ -70,6 +70,28 @@ def train(
     raise typer.Exit(command.train(load(config, overrides, purpose="training")))
 
 
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices; one replica's when absent.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of a device, such as 96GiB.")] = None,
+    hardware: Annotated[str | None, typer.Option(help="Device, such as h100-80 or ascend-910b-64.")] = None,
+    search: Annotated[bool, typer.Option("--search", help="Try the layouts and show the ten best.")] = False,
+    tiles: Annotated[int | None, typer.Option(min=0, help="Tiles of a sequence; as many as fit when absent.")] = None,
+    loss_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens with loss of a sequence.")] = None,
+    documents: Annotated[int, typer.Option(min=1, help="Documents of a sequence.")] = 1,
+    page: Annotated[Path | None, typer.Option("--html", help="Write this page with the memory picture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a run takes in memory and time, and which layouts fit; exit code 1 if it does not fit."""
+    from longvita.config import load
+    from longvita.planning import command
+
+    options = command.PlanOptions(devices, memory, hardware, search, as_json, page, tiles, loss_tokens, documents)
+    raise typer.Exit(command.plan(load(config, overrides), options))
+
+
 @config_app.command("show")
 def config_show(
     config: ConfigFile,

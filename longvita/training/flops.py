@@ -61,10 +61,11 @@ def training_flops(model: ModelConfig, work: Workload, trainable: Iterable[str])
 
 
 def _forward_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
-    return {**_vision_parts(model, work), **_language_parts(model, work)}
+    return {**vision_parts(model, work), **language_parts(model, work)}
 
 
-def _vision_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
+def vision_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
+    """Operations of a forward pass in the vision tower and the projector, by part."""
     vision, projector = model.vision, model.projector
     hidden, positions = vision.hidden_size, vision.sequence_length
     patches = vision.patches_per_side**2
@@ -79,7 +80,8 @@ def _vision_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
     return {name: work.tiles * flops for name, flops in per_tile.items()}
 
 
-def _language_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
+def language_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
+    """Operations of a forward pass in the language model: linear layers, attention, head."""
     language = model.language
     return {
         "language_linear": 2 * language.num_layers * work.tokens * language.layer_weights,

@@ -1,0 +1,213 @@
+"""Bytes that one micro batch takes on a rank of a pipeline stage, moment by moment."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from longvita.config.checks import layers_per_stage
+from longvita.config.schema import Config
+from longvita.planning.contents import Contents
+from longvita.planning.kernels import Kernels
+from longvita.planning.layers import Decoder, Rows
+from longvita.planning.parameters import ELEMENT_BYTES
+from longvita.planning.tape import Moment, Storage, Tape, Tensor
+from longvita.planning.vision import place_features, tiles_of_a_rank
+
+TILE_BYTES = 3 * 4
+"""Of a tile's pixel as the loader hands it out: three colours in fp32."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the forward and backward passes of a step take beside weights, gradients and optimizer state."""
+
+    peak: int
+    """Bytes at the highest moment, micro batches of the pipeline that wait for their backward pass included."""
+    by_kind: dict[str, int]
+    """What the peak consists of: attention, mlp, vision, vision features, embedding, head, communication, pipeline."""
+    moments: list[Moment]
+    """The history of one micro batch upon those that wait."""
+    waiting: float
+    """Micro batches that wait for their backward pass beside the present one."""
+    made: int
+    """Bytes of all tensors that one micro batch makes, scratch included."""
+
+
+def rows_of_a_rank(config: Config, contents: Contents) -> Rows:
+    """Rows of a micro batch on one rank, padding for equal shares included."""
+    layout = config.layout
+    sharers = layout.tensor_parallel if layout.sequence_parallel else 1
+    unit = layout.context_parallel * sharers
+    own = -(-contents.tokens // unit) * sharers
+    return Rows(own, own // sharers)
+
+
+@dataclass(frozen=True)
+class History:
+    """One micro batch on one stage, alone."""
+
+    tape: Tape
+    kept: Counter[str]
+    """Bytes by kind between its forward and its backward pass, without buffers that all micro batches share."""
+
+    def with_others(self, waiting: float) -> Activations:
+        """Activations when `waiting` more micro batches wait for their backward pass."""
+        by_kind = Counter(self.tape.at_peak)
+        for kind, size in self.kept.items():
+            by_kind[kind] += int(size * waiting)
+        base = sum(int(size * waiting) for size in self.kept.values())
+        moments = [Moment(moment.label, moment.size + base) for moment in self.tape.moments]
+        return Activations(self.tape.peak + base, dict(+by_kind), moments, waiting, self.tape.made)
+
+
+def history(config: Config, kernels: Kernels, contents: Contents, stage: int, forward_only: bool = False) -> History:
+    """A micro batch of these contents on a rank of pipeline stage `stage`.
+
+    forward_only: a pass that keeps nothing, as in generation, with logits of one position.
+    """
+    tape = Tape()
+    run = _MicroBatch(tape, config, kernels, contents, stage)
+    if forward_only:
+        run.forward_only()
+        return History(tape, Counter())
+    run.forward()
+    kept = Counter(tape.live)
+    kept["communication"] -= tape.gathered
+    run.backward()
+    return History(tape, +kept)
+
+
+def activations(config: Config, kernels: Kernels, contents: Contents, stage: int, micro_batches: int) -> Activations:
+    """Activations of a rank of pipeline stage `stage`, `micro_batches` a step, all with the same contents."""
+    return history(config, kernels, contents, stage).with_others(waiting(config, stage, micro_batches))
+
+
+def waiting(config: Config, stage: int, micro_batches: int) -> float:
+    """Micro batches kept beside the present one in 1F1B, or in its interleaved form, in which a forward pass is one of
+    a stage's chunks (arXiv 2104.04473, megatron/core/pipeline_parallel/schedules.py).
+    """
+    stages, chunks = config.layout.pipeline_parallel, config.layout.virtual_pipeline
+    if chunks == 1:
+        return min(stages - stage, micro_batches) - 1
+    passes = min((stages - stage - 1) * 2 + (chunks - 1) * stages + 1, micro_batches * chunks)
+    return max(passes / chunks - 1, 0)
+
+
+class _MicroBatch:
+    """Forward and backward pass of one micro batch through a stage."""
+
+    def __init__(self, tape: Tape, config: Config, kernels: Kernels, contents: Contents, stage: int):
+        self.tape, self.config, self.kernels, self.contents = tape, config, kernels, contents
+        self.stage, self.rows = stage, rows_of_a_rank(config, contents)
+        self.first, self.last = stage == 0, stage == config.layout.pipeline_parallel - 1
+        self.decoder = Decoder(tape, config, kernels, self.rows)
+        self.element = ELEMENT_BYTES[config.training.precision]
+        self.output: Tensor | None = None
+        self.received: Tensor | None = None
+
+    def forward(self) -> None:
+        tape = self.tape
+        if self.kernels.batch_on_device and self.first:
+            tiles = tiles_of_a_rank(self.config, self.contents)
+            tape.hold(Storage(tiles * TILE_BYTES * self.config.model.vision.image_size**2, "vision"))
+        hidden = self._input()
+        hidden = self._layers(hidden)
+        self.output = self._loss(hidden) if self.last else hidden
+
+    def forward_only(self) -> None:
+        with self.tape.without_gradients():
+            self._layers(self._input())
+
+    def backward(self) -> None:
+        tape, output = self.tape, self.output
+        if output is None:
+            raise RuntimeError("the backward pass comes after the forward pass")
+        if not self.last and self.kernels.frees_stage_outputs:
+            tape.drop(output)
+        tape.kind = "pipeline"
+        tape.backward(output)
+        if self.received is not None:
+            tape.take_gradient(self.received)
+            tape.drop(self.received)
+
+    def _input(self) -> Tensor:
+        tape = self.tape
+        if not self.first:
+            with tape.part("pipeline"):
+                self.received = tape.tensor(self.decoder.hidden)
+                tape.hold(self.received.storage)  # the schedule keeps it for its gradient
+                return self.received
+        tape.label = "embedding"
+        language = self.config.model.language
+        trained = "language" in self.config.training.trainable
+        with tape.part("embedding"):
+            weight = language.vocab_size // self.config.layout.tensor_parallel * language.hidden_size * self.element
+            scattered = self.decoder.full_hidden if self.config.layout.sequence_parallel else 0
+            ids = tape.tensor(0, differentiable=False)
+            embeddings = tape.operator(
+                [ids],
+                self.decoder.hidden,
+                scratch=scattered * (3 if self.kernels.copying_collectives else 1),
+                backward_scratch=scattered * (2 if self.kernels.copying_collectives else 1),
+                weight_gradient=weight if trained else 0,
+                trained=trained,
+            )
+        return place_features(tape, self.config, self.kernels, self.contents, embeddings)
+
+    def _layers(self, hidden: Tensor) -> Tensor:
+        tape, config = self.tape, self.config
+        recompute, count = config.training.recompute, layers_per_stage(config)[self.stage]
+        with tape.part("attention"):
+            # Rotary angles, fp32.
+            tape.tensor(4 * self.rows.attention * config.model.language.head_dim, differentiable=False)
+        full = recompute.granularity == "full"
+        each = recompute.num_layers if full and recompute.method == "uniform" else 1
+        recomputed = (count if recompute.method == "uniform" else min(recompute.num_layers, count)) if full else 0
+        layer = 0
+        while layer < count:
+            tape.label = f"layer {layer + 1}"
+            if layer < recomputed:
+                group = min(each, count - layer)
+                with tape.part("layer inputs"):
+                    hidden = tape.checkpoint(self._some_layers(group), hidden, away=recompute.offload)
+                layer += group
+            else:
+                hidden = self.decoder.layer(hidden)
+                layer += 1
+        return hidden
+
+    def _some_layers(self, count: int) -> Callable[[Tensor], Tensor]:
+        def run(hidden: Tensor) -> Tensor:
+            for _ in range(count):
+                hidden = self.decoder.layer(hidden)
+            return hidden
+
+        return run
+
+    def _loss(self, hidden: Tensor) -> Tensor:
+        """Final norm, selected rows, cross-entropy in chunks whose gradients are computed at once."""
+        tape, config = self.tape, self.config
+        language, layout = config.model.language, config.layout
+        trained = "language" in config.training.trainable
+        tape.label = "loss"
+        with tape.part("head"):
+            normed = self.decoder.norm(hidden)
+            tape.drop(hidden)
+            rows = min(-(-self.contents.loss_tokens // layout.context_parallel), self.rows.attention)
+            if rows > 0 and layout.context_parallel > 1:
+                rows = min(self.contents.loss_tokens, self.rows.attention)
+            selected = rows * language.hidden_size * self.element
+            gathers = layout.sequence_parallel and layout.tensor_parallel > 1
+            picked = tape.operator([normed], selected, scratch=2 * selected if gathers else 0, last=())
+            vocabulary = language.vocab_size // layout.tensor_parallel
+            chunk = min(config.training.loss_chunk_size, rows)
+            # The logits of a chunk live until those of the next one are there.
+            logits = min(2 * chunk, rows) * vocabulary * (4 if self.element == 4 else 4 + 4 + self.element)
+            weight = vocabulary * language.hidden_size
+            product = self.element * weight if trained and self.element != 4 else 0
+            # The gradients of rows and weight are there already when the backward pass begins.
+            loss = tape.loss(picked, 4 * weight if trained else 0, logits + product, product)
+            tape.drop(normed)
+        return loss

@@ -1,0 +1,108 @@
+"""`longvita plan`: memory and time of a run before it is launched, and the layouts that fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from longvita.config import ConfigError
+from longvita.config.checks import replica_size
+from longvita.config.schema import Config
+from longvita.planning.contents import Contents, worst_contents
+from longvita.planning.hardware import Hardware, PlanError, find_hardware
+from longvita.planning.memory import default_hardware, plan_generation, plan_memory
+from longvita.planning.page import write_plan
+from longvita.planning.report import Plan, as_data, describe, show
+from longvita.planning.search import Candidate, nearest, search
+from longvita.planning.throughput import step_time
+
+BEST = 10
+"""Layouts that --search shows."""
+EXIT_DOES_NOT_FIT = 1
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan is asked for."""
+
+    devices: int | None = None
+    """Processes; layout.processes or one replica when absent."""
+    memory: str | None = None
+    """Of one device, such as 96GiB; the hardware's own when absent."""
+    hardware: str | None = None
+    """A name of longvita.planning.hardware."""
+    search: bool = False
+    as_json: bool = False
+    page: Path | None = None
+    tiles: int | None = None
+    """Tiles and frames of one sequence; as many as fit when absent."""
+    loss_tokens: int | None = None
+    """Positions with loss of one sequence."""
+    documents: int = 1
+    """Documents of one sequence, equally long."""
+
+
+def plan(config: Config, options: PlanOptions) -> int:
+    """Prints or writes the plan; 0 where it fits (with --search, where any layout does), else 1.
+
+    Raises PlanError for hardware, memory or contents that make no sense, FileNotFoundError for a page in no folder.
+    """
+    hardware = default_hardware(config)
+    if options.hardware is not None:
+        hardware = find_hardware(options.hardware)
+    if options.memory is not None:
+        hardware = find_hardware(hardware.name, options.memory)
+    if options.page is not None and not options.page.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {options.page} does not exist; make it, or write elsewhere (--html)")
+    found = make_plan(config, hardware, options)
+    if options.as_json:
+        print(json.dumps(as_data(found)))
+    else:
+        show(found, Console(width=max(Console().width, 150)))
+    if options.page is not None:
+        write_plan(options.page, found)
+        if not options.as_json:
+            print(f"wrote {options.page}")
+    return 0 if found.fits or (options.search and found.candidates) else EXIT_DOES_NOT_FIT
+
+
+def make_plan(config: Config, hardware: Hardware, options: PlanOptions) -> Plan:
+    """The plan of a config that trains; of one without training data, as it answers."""
+    world_size = options.devices or config.layout.processes or replica_size(config)
+    if not config.data.dataset and not options.search:
+        return Plan(config.name, world_size, hardware, describe(config), plan_generation(config, hardware), None, [])
+    contents = _contents(config, options)
+    problem = ""
+    try:
+        stages = plan_memory(config, world_size, hardware, contents)
+        time = step_time(config, world_size, hardware, stages, contents[0])
+    except ConfigError as error:
+        if not options.search:
+            raise
+        stages, time, problem = [], None, str(error)
+    made = Plan(config.name, world_size, hardware, describe(config), stages, time, [], problem)
+    candidates: list[Candidate] = []
+    if options.search or not made.fits:
+        every = search(config, world_size, hardware)
+        candidates = every[:BEST] if options.search else nearest(config, every)
+    return Plan(config.name, world_size, hardware, made.layout, stages, time, candidates, problem)
+
+
+def _contents(config: Config, options: PlanOptions) -> list[Contents]:
+    """What the options say a micro batch holds; without them, the two worst."""
+    if options.tiles is None and options.loss_tokens is None and options.documents == 1:
+        return worst_contents(config)
+    sequences, tokens = config.training.micro_batch_size, config.data.sequence_length
+    video, text = worst_contents(config)
+    tiles = video.tiles if options.tiles is None else sequences * options.tiles
+    if tiles > video.tiles:
+        raise PlanError(f"--tiles {options.tiles}: at most {video.tiles // sequences} fit {tokens} tokens")
+    loss = sequences * (tokens if options.loss_tokens is None else options.loss_tokens)
+    if loss > text.tokens:
+        raise PlanError(f"--loss-tokens {options.loss_tokens}: a sequence has {tokens} tokens")
+    if tokens % options.documents:
+        raise PlanError(f"--documents {options.documents} does not divide the {tokens} tokens of a sequence")
+    return [Contents(text.tokens, sequences * options.documents, tiles, loss, "as given")]

@@ -1,0 +1,94 @@
+"""Planned activations: against a measured step, and in the direction that each choice moves them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import pytest
+
+from longvita.planning.activations import activations
+from longvita.planning.contents import Contents, worst_contents
+from longvita.planning.kernels import LOCAL, TRANSFORMER_ENGINE
+from tests.conftest import REPOSITORY
+from tests.distributed.helpers import run_distributed
+from tests.tiny import tiny_config
+
+LANGUAGE = {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 192, "vocab_size": 512}
+FULL = {"granularity": "full", "method": "uniform", "num_layers": 1}
+MIXED = Contents(512, 1, 40, 64)
+
+
+def config_of(layout=None, **training):
+    sections = {"language": LANGUAGE}
+    return tiny_config(model=sections, data={"sequence_length": 512}, layout=layout or {}, training=training)
+
+
+def measure(rank: int, world_size: int, layout: dict, training: dict) -> tuple[int, int]:
+    """Stage and measured peak of a step."""
+    sys.path.insert(0, str(REPOSITORY / "tools/benchmark"))
+    from plan_accuracy_runs import peak_of_step
+
+    from tests.distributed.training_runs import start
+
+    state = start(config_of(layout, **training))
+    peak = peak_of_step(state, MIXED)
+    state.groups.destroy()
+    return state.groups.pp_rank, peak
+
+
+@pytest.mark.parametrize(
+    "processes, layout, training",
+    [
+        (1, {}, {}),
+        (1, {}, {"recompute": FULL, "mlp_chunk_size": 64}),
+        (2, {"tensor_parallel": 2, "sequence_parallel": True}, {}),
+        (2, {"pipeline_parallel": 2}, {"recompute": FULL}),
+    ],
+)
+def test_the_peak_is_that_of_a_measured_step(processes, layout, training):
+    config = config_of(layout, **training)
+    for stage, peak in run_distributed(measure, processes, layout, training):
+        planned = activations(config, LOCAL, MIXED, stage, 4)
+        assert planned.peak == pytest.approx(peak, rel=0.1)
+
+
+def planned(contents=MIXED, kernels=LOCAL, layout=None, stage=0, micro_batches=1, **training) -> int:
+    return activations(config_of(layout, **training), kernels, contents, stage, micro_batches).peak
+
+
+def test_each_saving_saves():
+    plain = planned()
+    again = planned(recompute=FULL)
+    assert again < plain
+    assert planned(recompute={**FULL, "method": "block", "num_layers": 2}) < plain
+    assert planned(recompute=FULL, mlp_chunk_size=32) < again
+    assert planned(recompute={**FULL, "offload": True}) < again
+    assert planned(recompute={"vision": True}) < plain
+    assert planned(trainable=["projector", "language"]) < plain
+    assert planned(trainable=["projector"]) < planned(trainable=["projector", "language"])
+    assert planned(kernels=TRANSFORMER_ENGINE) < plain
+
+
+def test_tiles_tokens_and_losses_cost():
+    assert planned(dataclasses.replace(MIXED, tiles=80)) > planned() > planned(dataclasses.replace(MIXED, tiles=0))
+    assert planned(dataclasses.replace(MIXED, loss_tokens=512)) > planned()
+    assert planned(layout={"tensor_parallel": 2, "sequence_parallel": True}) < planned(layout={"tensor_parallel": 2})
+
+
+def test_first_stages_keep_more_micro_batches():
+    layout = {"pipeline_parallel": 4}
+    peaks = [planned(Contents(512, 1, 0, 1), layout=layout, stage=stage, micro_batches=8) for stage in range(3)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert planned(layout=layout, micro_batches=1) < planned(layout=layout, micro_batches=8)
+
+
+def test_parts_add_up_to_the_peak():
+    found = activations(config_of(), LOCAL, MIXED, 0, 1)
+    assert sum(found.by_kind.values()) == found.peak == max(moment.size for moment in found.moments)
+    assert {"attention", "mlp", "vision", "head"} <= found.by_kind.keys()
+
+
+def test_the_worst_contents_fill_a_sequence():
+    video, text = worst_contents(config_of())
+    assert (video.tiles, text.tiles, text.loss_tokens) == (512 // 3, 0, 512)
