@@ -56,6 +56,32 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     raise typer.Exit(command.train(load(config, overrides, purpose="training")))
 
 
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Build ranks by shape and look at every file, before a launch.")
+    ] = True,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes of the run; as train would start when absent.")
+    ] = None,
+    rank: Annotated[
+        list[int] | None, typer.Option(help="Rank to build; may be given several times. First, middle and last stage.")
+    ] = None,
+    no_files: Annotated[
+        bool, typer.Option("--no-files", help="Leave out data, tokenizer, checkpoints and output folder.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Rehearse a training run at full size; exit code 2 if its launch would fail at something."""
+    from longvita.config import load_with_sources
+    from longvita.planning.rehearsal import command
+
+    options = command.RehearsalOptions(devices, rank or (), not no_files, as_json)
+    raise typer.Exit(command.run(load_with_sources(config, overrides), options))
+
+
 @config_app.command("show")
 def config_show(
     config: ConfigFile,

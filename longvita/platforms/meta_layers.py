@@ -1,4 +1,4 @@
-"""Layers by shape: what the accelerators' fused kernels take, keep for the backward pass, and send; nothing is computed.
+"""Layers by shape: what the accelerators' fused kernels take, keep for the backward pass, and send.
 
 RMSNorm keeps its input and one fp32 statistic a row (transformer_engine/pytorch/module/rmsnorm.py). Attention keeps its
 inputs, its output and one fp32 logsumexp for each row and head (transformer_engine/pytorch/attention, 2.x), all in the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,21 +12,7 @@ from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.data.sample import TILE_MARKERS
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.vision_sharding import assign_tiles
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one micro batch of a replica holds."""
-
-    name: str
-    tokens: int
-    """Positions, a multiple of `documents`."""
-    documents: int
-    """Of equal length; attention is inside each."""
-    tiles: int
-    """Tiles and frames; each takes tokens_per_tile positions, with a marker before and after."""
-    loss_tokens: int
-    """Positions with loss: the last ones."""
+from longvita.planning.rehearsal.figures import Load
 
 
 def heaviest_loads(config: Config) -> tuple[Load, Load]:
@@ -51,7 +36,7 @@ class HostBatch(LocalBatch):
 
 
 def make_batch(load: Load, config: Config, groups: ParallelGroups, device: torch.device) -> LocalBatch:
-    """This rank's micro batch of a load; tiles and positions lie on `device`. Values are as good as any."""
+    """A rank's micro batch of a load; tiles and positions lie on `device`. Values are as good as any."""
     length = load.tokens // load.documents
     owners = assign_tiles(load.tiles, groups.vision_size)
     own = int((owners == groups.vision_rank).sum()) if groups.is_first_stage else 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longvita.parallel.groups import ParallelGroups
+from longvita.planning.rehearsal.figures import Collective
 
 KINDS = {
     "allreduce_": "all-reduce",
@@ -43,33 +43,15 @@ KINDS = {
 """What the operators of c10d are called here."""
 _INPUT_IS_SECOND = ("_allgather_base_", "_reduce_scatter_base_", "alltoall_base_", "allgather_", "reduce_scatter_")
 """Operators whose first argument is what they fill in."""
+WORLD = "world"
 _MESSAGES = ("send", "receive")
-EACH_MICRO_BATCH = ("forward", "backward", "pipeline")
-"""Phases that come once a micro batch; the others come once a step."""
-
-
-@dataclass(frozen=True, order=True)
-class Collective:
-    """One kind of call."""
-
-    phase: str
-    """forward, backward (recomputed layers included), pipeline (messages between stages), gradients, optimizer, step
-    (figures of the log)."""
-    kind: str
-    """all-reduce, all-gather, reduce-scatter, all-to-all, broadcast, send, receive ..."""
-    group: str
-    """Axes of the layout that the group runs along."""
-    size: int
-    """Processes of the group."""
-    bytes: int
-    """What this rank puts in (for receive: gets)."""
 
 
 def group_names(groups: ParallelGroups) -> dict[str, str]:
     """Names of a layout's groups, by the name that torch.distributed has for each."""
     # Those of one axis come last: a group may be several things at once, and is then called the simplest.
     named = {
-        "world": dist.group.WORLD,
+        WORLD: dist.group.WORLD,
         "TP x PP": groups.language.mp,
         "TP x CP": groups.tp_cp,
         "DP x CP": groups.dp_cp,
@@ -115,7 +97,7 @@ class CollectiveRecorder(TorchDispatchMode):
             return
         moved = args[1] if name in _INPUT_IS_SECOND else args[0]
         size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(moved))
-        label = self._names.get(group.group_name, group.group_desc)
+        label = self._names.get(group.group_name) or group.group_desc.removesuffix("_GROUP").lower().replace("_", " ")
         self.counts[Collective(self._phase(kind, group), kind, label, group.size(), size)] += 1
 
     def _phase(self, kind: str, group: dist.ProcessGroup) -> str:
@@ -123,7 +105,7 @@ class CollectiveRecorder(TorchDispatchMode):
             return "pipeline"
         if self.in_optimizer:
             return "optimizer"
-        if group is dist.group.WORLD or group.group_name == dist.group.WORLD.group_name:
+        if self._names.get(group.group_name) == WORLD:
             return "step"
         if group.group_name == self._reduced:
             # With overlap, Megatron's reductions start inside of the last backward pass.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -15,58 +14,13 @@ from torch import Tensor
 
 from longvita.config.schema import Config
 from longvita.parallel import groups as parallel_groups
-from longvita.parallel.groups import ParallelGroups
-from longvita.planning.rehearsal.batch import Load, heaviest_loads, make_batch
-from longvita.planning.rehearsal.collectives import EACH_MICRO_BATCH, Collective, followed
+from longvita.planning.rehearsal.batch import heaviest_loads, make_batch
+from longvita.planning.rehearsal.collectives import followed
+from longvita.planning.rehearsal.figures import EACH_MICRO_BATCH, ActivationBytes, Collective, Load, RankRehearsal
 from longvita.planning.rehearsal.shapes import ShapeMode
 from longvita.platforms.meta import MetaPlatform
 from longvita.training.state import TrainingState, build_state
 from longvita.training.step import train_step
-
-
-@dataclass(frozen=True)
-class ActivationBytes:
-    """What a micro batch takes on a rank beside weights, gradients and optimizer state."""
-
-    load: Load
-    saved: int
-    """Bytes that autograd keeps for the backward pass of one micro batch."""
-    peak: int
-    """Bytes at the highest moment of the forward and backward pass of one micro batch."""
-    offloaded: int
-    """Bytes of layer inputs put away outside the device's memory."""
-    waiting: int
-    """Micro batches that wait for their backward pass beside the present one, `saved` bytes each."""
-
-    @property
-    def total(self) -> int:
-        """Bytes at the highest moment with the micro batches that wait."""
-        return self.peak + self.waiting * self.saved
-
-
-@dataclass(frozen=True)
-class RankRehearsal:
-    """What was counted on one rank."""
-
-    rank: int
-    stage: int
-    places: dict[str, int]
-    """Rank in each of the groups tp, cp, dp, pp."""
-    parameters: int
-    trained: int
-    parameter_bytes: int
-    """Of weights, padding of Megatron's buffers included."""
-    gradient_bytes: int
-    """Of main gradients, padding included."""
-    optimizer_bytes: int
-    """Of Adam's moments and, with bf16, main weights."""
-    activations: tuple[ActivationBytes, ...]
-    """For each load."""
-    collectives: dict[Collective, int]
-    """How often each is called in one optimizer step, all micro batches of it like the first load."""
-    shapes: dict[str, tuple[int, ...]] = field(repr=False)
-    """Global shape of each weight that this rank would load, by its name in a training checkpoint."""
-    seconds: float = 0.0
 
 
 def rehearse_rank(config: Config, platform: MetaPlatform, rank: int, world_size: int) -> RankRehearsal:
@@ -80,8 +34,8 @@ def rehearse_rank(config: Config, platform: MetaPlatform, rank: int, world_size:
     try:
         state = build_state(config, groups, platform, fresh=False)
         video, text = heaviest_loads(config)
-        collectives, first = _step(state, video)
-        _, second = _step(state, text)
+        collectives, first = _step(state, platform, video)
+        _, second = _step(state, platform, text)
         return RankRehearsal(
             rank=rank,
             stage=groups.pp_rank,
@@ -97,9 +51,9 @@ def rehearse_rank(config: Config, platform: MetaPlatform, rank: int, world_size:
         dist.destroy_process_group()
 
 
-def _step(state: TrainingState, load: Load) -> tuple[dict[Collective, int], ActivationBytes]:
+def _step(state: TrainingState, platform: MetaPlatform, load: Load) -> tuple[dict[Collective, int], ActivationBytes]:
     """A step of one micro batch (of PP with the interleaved schedule, which takes them in groups)."""
-    config, groups, platform = state.config, state.groups, state.platform
+    config, groups = state.config, state.groups
     interleaved = config.layout.virtual_pipeline > 1
     passes = groups.pp_size if interleaved else 1
     batch = make_batch(load, config, groups, platform.device)
