@@ -77,7 +77,7 @@ class CollectiveRecorder(TorchDispatchMode):
         self.counts: Counter[Collective] = Counter()
         self.in_forward = self.in_optimizer = False
         self._names = group_names(groups)
-        self._reduced, self._stages = groups.dp_cp.group_name, groups.pp.group_name
+        self._stage_count = groups.pp_size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Records an operator of c10d; see the class."""
@@ -98,16 +98,20 @@ class CollectiveRecorder(TorchDispatchMode):
         moved = args[1] if name in _INPUT_IS_SECOND else args[0]
         size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(moved))
         label = self._names.get(group.group_name) or group.group_desc.removesuffix("_GROUP").lower().replace("_", " ")
-        self.counts[Collective(self._phase(kind, group), kind, label, group.size(), size)] += 1
+        width = group.size()
+        if kind in _MESSAGES and label == WORLD:
+            # With two stages Megatron receives through the default group, so that both can send at once.
+            label, width = "PP", self._stage_count
+        self.counts[Collective(self._phase(kind, label), kind, label, width, size)] += 1
 
-    def _phase(self, kind: str, group: dist.ProcessGroup) -> str:
-        if kind in _MESSAGES and group.group_name == self._stages:
+    def _phase(self, kind: str, label: str) -> str:
+        if kind in _MESSAGES and label == "PP":
             return "pipeline"
         if self.in_optimizer:
             return "optimizer"
-        if self._names.get(group.group_name) == WORLD:
+        if label == WORLD:
             return "step"
-        if group.group_name == self._reduced:
+        if label == "DP x CP":
             # With overlap, Megatron's reductions start inside of the last backward pass.
             return "gradients"
         if torch._C._current_graph_task_id() != -1:
