@@ -19,24 +19,20 @@ from tests.distributed.helpers import run_distributed
 from tests.distributed.mixed_batch import tiny_config
 
 STATE = ("parameters", "trained", "parameter_bytes", "gradient_bytes", "optimizer_bytes")
+FROZEN = {"trainable": ["projector", "language"]}
+TIED = {"language": {"tie_word_embeddings": True}}
+RECOMPUTED = {"granularity": "full", "method": "uniform", "num_layers": 1, "vision": True}
 RUNS: dict[str, tuple[int, dict[str, Any]]] = {
-    "tp2 with sequence parallel": (2, {"layout": {"tensor_parallel": 2, "sequence_parallel": True}}),
-    "tp2, frozen tower": (2, {"layout": {"tensor_parallel": 2}, "training": {"trainable": ["projector", "language"]}}),
-    "dp2": (2, {"layout": {"processes": 2}}),
+    "tp2, frozen tower": (2, {"layout": {"tensor_parallel": 2, "sequence_parallel": True}, "training": FROZEN}),
     "dp2 bf16": (2, {"training": {"precision": "bf16"}}),
     "cp2 ring": (2, {"layout": {"context_parallel": 2, "ulysses": 1}}),
     "cp2 ulysses": (2, {"layout": {"context_parallel": 2}}),
-    "pp2": (2, {"layout": {"pipeline_parallel": 2}}),
-    "pp2 interleaved": (2, {"layout": {"pipeline_parallel": 2, "virtual_pipeline": 2}}),
-    "pp2 tied": (2, {"layout": {"pipeline_parallel": 2}, "model": {"language": {"tie_word_embeddings": True}}}),
+    "pp2 interleaved, tied": (2, {"layout": {"pipeline_parallel": 2, "virtual_pipeline": 2}, "model": TIED}),
     "tp2 pp2 recomputed": (
         4,
         {
             "layout": {"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True},
-            "training": {
-                "recompute": {"granularity": "full", "method": "uniform", "num_layers": 1, "vision": True},
-                "mlp_chunk_size": 16,
-            },
+            "training": {"recompute": RECOMPUTED, "mlp_chunk_size": 16},
         },
     ),
 }
@@ -83,5 +79,6 @@ def test_rehearsed_ranks_equal_real_ones(name: str) -> None:
         assert {field: getattr(rehearsed, field) for field in STATE} == {field: measured[field] for field in STATE}
         assert rehearsed.collectives == measured["collectives"]
         assert rehearsed.shapes == measured["shapes"]
-        if "interleaved" not in name:
+        # On CPU, layer norms of bf16 keep their statistics in bf16; interleaved passes are counted together.
+        if "interleaved" not in name and "bf16" not in name:
             assert [each.saved for each in rehearsed.activations] == measured["saved"]

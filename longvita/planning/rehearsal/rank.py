@@ -13,6 +13,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from torch import Tensor
 
 from longvita.config.schema import Config
+from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
 from longvita.planning.rehearsal.batch import heaviest_loads, make_batch
 from longvita.planning.rehearsal.collectives import followed
@@ -32,7 +33,10 @@ def rehearse_rank(config: Config, platform: MetaPlatform, rank: int, world_size:
     platform.join(rank, world_size)
     groups = parallel_groups.initialize(config, platform)
     try:
-        state = build_state(config, groups, platform, fresh=False)
+        # A parameter that moves to the meta device would lose the marks that Megatron's modules put on it.
+        with platform.device:
+            models = build_model(config, groups, platform, fresh=False)
+        state = build_state(config, groups, platform, models)
         video, text = heaviest_loads(config)
         collectives, first = _step(state, platform, video)
         _, second = _step(state, platform, text)
