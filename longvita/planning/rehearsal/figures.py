@@ -46,7 +46,8 @@ class ActivationBytes:
 
     load: Load
     saved: int
-    """Bytes that autograd keeps for the backward pass of one micro batch."""
+    """Bytes that autograd keeps for the backward pass of one micro batch, on device and host; with offloaded layer
+    inputs, of what lies outside the decoder's layers alone."""
     peak: int
     """Bytes at the highest moment of the forward and backward pass of one micro batch."""
     offloaded: int
