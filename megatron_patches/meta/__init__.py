@@ -32,7 +32,48 @@ def rotated_by_shape(
     return _Rotated.apply(t)
 
 
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up of [..., 2 f] by a fused kernel, which keeps its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(ctx.saved_tensors[0])
+
+
+def swiglu_by_shape(
+    input: torch.Tensor, bias: Any, fp8_input_store: bool = False, cpu_offload_input: bool = False
+) -> torch.Tensor:
+    """What a fused SwiGLU without bias makes of [..., 2 f]: [..., f]."""
+    return _SwiGLU.apply(input)
+
+
+def gathered_anew(self: Any, tensor_shape: Any, dtype: Any, name: str, mem_alloc_context: Any = None) -> torch.Tensor:
+    """A new tensor for each gathering, as the accelerators' linear layers have it."""
+    return torch.empty(tensor_shape, dtype=dtype, device=META)
+
+
 FUSED = [
+    Patch(
+        target="megatron.core.transformer.mlp:bias_swiglu_impl",
+        replacement=swiglu_by_shape,
+        why="in a rehearsal, has several intermediates at once, since nothing compiles it to one kernel",
+        versions="megatron-core==0.16.1",
+        remove_when="a rehearsal can name the accelerator's kernel without having it",
+        signature="def bias_swiglu_impl(input, bias, fp8_input_store=False, cpu_offload_input=False)",
+    ),
+    Patch(
+        target="megatron.core.utils:GlobalMemoryBuffer.get_tensor",
+        replacement=gathered_anew,
+        why="in a rehearsal, keeps the rows that sequence parallelism gathered, which fused linear layers let go of",
+        versions="megatron-core==0.16.1",
+        remove_when="a rehearsal can name the accelerator's linear layers without having them",
+        signature="def get_tensor(self, tensor_shape, dtype, name, mem_alloc_context=None)",
+    ),
     Patch(
         target="megatron.core.transformer.attention:apply_rotary_pos_emb",
         replacement=rotated_by_shape,
@@ -40,7 +81,7 @@ FUSED = [
         versions="megatron-core==0.16.1",
         remove_when="a rehearsal can name the accelerator's kernel without having it",
         signature="def apply_rotary_pos_emb(t, freqs, config, cu_seqlens=None, mscale=1.0, cp_group=None)",
-    )
+    ),
 ]
 
 
