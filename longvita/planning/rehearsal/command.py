@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
 from longvita.config.loader import Loaded, placed
 from longvita.planning.rehearsal import report
 from longvita.planning.rehearsal.compare import Figures, compare, counted_figures
+from longvita.planning.rehearsal.figures import RankRehearsal
 from longvita.planning.rehearsal.run import default_world_size, rehearse
 
 EXIT_REFUSED = 2
@@ -29,17 +30,22 @@ class RehearsalOptions:
     as_json: bool = False
 
 
-def run(loaded: Loaded, options: RehearsalOptions, planned: Figures | None = None) -> int:
+def run(
+    loaded: Loaded,
+    options: RehearsalOptions,
+    planned: Callable[[Sequence[RankRehearsal]], Figures] | None = None,
+) -> int:
     """Rehearses, prints, and returns 0, or 2 if the launch would fail at something.
 
-    planned: figures of a plan for each rank, compared with what is counted. Raises ConfigError for ranks beyond the
+    planned: gives figures of a plan for ranks, to be compared with what is counted on them. Raises ConfigError for ranks beyond the
     world.
     """
     world_size = options.world_size or default_world_size(loaded.config)
     rehearsal = rehearse(loaded.config, world_size, options.ranks or None, options.with_files)
     problems = tuple(placed(problem, loaded) for problem in rehearsal.problems)
     rehearsal = dataclasses.replace(rehearsal, problems=problems)
-    comparisons = compare(planned or {}, counted_figures(rehearsal.ranks))
+    figures = planned(rehearsal.ranks) if planned is not None else {}
+    comparisons = compare(figures, counted_figures(rehearsal.ranks))
     if options.as_json:
         print(json.dumps(report.as_json(rehearsal, comparisons)))
     else:
