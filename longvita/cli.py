@@ -74,7 +74,7 @@ def train(
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="Devices; one replica's when absent.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices; as train would start when absent.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a device, such as 96GiB.")] = None,
     hardware: Annotated[str | None, typer.Option(help="Device, such as h100-80 or ascend-910b-64.")] = None,
     search: Annotated[bool, typer.Option("--search", help="Try the layouts and show the ten best.")] = False,
@@ -82,14 +82,30 @@ def plan(
     loss_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens with loss of a sequence.")] = None,
     documents: Annotated[int, typer.Option(min=1, help="Documents of a sequence.")] = 1,
     page: Annotated[Path | None, typer.Option("--html", help="Write this page with the memory picture.")] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Build ranks by shape and look at every file, before a launch.")
+    ] = False,
+    rank: Annotated[
+        list[int] | None,
+        typer.Option(help="Rank to rehearse; may be repeated. Three of them when absent."),
+    ] = None,
+    no_files: Annotated[
+        bool, typer.Option("--no-files", help="Rehearse without data, tokenizer, checkpoints and output folder.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a run takes in memory and time, and which layouts fit; exit code 1 if it does not fit."""
-    from longvita.config import load
+    """Say what a run takes in memory and time, and which layouts fit; exit code 1 if it does not fit.
+
+    With --rehearse, build some of its ranks at full size by shape; exit code 2 if the launch would fail at something.
+    """
+    from longvita.config import load_with_sources
     from longvita.planning import command
 
     options = command.PlanOptions(devices, memory, hardware, search, as_json, page, tiles, loss_tokens, documents)
-    raise typer.Exit(command.plan(load(config, overrides), options))
+    loaded = load_with_sources(config, overrides)
+    if rehearse:
+        raise typer.Exit(command.rehearse(loaded, options, rank or (), not no_files))
+    raise typer.Exit(command.plan(loaded.config, options))
 
 
 @config_app.command("show")

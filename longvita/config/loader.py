@@ -64,7 +64,7 @@ def load_with_sources(path: str | Path, overrides: list[str] | None = None, purp
     if purpose == "training":
         problems += checks.find_training_problems(loaded.config)
     if problems:
-        raise ConfigError([_placed(problem, loaded) for problem in problems])
+        raise ConfigError([placed(problem, loaded) for problem in problems])
     return loaded
 
 
@@ -251,7 +251,7 @@ def _type_way_out(value: Any, info: Any) -> str:
     return ""
 
 
-def _placed(problem: Problem, loaded: Loaded) -> Problem:
+def placed(problem: Problem, loaded: Loaded) -> Problem:
     """A cross-field problem with the sources of its fields filled in."""
     related = tuple((name, value, loaded.source(name)) for name, value, _ in problem.related)
     return Problem(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,15 @@ from rich.console import Console
 
 from longvita.config import ConfigError
 from longvita.config.checks import replica_size
+from longvita.config.loader import Loaded
 from longvita.config.schema import Config
 from longvita.planning.contents import Contents, worst_contents
 from longvita.planning.hardware import Hardware, PlanError, find_hardware
-from longvita.planning.memory import default_hardware, plan_generation, plan_memory
+from longvita.planning.memory import default_hardware, plan_generation, plan_memory, stage_memories
 from longvita.planning.page import write_plan
+from longvita.planning.rehearsal import command as rehearsal
+from longvita.planning.rehearsal.compare import Figures
+from longvita.planning.rehearsal.figures import RankRehearsal
 from longvita.planning.report import Plan, as_data, describe, show
 from longvita.planning.search import Candidate, nearest, search
 from longvita.planning.throughput import step_time
@@ -50,11 +55,7 @@ def plan(config: Config, options: PlanOptions) -> int:
 
     Raises PlanError for hardware, memory or contents that make no sense, FileNotFoundError for a page in no folder.
     """
-    hardware = default_hardware(config)
-    if options.hardware is not None:
-        hardware = find_hardware(options.hardware)
-    if options.memory is not None:
-        hardware = find_hardware(hardware.name, options.memory)
+    hardware = _hardware(config, options)
     if options.page is not None and not options.page.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder of {options.page} does not exist; make it, or write elsewhere (--html)")
     found = make_plan(config, hardware, options)
@@ -67,6 +68,39 @@ def plan(config: Config, options: PlanOptions) -> int:
         if not options.as_json:
             print(f"wrote {options.page}")
     return 0 if found.fits or (options.search and found.candidates) else EXIT_DOES_NOT_FIT
+
+
+def rehearse(loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_files: bool) -> int:
+    """Prints a rehearsal beside the plan's figures; 0, or 2 if the launch would fail at something.
+
+    ranks: those to build by shape, the usual ones when empty. Raises PlanError, and ConfigError for ranks beyond the
+    world.
+    """
+    config, hardware = loaded.config, _hardware(loaded.config, options)
+    world_size = options.devices or config.layout.processes or replica_size(config)
+
+    def planned(built: Sequence[RankRehearsal]) -> Figures:
+        return {rank.rank: planned_figures(config, world_size, hardware, rank) for rank in built}
+
+    asked = rehearsal.RehearsalOptions(world_size, ranks, with_files, options.as_json)
+    return rehearsal.run(loaded, asked, planned)
+
+
+def planned_figures(config: Config, world_size: int, hardware: Hardware, rank: RankRehearsal) -> dict[str, int]:
+    """What the plan says of a rehearsed rank, by the names of longvita.planning.rehearsal.compare."""
+    figures: dict[str, int] = {}
+    for load in (each.load for each in rank.activations):
+        contents = Contents(load.tokens, load.documents, load.tiles, load.loss_tokens, load.name)
+        stage = next(stage_memories(config, world_size, hardware, [contents], [rank.stage]))
+        figures[f"activations of {load.name}"] = stage.activations
+        figures |= {"parameters": stage.parameter_count, "parameter_bytes": stage.parameters}
+        figures |= {"gradient_bytes": stage.gradients, "optimizer_bytes": stage.optimizer}
+    return figures
+
+
+def _hardware(config: Config, options: PlanOptions) -> Hardware:
+    hardware = default_hardware(config) if options.hardware is None else find_hardware(options.hardware)
+    return hardware if options.memory is None else find_hardware(hardware.name, options.memory)
 
 
 def make_plan(config: Config, hardware: Hardware, options: PlanOptions) -> Plan:

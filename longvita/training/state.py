@@ -67,7 +67,7 @@ def build_state(
 def _wrap(model: LongVITA, config: Config, index: int) -> DistributedDataParallel:
     settings: Any = model.config
     module = Float16Module(settings, model) if config.training.precision == "bf16" else model
-    overlap = config.training.overlap_grad_reduce
+    overlap = config.training.overlap_grad_reduce and not _reports_vary(model, config)
     return DistributedDataParallel(
         settings,
         DistributedDataParallelConfig(
@@ -77,3 +77,13 @@ def _wrap(model: LongVITA, config: Config, index: int) -> DistributedDataParalle
         # Chunks after a stage's first one finish their backward pass early: nothing to overlap with smaller buckets.
         disable_bucketing=index > 0,
     )
+
+
+def _reports_vary(model: LongVITA, config: Config) -> bool:
+    """Whether a gradient is reported ready a different number of times from batch to batch.
+
+    A tower that is computed again reports once a round of tiles; megatron-core 0.16.1 starts each reduction at the
+    number of reports of the first batch, so that later ones would start early, or not at all.
+    """
+    training = config.training
+    return model.vision_model is not None and training.recompute.vision and "vision" in training.trainable

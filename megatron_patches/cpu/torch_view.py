@@ -1,8 +1,8 @@
-"""A view of torch in which the accelerator that megatron-core asks for is the CPU.
+"""A view of torch in which the accelerator that megatron-core asks for is another device: the CPU, or none at all.
 
 megatron-core names "cuda" in place: `torch.cuda.current_device()`, `torch.zeros(1, device="cuda")`. Its modules get
 this view for their name `torch` (`torch_names.py`), so torch itself stays as it is for everybody else. What the view
-does not answer comes from torch.
+does not answer comes from torch. A rehearsal takes it on the meta device (`megatron_patches/meta`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ FACTORIES = (
 )
 
 
-def on_cpu(device: Any) -> Any:
-    """`device`, or the CPU where it names the accelerator; None stays None."""
+def in_its_place(device: Any, other: torch.device = CPU) -> Any:
+    """`device`, or `other` where it names the accelerator; None stays None."""
     if isinstance(device, str) and device.split(":")[0] == "cuda":
-        return CPU
+        return other
     if isinstance(device, torch.device) and device.type == "cuda":
-        return CPU
+        return other
     return device
 
 
@@ -90,7 +90,7 @@ class Nvtx:
 
 
 class Accelerator:
-    """What `torch.cuda` answers in the view: one device, the CPU, whose generator is torch's default one."""
+    """What `torch.cuda` answers in the view: one device, whose generator is torch's default one."""
 
     Stream = CPUStream
     Event = CPUEvent
@@ -98,6 +98,9 @@ class Accelerator:
     LongTensor = torch.LongTensor
     IntTensor = torch.IntTensor
     nvtx = Nvtx()
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        self._device = device
 
     @property
     def random(self) -> Accelerator:
@@ -108,8 +111,8 @@ class Accelerator:
         return getattr(torch.cuda, name)
 
     def current_device(self) -> torch.device:
-        """The CPU."""
-        return CPU
+        """The one device."""
+        return self._device
 
     def set_device(self, device: Any) -> None:
         """There is one device only."""
@@ -161,27 +164,27 @@ class Accelerator:
     memory_reserved = max_memory_allocated = max_memory_reserved = memory_allocated
 
 
-def _cpu_factory(name: str) -> Any:
+def _factory(name: str, place: torch.device) -> Any:
     factory = getattr(torch, name)
 
     @functools.wraps(factory)
     def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
-        return factory(*args, device=on_cpu(device), **kwargs)
+        return factory(*args, device=in_its_place(device, place), **kwargs)
 
     return make
 
 
 class TorchView(ModuleType):
-    """torch, with `torch.cuda` answered by `Accelerator` and factories that make their tensors on the CPU.
+    """torch, with `torch.cuda` answered by `Accelerator` and factories that make their tensors on `device`.
 
     The factories drop `pin_memory`, which torch refuses where there is no accelerator.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
         super().__init__("torch")
-        self.cuda = Accelerator()
+        self.cuda = Accelerator(device)
         for name in FACTORIES:
-            setattr(self, name, _cpu_factory(name))
+            setattr(self, name, _factory(name, device))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)

@@ -35,7 +35,7 @@ class JsonArray:
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Pieces that begin with the first sample from each multiple of `part_bytes` on."""
-        size, start = remote.size(path), _array_start(path)
+        size, start = remote.size(path), array_start(path)
         if start is None:
             return [Part(0, size)] if size else []
         bounds: list[int] = []
@@ -88,7 +88,7 @@ def _is_closed(path: str, end: int, size: int) -> bool:
         return size - end <= READ_BYTES and ENDING.fullmatch(file.read(READ_BYTES)) is not None
 
 
-def _array_start(path: str) -> int | None:
+def array_start(path: str) -> int | None:
     """The byte after the array's bracket, None where the file is no array."""
     with remote.open_file(path) as file:
         head = BEGINNING.match(file.read(READ_BYTES))

@@ -1,0 +1,119 @@
+"""A rehearsal's platform: the meta device, whose tensors have shapes and no values, and groups that send nothing.
+
+`longvita plan CONFIG --rehearse` builds a rank of a large run with it, in a process of its own. It is no platform that
+a config can name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from longvita.platforms.base import Offloaded, PlatformError
+from longvita.platforms.cpu import CPUPlatform
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from longvita.parallel.groups import ParallelGroups
+    from megatron_patches.patch import Patch
+
+BACKEND = "fake"
+"""Of torch.distributed: groups of any size in one process."""
+
+
+class AwayByShape:
+    """A tensor that lies elsewhere: its shape is all there is of it."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self._like = tensor.shape, tensor.dtype, tensor.device
+
+    def start(self) -> None:
+        """Nothing to wait for."""
+
+    def fetch(self) -> torch.Tensor:
+        """A tensor of the same shape."""
+        shape, dtype, device = self._like
+        return torch.empty(shape, dtype=dtype, device=device)
+
+
+class MetaPlatform(CPUPlatform):
+    """See the module.
+
+    fused: whether norms, attention, rotary embedding and SwiGLU keep what the accelerators' fused kernels keep
+    (longvita.platforms.meta_layers), or what the CPU's own layers keep.
+    """
+
+    name = "meta"
+    backend = BACKEND
+
+    def __init__(self, fused: bool):
+        self.fused = fused
+        self.offloaded_bytes = 0
+        """Of all tensors that were put away."""
+
+    @property
+    def device(self) -> torch.device:
+        """The meta device."""
+        return torch.device("meta")
+
+    def join(self, rank: int, world_size: int) -> None:
+        """Makes this process rank `rank` of `world_size` that are not there.
+
+        Raises PlatformError if this torch has no fake groups.
+        """
+        try:
+            from torch.testing._internal.distributed import fake_pg
+        except ImportError as error:
+            raise PlatformError(f"torch {torch.__version__} has no fake process groups: {error}") from error
+        # Registered for accelerators and the CPU alone; the ring asks for the backend of its tensors' device.
+        make: Any = fake_pg._create_fake_pg
+        dist.Backend.register_backend(BACKEND, make, extended_api=True, devices=["cpu", "meta"])
+        dist.init_process_group(BACKEND, rank=rank, world_size=world_size, store=fake_pg.FakeStore())
+
+    def describe(self) -> str:
+        """Which layers it has."""
+        return f"shapes alone, {'fused' if self.fused else 'plain'} layers"
+
+    def offload(self, tensor: torch.Tensor) -> Offloaded:
+        """Counts it and lets it go."""
+        self.offloaded_bytes += tensor.numel() * tensor.element_size()
+        return AwayByShape(tensor)
+
+    def patches(self) -> list[Patch]:
+        """megatron_patches/meta."""
+        from megatron_patches import meta
+
+        if not hasattr(self, "_patches"):
+            self._patches = meta.patches(self.fused)
+        return self._patches
+
+    def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
+        """The CPU's, with SwiGLU as one function that keeps its input where layers are fused."""
+        return super().transformer_config_overrides(virtual_pipeline) | {"bias_activation_fusion": self.fused}
+
+    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
+        """The CPU's, with the fused norm and attention in their places."""
+        spec = super().language_layer_spec(config, groups)
+        if self.fused:
+            from longvita.platforms.meta_layers import ShapeAttention
+
+            layer: Any = spec.submodules
+            layer.input_layernorm = layer.pre_mlp_layernorm = self.norm()
+            layer.self_attention.submodules.core_attention = ShapeAttention
+        return spec
+
+    def norm(self) -> type:
+        """`ShapeRMSNorm` or the CPU's."""
+        from longvita.platforms.meta_layers import ShapeRMSNorm
+
+        return ShapeRMSNorm if self.fused else super().norm()
+
+    def vision_attention(self) -> type:
+        """`ShapeAttention` or the CPU's."""
+        from longvita.platforms.meta_layers import ShapeAttention
+
+        return ShapeAttention if self.fused else super().vision_attention()

@@ -1,0 +1,47 @@
+"""The patches of a rehearsal: fit what is installed, and make shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_patches import meta, patch
+from megatron_patches.cpu.torch_view import TorchView
+
+PATCHES = meta.patches(fused=True)
+
+
+@pytest.mark.parametrize("one", PATCHES, ids=[one.target for one in PATCHES])
+def test_target_is_what_the_patch_was_written_for(one: patch.Patch) -> None:
+    patch.check_fits(one)
+    assert one.why and one.remove_when
+
+
+def test_plain_layers_take_the_patches_of_the_cpu_alone() -> None:
+    plain = meta.patches(fused=False)
+    assert {one.target for one in PATCHES} - {one.target for one in plain} == {one.target for one in meta.FUSED}
+    patch.check_unique(PATCHES)
+
+
+def test_megatron_finds_the_meta_device_in_the_accelerators_place() -> None:
+    view = next(one.replacement for one in PATCHES if isinstance(one.replacement, TorchView))
+    assert view.cuda.current_device().type == "meta"
+    assert view.zeros(3, device="cuda").is_meta
+    assert view.tensor([[torch.ones((), device="meta")]]).shape == (1, 1)
+    assert view.tensor([1, 2]).tolist() == [1, 2]
+
+
+def test_fused_functions_keep_what_they_say() -> None:
+    x = torch.empty(5, 1, 8, device="meta", requires_grad=True)
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = meta.swiglu_by_shape(meta.rotated_by_shape(x, None, None), None)
+    assert out.shape == (5, 1, 4) and kept == [(5, 1, 8)]
+    out.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+    assert meta.gathered_anew(None, (2, 3), torch.bfloat16, "mpu").dtype == torch.bfloat16

@@ -1,0 +1,112 @@
+"""`longvita plan CONFIG --rehearse` as a whole, and what it makes of ranks that fail."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from longvita.config import ConfigError, load_with_sources
+from longvita.planning.rehearsal import Rehearsal, chosen_ranks, rehearse, report
+from longvita.planning.rehearsal.compare import compare, counted_figures
+from longvita.planning.rehearsal.run import Failure, _merged
+from tests.e2e.training_material import environment, write_run
+from tests.tiny import tiny_config
+
+
+def plan(config: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "longvita", "plan", str(config), "--rehearse", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+
+
+def test_a_run_that_is_ready(tmp_path: Path) -> None:
+    done = plan(write_run(tmp_path), "platform=cpu", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["problems"] == [] and [rank["rank"] for rank in told["ranks"]] == [0, 1]
+    assert told["ranks"][0]["parameters"] > 10_000
+    assert {"forward", "backward", "gradients", "optimizer"} >= {
+        call["phase"] for call in told["ranks"][0]["collectives"]
+    } - {"step"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    (tmp_path / "words.jsonl").unlink()
+    (tmp_path / "held_out.jsonl").write_text("broken\n")
+    done = plan(config, "checkpoint.initial=absent/in/here", "--devices", "3", "model.language.vocab_size=64")
+    assert done.returncode == 2
+    assert "training.global_batch_size = 2: is not a multiple of micro batch x DP = 1 x 3" in done.stdout
+    assert "run.yaml:" in done.stdout and "there is no file" in done.stdout
+    assert "override: checkpoint.initial = absent/in/here" in done.stdout
+    assert "held_out.jsonl: its first 1 samples have errors" in done.stdout
+    assert "(override)" in done.stdout and "tokens with the added ones" in done.stdout
+    assert "5 problems" in done.stdout
+
+
+def test_ranks_beyond_the_world_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ranks \\[2\\] are not among 0 to 1"):
+        rehearse(tiny_config(), 2, [2], with_files=False)
+
+
+def test_ranks_of_the_first_middle_and_last_stage() -> None:
+    assert chosen_ranks(tiny_config(layout={"pipeline_parallel": 2}), 8) == [0, 7]
+    assert chosen_ranks(tiny_config(layout={"pipeline_parallel": 4}), 32) == [0, 16, 31]
+    assert chosen_ranks(tiny_config(), 1) == [0]
+
+
+def test_what_several_ranks_fail_at_is_one_problem_at_its_field() -> None:
+    same = "ValueError: layout.context_parallel 3 is odd"
+    problems = _merged([Failure(0, same, ""), Failure(5, "RuntimeError: no", ""), Failure(9, same, "")])
+    assert [(problem.message, problem.field) for problem in problems] == [
+        (f"ranks 0, 9: {same}", "layout.context_parallel"),
+        ("rank 5: RuntimeError: no", ""),
+    ]
+
+
+def test_figures_beside_a_plan() -> None:
+    rehearsal = rehearse(tiny_config(), 1, with_files=False)
+    counted = counted_figures(rehearsal.ranks)
+    planned = {0: {"parameters": counted[0]["parameters"], "activations of text": 1, "other": 2}}
+    found = compare(planned, counted)
+    assert [(one.name, one.planned == one.counted) for one in found] == [
+        ("parameters", True),
+        ("activations of text", False),
+    ]
+    assert found[0].error == 0 and -1 < found[1].error < 0
+    text = shown(rehearsal, found)
+    assert "Plan and count" in text and "nothing found that a launch would fail at" in text
+
+
+def shown(rehearsal: Rehearsal, comparisons: list) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    report.show(rehearsal, console, comparisons)
+    return console.file.getvalue()
+
+
+def test_layers_of_accelerators_keep_less_than_plain_ones(tmp_path: Path) -> None:
+    config = tiny_config(training={"precision": "bf16"})
+    fused = rehearse(config, 1, with_files=False).ranks[0]
+    plain = rehearse(config.model_copy(update={"platform": "cpu"}), 1, with_files=False).ranks[0]
+    assert fused.parameters == plain.parameters and fused.shapes == plain.shapes
+    assert all(a.saved < b.saved for a, b in zip(fused.activations, plain.activations, strict=True))
+
+
+def test_inputs_that_are_put_away_do_not_stay(tmp_path: Path) -> None:
+    recompute = {"granularity": "full", "method": "uniform", "num_layers": 1}
+    kept = rehearse(tiny_config(training={"recompute": recompute}), 1, with_files=False).ranks[0]
+    away = rehearse(tiny_config(training={"recompute": recompute | {"offload": True}}), 1, with_files=False).ranks[0]
+    for before, after in zip(kept.activations, away.activations, strict=True):
+        assert before.saved - after.saved >= after.offloaded > 0
+        assert after.peak < before.peak
+
+
+def test_the_default_is_what_train_would_start(tmp_path: Path) -> None:
+    loaded = load_with_sources(write_run(tmp_path))
+    assert rehearse(loaded.config, 2, [1]).ranks[0].places["dp"] == 1
