@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from longvita.config.checks import layers_per_stage
 from longvita.config.schema import Config
 from longvita.planning.contents import Contents
-from longvita.planning.kernels import Kernels
 from longvita.planning.layers import Decoder, Rows
 from longvita.planning.parameters import ELEMENT_BYTES
 from longvita.planning.tape import Moment, Storage, Tape, Tensor
 from longvita.planning.vision import place_features, tiles_of_a_rank
+from longvita.platforms.kernels import Kernels
 
 TILE_BYTES = 3 * 4
 """Of a tile's pixel as the loader hands it out: three colours in fp32."""

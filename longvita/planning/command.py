@@ -14,7 +14,6 @@ from longvita.config.checks import replica_size
 from longvita.config.loader import Loaded
 from longvita.config.schema import Config
 from longvita.planning.contents import Contents, worst_contents
-from longvita.planning.hardware import Hardware, PlanError, find_hardware
 from longvita.planning.memory import default_hardware, plan_generation, plan_memory, stage_memories
 from longvita.planning.page import write_plan
 from longvita.planning.rehearsal import command as rehearsal
@@ -23,6 +22,7 @@ from longvita.planning.rehearsal.figures import RankRehearsal
 from longvita.planning.report import Plan, as_data, describe, show
 from longvita.planning.search import Candidate, nearest, search
 from longvita.planning.throughput import step_time
+from longvita.platforms.hardware import Hardware, PlanError, find_hardware
 
 BEST = 10
 """Layouts that --search shows."""
@@ -38,7 +38,7 @@ class PlanOptions:
     memory: str | None = None
     """Of one device, such as 96GiB; the hardware's own when absent."""
     hardware: str | None = None
-    """A name of longvita.planning.hardware."""
+    """A name of longvita.platforms.hardware."""
     search: bool = False
     as_json: bool = False
     page: Path | None = None

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longvita.config.schema import Config
-from longvita.planning.kernels import Kernels
 from longvita.planning.parameters import ELEMENT_BYTES
 from longvita.planning.tape import Tape, Tensor
+from longvita.platforms.kernels import Kernels
 
 
 @dataclass(frozen=True)

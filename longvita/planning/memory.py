@@ -1,7 +1,7 @@
 """The memory of each pipeline stage's ranks: what `longvita plan` compares with the device's.
 
 Weights, gradients and optimizer state are counted exactly; activations follow the operators of one step; what the
-platform's libraries take for themselves is an assumption of longvita.planning.hardware.
+platform's libraries take for themselves is an assumption of longvita.platforms.hardware.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from longvita.config.checks import check_world_size, layers_per_stage, local_que
 from longvita.config.schema import Config
 from longvita.planning.activations import Activations, History, history, rows_of_a_rank, waiting
 from longvita.planning.contents import Contents, worst_contents
-from longvita.planning.hardware import HARDWARE, Hardware
 from longvita.planning.parameters import ELEMENT_BYTES, StateBytes, state_bytes
 from longvita.planning.tape import Moment
+from longvita.platforms.hardware import HARDWARE, Hardware
 
 HEAD, FEATURES, COMMUNICATION = "head", "vision features", "communication"
 KV_PAGE = 2048

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from longvita.config.schema import Config
-from longvita.planning.hardware import Hardware
 from longvita.planning.memory import StageMemory, fits
 from longvita.planning.search import Candidate
 from longvita.planning.throughput import StepTime
+from longvita.platforms.hardware import Hardware
 
 COLUMNS = {
     "parameters": "weights",

@@ -10,10 +10,10 @@ from longvita.config import ConfigError
 from longvita.config.checks import check_world_size, find_problems, layers_per_stage
 from longvita.config.schema import Config
 from longvita.planning.contents import worst_contents
-from longvita.planning.hardware import Hardware
 from longvita.planning.memory import StageMemory, stage_memories
 from longvita.planning.parameters import state_bytes
 from longvita.planning.throughput import StepTime, step_time
+from longvita.platforms.hardware import Hardware
 
 MLP_CHUNK = 8192
 """Rows of an MLP chunk that are tried: large enough for full speed (assumption)."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from longvita.config.schema import Config
 from longvita.planning.contents import Contents
-from longvita.planning.kernels import Kernels
 from longvita.planning.parameters import ELEMENT_BYTES
 from longvita.planning.tape import Tape, Tensor
+from longvita.platforms.kernels import Kernels
 
 
 class Tower:

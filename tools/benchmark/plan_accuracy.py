@@ -25,11 +25,11 @@ from plan_accuracy_settings import MEMORY, TIME, Setting
 
 from longvita.launcher import launch
 from longvita.planning.activations import activations
-from longvita.planning.hardware import HARDWARE, Hardware
-from longvita.planning.kernels import LOCAL
 from longvita.planning.memory import plan_memory
 from longvita.planning.parameters import state_bytes
 from longvita.planning.throughput import step_time
+from longvita.platforms.hardware import HARDWARE, Hardware
+from longvita.platforms.kernels import LOCAL
 
 STATE = ("parameters", "gradients", "optimizer")
 RATES = ("flops", "attention", "bandwidth", "link")

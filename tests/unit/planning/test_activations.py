@@ -9,7 +9,7 @@ import pytest
 
 from longvita.planning.activations import activations
 from longvita.planning.contents import Contents, worst_contents
-from longvita.planning.kernels import LOCAL, TRANSFORMER_ENGINE
+from longvita.platforms.kernels import LOCAL, TRANSFORMER_ENGINE
 from tests.conftest import REPOSITORY
 from tests.distributed.helpers import run_distributed
 from tests.tiny import tiny_config

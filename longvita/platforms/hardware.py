@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 from longvita.errors import UserError
-from longvita.planning.kernels import LOCAL, MINDSPEED, TRANSFORMER_ENGINE, Kernels
+from longvita.platforms.kernels import LOCAL, MINDSPEED, TRANSFORMER_ENGINE, Kernels
 
 GB, GIB = 10**9, 1 << 30
 _UNITS = {"GIB": GIB, "GB": GB, "G": GIB, "MIB": 1 << 20, "MB": 10**6, "TIB": 1 << 40, "TB": 10**12}
