@@ -95,6 +95,22 @@ class CUDAPlatform(Platform):
         """To the host's pinned memory; see longvita.platforms.pinned."""
         return _pinned_store().put(tensor)
 
+    def decisions(self) -> list[tuple[str, str]]:
+        """What is decided here and not by the config, for people: (subject, decision)."""
+        layout = (
+            "zigzag over all CP ranks, each document padded to 2 x CP" if self.has_engine() else "few documents cut"
+        )
+        adam = (
+            "Transformer Engine's" if self.has_engine() else "apex's" if importable(APEX) else "ours, on torch's kernel"
+        )
+        fused = self.transformer_config_overrides()["gradient_accumulation_fusion"]
+        return [
+            ("attention and layers", self.attention_name()),
+            ("documents under context parallelism", layout),
+            ("Adam", adam),
+            ("gradient accumulation", "fused, by apex's kernel" if fused else "not fused: apex's kernel is not there"),
+        ]
+
     def patches(self) -> list[Patch]:
         """megatron_patches/cuda."""
         from megatron_patches import cuda

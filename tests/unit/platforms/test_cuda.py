@@ -70,6 +70,12 @@ def test_it_says_what_computes_attention(monkeypatch: pytest.MonkeyPatch) -> Non
     assert WithoutEngine().describe() == f"{told} by torch's flash kernel, layers by megatron-core"
 
 
+def test_what_is_decided_here_is_told() -> None:
+    told, without = dict(WithEngine().decisions()), dict(WithoutEngine().decisions())
+    assert "zigzag" in told["documents under context parallelism"] and told["Adam"] == "Transformer Engine's"
+    assert without["Adam"] == "ours, on torch's kernel" and "not fused" in without["gradient accumulation"]
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(PlatformError, match="at most 2 processes"):
