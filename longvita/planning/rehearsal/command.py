@@ -37,8 +37,8 @@ def run(
 ) -> int:
     """Rehearses, prints, and returns 0, or 2 if the launch would fail at something.
 
-    planned: gives figures of a plan for ranks, to be compared with what is counted on them. Raises ConfigError for ranks beyond the
-    world.
+    planned: gives figures of a plan for ranks, to be compared with what is counted on them. Raises ConfigError for
+    ranks beyond the world.
     """
     world_size = options.world_size or default_world_size(loaded.config)
     rehearsal = rehearse(loaded.config, world_size, options.ranks or None, options.with_files)
