@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
 import traceback
@@ -41,5 +40,3 @@ def main(call: str, result: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    # All is written. The interpreter's own end was seen to hang once, in torch's threads.
-    os._exit(0)
