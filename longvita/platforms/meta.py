@@ -26,16 +26,22 @@ BACKEND = "fake"
 
 
 class AwayByShape:
-    """A tensor that lies elsewhere: its shape is all there is of it."""
+    """A tensor that lies elsewhere; on its way back it takes the room that it needs."""
 
     def __init__(self, tensor: torch.Tensor):
         self._like = tensor.shape, tensor.dtype, tensor.device
+        self._back: torch.Tensor | None = None
 
     def start(self) -> None:
-        """Nothing to wait for."""
+        """Takes the room."""
+        self._back = self._make()
 
     def fetch(self) -> torch.Tensor:
         """A tensor of the same shape."""
+        back, self._back = self._back, None
+        return self._make() if back is None else back
+
+    def _make(self) -> torch.Tensor:
         shape, dtype, device = self._like
         return torch.empty(shape, dtype=dtype, device=device)
 

@@ -96,7 +96,7 @@ class CollectiveRecorder(TorchDispatchMode):
         if group is None or group.size() == 1 or kind == "barrier":
             return
         moved = args[1] if name in _INPUT_IS_SECOND else args[0]
-        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(moved))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(moved))
         label = self._names.get(group.group_name) or group.group_desc.removesuffix("_GROUP").lower().replace("_", " ")
         width = group.size()
         if kind in _MESSAGES and label == WORLD:
@@ -156,9 +156,10 @@ def _group_of(args: Any) -> dist.ProcessGroup | None:
     return None
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors among an operator's arguments or results, in lists and tuples too."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for one in value:
-            yield from _tensors(one)
+            yield from tensors_in(one)

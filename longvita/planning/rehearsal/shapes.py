@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import FakeWork
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from longvita.parallel.groups import ParallelGroups
-from longvita.planning.rehearsal.collectives import CollectiveRecorder
+from longvita.planning.rehearsal.collectives import CollectiveRecorder, tensors_in
 
 MOST_TO_HOST = 1 << 20
 """Elements that a step may copy from the device to the host; more would be activations."""
@@ -39,7 +39,7 @@ class ShapeMode(CollectiveRecorder):
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func.namespace == "c10d":
             return _nothing_sent(func, args)
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        leaves = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
         on_meta = any(leaf.is_meta for leaf in leaves)
         if on_meta:
             for leaf in leaves:
@@ -53,8 +53,8 @@ class ShapeMode(CollectiveRecorder):
             if any(not leaf.is_meta for leaf in leaves):
                 args, kwargs = tree_map(_shape_of, (args, kwargs))
         out = func(*args, **kwargs)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.is_meta:
+        for leaf in tensors_in(out):
+            if leaf.is_meta:
                 self._know(leaf, leaf.untyped_storage().nbytes())
         return out
 
