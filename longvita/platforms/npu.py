@@ -95,7 +95,10 @@ class NPUPlatform(Platform):
         try:
             adaptor.activate()
         except ImportError as error:
-            raise PlatformError(f"MindSpeed cannot be imported: {error}. Install it: {INSTALL_MINDSPEED}") from error
+            raise PlatformError(
+                f"MindSpeed cannot be imported: {error}. Install it: {INSTALL_MINDSPEED} "
+                "(the packages of that name on PyPI are placeholders)"
+            ) from error
         except PatchError as error:
             raise PlatformError(str(error)) from error
         return super().activate()
