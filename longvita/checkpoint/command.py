@@ -19,6 +19,7 @@ from longvita.config.errors import ConfigError
 from longvita.config.schema import Config, DataConfig, TrainingConfig
 from longvita.errors import UserError
 from longvita.launcher import current_place, launch, world_size_of_launcher
+from longvita.platforms import environment
 
 FORMATS = ("long_vita", "internvl", "checkpoint")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -33,7 +34,7 @@ def verify(model: str, golden: str, layout: str, platform: str = "auto", as_json
     config = golden_config(model_config(model), parse_layout(layout), load_golden(golden), platform)
     _check(config)
     payload = {"source": model, "golden": golden, "config": dump(config), "json": as_json}
-    return launch("longvita.checkpoint.command:verify_process", payload, _processes(config))
+    return _launch("verify_process", payload, config)
 
 
 def convert(
@@ -117,7 +118,7 @@ def _convert_with_model(
     )
     _check(config)
     payload = {"source": source, "target": str(folder), "config": dump(config), **options}
-    return launch("longvita.checkpoint.command:convert_process", payload, _processes(config))
+    return _launch("convert_process", payload, config)
 
 
 def _check_optimizer_format(source: str, layout_format: str, optimizer: str) -> None:
@@ -136,7 +137,13 @@ def _convert_optimizer(source: str, folder: Path, layout: str, platform: str, op
     config = training_config(source).model_copy(update={"layout": parse_layout(layout), "platform": platform})
     _check(config)
     payload = {"source": source, "target": str(folder), "config": dump(config), "optimizer": optimizer}
-    return launch("longvita.checkpoint.command:optimizer_process", payload, _processes(config))
+    return _launch("optimizer_process", payload, config)
+
+
+def _launch(function: str, payload: dict[str, Any], config: Config) -> int:
+    """Calls a function of this module in the processes of the config's layout."""
+    variables = environment.defaults(config.platform)
+    return launch(f"longvita.checkpoint.command:{function}", payload, _processes(config), variables)
 
 
 def _check(config: Config) -> None:
