@@ -41,7 +41,7 @@ def nvidia_needs() -> list[Need]:
         Need("torch for CUDA", _torch_for_cuda(), "everything", "pip install --force-reinstall torch==2.13.0"),
         Need(
             "transformer-engine",
-            _version("transformer-engine>=2.9", "transformer_engine"),
+            _version("transformer-engine>=2.20", "transformer_engine"),
             "fused layers and attention, FP8; else megatron-core's own layers",
             INSTALL_ENGINE,
             required=False,
