@@ -13,7 +13,7 @@ import torch
 
 from longvita.platforms.base import Offloaded, Platform, PlatformError, importable
 from longvita.platforms.cuda_problems import FP8_UNITS, find_problems
-from longvita.platforms.needs import APEX, INSTALL_ENGINE
+from longvita.platforms.needs import APEX, FLASH_ATTN, INSTALL_ENGINE
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -88,7 +88,7 @@ class CUDAPlatform(Platform):
         """What computes attention here, for people."""
         if self.has_engine():
             return "attention and layers by Transformer Engine"
-        library = "flash-attn" if importable("flash_attn") else "torch"
+        library = "flash-attn" if importable(FLASH_ATTN) else "torch"
         return f"attention by {library}'s flash kernel, layers by megatron-core"
 
     def has_engine(self) -> bool:
@@ -161,6 +161,8 @@ class CUDAPlatform(Platform):
             # Messages in batches mix up two stages that are each other's previous and next one (see the patch).
             "batch_p2p_comm": virtual_pipeline == 1,
             "overlap_p2p_comm": virtual_pipeline > 1,
+            # A stage lets go of what it has sent: its backward pass needs the graph alone.
+            "deallocate_pipeline_outputs": True,
             # What the default becomes, without its deprecation warning.
             "cuda_graph_scope": [],
             # variable_seq_lengths is refused with the default, mixture of experts or not.
@@ -185,7 +187,7 @@ class CUDAPlatform(Platform):
         """Attention in one process where Transformer Engine is not asked: flash-attn's, or torch's own."""
         from longvita.platforms.flash_kernels import FlashAttnKernel, TorchFlashKernel
 
-        return FlashAttnKernel() if importable("flash_attn") else TorchFlashKernel()
+        return FlashAttnKernel() if importable(FLASH_ATTN) else TorchFlashKernel()
 
     def core_attention(self) -> type:
         """CoreAttention on `kernel`."""

@@ -21,7 +21,9 @@ from longvita.parallel.sequence_layout import zigzag
 from longvita.platforms import cuda
 from longvita.platforms.base import Platform, PlatformError, importable
 from longvita.platforms.cuda import CUDAPlatform
-from longvita.platforms.needs import APEX
+from longvita.platforms.flash_kernels import TorchFlashKernel
+from longvita.platforms.kernels import TRANSFORMER_ENGINE
+from longvita.platforms.needs import APEX, FLASH_ATTN, INSTALL_ENGINE
 from longvita.platforms.npu import NPUPlatform
 from longvita.platforms.te_layers import method_of
 from megatron_patches import cuda as patches_of_cuda
@@ -129,6 +131,9 @@ def test_bounds_of_the_whole_sequence(real: bool) -> None:
     assert inner is not None and inner.qkv_format == "thd"
     assert inner.cu_seqlens_q_padded.tolist() == inner.cu_seqlens_kv_padded.tolist() == [0, 8, 20]
     assert inner.cu_seqlens_q.tolist() == inner.cu_seqlens_kv.tolist() == ([0, 5, 17] if real else [0, 8, 20])
+    # Transformer Engine 2.20 knows by the same object that there is no padding between documents.
+    assert (inner.cu_seqlens_q is inner.cu_seqlens_q_padded) == (not real)
+    assert (inner.cu_seqlens_kv is inner.cu_seqlens_kv_padded) == (not real)
     assert inner.max_seqlen_q == inner.max_seqlen_kv == 12 and inner.cu_seqlens_q.dtype == torch.int32
 
 
@@ -162,6 +167,12 @@ def test_interleaved_stages_send_one_by_one() -> None:
     plain, interleaved = (CUDAPlatform().transformer_config_overrides(chunks) for chunks in (1, 2))
     assert plain["batch_p2p_comm"] and not plain["overlap_p2p_comm"]
     assert not interleaved["batch_p2p_comm"] and interleaved["overlap_p2p_comm"]
+
+
+def test_a_stage_lets_go_of_what_it_has_sent() -> None:
+    """As plans take it (longvita.platforms.kernels); pipelines over the stub run so."""
+    config = language_transformer_config(tiny_config(), WithoutEngine())
+    assert config.deallocate_pipeline_outputs == TRANSFORMER_ENGINE.frees_stage_outputs
 
 
 def test_fp8_is_the_language_models_alone() -> None:
@@ -276,6 +287,11 @@ def test_an_engine_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch
     sys.modules.pop("transformer_engine", None)
 
 
+def test_the_page_has_the_command_that_installs_the_engine() -> None:
+    page = (REPOSITORY / "docs" / "hardware.md").read_text(encoding="utf-8")
+    assert f"\n{INSTALL_ENGINE}\n" in page
+
+
 def test_settings_are_written_out_and_may_be_set_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     platform = CUDAPlatform()
     for name in platform.environment():
@@ -295,6 +311,15 @@ def test_the_other_apex_is_not_taken_for_nvidias(monkeypatch: pytest.MonkeyPatch
     importable.cache_clear()
     sys.modules.pop("apex", None)
     assert not importable("nothing.of.the.kind")
+
+
+def test_flash_attn_4_alone_is_not_taken_for_its_elder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importable.cache_clear()
+    assert importable("flash_attn") and not importable(FLASH_ATTN)
+    assert isinstance(CUDAPlatform().kernel(), TorchFlashKernel)
+    importable.cache_clear()
 
 
 def test_peaks_are_those_of_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
