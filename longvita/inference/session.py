@@ -50,7 +50,8 @@ def _with_precision(settings: Settings, platform: Any) -> Config:
     if precision == "auto":
         # bf16 matrix products are some hundred times slower than fp32 ones on the host.
         precision = "fp32" if platform.device.type == "cpu" else "bf16"
-    training = settings.config.training.model_copy(update={"precision": precision})
+    # FP8 products take rows in sixteens, and decoding has one or two.
+    training = settings.config.training.model_copy(update={"precision": precision, "fp8": None})
     return settings.config.model_copy(update={"training": training})
 
 

@@ -86,7 +86,6 @@ def language_transformer_config(config: Config, platform: Any) -> TransformerCon
         **_precision(config),
         **_recompute(config),
     }
-    platform.check_fp8(config)
     flags = _flags(config, fields)
     fields |= platform.transformer_config_overrides(layout.virtual_pipeline)
     return TransformerConfig(**(fields | platform.language_config_overrides(config) | flags))

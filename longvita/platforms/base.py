@@ -122,8 +122,16 @@ class Platform(ABC):
     # Config
 
     def problems(self, config: Config) -> list[Problem]:
-        """What this platform refuses of a config, each with the reason and the way out."""
-        return []
+        """What this platform refuses of a config, each with the reason and the way out.
+
+        To be asked on any machine: what depends on the device or a library of this one counts where the device is.
+        """
+        from longvita.config.errors import Problem
+
+        if config.training.fp8 is None:
+            return []
+        message = f"needs an Nvidia GPU with FP8 matrix units and Transformer Engine; platform {self.name} has neither"
+        return [Problem(message, "training.fp8", config.training.fp8, way_out="leave fp8 out")]
 
     def configure(self, config: Config) -> None:
         """Makes ready for a config, before process groups and models are made for it. Again for each config.
@@ -155,18 +163,9 @@ class Platform(ABC):
     def language_config_overrides(self, config: Config) -> dict[str, Any]:
         """Fields of the language model's TransformerConfig that follow from a run's config here, over the others.
 
-        The vision tower's config takes none of them. Raises PlatformError, with the way out, for what the platform
-        cannot do.
+        The vision tower's config takes none of them.
         """
         return {}
-
-    def check_fp8(self, config: Config) -> None:
-        """Raises PlatformError, with the reason, for a config whose training.fp8 cannot run here."""
-        if config.training.fp8 is not None:
-            raise PlatformError(
-                f"training.fp8: {config.training.fp8} needs an Nvidia GPU with FP8 matrix units and Transformer "
-                f"Engine; platform {self.name} has neither: leave fp8 out"
-            )
 
     @abstractmethod
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:

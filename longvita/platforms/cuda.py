@@ -6,41 +6,45 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from longvita.platforms.base import Offloaded, Platform, PlatformError, importable
-from longvita.platforms.needs import APEX, INSTALL_ENGINE
+from longvita.platforms.cuda_problems import FP8_UNITS, find_problems
+from longvita.platforms.needs import APEX, FLASH_ATTN, INSTALL_ENGINE
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from longvita.config.errors import Problem
     from longvita.config.schema import Config
     from longvita.inference.kv_cache import KVCache
     from longvita.parallel.context_parallel.kernel import AttentionKernel
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
     from longvita.parallel.split_batch import SplitBatch
-    from megatron_patches.patch import Patch
+    from megatron_patches.patch import AppliedPatch, Patch
 
 PEAK_TFLOPS = {
-    "B200": (2250.0, 1100.0),
+    "GB200": (2500.0, 1250.0),
+    "B200": (2250.0, 1125.0),
+    "H200 NVL": (835.5, 417.5),
     "H200": (989.4, 494.7),
     "H100 PCIe": (756.0, 378.0),
+    "H100 NVL": (835.5, 417.5),
     "H100": (989.4, 494.7),
+    "H800 PCIe": (756.0, 378.0),
+    "H800": (989.4, 494.7),
+    "H20": (148.0, 74.0),
     "A100": (312.0, 156.0),
     "A800": (312.0, 156.0),
-    "H800": (989.4, 494.7),
     "L40S": (362.0, 183.0),
 }
 """Dense bf16 and TF32 TFLOP/s by a part of the device's name, from Nvidia's data sheets; the first that fits counts."""
-FP8_CAPABILITY = {"tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
-"""Oldest compute capability whose matrix units take each scaling."""
-FP8_ROWS = 16
-"""Rows that FP8 products come in multiples of (Transformer Engine refuses others)."""
 
 
 class CUDAPlatform(Platform):
@@ -84,7 +88,7 @@ class CUDAPlatform(Platform):
         """What computes attention here, for people."""
         if self.has_engine():
             return "attention and layers by Transformer Engine"
-        library = "flash-attn" if importable("flash_attn") else "torch"
+        library = "flash-attn" if importable(FLASH_ATTN) else "torch"
         return f"attention by {library}'s flash kernel, layers by megatron-core"
 
     def has_engine(self) -> bool:
@@ -117,6 +121,31 @@ class CUDAPlatform(Platform):
 
         return cuda.patches(own_adam=not (self.has_engine() or importable(APEX)))
 
+    def activate(self) -> list[AppliedPatch]:
+        """See Platform. Raises PlatformError too where Transformer Engine is there and cannot be loaded.
+
+        megatron-core would go on without it, and the layers would then be none of either kind.
+        """
+        if self.has_engine():
+            try:
+                importlib.import_module("transformer_engine.pytorch")
+            except (ImportError, OSError, RuntimeError, AssertionError) as error:
+                raise PlatformError(
+                    f"Transformer Engine is installed but cannot be loaded: {error}; to do without it: pip uninstall "
+                    f"transformer-engine; to build it for the torch that is here, after that: {INSTALL_ENGINE}"
+                ) from error
+        return super().activate()
+
+    # Config
+
+    def problems(self, config: Config) -> list[Problem]:
+        """What Transformer Engine refuses or gets wrong.
+
+        On a machine without a GPU the answers are those of one that has Transformer Engine and takes any FP8.
+        """
+        here = self.is_available()
+        return find_problems(config, self.has_engine() or not here, self.capability() if here else None)
+
     # Layers
 
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
@@ -132,6 +161,8 @@ class CUDAPlatform(Platform):
             # Messages in batches mix up two stages that are each other's previous and next one (see the patch).
             "batch_p2p_comm": virtual_pipeline == 1,
             "overlap_p2p_comm": virtual_pipeline > 1,
+            # A stage lets go of what it has sent: its backward pass needs the graph alone.
+            "deallocate_pipeline_outputs": True,
             # What the default becomes, without its deprecation warning.
             "cuda_graph_scope": [],
             # variable_seq_lengths is refused with the default, mixture of experts or not.
@@ -143,40 +174,10 @@ class CUDAPlatform(Platform):
         fields: dict[str, Any] = {}
         layout = config.layout
         if self.has_engine() and layout.context_parallel > 1:
-            self._check_precision(config)
             fields["variable_seq_lengths"] = layout.pipeline_parallel > 1
         if config.training.fp8 is not None:
             fields |= {"fp8": "hybrid", "fp8_recipe": config.training.fp8}
         return fields
-
-    def _check_precision(self, config: Config) -> None:
-        if config.training.precision == "bf16":
-            return
-        raise PlatformError(
-            f"training.precision: {config.training.precision} has no kernel in Transformer Engine's attention with "
-            f"layout.context_parallel {config.layout.context_parallel}; use bf16, or context_parallel 1"
-        )
-
-    def check_fp8(self, config: Config) -> None:
-        """See Platform."""
-        if config.training.fp8 is None:
-            return
-        kind, chunk = str(config.training.fp8), config.training.mlp_chunk_size
-        if not self.has_engine():
-            raise PlatformError(f"training.fp8: {kind} needs Transformer Engine; install it with {INSTALL_ENGINE}")
-        if self.capability() < FP8_CAPABILITY[kind]:
-            needed, there = (".".join(map(str, one)) for one in (FP8_CAPABILITY[kind], self.capability()))
-            raise PlatformError(
-                f"training.fp8: {kind} needs a GPU of compute capability {needed}, this one has {there}; "
-                "take another scaling or leave fp8 out"
-            )
-        rows = FP8_ROWS * (config.layout.tensor_parallel if config.layout.sequence_parallel else 1)
-        if config.data.sequence_length % rows:
-            raise PlatformError(
-                f"data.sequence_length: {config.data.sequence_length} with training.fp8 must be a multiple of {rows}"
-            )
-        if chunk is not None and chunk % FP8_ROWS:
-            raise PlatformError(f"training.mlp_chunk_size: {chunk} with training.fp8 must be a multiple of {FP8_ROWS}")
 
     def capability(self) -> tuple[int, int]:
         """Compute capability of this process's GPU."""
@@ -186,7 +187,7 @@ class CUDAPlatform(Platform):
         """Attention in one process where Transformer Engine is not asked: flash-attn's, or torch's own."""
         from longvita.platforms.flash_kernels import FlashAttnKernel, TorchFlashKernel
 
-        return FlashAttnKernel() if importable("flash_attn") else TorchFlashKernel()
+        return FlashAttnKernel() if importable(FLASH_ATTN) else TorchFlashKernel()
 
     def core_attention(self) -> type:
         """CoreAttention on `kernel`."""
@@ -199,7 +200,7 @@ class CUDAPlatform(Platform):
         if self.has_engine():
             from longvita.platforms import te_layers
 
-            return te_layers.language_layer_spec(self.kernel(), groups)
+            return te_layers.language_layer_spec(self.kernel(), groups, self.pads_between_documents())
         from longvita.platforms.local_layers import language_layer_spec
 
         return language_layer_spec(self.core_attention())
@@ -312,7 +313,7 @@ class CUDAPlatform(Platform):
 def _zigzag(lengths: tuple[int, ...], cp_size: int, tp_size: int) -> SequenceLayout:
     from longvita.parallel.sequence_layout import zigzag
 
-    return zigzag(lengths, cp_size, tp_size, FP8_ROWS)
+    return zigzag(lengths, cp_size, tp_size, max(FP8_UNITS.values()))
 
 
 @functools.cache

@@ -15,6 +15,8 @@ CANN = Path("/usr/local/Ascend/ascend-toolkit/latest")
 """Where Huawei's installer puts the toolkit."""
 APEX = "apex.optimizers"
 """A module of Nvidia's apex alone: PyPI has another project of that name."""
+FLASH_ATTN = "flash_attn.flash_attn_interface"
+"""The module that is used; flash-attn 4 brings a package of the same name without it."""
 INSTALL_ENGINE = "pip install --no-build-isolation -e '.[gpu]' -c constraints.txt"
 INSTALL_MINDSPEED = "git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git && pip install -e ./MindSpeed"
 """The packages of that name on PyPI are placeholders."""
@@ -41,14 +43,14 @@ def nvidia_needs() -> list[Need]:
         Need("torch for CUDA", _torch_for_cuda(), "everything", "pip install --force-reinstall torch==2.13.0"),
         Need(
             "transformer-engine",
-            _version("transformer-engine>=2.9", "transformer_engine"),
+            _version("transformer-engine>=2.20", "transformer_engine"),
             "fused layers and attention, FP8; else megatron-core's own layers",
             INSTALL_ENGINE,
             required=False,
         ),
         Need(
             "flash-attn",
-            _version("flash-attn", "flash_attn"),
+            _version("flash-attn", FLASH_ATTN),
             "attention without Transformer Engine, and generation; else torch's",
             "pip install --no-build-isolation flash-attn",
             required=False,

@@ -105,15 +105,17 @@ class NPUPlatform(Platform):
 
     def problems(self, config: Config) -> list[Problem]:
         """What MindSpeed accepts and gets wrong."""
+        found = super().problems(config)
         if config.layout.ulysses in (None, 1):
-            return []
+            return found
         return [
+            *found,
             Problem(
                 f"is refused on {self.name}: {adaptor.REFUSED_ALGORITHMS['ulysses_cp_algo']}",
                 "layout.ulysses",
                 config.layout.ulysses,
                 way_out="leave layout.ulysses out, or layout.ulysses=1: the ring is right on packed documents",
-            )
+            ),
         ]
 
     def configure(self, config: Config) -> None:

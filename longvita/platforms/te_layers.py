@@ -32,22 +32,22 @@ from torch import Tensor
 from longvita.parallel.context_parallel.attention import LibrarySeqParams
 from longvita.parallel.context_parallel.kernel import AttentionKernel
 from longvita.parallel.groups import ParallelGroups
-from longvita.platforms.base import PlatformError
 from longvita.platforms.core_attention import attend_by_parts
 
 NORM, COLUMN, ROW = TENorm, TEColumnParallelLinear, TERowParallelLinear
 
 
-def language_layer_spec(kernel: AttentionKernel, groups: ParallelGroups | None) -> ModuleSpec:
+def language_layer_spec(kernel: AttentionKernel, groups: ParallelGroups | None, gathers: bool) -> ModuleSpec:
     """A decoder layer as megatron-core's own Transformer Engine spec has it: norms are fused with the linear layer
-    behind them. kernel: for what Transformer Engine does not do (see EngineAttention).
+    behind them. kernel: for what Transformer Engine does not do (see EngineAttention). gathers: see method_of.
     """
+    own = {"kernel": kernel, "groups": groups, "gathers": gathers}
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=TELayerNormColumnParallelLinear,
-            core_attention=ModuleSpec(module=EngineAttention, params={"kernel": kernel, "groups": groups}),
+            core_attention=ModuleSpec(module=EngineAttention, params=own),
             linear_proj=TERowParallelLinear,
             q_layernorm=IdentityOp,
             k_layernorm=IdentityOp,
@@ -85,11 +85,12 @@ class EngineAttention(TEDotProductAttention):
         *,
         kernel: AttentionKernel,
         groups: ParallelGroups | None = None,
+        gathers: bool = False,
     ) -> None:
         size = groups.cp_size if groups is not None else 1
         method = cp_comm_type
         if groups is not None and pg_collection is not None and size > 1:
-            method = method_of(config, groups)
+            method = method_of(config, groups, gathers)
             config = copy.copy(config)
             config.context_parallel_size = size
             pg_collection = copy.copy(pg_collection)
@@ -136,22 +137,19 @@ class EngineAttention(TEDotProductAttention):
         return out.reshape(len(out), 1, -1) if packed_seq_params is not None else out
 
 
-def method_of(config: TransformerConfig, groups: ParallelGroups) -> str:
+def method_of(config: TransformerConfig, groups: ParallelGroups, gathers: bool) -> str:
     """How queries, keys and values travel (`cp_comm_type`), from the heads and groups of a TP rank.
 
     Ulysses alone is a2a, a ring of Ulysses a2a+p2p; layout.ulysses says which, or what heads and groups divide into.
     Without Ulysses keys and values travel: gathered in one collective where all ranks' together are no more than a
-    rank's own queries (2 x CP x groups <= heads), else in a ring, which computes while they travel. Raises
-    PlatformError where groups do not divide over the ranks of Ulysses.
+    rank's own queries (2 x CP x groups <= heads), else in a ring, which computes while they travel.
+
+    gathers: whether the kernels take offsets and lengths of their own for keys (cuDNN's, FlashAttention 3 and 4). With
+    FlashAttention 2, which older GPUs have, gathered keys of all documents but the first would be read from the wrong
+    rows, without an error (AttnFuncWithCPAndKVAllGather).
     """
     tp = config.tensor_model_parallel_size
     heads, kv_groups = config.num_attention_heads // tp, config.num_query_groups // tp
-    ulysses = groups.cp_ulysses.size()
-    if ulysses > 1:
-        if heads % ulysses or kv_groups % ulysses:
-            raise PlatformError(
-                f"layout.ulysses: {ulysses} ranks cannot share the {heads} heads and {kv_groups} groups of a TP rank "
-                "in Transformer Engine's attention; leave layout.ulysses out, or take one that divides both"
-            )
+    if groups.cp_ulysses.size() > 1:
         return "a2a" if groups.cp_ring.size() == 1 else "a2a+p2p"
-    return "all_gather" if 2 * groups.cp_size * kv_groups <= heads else "p2p"
+    return "all_gather" if gathers and 2 * groups.cp_size * kv_groups <= heads else "p2p"

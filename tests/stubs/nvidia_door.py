@@ -44,7 +44,9 @@ def platform(library: Library = "te") -> Any:
         def capability(self) -> tuple[int, int]:
             return 9, 0
 
-        def _check_precision(self, config: Any) -> None: ...
+        def problems(self, config: Any) -> list:
+            """The stub's attention has fp32."""
+            return [problem for problem in super().problems(config) if problem.field != "training.precision"]
 
         def kernel(self) -> Any:
             return super().kernel() if library != "none" else _torch_kernel()
@@ -68,11 +70,10 @@ def platform(library: Library = "te") -> Any:
             return [*own, *others, *([view] if library == "te" else [])]
 
         def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
-            """Without what compiles kernels, or frees what only a GPU's stream may free."""
+            """Without what compiles kernels."""
             return super().transformer_config_overrides(virtual_pipeline) | {
                 "bias_activation_fusion": False,
                 "bias_dropout_fusion": False,
-                "deallocate_pipeline_outputs": False,
                 "batch_p2p_comm": False,
             }
 

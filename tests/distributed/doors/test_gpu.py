@@ -22,8 +22,9 @@ LOSS_TOLERANCE = 0.02
 def kernels() -> list[Any]:
     from longvita.platforms.base import importable
     from longvita.platforms.flash_kernels import FlashAttnKernel, TorchFlashKernel
+    from longvita.platforms.needs import FLASH_ATTN
 
-    return [TorchFlashKernel(), *([FlashAttnKernel()] if importable("flash_attn") else [])]
+    return [TorchFlashKernel(), *([FlashAttnKernel()] if importable(FLASH_ATTN) else [])]
 
 
 def test_flash_kernels_equal_plain_products() -> None:
@@ -91,6 +92,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2+SP": (2, {"layout": {"tensor_parallel": 2, "sequence_parallel": True}}),
     "CP2, ring": (2, {"layout": {"context_parallel": 2, "ulysses": 1}}),
     "CP2, Ulysses": (2, {"layout": {"context_parallel": 2, "ulysses": 2}}),
+    # Gathered where the GPU's kernels take it, else a ring (te_layers.method_of).
+    "CP2, one group": (2, {"model": {"language": {"num_query_groups": 1}}, "layout": {"context_parallel": 2}}),
     "CP4, ring of Ulysses": (4, {"layout": {"context_parallel": 4, "ulysses": 2}}),
 }
 
@@ -105,6 +108,7 @@ def test_losses_are_those_of_the_cpu(layout: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     bf16 = {**sections, "training": {"precision": "bf16"}}
-    wanted = run_distributed(losses, 1, "cpu", {}, fresh=True)[0]
+    model = {"model": sections["model"]} if "model" in sections else {}
+    wanted = run_distributed(losses, 1, "cpu", model, fresh=True)[0]
     for found in run_distributed(losses, size, "cuda", bf16, fresh=True):
         assert found == pytest.approx(wanted, rel=LOSS_TOLERANCE)

@@ -102,6 +102,14 @@ def test_a_run_goes_on_where_it_was_stopped_here_and_on_the_cpu(tmp_path: Path) 
         assert loss == pytest.approx(wanted, rel=0.02)
 
 
+def test_a_run_of_the_cpu_goes_on_here(tmp_path: Path) -> None:
+    """Its groups of parameters lack what Transformer Engine's Adam keeps there beside."""
+    stopped = run_distributed(nvidia_runs.stopped_and_resumed, 1, "cpu", {}, str(tmp_path), fresh=True)[0]
+    for losses in run_distributed(nvidia_runs.resumed_elsewhere, 2, "te", SP, str(tmp_path), fresh=True):
+        for loss, wanted in zip(losses, stopped["after"], strict=True):
+            assert loss == pytest.approx(wanted, rel=0.02)
+
+
 @pytest.mark.parametrize("layout", [{}, SP | {"context_parallel": 2}], ids=["one process", "TP2 x CP2 + SP"])
 def test_generation_over_a_cache_equals_the_cpu(layout: dict[str, Any]) -> None:
     """Transformer Engine's layers around our attention, which alone knows the cache and whose tokens lie where."""

@@ -101,3 +101,45 @@ def test_what_is_not_computed_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     refuse.only("Linear", overlap=False, nothing=None, zero=0)
     with pytest.raises(NotImplementedError, match=r"Linear does not compute \{'overlap': True\}"):
         refuse.only("Linear", overlap=True)
+
+
+ABSENT = {"cast_to_fp8", "_SplitAlongDim", "get_workspace", "apply_rotary_pos_emb"}
+"""What megatron-core 0.16.1 asks of older versions alone, or does without: each stands in a `try` or behind a check of
+the version.
+"""
+
+
+def _names(module: str) -> set[str]:
+    """What a module of the source defines, imports or contains."""
+    assert SOURCE is not None
+    place = SOURCE.parent / module.replace(".", "/")
+    inside = {one.stem for one in place.iterdir()} if place.is_dir() else set()
+    text = (place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            inside.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            inside |= {one.asname or one.name for one in node.names}
+            if place.is_dir() and isinstance(node, ast.ImportFrom) and node.level == 1 and node.names[0].name == "*":
+                inside |= _names(f"{module}.{node.module}")
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            inside.add(node.id)
+    return inside
+
+
+@needs_source
+def test_what_megatron_core_imports_is_in_the_source() -> None:
+    """One name that is missing, and megatron-core goes on as if the library were not there."""
+    spec = importlib.util.find_spec("megatron.core")
+    assert spec is not None and spec.submodule_search_locations
+    missing: dict[str, set[str]] = {}
+    for file in Path(spec.submodule_search_locations[0]).rglob("*.py"):
+        if "fsdp" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            module = node.module if isinstance(node, ast.ImportFrom) and not node.level else None
+            if module and module.split(".")[0] == "transformer_engine":
+                lacking = {one.name for one in node.names} - _names(module)  # type: ignore[union-attr]
+                missing.setdefault(module, set()).update(lacking)
+    assert missing and set().union(*missing.values()) == ABSENT, missing

@@ -94,6 +94,7 @@ class FusedAdam(torch.optim.Optimizer):
             if not group["params"]:
                 continue
             group["step"] = group.get("step", 0) + 1
+            only("FusedAdam.step", plain=not group["bias_correction"])
             (beta1, beta2), step = group["betas"], group["step"]
             for param in group["params"]:
                 if param.grad is None or not param.numel():
