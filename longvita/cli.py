@@ -77,6 +77,7 @@ def plan(
     devices: Annotated[int | None, typer.Option(min=1, help="Devices; as train would start when absent.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a device, such as 96GiB.")] = None,
     hardware: Annotated[str | None, typer.Option(help="Device, such as h100-80 or ascend-910b-64.")] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Memory of a node for offload, such as 2TiB.")] = None,
     search: Annotated[bool, typer.Option("--search", help="Try the layouts and show the ten best.")] = False,
     tiles: Annotated[int | None, typer.Option(min=0, help="Tiles of a sequence; as many as fit when absent.")] = None,
     loss_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens with loss of a sequence.")] = None,
@@ -101,11 +102,13 @@ def plan(
     from longvita.config import load_with_sources
     from longvita.planning import command
 
-    options = command.PlanOptions(devices, memory, hardware, search, as_json, page, tiles, loss_tokens, documents)
+    options = command.PlanOptions(
+        devices, memory, host_memory, hardware, search, as_json, page, tiles, loss_tokens, documents
+    )
     loaded = load_with_sources(config, overrides)
     if rehearse:
         raise typer.Exit(command.rehearse(loaded, options, rank or (), not no_files))
-    raise typer.Exit(command.plan(loaded.config, options))
+    raise typer.Exit(command.plan(loaded, options))
 
 
 @config_app.command("show")

@@ -15,6 +15,7 @@ from longvita.planning.tape import Moment, Storage, Tape, Tensor
 from longvita.planning.vision import place_features, tiles_of_a_rank
 from longvita.platforms.kernels import Kernels
 
+FP8_WEIGHTS = "FP8 weights"
 TILE_BYTES = 3 * 4
 """Of a tile's pixel as the loader hands it out: three colours in fp32."""
 
@@ -26,7 +27,8 @@ class Activations:
     peak: int
     """Bytes at the highest moment, micro batches of the pipeline that wait for their backward pass included."""
     by_kind: dict[str, int]
-    """What the peak consists of: attention, mlp, vision, vision features, embedding, head, communication, pipeline."""
+    """What the peak consists of: attention, mlp, vision, vision features, embedding, head, communication, pipeline,
+    FP8 weights."""
     moments: list[Moment]
     """The history of one micro batch upon those that wait."""
     waiting: float
@@ -75,6 +77,7 @@ def history(config: Config, kernels: Kernels, contents: Contents, stage: int, fo
     run.forward()
     kept = Counter(tape.live)
     kept["communication"] -= tape.gathered
+    del kept[FP8_WEIGHTS]
     run.backward()
     return History(tape, +kept)
 
@@ -109,6 +112,7 @@ class _MicroBatch:
 
     def forward(self) -> None:
         tape = self.tape
+        tape.hold(Storage(self.decoder.fp8_weights(layers_per_stage(self.config)[self.stage]), FP8_WEIGHTS))
         if self.kernels.batch_on_device and self.first:
             tiles = tiles_of_a_rank(self.config, self.contents)
             tape.hold(Storage(tiles * TILE_BYTES * self.config.model.vision.image_size**2, "vision"))

@@ -192,7 +192,9 @@ def test_a_refused_config_is_not_submitted(folder):
         (2, ["14b_ascend"], "stage2_general_ascend", 1),
         (3, ["14b"], "stage3_128k", 2),
         (4, ["14b"], "stage4_1m", 8),
-        (4, ["72b_ascend"], "stage4_1m_72b_ascend", 64),
+        (4, ["72b_ascend"], "stage4_1m_72b", 64),
+        (1, ["72b_ascend"], "stage1_align_72b_ascend", 8),
+        (1, ["14b_ascend"], "stage1_align", 1),
     ],
 )
 def test_stages_in_a_dry_run(folder, stage, model, config, nodes):

@@ -70,6 +70,12 @@ def test_each_saving_saves():
     assert planned(kernels=TRANSFORMER_ENGINE) < plain
 
 
+def test_a_text_has_gradients_go_back_to_the_embeddings_where_the_projector_is_trained():
+    """A blank tile is encoded then, so that every rank reduces the projector's gradients."""
+    text = dataclasses.replace(MIXED, tiles=0, loss_tokens=512)
+    assert planned(text, trainable=["projector"]) > 0.8 * planned(text, trainable=["projector", "language"])
+
+
 def test_tiles_tokens_and_losses_cost():
     assert planned(dataclasses.replace(MIXED, tiles=80)) > planned() > planned(dataclasses.replace(MIXED, tiles=0))
     assert planned(dataclasses.replace(MIXED, loss_tokens=512)) > planned()

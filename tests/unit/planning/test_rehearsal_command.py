@@ -15,6 +15,7 @@ from longvita.config import ConfigError, load_with_sources
 from longvita.planning.rehearsal import Rehearsal, chosen_ranks, rehearse, report
 from longvita.planning.rehearsal.compare import compare, counted_figures
 from longvita.planning.rehearsal.run import Failure, _merged
+from tests.conftest import REPOSITORY
 from tests.e2e.training_material import environment, write_run
 from tests.tiny import tiny_config
 
@@ -51,8 +52,31 @@ def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
 
 
 def test_ranks_beyond_the_world_are_refused() -> None:
-    with pytest.raises(ConfigError, match="ranks \\[2\\] are not among 0 to 1"):
+    with pytest.raises(ConfigError, match="--rank: 2 not among the ranks 0 to 1"):
         rehearse(tiny_config(), 2, [2], with_files=False)
+
+
+def test_what_the_platform_of_the_run_refuses(tmp_path: Path) -> None:
+    layout = ["layout.processes=null", "layout.tensor_parallel=1", "layout.context_parallel=2", "layout.ulysses=2"]
+    done = plan(write_run(tmp_path), *layout, "platform=npu", "training.precision=bf16", "--no-files")
+    assert done.returncode == 2 and "override: layout.ulysses = 2: is refused on npu" in done.stdout, done.stdout
+    assert "1 problem" in done.stdout
+
+
+def test_fp8_is_rehearsed_in_bf16(tmp_path: Path) -> None:
+    fp8 = tiny_config(training={"precision": "bf16", "fp8": "tensorwise"})
+    rehearsal = rehearse(fp8, 1, with_files=False)
+    assert not rehearsal.problems and rehearsal.ranks[0].activations[0].saved > 0
+    assert any("bf16" in note for note in rehearsal.notes)
+
+
+def test_plan_and_count_agree_where_nothing_but_the_projector_learns() -> None:
+    """Text alone, and frames."""
+    done = plan(REPOSITORY / "configs/train/stage1_align.yaml", "--no-files", "--json", "--rank", "0")
+    compared = {one["name"]: one["error"] for one in json.loads(done.stdout)["comparison"]}
+    exact = ("parameters", "parameter_bytes", "gradient_bytes", "optimizer_bytes")
+    assert [compared[name] for name in exact] == [0, 0, 0, 0]
+    assert all(abs(compared[f"activations of {load}"]) < 0.1 for load in ("video", "text"))
 
 
 def test_ranks_of_the_first_middle_and_last_stage() -> None:
