@@ -57,17 +57,22 @@ def train(
     ] = None,
 ) -> None:
     """Train one stage, or go on with it where it stopped."""
-    from longvita.config import load
+    from longvita.config import load, load_with_sources
+    from longvita.config.loader import with_sources
     from longvita.training import command
 
+    if processes is not None and not check:
+        raise typer.BadParameter("goes with --check; layout.processes=N starts so many", param_hint="--processes")
     if check:
         # What would start is told of a config whose files are elsewhere too.
         command.report_launch(load(config, overrides), processes)
-        command.check_launch(load(config, overrides, purpose="training"), processes)
-        return
-    if processes is not None:
-        raise typer.BadParameter("goes with --check; layout.processes=N starts so many", param_hint="--processes")
-    raise typer.Exit(command.train(load(config, overrides, purpose="training")))
+    loaded = load_with_sources(config, overrides, purpose="training")
+    with with_sources(loaded):
+        if check:
+            command.check_launch(loaded.config, processes)
+            return
+        code = command.train(loaded.config)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -159,9 +159,13 @@ def _merged(failures: Sequence[Failure]) -> list[Problem]:
 
 
 def field_named_in(text: str) -> str:
-    """The first dotted name in a text that is a field of the config; "" where there is none."""
+    """The first dotted name in a text that is a field of the config, or an entry of one such as training.megatron; ""
+    where there is none.
+    """
     for match in _FIELD.finditer(text):
-        if names.field_at(tuple(match[0].split("."))) is not None:
+        steps = tuple(match[0].split("."))
+        around = names.field_at(steps[:-1])
+        if names.field_at(steps) is not None or (around is not None and names.is_mapping(around.annotation)):
             return match[0]
     return ""
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from longvita.config import ConfigError, load_with_sources
 from longvita.planning.rehearsal import Rehearsal, chosen_ranks, rehearse, report
 from longvita.planning.rehearsal.compare import compare, counted_figures
-from longvita.planning.rehearsal.run import Failure, _merged
+from longvita.planning.rehearsal.run import Failure, _merged, field_named_in
 from tests.conftest import REPOSITORY
 from tests.e2e.training_material import environment, write_run
 from tests.tiny import tiny_config
@@ -92,6 +92,12 @@ def test_what_several_ranks_fail_at_is_one_problem_at_its_field() -> None:
         (f"ranks 0, 9: {same}", "layout.context_parallel"),
         ("rank 5: RuntimeError: no", ""),
     ]
+
+
+def test_fields_that_an_error_names() -> None:
+    assert field_named_in("FlagError: training.megatron.nonsense: no such field") == "training.megatron.nonsense"
+    assert field_named_in("KeyError: torch.cuda in data.sequence_length") == "data.sequence_length"
+    assert field_named_in("training.nothing.here and more.of_it") == ""
 
 
 def test_figures_beside_a_plan() -> None:
