@@ -58,6 +58,17 @@ def test_a_data_file_of_another_format(run: Path, text: str, says: str) -> None:
     assert (problem.source.file, problem.source.line) == (run, line_of(run, "words.jsonl") - 1)
 
 
+def test_samples_that_all_are_too_long(run: Path) -> None:
+    (problem,) = problems_of(run, "data.sequence_length=8", "data.max_num_frames=1")
+    assert problem.field == "data.sequence_length" and "none of the first samples of the mix fits" in problem.message
+    assert str(problem.source) == "override"
+
+
+def test_a_mix_of_nothing(run: Path) -> None:
+    (problem,) = problems_of(run, "data.dataset.words.ratio=0", "data.dataset.pictures.ratio=0")
+    assert problem.field == "data.dataset" and "nothing to train on" in problem.message
+
+
 def test_files_of_held_out_sources_are_looked_at_too(run: Path) -> None:
     (run.parent / "held_out.jsonl").write_text("{}\n")
     assert [problem.field for problem in problems_of(run)] == ["data.validation.held_out.data_paths"]
