@@ -110,6 +110,11 @@ def plan(
     options = command.PlanOptions(
         devices, memory, host_memory, hardware, search, as_json, page, tiles, loss_tokens, documents
     )
+    if not rehearse and (rank or no_files):
+        raise typer.BadParameter("go with --rehearse", param_hint="--rank, --no-files")
+    if rehearse and (search or page is not None or (tiles, loss_tokens, documents) != (None, None, 1)):
+        given = "--search, --html, --tiles, --loss-tokens, --documents"
+        raise typer.BadParameter("go without --rehearse", param_hint=given)
     loaded = load_with_sources(config, overrides)
     if rehearse:
         raise typer.Exit(command.rehearse(loaded, options, rank or (), not no_files))

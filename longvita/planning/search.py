@@ -60,9 +60,11 @@ class Candidate:
             largest = sorted(own, key=lambda name: -own[name])[:2]
             said = ", ".join(f"{own[name] / self.time.seconds:.0%} {name}" for name in largest if own[name] > 0)
             return f"{said}; {where}"
-        slower = self.time.seconds / first.time.seconds - 1
-        more = max(own, key=lambda name: own[name] - others[name])
-        return f"{slower:+.0%}: {own[more] - others[more]:.3g} s more {more}; {where}"
+        slower = self.time.seconds - first.time.seconds
+        change = {name: own[name] - others[name] for name in own}
+        name = max(change, key=lambda each: change[each] if slower >= 0 else -change[each])
+        more = "more" if slower >= 0 else "less"
+        return f"{slower / first.time.seconds:+.0%}: {abs(change[name]):.3g} s {more} {name}; {where}"
 
 
 def _seconds(time: StepTime) -> dict[str, float]:

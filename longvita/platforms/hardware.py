@@ -112,7 +112,10 @@ def find_hardware(name: str, memory: str | None = None, host_memory: str | None 
     Raises PlanError.
     """
     if name not in HARDWARE:
-        raise PlanError(f"--hardware {name} is not known; one of {', '.join(HARDWARE)}")
+        known = ", ".join(HARDWARE)
+        raise PlanError(
+            f"--hardware {name} is not known; one of {known}, the nearest with its own --memory for another"
+        )
     hardware = HARDWARE[name]
     if memory is not None:
         hardware = replace(hardware, memory=parse_bytes(memory, "--memory"))

@@ -226,6 +226,16 @@ def test_each_layout_says_what_it_costs_more_than_the_first():
     found = search(load(TRAIN / "stage4_1m.yaml"), 16, find_hardware("h100-80", "96GB"))
     assert found[0].reason(found[0]).startswith("100% recomputation")
     assert found[-1].reason(found[0]).startswith("+3%: 68.7 s more TP")
+    assert found[0].reason(found[-1]).startswith("-3%: 68.7 s less TP")
+
+
+def test_options_that_would_have_no_effect_are_refused(tmp_path):
+    recipe = TRAIN / "stage1_align.yaml"
+    for options in (["--rank", "1"], ["--no-files"], ["--rehearse", "--search"], ["--rehearse", "--tiles", "3"]):
+        refused = run(recipe, *options)
+        assert refused.exit_code == 2 and "--rehearse" in refused.output
+    refused = run(recipe, "--html", tmp_path / "nowhere" / "plan.html")
+    assert isinstance(refused.exception, PlanError) and "--html" in str(refused.exception)
 
 
 def test_hardware_must_be_known():
