@@ -48,7 +48,8 @@ fi
 
 [[ ${#options[@]} -eq 0 ]] || fail "${options[*]}: options of sbatch, and the run is to be on this machine"
 python=${LONGVITA_PYTHON:-.venv/bin/python}
-[[ -x $python ]] || python=python
+[[ -n ${LONGVITA_PYTHON:-} || -x $python ]] || python=python
+command -v "$python" >/dev/null || fail "$python is no program here; way out: bash scripts/setup.sh, or LONGVITA_PYTHON=PATH"
 code=0
 checked=$("$python" -m longvita train --check "$config" "$@") || code=$?
 processes=$(sed -n 's/^processes=//p' <<<"$checked")

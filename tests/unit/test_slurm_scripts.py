@@ -179,6 +179,14 @@ def test_what_is_not_submitted(folder, arguments, said):
     assert not (folder.path / "submitted.txt").exists()
 
 
+def test_a_python_that_is_not_there_is_told_and_no_other_one_taken(folder):
+    result = submit(folder, "my.yaml", LONGVITA_PYTHON="/nowhere/python")
+    assert (result.returncode, "LONGVITA_PYTHON=/nowhere/python is no program" in result.stderr) == (2, True)
+    result = folder.run("bash", "scripts/train_stage1.sh", "--here", LONGVITA_PYTHON="/nowhere/python")
+    assert (result.returncode, "/nowhere/python is no program here" in result.stderr) == (2, True)
+    assert not (folder.path / "submitted.txt").exists()
+
+
 def test_a_refused_config_is_not_submitted(folder):
     result = submit(folder, "my.yaml", CHECK=2)
     assert (result.returncode, result.stderr) == (2, "error: layout.tensor_parallel\n")
