@@ -50,9 +50,14 @@ def report_launch(config: Config, processes: int | None = None) -> None:
 
 
 def check_launch(config: Config, processes: int | None = None) -> None:
-    """Refuse what `train` would in so many processes, and start nothing. Raises ConfigError."""
+    """Refuse what `train` would in so many processes, and start nothing; of a platform that the config names also what
+    its processes would refuse, wherever this runs. Raises ConfigError.
+    """
     check(config)
     check_world_size(config, processes or _own_processes(config))
+    problems = [] if config.platform == "auto" else platforms.named(config.platform).problems(config)
+    if problems:
+        raise ConfigError(problems)
 
 
 def _own_processes(config: Config) -> int:

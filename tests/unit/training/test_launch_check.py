@@ -34,3 +34,9 @@ def test_processes_that_make_no_replicas_are_told_with_their_lines(tmp_path: Pat
     config = write_run(tmp_path)
     text = refused(config, "layout.tensor_parallel=2", "--processes", "3")
     assert text.startswith("override: layout.tensor_parallel = 2: 3 processes are not a multiple")
+
+
+def test_what_the_named_platform_refuses_is_refused_where_one_types(tmp_path: Path) -> None:
+    layout = ["layout.processes=null", "layout.context_parallel=2", "layout.ulysses=2"]
+    text = refused(write_run(tmp_path), *layout, "platform=npu")
+    assert text.startswith("override: layout.ulysses = 2: is refused on npu")
