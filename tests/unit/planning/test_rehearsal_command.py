@@ -15,6 +15,7 @@ from longvita.config import ConfigError, load_with_sources
 from longvita.planning.rehearsal import Rehearsal, chosen_ranks, rehearse, report
 from longvita.planning.rehearsal.compare import compare, counted_figures
 from longvita.planning.rehearsal.run import Failure, _merged, field_named_in
+from longvita.platforms.hardware import HARDWARE
 from tests.conftest import REPOSITORY
 from tests.e2e.training_material import environment, write_run
 from tests.tiny import tiny_config
@@ -57,9 +58,10 @@ def test_ranks_beyond_the_world_are_refused() -> None:
 
 
 def test_what_the_platform_of_the_run_refuses(tmp_path: Path) -> None:
+    ascend = HARDWARE["ascend-910b-64"].kernels.platform
     layout = ["layout.processes=null", "layout.tensor_parallel=1", "layout.context_parallel=2", "layout.ulysses=2"]
-    done = plan(write_run(tmp_path), *layout, "platform=npu", "training.precision=bf16", "--no-files")
-    assert done.returncode == 2 and "override: layout.ulysses = 2: is refused on npu" in done.stdout, done.stdout
+    done = plan(write_run(tmp_path), *layout, f"platform={ascend}", "training.precision=bf16", "--no-files")
+    assert done.returncode == 2 and f"override: layout.ulysses = 2: is refused on {ascend}" in done.stdout, done.stdout
     assert "1 problem" in done.stdout
 
 
@@ -96,7 +98,7 @@ def test_what_several_ranks_fail_at_is_one_problem_at_its_field() -> None:
 
 def test_fields_that_an_error_names() -> None:
     assert field_named_in("FlagError: training.megatron.nonsense: no such field") == "training.megatron.nonsense"
-    assert field_named_in("KeyError: torch.cuda in data.sequence_length") == "data.sequence_length"
+    assert field_named_in("KeyError: torch.backends in data.sequence_length") == "data.sequence_length"
     assert field_named_in("training.nothing.here and more.of_it") == ""
 
 
