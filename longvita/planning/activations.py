@@ -168,12 +168,14 @@ class _MicroBatch:
             tape.tensor(4 * self.rows.attention * config.model.language.head_dim, differentiable=False)
         full = recompute.granularity == "full"
         each = recompute.num_layers if full and recompute.method == "uniform" else 1
-        recomputed = (count if recompute.method == "uniform" else min(recompute.num_layers, count)) if full else 0
+        # Each model chunk has its own.
+        chunk = count // config.layout.virtual_pipeline
+        recomputed = (chunk if recompute.method == "uniform" else recompute.num_layers) if full else 0
         layer = 0
         while layer < count:
             tape.label = f"layer {layer + 1}"
-            if layer < recomputed:
-                group = min(each, count - layer)
+            if layer % chunk < recomputed:
+                group = min(each, chunk - layer % chunk)
                 with tape.part("layer inputs"):
                     hidden = tape.checkpoint(self._some_layers(group), hidden, away=recompute.offload)
                 layer += group

@@ -94,6 +94,8 @@ def rehearse(loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_fi
 def planned_figures(config: Config, world_size: int, hardware: Hardware, rank: RankRehearsal) -> dict[str, int]:
     """What the plan says of a rehearsed rank, by the names of longvita.planning.rehearsal.compare."""
     figures: dict[str, int] = {}
+    # It is rehearsed in bf16.
+    config = config.model_copy(update={"training": config.training.model_copy(update={"fp8": None})})
     for load in (each.load for each in rank.activations):
         contents = Contents(load.tokens, load.documents, load.tiles, load.loss_tokens, load.name)
         stage = next(stage_memories(config, world_size, hardware, [contents], [rank.stage]))

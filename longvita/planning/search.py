@@ -207,7 +207,7 @@ def _stages_that_fit(config: Config, world_size: int, hardware: Hardware) -> lis
 def _recomputations(config: Config, offload: bool) -> Iterator[dict[str, Any]]:
     """Ways to recompute, from none to all that there is."""
     recompute = config.training.recompute
-    most = max(layers_per_stage(config))
+    most = max(layers_per_stage(config)) // config.layout.virtual_pipeline
     trains_vision = "vision" in config.training.trainable
     steps = sorted({round(most * share) for share in (0.25, 0.5, 0.75)} - {0, most})
     plain = [{"granularity": "none", "num_layers": 1, "method": "block"}]

@@ -143,7 +143,9 @@ def _recomputed(config: Config, layers: int) -> float:
     recompute = config.training.recompute
     if recompute.granularity != "full":
         return 0.0
-    return 1.0 if recompute.method == "uniform" else min(recompute.num_layers, layers) / layers
+    return (
+        1.0 if recompute.method == "uniform" else min(recompute.num_layers * config.layout.virtual_pipeline / layers, 1)
+    )
 
 
 def _mlp_share(config: Config) -> float:
