@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from longvita.config.checks import check_world_size, layers_per_stage, local_query_groups
 from longvita.config.schema import Config
-from longvita.planning.activations import Activations, History, history, rows_of_a_rank, waiting
+from longvita.planning.activations import Activations, History, history, rows_of_a_rank
 from longvita.planning.contents import Contents, worst_contents
 from longvita.planning.parameters import ELEMENT_BYTES, StateBytes, state_bytes
 from longvita.planning.tape import Moment
@@ -104,7 +104,7 @@ def stage_memories(
             key = (stage == 0, stage == len(layers) - 1, layers[stage], each)
             if key not in histories:
                 histories[key] = history(config, hardware.kernels, each, stage)
-            found.append((histories[key].with_others(waiting(config, stage, micro_batches)), each.name))
+            found.append((histories[key].with_others(config, stage, micro_batches), each.name))
         worst, name = max(found, key=lambda item: item[0].peak)
         held = _stage(stage, layers[stage], state_bytes(config, world_size, stage), worst, name, hardware)
         if training.recompute.offload:
@@ -163,6 +163,7 @@ def plan_generation(config: Config, hardware: Hardware | None = None) -> list[St
             ),
         }
     )
+    alone = config.model_copy(update={"layout": config.layout.model_copy(update={"virtual_pipeline": 1})})
     rows = -(-inference.max_seq_len // (config.layout.context_parallel * KV_PAGE)) * KV_PAGE
     element = ELEMENT_BYTES[config.training.precision]
     stages = []
@@ -170,7 +171,7 @@ def plan_generation(config: Config, hardware: Hardware | None = None) -> list[St
         state = state_bytes(answering, config.layout.tensor_parallel * config.layout.pipeline_parallel
                             * config.layout.context_parallel, stage)  # fmt: skip
         passes = [
-            (history(answering, hardware.kernels, each, stage, forward_only=True).with_others(0), each.name)
+            (history(answering, hardware.kernels, each, stage, forward_only=True).with_others(alone, 0, 1), each.name)
             for each in worst_contents(answering)
         ]
         worst, name = max(passes, key=lambda item: item[0].peak)

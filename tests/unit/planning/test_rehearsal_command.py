@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from longvita.config import ConfigError, load_with_sources
+from longvita.planning.command import planned_figures
 from longvita.planning.rehearsal import Rehearsal, chosen_ranks, rehearse, report
 from longvita.planning.rehearsal.compare import compare, counted_figures
 from longvita.planning.rehearsal.run import Failure, _merged, field_named_in
@@ -79,6 +80,23 @@ def test_plan_and_count_agree_where_nothing_but_the_projector_learns() -> None:
     exact = ("parameters", "parameter_bytes", "gradient_bytes", "optimizer_bytes")
     assert [compared[name] for name in exact] == [0, 0, 0, 0]
     assert all(abs(compared[f"activations of {load}"]) < 0.1 for load in ("video", "text"))
+
+
+@pytest.mark.parametrize("recomputed", [0, 1])
+def test_plan_and_count_agree_on_an_interleaved_pipeline(recomputed: int) -> None:
+    language = {"num_layers": 8, "hidden_size": 128, "ffn_hidden_size": 384}
+    recompute = {"granularity": "full" if recomputed else "none", "num_layers": 1, "vision": bool(recomputed)}
+    config = tiny_config(
+        model={"language": language},
+        data={"sequence_length": 512},
+        layout={"pipeline_parallel": 2, "virtual_pipeline": 2},
+        training={"global_batch_size": 16, "precision": "bf16", "recompute": recompute},
+    )
+    ranks = rehearse(config, 2, [0, 1], with_files=False).ranks
+    figures = {rank.rank: planned_figures(config, 2, HARDWARE["h100-80"], rank) for rank in ranks}
+    errors = {(one.rank, one.name): one.error for one in compare(figures, counted_figures(ranks))}
+    assert all(abs(errors[rank, "activations of text"]) < 0.1 for rank in (0, 1))
+    assert all(errors[rank, name] == 0 for rank in (0, 1) for name in ("gradient_bytes", "optimizer_bytes"))
 
 
 def test_ranks_of_the_first_middle_and_last_stage() -> None:
