@@ -57,17 +57,22 @@ def train(
     ] = None,
 ) -> None:
     """Train one stage, or go on with it where it stopped."""
-    from longvita.config import load
+    from longvita.config import load, load_with_sources
+    from longvita.config.loader import with_sources
     from longvita.training import command
 
+    if processes is not None and not check:
+        raise typer.BadParameter("goes with --check; layout.processes=N starts so many", param_hint="--processes")
     if check:
         # What would start is told of a config whose files are elsewhere too.
         command.report_launch(load(config, overrides), processes)
-        command.check_launch(load(config, overrides, purpose="training"), processes)
-        return
-    if processes is not None:
-        raise typer.BadParameter("goes with --check; layout.processes=N starts so many", param_hint="--processes")
-    raise typer.Exit(command.train(load(config, overrides, purpose="training")))
+    loaded = load_with_sources(config, overrides, purpose="training")
+    with with_sources(loaded):
+        if check:
+            command.check_launch(loaded.config, processes)
+            return
+        code = command.train(loaded.config)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -77,6 +82,7 @@ def plan(
     devices: Annotated[int | None, typer.Option(min=1, help="Devices; as train would start when absent.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a device, such as 96GiB.")] = None,
     hardware: Annotated[str | None, typer.Option(help="Device, such as h100-80 or ascend-910b-64.")] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Memory of a node for offload, such as 2TiB.")] = None,
     search: Annotated[bool, typer.Option("--search", help="Try the layouts and show the ten best.")] = False,
     tiles: Annotated[int | None, typer.Option(min=0, help="Tiles of a sequence; as many as fit when absent.")] = None,
     loss_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens with loss of a sequence.")] = None,
@@ -101,11 +107,18 @@ def plan(
     from longvita.config import load_with_sources
     from longvita.planning import command
 
-    options = command.PlanOptions(devices, memory, hardware, search, as_json, page, tiles, loss_tokens, documents)
+    options = command.PlanOptions(
+        devices, memory, host_memory, hardware, search, as_json, page, tiles, loss_tokens, documents
+    )
+    if not rehearse and (rank or no_files):
+        raise typer.BadParameter("go with --rehearse", param_hint="--rank, --no-files")
+    if rehearse and (search or page is not None or (tiles, loss_tokens, documents) != (None, None, 1)):
+        given = "--search, --html, --tiles, --loss-tokens, --documents"
+        raise typer.BadParameter("go without --rehearse", param_hint=given)
     loaded = load_with_sources(config, overrides)
     if rehearse:
         raise typer.Exit(command.rehearse(loaded, options, rank or (), not no_files))
-    raise typer.Exit(command.plan(loaded.config, options))
+    raise typer.Exit(command.plan(loaded, options))
 
 
 @config_app.command("show")

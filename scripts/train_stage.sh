@@ -3,7 +3,8 @@
 #
 #   bash scripts/train_stageN.sh [MODEL] [--dry-run] [--here] [--OPTION=VALUE of sbatch ...] [section.field=value ...]
 #
-#   MODEL      14b (when absent), 72b, 14b_ascend or 72b_ascend: the recipe in configs/train
+#   MODEL      14b (when absent) or 72b; 14b_ascend and 72b_ascend for devices of 64 GB. Their recipe is the same, but
+#              where configs/train has one that is called _ascend: more is recomputed there
 #   --dry-run  tells what would be run
 #   --here     on this machine alone, also where there is Slurm
 #
@@ -19,24 +20,26 @@ fail() {
     exit 2
 }
 
-stage=${1:-} suffix='' dry_run=false here=false options=()
+stage=${1:-} size='' ascend='' dry_run=false here=false options=()
 [[ -n $stage ]] || fail "start one of scripts/train_stage1.sh to train_stage4.sh"
 shift
 while [[ $# -gt 0 ]]; do
     case $1 in
-    -h | --help) sed -n '4,11s/^# \{0,1\}//p' scripts/train_stage.sh && exit 0 ;;
+    -h | --help) sed -n '4,12s/^# \{0,1\}//p' scripts/train_stage.sh && exit 0 ;;
     --dry-run) dry_run=true ;;
     --here) here=true ;;
     -*) options+=("$1") ;;
     *=*) break ;;
-    14b) suffix='' ;;
-    72b | 72b_ascend) suffix=_$1 ;;
-    14b_ascend) suffix=_ascend ;;
+    14b) size='' ascend='' ;;
+    72b) size=_72b ascend='' ;;
+    14b_ascend) size='' ascend=_ascend ;;
+    72b_ascend) size=_72b ascend=_ascend ;;
     *) fail "$1 is not a model; known: 14b, 72b, 14b_ascend, 72b_ascend" ;;
     esac
     shift
 done
-config=configs/train/$stage$suffix.yaml
+config=configs/train/$stage$size$ascend.yaml
+[[ -f $config ]] || config=configs/train/$stage$size.yaml
 
 if [[ $here == false ]] && command -v sbatch >/dev/null; then
     [[ $dry_run == false ]] || options+=(--dry-run)
@@ -45,7 +48,8 @@ fi
 
 [[ ${#options[@]} -eq 0 ]] || fail "${options[*]}: options of sbatch, and the run is to be on this machine"
 python=${LONGVITA_PYTHON:-.venv/bin/python}
-[[ -x $python ]] || python=python
+[[ -n ${LONGVITA_PYTHON:-} || -x $python ]] || python=python
+command -v "$python" >/dev/null || fail "$python is no program here; way out: bash scripts/setup.sh, or LONGVITA_PYTHON=PATH"
 code=0
 checked=$("$python" -m longvita train --check "$config" "$@") || code=$?
 processes=$(sed -n 's/^processes=//p' <<<"$checked")

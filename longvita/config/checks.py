@@ -308,10 +308,10 @@ def _check_training(config: Config) -> Iterator[Problem]:
         message, way_out = "goes with bf16 alone", "training.precision=bf16"
         yield _problem(config, "training.fp8", message, way_out, ("training.precision",))
     if recompute.granularity == "full" and config.model.language.num_layers >= config.layout.pipeline_parallel:
-        most = max(layers_per_stage(config))
-        if recompute.num_layers > most:
-            message = f"is more than the {most} layers of a stage"
-            related = ("model.language.num_layers", "layout.pipeline_parallel")
+        most = max(layers_per_stage(config)) // config.layout.virtual_pipeline
+        if recompute.num_layers > max(most, 1):
+            message = f"is more than the {most} layers of a stage's model chunk"
+            related = ("model.language.num_layers", "layout.pipeline_parallel", "layout.virtual_pipeline")
             yield _problem(config, "training.recompute.num_layers", message, f"at most {most}", related)
     if recompute.offload and not _all_layers_recomputed(config):
         message = "puts away the inputs of recomputed layers, but some layers are not recomputed"
@@ -322,7 +322,8 @@ def _check_training(config: Config) -> Iterator[Problem]:
 
 def _all_layers_recomputed(config: Config) -> bool:
     recompute = config.training.recompute
-    every = recompute.method == "uniform" or recompute.num_layers >= max(layers_per_stage(config))
+    chunk = max(layers_per_stage(config)) // config.layout.virtual_pipeline
+    every = recompute.method == "uniform" or recompute.num_layers >= chunk
     return recompute.granularity == "full" and every
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -249,6 +251,15 @@ def _type_way_out(value: Any, info: Any) -> str:
     if value is None and "null" not in wanted:
         return "give a value, or remove the line for the default"
     return ""
+
+
+@contextlib.contextmanager
+def with_sources(loaded: Loaded) -> Iterator[None]:
+    """Gives the problems of a ConfigError that is raised inside the sources of their fields."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([placed(problem, loaded) for problem in error.problems]) from None
 
 
 def placed(problem: Problem, loaded: Loaded) -> Problem:

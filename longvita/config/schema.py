@@ -264,7 +264,7 @@ class RecomputeConfig(Section):
     granularity: Literal["none", "selective", "full"] = "none"
     """none keeps all; selective recomputes core attention; full recomputes whole layers."""
     method: Literal["uniform", "block"] = "block"
-    """For full: uniform recomputes groups of num_layers layers, block the first num_layers of a stage."""
+    """For full: uniform recomputes groups of num_layers layers, block the first num_layers of a stage's model chunk."""
     num_layers: int = Field(1, ge=1)
     """For full: see method."""
     vision: bool = False

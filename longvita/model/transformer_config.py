@@ -56,7 +56,10 @@ def _flags(config: Config, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def language_transformer_config(config: Config, platform: Any) -> TransformerConfig:
-    """Qwen2.5's decoder: RMSNorm, SwiGLU, bias on the query, key and value projections alone."""
+    """Qwen2.5's decoder: RMSNorm, SwiGLU, bias on the query, key and value projections alone.
+
+    Raises FlagError for flags in `training.megatron` that megatron-core does not take.
+    """
     language, layout = config.model.language, config.layout
     fields: dict[str, Any] = {
         "num_layers": language.num_layers,
@@ -88,7 +91,13 @@ def language_transformer_config(config: Config, platform: Any) -> TransformerCon
     }
     flags = _flags(config, fields)
     fields |= platform.transformer_config_overrides(layout.virtual_pipeline)
-    return TransformerConfig(**(fields | platform.language_config_overrides(config) | flags))
+    fields |= platform.language_config_overrides(config)
+    try:
+        return TransformerConfig(**(fields | flags))
+    except (AssertionError, TypeError, ValueError) as error:
+        if not flags:
+            raise
+        raise FlagError(f"training.megatron: megatron-core does not take {flags}: {error}") from error
 
 
 def vision_transformer_config(config: Config, platform: Any) -> TransformerConfig:

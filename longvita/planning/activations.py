@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from longvita.config.checks import layers_per_stage
@@ -15,6 +16,7 @@ from longvita.planning.tape import Moment, Storage, Tape, Tensor
 from longvita.planning.vision import place_features, tiles_of_a_rank
 from longvita.platforms.kernels import Kernels
 
+FP8_WEIGHTS = "FP8 weights"
 TILE_BYTES = 3 * 4
 """Of a tile's pixel as the loader hands it out: three colours in fp32."""
 
@@ -26,7 +28,8 @@ class Activations:
     peak: int
     """Bytes at the highest moment, micro batches of the pipeline that wait for their backward pass included."""
     by_kind: dict[str, int]
-    """What the peak consists of: attention, mlp, vision, vision features, embedding, head, communication, pipeline."""
+    """What the peak consists of: attention, mlp, vision, vision features, embedding, head, communication, pipeline,
+    FP8 weights."""
     moments: list[Moment]
     """The history of one micro batch upon those that wait."""
     waiting: float
@@ -49,17 +52,22 @@ class History:
     """One micro batch on one stage, alone."""
 
     tape: Tape
-    kept: Counter[str]
-    """Bytes by kind between its forward and its backward pass, without buffers that all micro batches share."""
+    kept: list[Counter[str]]
+    """For each model chunk, bytes by kind between its forward and its backward pass, without buffers that all micro
+    batches share."""
 
-    def with_others(self, waiting: float) -> Activations:
-        """Activations when `waiting` more micro batches wait for their backward pass."""
+    def with_others(self, config: Config, stage: int, micro_batches: int) -> Activations:
+        """Activations when others of `micro_batches` micro batches wait for their backward pass."""
+        sizes = [sum(kept.values()) for kept in self.kept]
+        others = waiting(config, stage, micro_batches, sizes)
         by_kind = Counter(self.tape.at_peak)
-        for kind, size in self.kept.items():
-            by_kind[kind] += int(size * waiting)
-        base = sum(int(size * waiting) for size in self.kept.values())
+        for kept, count in zip(self.kept, others, strict=True):
+            for kind, size in kept.items():
+                by_kind[kind] += size * count
+        base = sum(size * count for size, count in zip(sizes, others, strict=True))
         moments = [Moment(moment.label, moment.size + base) for moment in self.tape.moments]
-        return Activations(self.tape.peak + base, dict(+by_kind), moments, waiting, self.tape.made)
+        number = sum(others) / max(len(others), 1)
+        return Activations(self.tape.peak + base, dict(+by_kind), moments, number, self.tape.made)
 
 
 def history(config: Config, kernels: Kernels, contents: Contents, stage: int, forward_only: bool = False) -> History:
@@ -71,28 +79,46 @@ def history(config: Config, kernels: Kernels, contents: Contents, stage: int, fo
     run = _MicroBatch(tape, config, kernels, contents, stage)
     if forward_only:
         run.forward_only()
-        return History(tape, Counter())
+        return History(tape, [Counter()])
     run.forward()
-    kept = Counter(tape.live)
-    kept["communication"] -= tape.gathered
+    run.chunk_ends()
     run.backward()
-    return History(tape, +kept)
+    for before, after in reversed(list(itertools.pairwise(run.ends))):
+        after.subtract(before)
+    return History(tape, run.ends)
 
 
 def activations(config: Config, kernels: Kernels, contents: Contents, stage: int, micro_batches: int) -> Activations:
     """Activations of a rank of pipeline stage `stage`, `micro_batches` a step, all with the same contents."""
-    return history(config, kernels, contents, stage).with_others(waiting(config, stage, micro_batches))
+    return history(config, kernels, contents, stage).with_others(config, stage, micro_batches)
 
 
-def waiting(config: Config, stage: int, micro_batches: int) -> float:
-    """Micro batches kept beside the present one in 1F1B, or in its interleaved form, in which a forward pass is one of
-    a stage's chunks (arXiv 2104.04473, megatron/core/pipeline_parallel/schedules.py).
+def waiting(config: Config, stage: int, micro_batches: int, sizes: Sequence[int]) -> list[int]:
+    """For each model chunk, how many passes of it are kept beside that of the present micro batch, when they take most.
+
+    sizes: bytes that a pass of each chunk keeps. In 1F1B, and in its interleaved form, where a pass is one of a chunk
+    and groups of PP micro batches go through one chunk after the other (arXiv 2104.04473,
+    megatron/core/pipeline_parallel/schedules.py). A chunk of which none is kept then counts -1: a micro batch as it is
+    planned alone has all of them.
     """
     stages, chunks = config.layout.pipeline_parallel, config.layout.virtual_pipeline
     if chunks == 1:
-        return min(stages - stage, micro_batches) - 1
-    passes = min((stages - stage - 1) * 2 + (chunks - 1) * stages + 1, micro_batches * chunks)
-    return max(passes / chunks - 1, 0)
+        return [min(stages - stage, micro_batches) - 1]
+    total = micro_batches * chunks
+    ahead = min((stages - stage - 1) * 2 + (chunks - 1) * stages, total)
+    alive = [0] * chunks
+    for number in range(ahead):
+        alive[number // stages % chunks] += 1
+    most, found = -1, alive
+    # The pattern comes again after all chunks have had their groups; without passes left there are backward ones alone.
+    for number in range(min(total - ahead, 2 * stages * chunks) or 1):
+        if ahead + number < total:
+            alive[(ahead + number) // stages % chunks] += 1
+        size = sum(count * each for count, each in zip(alive, sizes, strict=True))
+        if size > most:
+            most, found = size, list(alive)
+        alive[chunks - 1 - number // stages % chunks] -= 1
+    return [count - 1 for count in found]
 
 
 class _MicroBatch:
@@ -106,15 +132,25 @@ class _MicroBatch:
         self.element = ELEMENT_BYTES[config.training.precision]
         self.output: Tensor | None = None
         self.received: Tensor | None = None
+        self.ends: list[Counter[str]] = []
+        """Bytes by kind that live after the forward pass of each chunk."""
 
     def forward(self) -> None:
         tape = self.tape
+        tape.hold(Storage(self.decoder.fp8_weights(layers_per_stage(self.config)[self.stage]), FP8_WEIGHTS))
         if self.kernels.batch_on_device and self.first:
             tiles = tiles_of_a_rank(self.config, self.contents)
             tape.hold(Storage(tiles * TILE_BYTES * self.config.model.vision.image_size**2, "vision"))
         hidden = self._input()
         hidden = self._layers(hidden)
         self.output = self._loss(hidden) if self.last else hidden
+
+    def chunk_ends(self) -> None:
+        """Notes what lives now, at the end of a chunk's forward pass."""
+        live = Counter(self.tape.live)
+        live["communication"] -= self.tape.gathered
+        del live[FP8_WEIGHTS]
+        self.ends.append(live)
 
     def forward_only(self) -> None:
         with self.tape.without_gradients():
@@ -164,12 +200,16 @@ class _MicroBatch:
             tape.tensor(4 * self.rows.attention * config.model.language.head_dim, differentiable=False)
         full = recompute.granularity == "full"
         each = recompute.num_layers if full and recompute.method == "uniform" else 1
-        recomputed = (count if recompute.method == "uniform" else min(recompute.num_layers, count)) if full else 0
+        # Each model chunk has its own.
+        chunk = count // config.layout.virtual_pipeline
+        recomputed = (chunk if recompute.method == "uniform" else recompute.num_layers) if full else 0
         layer = 0
         while layer < count:
+            if layer and layer % chunk == 0:
+                self.chunk_ends()
             tape.label = f"layer {layer + 1}"
-            if layer < recomputed:
-                group = min(each, count - layer)
+            if layer % chunk < recomputed:
+                group = min(each, chunk - layer % chunk)
                 with tape.part("layer inputs"):
                     hidden = tape.checkpoint(self._some_layers(group), hidden, away=recompute.offload)
                 layer += group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +12,19 @@ from rich.console import Console
 
 from longvita.config import ConfigError
 from longvita.config.checks import replica_size
-from longvita.config.loader import Loaded
+from longvita.config.loader import Loaded, placed
 from longvita.config.schema import Config
+from longvita.planning import refused
 from longvita.planning.contents import Contents, worst_contents
-from longvita.planning.memory import default_hardware, plan_generation, plan_memory, stage_memories
+from longvita.planning.memory import plan_generation, plan_memory, stage_memories
 from longvita.planning.page import write_plan
 from longvita.planning.rehearsal import command as rehearsal
 from longvita.planning.rehearsal.compare import Figures
 from longvita.planning.rehearsal.figures import RankRehearsal
 from longvita.planning.report import Plan, as_data, describe, show
-from longvita.planning.search import Candidate, nearest, search
+from longvita.planning.search import nearest, search
 from longvita.planning.throughput import step_time
-from longvita.platforms.hardware import Hardware, PlanError, find_hardware
+from longvita.platforms.hardware import Hardware, PlanError, find_hardware, hardware_of
 
 BEST = 10
 """Layouts that --search shows."""
@@ -37,6 +39,8 @@ class PlanOptions:
     """Processes; layout.processes or one replica when absent."""
     memory: str | None = None
     """Of one device, such as 96GiB; the hardware's own when absent."""
+    host_memory: str | None = None
+    """Of a node, for what its devices put away, such as 2TiB; the hardware's own when absent."""
     hardware: str | None = None
     """A name of longvita.platforms.hardware."""
     search: bool = False
@@ -50,15 +54,16 @@ class PlanOptions:
     """Documents of one sequence, equally long."""
 
 
-def plan(config: Config, options: PlanOptions) -> int:
+def plan(loaded: Loaded, options: PlanOptions) -> int:
     """Prints or writes the plan; 0 where it fits (with --search, where any layout does), else 1.
 
-    Raises PlanError for hardware, memory or contents that make no sense, FileNotFoundError for a page in no folder.
+    Raises PlanError for hardware, memory, contents or a page that make no sense, ConfigError for a config that does not
+    go on so many devices, or that the platform refuses.
     """
-    hardware = _hardware(config, options)
+    hardware = _hardware(loaded.config, options)
     if options.page is not None and not options.page.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {options.page} does not exist; make it, or write elsewhere (--html)")
-    found = make_plan(config, hardware, options)
+        raise PlanError(f"--html {options.page}: there is no folder {options.page.parent}; make it, or write elsewhere")
+    found = make_plan(loaded, hardware, options)
     if options.as_json:
         print(json.dumps(as_data(found)))
     else:
@@ -83,12 +88,14 @@ def rehearse(loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_fi
         return {rank.rank: planned_figures(config, world_size, hardware, rank) for rank in built}
 
     asked = rehearsal.RehearsalOptions(world_size, ranks, with_files, options.as_json)
-    return rehearsal.run(loaded, asked, planned)
+    return rehearsal.run(loaded, asked, planned, refused.find_problems(config, hardware))
 
 
 def planned_figures(config: Config, world_size: int, hardware: Hardware, rank: RankRehearsal) -> dict[str, int]:
     """What the plan says of a rehearsed rank, by the names of longvita.planning.rehearsal.compare."""
     figures: dict[str, int] = {}
+    # It is rehearsed in bf16.
+    config = config.model_copy(update={"training": config.training.model_copy(update={"fp8": None})})
     for load in (each.load for each in rank.activations):
         contents = Contents(load.tokens, load.documents, load.tiles, load.loss_tokens, load.name)
         stage = next(stage_memories(config, world_size, hardware, [contents], [rank.stage]))
@@ -99,30 +106,36 @@ def planned_figures(config: Config, world_size: int, hardware: Hardware, rank: R
 
 
 def _hardware(config: Config, options: PlanOptions) -> Hardware:
-    hardware = default_hardware(config) if options.hardware is None else find_hardware(options.hardware)
-    return hardware if options.memory is None else find_hardware(hardware.name, options.memory)
+    return find_hardware(options.hardware or hardware_of(config.platform).name, options.memory, options.host_memory)
 
 
-def make_plan(config: Config, hardware: Hardware, options: PlanOptions) -> Plan:
-    """The plan of a config that trains; of one without training data, as it answers."""
+def make_plan(loaded: Loaded, hardware: Hardware, options: PlanOptions) -> Plan:
+    """The plan of a config that trains; of one without training data, as it answers. Raises ConfigError."""
+    config = loaded.config
     world_size = options.devices or config.layout.processes or replica_size(config)
     if not config.data.dataset and not options.search:
         return Plan(config.name, world_size, hardware, describe(config), plan_generation(config, hardware), None, [])
     contents = _contents(config, options)
     problem = ""
     try:
+        problems = refused.find_problems(config, hardware)
+        if problems:
+            raise ConfigError(problems)
         stages = plan_memory(config, world_size, hardware, contents)
         time = step_time(config, world_size, hardware, stages, contents[0])
     except ConfigError as error:
+        told = ConfigError([placed(problem, loaded) for problem in error.problems])
         if not options.search:
-            raise
-        stages, time, problem = [], None, str(error)
+            raise told from None
+        stages, time, problem = [], None, str(told)
     made = Plan(config.name, world_size, hardware, describe(config), stages, time, [], problem)
-    candidates: list[Candidate] = []
-    if options.search or not made.fits:
-        every = search(config, world_size, hardware)
-        candidates = every[:BEST] if options.search else nearest(config, every)
-    return Plan(config.name, world_size, hardware, made.layout, stages, time, candidates, problem)
+    if not options.search and made.fits:
+        return made
+    every = search(config, world_size, hardware)
+    shown, order = every[:BEST], "the fastest, and what the others lose against the first"
+    if not options.search:
+        shown, order = nearest(config, every), "those of the least change, and of these the fastest"
+    return dataclasses.replace(made, candidates=shown, fitting=len(every), order=order)
 
 
 def _contents(config: Config, options: PlanOptions) -> list[Contents]:

@@ -7,6 +7,7 @@ norms (longvita/platforms), longvita/model/layer_specs.py and longvita/model/pro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from longvita.config.schema import Config
 from longvita.planning.parameters import ELEMENT_BYTES
@@ -32,6 +33,7 @@ class Decoder:
         language, self.tp = config.model.language, config.layout.tensor_parallel
         self.element = ELEMENT_BYTES[config.training.precision]
         self.trained = "language" in config.training.trainable
+        self.fp8 = config.training.fp8 is not None
         self.sequence_parallel = config.layout.sequence_parallel
         self.hidden = rows.residual * language.hidden_size * self.element
         self.full_hidden = rows.attention * language.hidden_size * self.element
@@ -157,6 +159,20 @@ class Decoder:
             [x], self.hidden, keeps_new=self.hidden, backward_scratch=self.hidden, trained=self.trained, last=()
         )
 
+    def _kept_input(self, x: Tensor) -> dict[str, Any]:
+        """What a linear layer keeps for its weight's gradient; with FP8 a copy of one byte an element (Transformer
+        Engine, pytorch/module/linear.py and layernorm_linear.py, 2.x).
+        """
+        if not self.trained:
+            return {}
+        return {"keeps_new": x.size // self.element} if self.fp8 else {"keeps": [x]}
+
+    def fp8_weights(self, layers: int) -> int:
+        """Bytes of the FP8 copies of so many layers' weights, kept from one micro batch to the next: as they are and
+        transposed, one byte each.
+        """
+        return 2 * layers * sum(self.weights.values()) // self.tp if self.fp8 else 0
+
     def _weight_gradient(self, name: str) -> int:
         return self.weights[name] // self.tp * self.element if self.trained else 0
 
@@ -173,7 +189,7 @@ class Decoder:
         return self.tape.operator(
             [x],
             size,
-            keeps=[x] if self.trained else [],
+            **self._kept_input(x),
             scratch=scratch,
             backward_scratch=backward_scratch,
             weight_gradient=self._weight_gradient(name),
@@ -188,7 +204,7 @@ class Decoder:
         return self.tape.operator(
             [x],
             int(self.hidden * share),
-            keeps=[x] if self.trained else [],
+            **self._kept_input(x),
             scratch=gathered * copies,
             backward_scratch=gathered * copies,
             weight_gradient=self._weight_gradient(name),

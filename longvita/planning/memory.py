@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from longvita.config.checks import check_world_size, layers_per_stage, local_query_groups
 from longvita.config.schema import Config
-from longvita.planning.activations import Activations, History, history, rows_of_a_rank, waiting
+from longvita.planning.activations import Activations, History, history, rows_of_a_rank
 from longvita.planning.contents import Contents, worst_contents
 from longvita.planning.parameters import ELEMENT_BYTES, StateBytes, state_bytes
 from longvita.planning.tape import Moment
-from longvita.platforms.hardware import HARDWARE, Hardware
+from longvita.platforms.hardware import Hardware, hardware_of
 
 HEAD, FEATURES, COMMUNICATION = "head", "vision features", "communication"
 KV_PAGE = 2048
@@ -53,7 +53,7 @@ class StageMemory:
     kv_cache: int = 0
     """Of keys and values in generation."""
     offloaded: int = 0
-    """In the host's memory: layer inputs that wait there."""
+    """In the host's memory: layer inputs that wait there, as its allocator rounds them."""
     reserved: int = 0
     """What the device's software takes, and what is lost between blocks (assumption)."""
     moments: tuple[Moment, ...] = field(default=(), repr=False, compare=False)
@@ -78,11 +78,11 @@ def plan_memory(
 ) -> list[StageMemory]:
     """Memory of each pipeline stage of a training run over `world_size` processes.
 
-    hardware: the device; by default the one that runs the config's platform (h100-80, or "local" for cpu).
+    hardware: the device; by default one that runs the config's platform (longvita.platforms.hardware).
     contents: what micro batches may hold, of which the worst counts; all frames or all text when absent.
     Raises ConfigError when the processes do not make up whole replicas or the batch does not split over them.
     """
-    return list(stage_memories(config, world_size, hardware or default_hardware(config), contents))
+    return list(stage_memories(config, world_size, hardware or hardware_of(config.platform), contents))
 
 
 def stage_memories(
@@ -104,19 +104,25 @@ def stage_memories(
             key = (stage == 0, stage == len(layers) - 1, layers[stage], each)
             if key not in histories:
                 histories[key] = history(config, hardware.kernels, each, stage)
-            found.append((histories[key].with_others(waiting(config, stage, micro_batches)), each.name))
+            found.append((histories[key].with_others(config, stage, micro_batches), each.name))
         worst, name = max(found, key=lambda item: item[0].peak)
         held = _stage(stage, layers[stage], state_bytes(config, world_size, stage), worst, name, hardware)
         if training.recompute.offload:
-            held = dataclasses.replace(held, offloaded=_offloaded(config, layers[stage], worst.waiting))
+            held = dataclasses.replace(held, offloaded=_offloaded(config, hardware, layers[stage], worst.waiting))
         yield held
 
 
-def _offloaded(config: Config, layers: int, waiting: float) -> int:
-    """Layer inputs of all micro batches that wait for their backward pass."""
+def _offloaded(config: Config, hardware: Hardware, layers: int, waiting: float) -> int:
+    """Layer inputs of all micro batches that wait for their backward pass.
+
+    torch hands out pinned memory in powers of two (ATen/core/CachingHostAllocator.h, 2.13), unless the allocator's
+    setting pinned_max_round_threshold_mb says otherwise.
+    """
     rows = rows_of_a_rank(config, worst_contents(config)[0]).residual
     inputs = -(-layers // config.training.recompute.num_layers)
     each = rows * config.model.language.hidden_size * ELEMENT_BYTES[config.training.precision]
+    if hardware.host_memory is not None:
+        each = 1 << (each - 1).bit_length()
     return int((waiting + 1) * inputs * each)
 
 
@@ -147,7 +153,7 @@ def plan_generation(config: Config, hardware: Hardware | None = None) -> list[St
     """Memory of each pipeline stage of a model that answers: weights, the KV cache of `inference.max_seq_len` tokens,
     and a prefill chunk on its way, of frames alone or of text.
     """
-    hardware = hardware or default_hardware(config)
+    hardware = hardware or hardware_of(config.platform)
     inference = config.inference
     answering = config.model_copy(
         update={
@@ -157,6 +163,7 @@ def plan_generation(config: Config, hardware: Hardware | None = None) -> list[St
             ),
         }
     )
+    alone = config.model_copy(update={"layout": config.layout.model_copy(update={"virtual_pipeline": 1})})
     rows = -(-inference.max_seq_len // (config.layout.context_parallel * KV_PAGE)) * KV_PAGE
     element = ELEMENT_BYTES[config.training.precision]
     stages = []
@@ -164,7 +171,7 @@ def plan_generation(config: Config, hardware: Hardware | None = None) -> list[St
         state = state_bytes(answering, config.layout.tensor_parallel * config.layout.pipeline_parallel
                             * config.layout.context_parallel, stage)  # fmt: skip
         passes = [
-            (history(answering, hardware.kernels, each, stage, forward_only=True).with_others(0), each.name)
+            (history(answering, hardware.kernels, each, stage, forward_only=True).with_others(alone, 0, 1), each.name)
             for each in worst_contents(answering)
         ]
         worst, name = max(passes, key=lambda item: item[0].peak)
@@ -175,11 +182,6 @@ def plan_generation(config: Config, hardware: Hardware | None = None) -> list[St
     return stages
 
 
-def default_hardware(config: Config) -> Hardware:
-    """The device that a plan is for when none is named."""
-    return HARDWARE["local" if config.platform == "cpu" else "h100-80"]
-
-
 def fits(stages: Sequence[StageMemory], hardware: Hardware) -> bool:
-    """Whether every stage fits the device."""
-    return all(stage.total <= hardware.memory for stage in stages)
+    """Whether every stage fits the device, and what it puts away the device's share of the host."""
+    return all(stage.total <= hardware.memory and stage.offloaded <= hardware.host_share() for stage in stages)

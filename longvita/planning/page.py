@@ -8,7 +8,7 @@ from pathlib import Path
 
 from longvita.pages import write_page
 from longvita.planning.memory import StageMemory
-from longvita.planning.report import Plan, describe, gib, time_text, verdict
+from longvita.planning.report import Plan, describe, gib, heading, time_text, verdict
 from longvita.planning.search import Candidate
 from longvita.planning.tape import Moment
 
@@ -25,6 +25,7 @@ COLOURS = {
     "head": "#edc948",
     "pipeline": "#86bcb6",
     "communication": "#8cd17d",
+    "FP8 weights": "#a0cbe8",
     "KV cache": "#499894",
     "reserved": "#bab0ac",
 }
@@ -53,7 +54,7 @@ def write_plan(path: Path, plan: Plan) -> None:
             _curve(fullest, plan.hardware.memory),
         ]
     if plan.candidates:
-        parts += ["<h2>Layouts that fit</h2>", _candidates(plan.candidates)]
+        parts += ["<h2>Layouts that fit</h2>", f"<p>{heading(plan)}</p>", _candidates(plan.candidates)]
     write_page(path, f"Plan of {plan.name}", parts, _STYLE)
 
 
@@ -133,7 +134,8 @@ def _thinned(moments: Sequence[Moment]) -> list[Moment]:
 def _candidates(candidates: Sequence[Candidate]) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(describe(one.config))}</td><td>{gib(max(stage.total for stage in one.stages))}</td>"
-        f"<td>{one.time.seconds:.3g} s</td><td>{one.time.mfu:.0%}</td><td>{html.escape(one.reason)}</td></tr>"
+        f"<td>{one.time.seconds:.3g} s</td><td>{one.time.mfu:.0%}</td>"
+        f"<td>{html.escape(one.reason(candidates[0]))}</td></tr>"
         for one in candidates
     )
     return f"<table><tr><th>layout</th><th>memory</th><th>step</th><th>MFU</th><th>why</th></tr>{rows}</table>"

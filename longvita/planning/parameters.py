@@ -222,7 +222,9 @@ def state_bytes(config: Config, world_size: int, stage: int, dp_cp_rank: int | N
         count += sum(parameter.elements for parameter in parameters)
         own = tuple(parameter for parameter in parameters if parameter.part in training.trainable)
         trained += sum(parameter.elements for parameter in own)
-        bucketed = training.overlap_grad_reduce and stage == 0 and number == 0
+        # A tower that is recomputed reduces without overlap (longvita.training.state), and so in one bucket.
+        whole = training.recompute.vision and "vision" in training.trainable
+        bucketed = training.overlap_grad_reduce and not whole and stage == 0 and number == 0
         # Megatron's default, megatron/core/distributed/distributed_data_parallel.py.
         buffer = lay_out(own, shards, max(40_000_000, 1_000_000 * data_parallel) if bucketed else None)
         elements += buffer.elements

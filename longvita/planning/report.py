@@ -49,6 +49,10 @@ class Plan:
     """Layouts that fit: the nearest ones, or with --search the fastest."""
     problem: str = ""
     """Why there is no plan of the config's own layout."""
+    fitting: int = 0
+    """Layouts that fit, those of `candidates` among them."""
+    order: str = ""
+    """In which order they are, in words."""
 
     @property
     def fits(self) -> bool:
@@ -93,7 +97,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "problem": plan.problem,
         "stages": [_stage_data(stage) for stage in plan.stages],
         "step": dataclasses.asdict(plan.time) if plan.time else None,
-        "layouts": [_candidate_data(candidate) for candidate in plan.candidates],
+        "fitting_layouts": plan.fitting,
+        "layouts": [_candidate_data(candidate, plan.candidates) for candidate in plan.candidates],
     }
 
 
@@ -103,12 +108,12 @@ def _stage_data(stage: StageMemory) -> dict[str, Any]:
     return {**fields, "total": stage.total}
 
 
-def _candidate_data(candidate: Candidate) -> dict[str, Any]:
+def _candidate_data(candidate: Candidate, candidates: Sequence[Candidate]) -> dict[str, Any]:
     return {
         "overrides": candidate.overrides,
         "bytes": max(stage.total for stage in candidate.stages),
         "step": dataclasses.asdict(candidate.time),
-        "reason": candidate.reason,
+        "reason": candidate.reason(candidates[0]),
     }
 
 
@@ -127,6 +132,7 @@ def show(plan: Plan, console: Console) -> None:
     if not plan.candidates and not plan.fits and plan.time is not None:
         say("No layout of so many of these devices fits.")
     if plan.candidates:
+        say(heading(plan))
         console.print(_candidate_table(plan.candidates))
         say("The first as overrides:\n" + " ".join(plan.candidates[0].overrides))
 
@@ -135,10 +141,21 @@ def verdict(plan: Plan) -> str:
     """Whether the plan fits, and by how much."""
     fullest = max(plan.stages, key=lambda stage: stage.total)
     left = plan.hardware.memory - fullest.total
+    away, share = max(stage.offloaded for stage in plan.stages), plan.hardware.host_share()
+    if left >= 0 and away > share:
+        return (
+            f"It does not fit: {gib(away)} of a device go to the host, whose share for each is {gib(share)} "
+            f"({plan.hardware.devices_per_node} devices a node; --host-memory says otherwise)."
+        )
     if left >= 0:
         return f"It fits: stage {fullest.stage} is fullest and leaves {gib(left)}."
     over = [stage.stage for stage in plan.stages if stage.total > plan.hardware.memory]
     return f"It does not fit: stage {fullest.stage} lacks {gib(-left)} (stages {', '.join(map(str, over))} do not fit)."
+
+
+def heading(plan: Plan) -> str:
+    """What the layouts below it are."""
+    return f"{plan.fitting} layouts fit, each with its fastest recomputation; here {plan.order}:"
 
 
 def time_text(time: StepTime) -> str:
@@ -175,6 +192,6 @@ def _candidate_table(candidates: Sequence[Candidate]) -> Table:
         time = candidate.time
         table.add_row(
             str(number), describe(candidate.config), gib(fullest), f"{time.seconds:.3g} s", f"{time.mfu:.0%}",
-            candidate.reason,
+            candidate.reason(candidates[0]),
         )  # fmt: skip
     return table

@@ -9,8 +9,9 @@ from typing import Any
 from longvita.config import ConfigError
 from longvita.config.checks import check_world_size, find_problems, layers_per_stage
 from longvita.config.schema import Config
+from longvita.planning import refused
 from longvita.planning.contents import worst_contents
-from longvita.planning.memory import StageMemory, stage_memories
+from longvita.planning.memory import StageMemory, fits, stage_memories
 from longvita.planning.parameters import state_bytes
 from longvita.planning.throughput import StepTime, step_time
 from longvita.platforms.hardware import Hardware
@@ -50,22 +51,32 @@ class Candidate:
         }
         return [f"{name}={_yaml(value)}" for name, value in values.items()]
 
-    @property
-    def reason(self) -> str:
-        """What its time goes to, and where its memory is fullest."""
-        time = self.time
-        parts = {
-            "recomputation and arithmetic": time.compute,
-            "TP": time.tensor_parallel,
-            "CP": time.context_parallel,
-            "pipeline bubble": time.pipeline_bubble,
-            "DP": time.data_parallel,
-            "offload": time.offload,
-        }
-        largest = sorted(parts, key=lambda name: -parts[name])[:2]
-        said = ", ".join(f"{parts[name] / time.seconds:.0%} {name}" for name in largest if parts[name] > 0)
+    def reason(self, first: Candidate) -> str:
+        """What its time goes to, or what it costs more than the first of a list; and where its memory is fullest."""
         fullest = max(self.stages, key=lambda stage: stage.total)
-        return f"{said}; stage {fullest.stage} is fullest ({fullest.contents})"
+        where = f"stage {fullest.stage} is fullest ({fullest.contents})"
+        own, others = _seconds(self.time), _seconds(first.time)
+        if first is self:
+            largest = sorted(own, key=lambda name: -own[name])[:2]
+            said = ", ".join(f"{own[name] / self.time.seconds:.0%} {name}" for name in largest if own[name] > 0)
+            return f"{said}; {where}"
+        slower = self.time.seconds - first.time.seconds
+        change = {name: own[name] - others[name] for name in own}
+        name = max(change, key=lambda each: change[each] if slower >= 0 else -change[each])
+        more = "more" if slower >= 0 else "less"
+        return f"{slower / first.time.seconds:+.0%}: {abs(change[name]):.3g} s {more} {name}; {where}"
+
+
+def _seconds(time: StepTime) -> dict[str, float]:
+    return {
+        "recomputation and arithmetic": time.compute,
+        "TP": time.tensor_parallel,
+        "CP": time.context_parallel,
+        "pipeline bubble": time.pipeline_bubble,
+        "DP": time.data_parallel,
+        "offload": time.offload,
+        "optimizer": time.optimizer,
+    }
 
 
 def _yaml(value: Any) -> str:
@@ -83,7 +94,7 @@ def search(config: Config, world_size: int, hardware: Hardware, offload: bool = 
         best: Candidate | None = None
         for micro in MICRO_BATCHES:
             sized = _with(layout, training={"micro_batch_size": micro})
-            if not _is_valid(sized, world_size):
+            if not _is_valid(sized, world_size, hardware):
                 continue
             if min(_state(sized, world_size)) > hardware.usable():
                 break
@@ -148,12 +159,12 @@ def _with(config: Config, **sections: dict[str, Any]) -> Config:
     return config.model_copy(update=changed)
 
 
-def _is_valid(config: Config, world_size: int) -> bool:
+def _is_valid(config: Config, world_size: int, hardware: Hardware) -> bool:
     try:
         check_world_size(config, world_size)
     except ConfigError:
         return False
-    return not find_problems(config)
+    return not find_problems(config) and not refused.find_problems(config, hardware)
 
 
 def _state(config: Config, world_size: int) -> list[int]:
@@ -187,7 +198,7 @@ def _stages_that_fit(config: Config, world_size: int, hardware: Hardware) -> lis
     order = dict.fromkeys([0, count - 1, *range(count)])
     found = []
     for stage in stage_memories(config, world_size, hardware, order=list(order)):
-        if stage.total > hardware.memory:
+        if not fits([stage], hardware):
             return None
         found.append(stage)
     return sorted(found, key=lambda stage: stage.stage)
@@ -196,7 +207,7 @@ def _stages_that_fit(config: Config, world_size: int, hardware: Hardware) -> lis
 def _recomputations(config: Config, offload: bool) -> Iterator[dict[str, Any]]:
     """Ways to recompute, from none to all that there is."""
     recompute = config.training.recompute
-    most = max(layers_per_stage(config))
+    most = max(layers_per_stage(config)) // config.layout.virtual_pipeline
     trains_vision = "vision" in config.training.trainable
     steps = sorted({round(most * share) for share in (0.25, 0.5, 0.75)} - {0, most})
     plain = [{"granularity": "none", "num_layers": 1, "method": "block"}]

@@ -120,7 +120,8 @@ def _micro_batch(config: Config, hardware: Hardware, stage: StageMemory, content
     vision = _vision_flops(config, contents) if stage.stage == 0 else 0
     matmul = hardware.flops * hardware.matmul_efficiency
     attending = attention / sharers / (hardware.flops * hardware.attention_efficiency)
-    arithmetic = (linear + head + vision) / sharers / matmul + attending
+    products = matmul if training.fp8 is None else hardware.fp8_flops * hardware.matmul_efficiency
+    arithmetic = linear / sharers / products + (head + vision) / sharers / matmul + attending
     # What is written is read again; matrix products reuse what they read, so traffic runs beside arithmetic only there.
     traffic = 2 * stage.traffic / hardware.bandwidth
     compute = arithmetic + traffic
@@ -142,7 +143,9 @@ def _recomputed(config: Config, layers: int) -> float:
     recompute = config.training.recompute
     if recompute.granularity != "full":
         return 0.0
-    return 1.0 if recompute.method == "uniform" else min(recompute.num_layers, layers) / layers
+    return (
+        1.0 if recompute.method == "uniform" else min(recompute.num_layers * config.layout.virtual_pipeline / layers, 1)
+    )
 
 
 def _mlp_share(config: Config) -> float:
@@ -192,7 +195,8 @@ def _ring(config: Config, hardware: Hardware, contents: Contents, layers: int) -
     layout, language = config.layout, config.model.language
     if layout.context_parallel == 1:
         return 0.0
-    ulysses, element = ulysses_size(config), ELEMENT_BYTES[config.training.precision]
+    ulysses = ulysses_size(config) if hardware.kernels.ulysses else 1
+    element = ELEMENT_BYTES[config.training.precision]
     rate = _rate(hardware, layout.tensor_parallel * layout.context_parallel)
     rows = contents.tokens / layout.context_parallel
     pairs = rows * 2 * local_query_groups(config) * language.head_dim * element

@@ -140,7 +140,12 @@ def tiles_of_a_rank(config: Config, contents: Contents) -> int:
 
 
 def place_features(tape: Tape, config: Config, kernels: Kernels, contents: Contents, embeddings: Tensor) -> Tensor:
-    """Encodes the rank's tiles, some at a time, carries their rows to where they belong and puts them there."""
+    """Encodes the rank's tiles, some at a time, carries their rows to where they belong and puts them there.
+
+    A micro batch without any has a blank tile encoded, times zero, where tower or projector are trained.
+    """
+    if not contents.tiles:
+        return _with_blank_tile(tape, config, kernels, embeddings)
     left, chunk = tiles_of_a_rank(config, contents), config.training.vision_chunk_size
     sharers = config.layout.tensor_parallel * config.layout.context_parallel
     row = config.model.tokens_per_tile * config.model.language.hidden_size * ELEMENT_BYTES[config.training.precision]
@@ -156,3 +161,13 @@ def place_features(tape: Tape, config: Config, kernels: Kernels, contents: Conte
                 rows = tape.operator([sent], received, backward_scratch=tiles * row)
             embeddings = tape.operator([embeddings, rows], embeddings.size)
     return embeddings
+
+
+def _with_blank_tile(tape: Tape, config: Config, kernels: Kernels, embeddings: Tensor) -> Tensor:
+    """LongVITA._embed without tiles: gradients go back through the embeddings for the blank tile's sake."""
+    if not {"vision", "projector"} & set(config.training.trainable):
+        return embeddings
+    rows = Tower(tape, config, kernels, 1).encode()
+    with tape.part("vision features"):
+        nothing = tape.operator([rows], 0)
+        return tape.operator([embeddings, nothing], embeddings.size, shares_gradient=True)

@@ -26,14 +26,22 @@ def get(name: str = "auto") -> Platform:
     """
     if name == "auto":
         return next(platform for platform in map(_load, names()) if platform.is_available())
+    platform = named(name)
+    if not platform.is_available():
+        raise PlatformError(f"platform: {name!r} has no device on this machine; use auto to take the one that is there")
+    return platform
+
+
+def named(name: str) -> Platform:
+    """The platform called `name`, whether its device is here or not: to ask what it refuses, not to run on it.
+
+    Raises PlatformError for a name without a platform.
+    """
     if name not in names():
         raise PlatformError(
             f"platform: {name!r} is not among the platforms of this version, {names()}; use one or auto"
         )
-    platform = _load(name)
-    if not platform.is_available():
-        raise PlatformError(f"platform: {name!r} has no device on this machine; use auto to take the one that is there")
-    return platform
+    return _load(name)
 
 
 def _load(name: str) -> Platform:

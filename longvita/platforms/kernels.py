@@ -14,6 +14,8 @@ class Kernels:
     """How a platform's layers treat what they compute."""
 
     name: str
+    platform: str
+    """The platform that has them."""
     fused: bool
     """Whether norms, rotary embedding and SwiGLU are one kernel each, which keeps its input and no intermediate."""
     statistics_bytes: int
@@ -24,14 +26,16 @@ class Kernels:
     """Whether reduce-scatter and all-gather copy what they move (gloo)."""
     batch_on_device: bool
     """Whether a micro batch's tiles are copied to the device's memory."""
+    ulysses: bool
+    """Whether attention may trade tokens for heads where the config leaves the method open."""
     frees_stage_outputs: bool
     """Whether a pipeline stage lets go of its output once it is sent (deallocate_pipeline_outputs)."""
 
 
-LOCAL = Kernels("local", False, 4, True, True, False, False)
+LOCAL = Kernels("local", "cpu", False, 4, True, True, False, True, False)
 """megatron-core's own layers around torch's flash attention for CPUs; collectives by gloo."""
-TRANSFORMER_ENGINE = Kernels("transformer_engine", True, 4, False, False, True, True)
+TRANSFORMER_ENGINE = Kernels("transformer_engine", "cuda", True, 4, False, False, True, True, True)
 """transformer_engine/pytorch/module/layernorm_linear.py keeps the norm's input and output, attention keeps its inputs,
 its output and one fp32 logsumexp a row (attention/dot_product_attention/backends.py); 2.x. Not measured."""
-MINDSPEED = Kernels("mindspeed", True, 64, False, False, True, True)
+MINDSPEED = Kernels("mindspeed", "npu", True, 64, False, False, True, False, True)
 """The same, but its fused attention keeps softmax maximum and sum, each [rows, heads, 8] fp32. Not measured."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from longvita.config.errors import Problem
+    from longvita.config.schema import Config
     from longvita.parallel.groups import ParallelGroups
     from megatron_patches.patch import Patch
 
@@ -83,6 +85,13 @@ class MetaPlatform(CPUPlatform):
     def describe(self) -> str:
         """Which layers it has."""
         return f"shapes alone, {'fused' if self.fused else 'plain'} layers"
+
+    def problems(self, config: Config) -> list[Problem]:
+        """None: a rehearsal asks the platform of its run."""
+        return []
+
+    def check_fp8(self, config: Config) -> None:
+        """Nothing, likewise; what FP8 computes is rehearsed in bf16."""
 
     def offload(self, tensor: torch.Tensor) -> Offloaded:
         """Counts it and lets it go."""

@@ -266,7 +266,7 @@ def load_state(state: TrainingState, folder: Path, foreign: bool = False) -> Non
     that the state depends on differs), or in a format that cannot be loaded here.
     """
     common = dist_checkpointing.load_common_state_dict(str(folder))
-    facts = common["run"]
+    facts = _facts(common, folder)
     _check_same_run(facts["config"], dump(state.config), folder)
     sharding_type = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)["distrib_optim_sharding_type"]
     _check_format(sharding_type, facts, state, folder, foreign)
@@ -358,6 +358,24 @@ _SAME_FIELDS = (
     "optimizer.projector_lr_mult",
     "optimizer.vision_layer_decay",
 )
+
+
+def fields_of_another_run(folder: Path, config: Config) -> dict[str, Any]:
+    """Fields that the state in a checkpoint depends on and that a config changes, with the checkpoint's values.
+
+    Raises CheckpointError for a checkpoint of weights alone.
+    """
+    saved = _facts(dist_checkpointing.load_common_state_dict(str(folder)), folder)["config"]
+    return {name: _field(saved, name) for name in _differing(saved, dump(config))}
+
+
+def _facts(common: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds of its run beside tensors."""
+    if "run" not in common:
+        raise CheckpointError(
+            f"{folder} holds weights alone: no run can go on from it; start from it (checkpoint.initial={folder})"
+        )
+    return common["run"]
 
 
 def _check_same_run(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,14 @@ def report_launch(config: Config, processes: int | None = None) -> None:
 
 
 def check_launch(config: Config, processes: int | None = None) -> None:
-    """Refuse what `train` would in so many processes, and start nothing. Raises ConfigError."""
+    """Refuse what `train` would in so many processes, and start nothing; of a platform that the config names also what
+    its processes would refuse, wherever this runs. Raises ConfigError.
+    """
     check(config)
     check_world_size(config, processes or _own_processes(config))
+    problems = [] if config.platform == "auto" else platforms.named(config.platform).problems(config)
+    if problems:
+        raise ConfigError(problems)
 
 
 def _own_processes(config: Config) -> int:
@@ -73,13 +78,21 @@ def check(config: Config, made_before: Sequence[str] = ()) -> None:
         if not Path(name).is_dir() and not _is_hub_id(name):
             message, way_out = "is neither a folder here nor a Hub id (OWNER/NAME)", "check the path"
             problems.append(Problem(message, f"checkpoint.{field}", name, way_out=way_out))
-    output = Path(config.output).absolute()
-    place = next(path for path in (output, *output.parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        message = f"cannot be made: {place} is {'not writable' if place.is_dir() else 'not a folder'}"
-        problems.append(Problem(message, "output", config.output, way_out="another folder"))
+    caches = {"data.index_cache": config.data.index_cache, "data.frame_cache": config.data.frame_cache}
+    for field, folder in {"output": config.output, **caches}.items():
+        if folder is not None:
+            problems += _folder_problems(field, folder)
     if problems:
         raise ConfigError(problems)
+
+
+def _folder_problems(field: str, name: str) -> Iterator[Problem]:
+    """Why a folder that a run writes to cannot be made."""
+    folder = Path(name).absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        message = f"cannot be made: {place} is {'not writable' if place.is_dir() else 'not a folder'}"
+        yield Problem(message, field, name, way_out="another folder")
 
 
 def _is_hub_id(name: str) -> bool:

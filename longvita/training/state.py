@@ -59,15 +59,16 @@ def build_state(
     The optimizer copies bf16 weights to fp32 here: call `optimizer.reload_model_params()` if weights change later.
     """
     models = list(models) if models is not None else build_model(config, groups, platform, fresh=fresh)
-    chunks = [_wrap(model, config, index) for index, model in enumerate(models)]
+    # Megatron's optimizer wants one way of reducing for all chunks of a stage.
+    overlap = config.training.overlap_grad_reduce and not any(_reports_vary(model, config) for model in models)
+    chunks = [_wrap(model, config, index, overlap) for index, model in enumerate(models)]
     optimizer = build_optimizer(chunks, config)
     return TrainingState(config, groups, platform, models, chunks, optimizer, build_scheduler(optimizer, config))
 
 
-def _wrap(model: LongVITA, config: Config, index: int) -> DistributedDataParallel:
+def _wrap(model: LongVITA, config: Config, index: int, overlap: bool) -> DistributedDataParallel:
     settings: Any = model.config
     module = Float16Module(settings, model) if config.training.precision == "bf16" else model
-    overlap = config.training.overlap_grad_reduce and not _reports_vary(model, config)
     return DistributedDataParallel(
         settings,
         DistributedDataParallelConfig(

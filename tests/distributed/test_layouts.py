@@ -68,6 +68,13 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         1,
         {"training": {"recompute": {"granularity": "full", "method": "uniform", "offload": True}}},
     ),
+    "PP2, interleaved, a layer of each chunk and the tower recomputed": (
+        2,
+        {
+            "layout": {"pipeline_parallel": 2, "virtual_pipeline": 2},
+            "training": {"recompute": {"granularity": "full", "method": "block", "num_layers": 1, "vision": True}},
+        },
+    ),
     "PP2, interleaved, layer inputs put away": (
         2,
         {

@@ -179,6 +179,14 @@ def test_what_is_not_submitted(folder, arguments, said):
     assert not (folder.path / "submitted.txt").exists()
 
 
+def test_a_python_that_is_not_there_is_told_and_no_other_one_taken(folder):
+    result = submit(folder, "my.yaml", LONGVITA_PYTHON="/nowhere/python")
+    assert (result.returncode, "LONGVITA_PYTHON=/nowhere/python is no program" in result.stderr) == (2, True)
+    result = folder.run("bash", "scripts/train_stage1.sh", "--here", LONGVITA_PYTHON="/nowhere/python")
+    assert (result.returncode, "/nowhere/python is no program here" in result.stderr) == (2, True)
+    assert not (folder.path / "submitted.txt").exists()
+
+
 def test_a_refused_config_is_not_submitted(folder):
     result = submit(folder, "my.yaml", CHECK=2)
     assert (result.returncode, result.stderr) == (2, "error: layout.tensor_parallel\n")
@@ -192,7 +200,9 @@ def test_a_refused_config_is_not_submitted(folder):
         (2, ["14b_ascend"], "stage2_general_ascend", 1),
         (3, ["14b"], "stage3_128k", 2),
         (4, ["14b"], "stage4_1m", 8),
-        (4, ["72b_ascend"], "stage4_1m_72b_ascend", 64),
+        (4, ["72b_ascend"], "stage4_1m_72b", 64),
+        (1, ["72b_ascend"], "stage1_align_72b_ascend", 8),
+        (1, ["14b_ascend"], "stage1_align", 1),
     ],
 )
 def test_stages_in_a_dry_run(folder, stage, model, config, nodes):

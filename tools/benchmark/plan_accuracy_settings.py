@@ -57,6 +57,7 @@ MEMORY = {
         1, VIDEO, training={"trainable": ["projector", "language"], "vision_chunk_size": 16}
     ),
     "projector alone": Setting(1, MIXED, training={"trainable": ["projector"]}),
+    "projector alone, text": Setting(1, TEXT, training={"trainable": ["projector"]}),
     "selective": Setting(1, MIXED, training={"recompute": {"granularity": "selective"}}),
     "uniform": Setting(1, Contents(2048, 1, 0, 256), training={"recompute": FULL}),
     "uniform by 2": Setting(1, Contents(2048, 1, 0, 256), training={"recompute": {**FULL, "num_layers": 2}}),

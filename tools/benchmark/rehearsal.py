@@ -4,7 +4,8 @@
 
 The processes of a rehearsal are those that the recipe's own layout asks for, one replica, or as `--devices` says.
 `seconds` is the whole command's wall time; `peak_bytes` the most that one of its two processes takes; `problems` what
-it finds, split into those of files that are not there and others.
+it finds, split into those of files that are not there and others; `state_error` and `activation_error` how far the
+plan is from the count at most: parameters, weights, gradients and optimizer state, and activations.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main() -> int:
     arguments = parser.parse_args()
     found = arguments.recipes or [path for path in sorted(RECIPES.glob("*.yaml")) if path.stem != "common"]
     figures = [rehearse(path, arguments.devices) for path in found]
-    names = ("recipe", "processes", "seconds", "GiB", "files not there", "other problems")
+    names = ("recipe", "processes", "seconds", "GiB", "files not there", "other problems", "state", "activations")
     table = Table(*names, title="Rehearsals")
     for one in figures:
         table.add_row(
@@ -42,10 +43,13 @@ def main() -> int:
             f"{one['peak_bytes'] / 2**30:.2f}",
             str(one["files_not_there"]),
             str(one["other_problems"]),
+            f"{one['state_error']:.1%}",
+            f"{one['activation_error']:.1%}",
         )
     Console(width=120).print(table)
     if arguments.json:
-        worst = {name: max(one[name] for one in figures) for name in ("seconds", "peak_bytes", "other_problems")}
+        most = ("seconds", "peak_bytes", "other_problems", "state_error", "activation_error")
+        worst = {name: max(one[name] for one in figures) for name in most}
         print(json.dumps({"recipes": figures, **{f"most_{name}": value for name, value in worst.items()}}))
     return 0
 
@@ -62,6 +66,10 @@ def rehearse(path: Path, devices: int | None) -> dict:
         raise SystemExit(f"{path}: {done.stderr}")
     told = json.loads(done.stdout)
     absent = [problem for problem in told["problems"] if any(words in problem["message"] for words in NOT_THERE)]
+    errors: dict[bool, float] = {True: 0.0, False: 0.0}
+    for one in told["comparison"]:
+        of_state = not one["name"].startswith("activations")
+        errors[of_state] = max(errors[of_state], abs(one["error"]))
     return {
         "recipe": path.stem,
         "processes": told["world_size"],
@@ -70,6 +78,8 @@ def rehearse(path: Path, devices: int | None) -> dict:
         "ranks": [rank["rank"] for rank in told["ranks"]],
         "files_not_there": len(absent),
         "other_problems": len(told["problems"]) - len(absent),
+        "state_error": errors[True],
+        "activation_error": errors[False],
     }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.inventory import PARTS, parameter_names
 from longvita.checkpoint.source_folder import SourceFolder
-from longvita.config.errors import ConfigError, Problem
+from longvita.config.errors import ABSENT, ConfigError, Problem
 from longvita.config.schema import Config
 from longvita.training import manifest
 from longvita.training.command import check
@@ -32,8 +33,8 @@ def look(config: Config, shapes: Mapping[str, Shape]) -> tuple[list[Problem], li
     root = manifest.checkpoint_root(Path(config.output))
     if manifest.step_folders(root):
         notes.append(f"the run goes on from the checkpoints in {root}; its starting weights are not read")
-        problems += training_checkpoint_problems(root, "output", config.output, shapes)
-        return problems, notes
+        found = training_checkpoint_problems(root, "output", config.output, shapes)
+        return [*problems, *found, *([] if found else _another_run(root, config))], notes
     for name, parts in _SOURCES.items():
         field, value = f"checkpoint.{name}", getattr(config.checkpoint, name)
         if value is None:
@@ -54,6 +55,28 @@ def _launch_problems(config: Config) -> list[Problem]:
     except ConfigError as error:
         return error.problems
     return []
+
+
+def _another_run(root: Path, config: Config) -> Iterator[Problem]:
+    """Fields that a run which goes on may not change, and that differ from those of its newest checkpoint."""
+    from longvita.training.checkpointing import fields_of_another_run
+
+    newest = manifest.step_folders(root)[0]
+    values = config.model_dump(mode="python")
+    try:
+        fields = fields_of_another_run(newest, config)
+    except CheckpointError as error:
+        yield Problem(str(error), "output", config.output)
+        return
+    for field, saved in fields.items():
+        value = functools.reduce(lambda section, step: section[step], field.split("."), values)
+        # The mix is too long for a line.
+        message = (
+            "differs from that of the checkpoint" if isinstance(saved, dict) else f"is {saved!r} in the checkpoint"
+        )
+        shown = ABSENT if isinstance(saved, dict) else value
+        way_out = f"the old value, or another output folder, from these weights if wanted (checkpoint.initial={newest})"
+        yield Problem(f"{message} {newest}, from which the run would go on", field, shown, way_out=way_out)
 
 
 def hugging_face_problems(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from longvita.config.errors import Problem
 from longvita.config.loader import Loaded, placed
 from longvita.planning.rehearsal import report
 from longvita.planning.rehearsal.compare import Figures, compare, counted_figures
@@ -34,14 +35,15 @@ def run(
     loaded: Loaded,
     options: RehearsalOptions,
     planned: Callable[[Sequence[RankRehearsal]], Figures] | None = None,
+    refused: Sequence[Problem] = (),
 ) -> int:
     """Rehearses, prints, and returns 0, or 2 if the launch would fail at something.
 
-    planned: gives figures of a plan for ranks, to be compared with what is counted on them. Raises ConfigError for
-    ranks beyond the world.
+    planned: gives figures of a plan for ranks, to be compared with what is counted on them. refused: what the platform
+    of the run refuses of the config. Raises ConfigError for ranks beyond the world.
     """
     world_size = options.world_size or default_world_size(loaded.config)
-    rehearsal = rehearse(loaded.config, world_size, options.ranks or None, options.with_files)
+    rehearsal = rehearse(loaded.config, world_size, options.ranks or None, options.with_files, refused)
     problems = tuple(placed(problem, loaded) for problem in rehearsal.problems)
     rehearsal = dataclasses.replace(rehearsal, problems=problems)
     figures = planned(rehearsal.ranks) if planned is not None else {}

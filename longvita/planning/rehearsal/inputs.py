@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from longvita.config.errors import Problem, Source
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data import remote
 from longvita.data.catalog import make_template
-from longvita.data.document import probe_sample
+from longvita.data.document import media_settings, probe_sample
 from longvita.data.errors import DataError, SampleError, tell
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Format, Part
@@ -19,6 +20,7 @@ from longvita.data.missing import files_of_mix
 from longvita.data.paths import format_of
 from longvita.data.record import FormatOptions
 from longvita.data.sample import Sample
+from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import TokenizerError
 
 LOOKED_AT = 8
@@ -31,27 +33,56 @@ def find_problems(config: Config) -> list[Problem]:
 
     Files and folders that are not there are left to longvita.config.checks.find_training_problems.
     """
-    problems = _tokenizer_problems(config)
-    for mix, sources in (("dataset", config.data.dataset), ("validation", config.data.validation)):
-        for name, dataset in sources.items():
-            problems += _source_problems(config, mix, name, dataset)
+    template, problems = _template(config)
+    lengths: list[int] = []
+    for name, dataset in config.data.dataset.items():
+        problems += _source_problems(config, "dataset", name, dataset, _Lengths(config, template, lengths))
+    for name, dataset in config.data.validation.items():
+        problems += _source_problems(config, "validation", name, dataset, None)
+    if config.data.dataset and all(dataset.ratio == 0 for dataset in config.data.dataset.values()):
+        problems.append(Problem("has no source with a ratio above 0: there is nothing to train on", "data.dataset"))
+    limit = config.data.sequence_length
+    if lengths and min(lengths) > limit:
+        message = f"none of the first samples of the mix fits, the shortest takes {min(lengths):,} tokens"
+        problems.append(Problem(message, "data.sequence_length", limit, way_out="longer sequences"))
     return problems
 
 
-def _tokenizer_problems(config: Config) -> list[Problem]:
+def _template(config: Config) -> tuple[ChatTemplate | None, list[Problem]]:
+    """The run's chat template, or what is wrong with the tokenizer; neither where its folder is not there."""
     if not remote.is_folder(config.data.tokenizer or ""):
-        return []
+        return None, []
     try:
-        make_template(config)
+        return make_template(config), []
     except TokenizerError as error:
-        return [Problem(str(error), "data.tokenizer", config.data.tokenizer)]
+        return None, [Problem(str(error), "data.tokenizer", config.data.tokenizer)]
     except DataError as error:
         vocabulary = "model.language.vocab_size", config.model.language.vocab_size, Source()
-        return [Problem(str(error), "data.tokenizer", config.data.tokenizer, related=(vocabulary,))]
-    return []
+        return None, [Problem(str(error), "data.tokenizer", config.data.tokenizer, related=(vocabulary,))]
 
 
-def _source_problems(config: Config, mix: str, name: str, dataset: DatasetConfig) -> Iterator[Problem]:
+class _Lengths:
+    """Adds the tokens of samples to a list, with one frame of each video, until one of them fits a sequence."""
+
+    def __init__(self, config: Config, template: ChatTemplate | None, found: list[int]):
+        self.template, self.found, self.limit = template, found, config.data.sequence_length
+        self.settings = media_settings(config)
+
+    def add(self, samples: Sequence[Sample], media_root: str) -> None:
+        """Looks at samples; those whose media cannot be opened are passed over."""
+        for sample in samples:
+            if self.template is None or (self.found and min(self.found) <= self.limit):
+                return
+            with contextlib.suppress(SampleError):
+                facts = probe_sample(sample, media_root, self.settings.max_fps)
+                frames = facts.frame_counts(self.settings, 1)
+                encoded = self.template.encode(sample.turns, facts.grids(self.settings), frames)
+                self.found.append(len(encoded.input_ids))
+
+
+def _source_problems(
+    config: Config, mix: str, name: str, dataset: DatasetConfig, lengths: _Lengths | None
+) -> Iterator[Problem]:
     """One problem for the files of a source that cannot be used, one for media of which none can be opened."""
     field = f'data.{mix}."{name}"' if "." in name else f"data.{mix}.{name}"
     try:
@@ -73,6 +104,8 @@ def _source_problems(config: Config, mix: str, name: str, dataset: DatasetConfig
         found = _media_missing(samples, media_root, config.data.max_fps)
         lost += found[:1]
         opened += not found
+        if lengths is not None:
+            lengths.add(samples, media_root)
     if wrong:
         yield Problem(_listed("cannot be used: ", wrong), f"{field}.data_paths")
     if lost and not opened:

@@ -56,10 +56,12 @@ def rehearse_rank(config: Config, platform: MetaPlatform, rank: int, world_size:
 
 
 def _step(state: TrainingState, platform: MetaPlatform, load: Load) -> tuple[dict[Collective, int], ActivationBytes]:
-    """A step of one micro batch (of PP with the interleaved schedule, which takes them in groups)."""
+    """A step of one micro batch; with the interleaved schedule, which takes groups of PP, of two groups if there are so
+    many: as many as wait at most for their backward pass.
+    """
     config, groups = state.config, state.groups
     interleaved = config.layout.virtual_pipeline > 1
-    passes = groups.pp_size if interleaved else 1
+    passes = min(2 * groups.pp_size, state.micro_batches) if interleaved else 1
     batch = make_batch(load, config, groups, platform.device)
     away = platform.offloaded_bytes
     with ShapeMode(groups) as mode, counted_saves(state.models) as saved, followed(mode, state):

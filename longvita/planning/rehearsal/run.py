@@ -72,11 +72,18 @@ def chosen_ranks(config: Config, world_size: int) -> list[int]:
     return sorted({0, *middle, world_size - 1})
 
 
-def rehearse(config: Config, world_size: int, ranks: Sequence[int] | None = None, with_files: bool = True) -> Rehearsal:
+def rehearse(
+    config: Config,
+    world_size: int,
+    ranks: Sequence[int] | None = None,
+    with_files: bool = True,
+    refused: Sequence[Problem] = (),
+) -> Rehearsal:
     """Rehearse a run of `world_size` processes.
 
     ranks: those to build by shape; `chosen_ranks` when absent. with_files: whether data, tokenizer, checkpoints and the
-    output folder are looked at. What the launch would fail at is returned, not raised. Patches act on whole processes,
+    output folder are looked at. refused: problems of the config that the platform of the run finds, which the ranks
+    here, on another one, do not. What the launch would fail at is returned, not raised. Patches act on whole processes,
     so the ranks have one of their own.
     """
     from longvita.planning.rehearsal import checkpoints, inputs
@@ -86,6 +93,7 @@ def rehearse(config: Config, world_size: int, ranks: Sequence[int] | None = None
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="longvita-") as folder:
         process = None if problems else _start(config, world_size, ranks, Path(folder))
+        problems += refused
         if with_files:
             problems += find_training_problems(config) + inputs.find_problems(config)
         outcome = _outcome(process, Path(folder)) if process else Outcome((), (), 0)
@@ -94,6 +102,8 @@ def rehearse(config: Config, world_size: int, ranks: Sequence[int] | None = None
         found, notes = checkpoints.look(config, shapes)
         problems += found
     problems += _merged(outcome.failures)
+    if config.training.fp8 is not None:
+        notes.append("training.fp8: rehearsed in bf16; `longvita plan` counts what FP8 keeps")
     return Rehearsal(
         world_size=world_size,
         ranks=outcome.ranks,
@@ -117,7 +127,7 @@ def _start(config: Config, world_size: int, ranks: Sequence[int] | None, folder:
     wanted = list(ranks) if ranks is not None else chosen_ranks(config, world_size)
     beyond = [rank for rank in wanted if not 0 <= rank < world_size]
     if beyond:
-        raise ConfigError(f"ranks {beyond} are not among 0 to {world_size - 1}")
+        raise ConfigError(f"--rank: {', '.join(map(str, beyond))} not among the ranks 0 to {world_size - 1}")
     call = folder / "call.pickle"
     call.write_bytes(pickle.dumps((sys.path, config.model_dump(mode="python"), world_size, wanted)))
     command = [sys.executable, "-m", PROCESS, str(call), str(folder / "outcome.pickle")]
@@ -149,9 +159,13 @@ def _merged(failures: Sequence[Failure]) -> list[Problem]:
 
 
 def field_named_in(text: str) -> str:
-    """The first dotted name in a text that is a field of the config; "" where there is none."""
+    """The first dotted name in a text that is a field of the config, or an entry of one such as training.megatron; ""
+    where there is none.
+    """
     for match in _FIELD.finditer(text):
-        if names.field_at(tuple(match[0].split("."))) is not None:
+        steps = tuple(match[0].split("."))
+        around = names.field_at(steps[:-1])
+        if names.field_at(steps) is not None or (around is not None and names.is_mapping(around.annotation)):
             return match[0]
     return ""
 

@@ -21,7 +21,7 @@ def text(loaded, docs=False) -> str:
 
 
 @pytest.mark.parametrize("docs", [False, True])
-@pytest.mark.parametrize("name", ["train/stage4_1m_72b_ascend.yaml", "inference/long_vita_14b_1m.yaml"])
+@pytest.mark.parametrize("name", ["train/stage2_general_72b_ascend.yaml", "inference/long_vita_14b_1m.yaml"])
 def test_the_listing_is_the_config(repository, name, docs, write_yaml):
     loaded = load_with_sources(repository / "configs" / name, ['name="a: b # c"', "checkpoint.initial=null"])
     listing = text(loaded, docs)

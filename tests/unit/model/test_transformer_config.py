@@ -27,3 +27,9 @@ def test_flags_reach_the_language_model_alone() -> None:
 def test_flags_that_cannot_be_set(name: str, message: str) -> None:
     with pytest.raises(FlagError, match=rf"training.megatron.{name}: .*{message}"):
         language_transformer_config(tiny_config(training={"megatron": {name: 1}}), get("cpu"))
+
+
+def test_a_value_that_megatron_core_refuses_is_told_with_the_field() -> None:
+    flags = {"num_moe_experts": 0}
+    with pytest.raises(FlagError, match=r"training.megatron: .*num_moe_experts.*num_moe_experts must be"):
+        language_transformer_config(tiny_config(training={"megatron": flags}), get("cpu"))

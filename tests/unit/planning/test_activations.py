@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from longvita.planning.activations import activations
+from longvita.planning.activations import activations, waiting
 from longvita.planning.contents import Contents, worst_contents
 from longvita.platforms.kernels import LOCAL, TRANSFORMER_ENGINE
 from tests.conftest import REPOSITORY
@@ -70,6 +70,12 @@ def test_each_saving_saves():
     assert planned(kernels=TRANSFORMER_ENGINE) < plain
 
 
+def test_a_text_has_gradients_go_back_to_the_embeddings_where_the_projector_is_trained():
+    """A blank tile is encoded then, so that every rank reduces the projector's gradients."""
+    text = dataclasses.replace(MIXED, tiles=0, loss_tokens=512)
+    assert planned(text, trainable=["projector"]) > 0.8 * planned(text, trainable=["projector", "language"])
+
+
 def test_tiles_tokens_and_losses_cost():
     assert planned(dataclasses.replace(MIXED, tiles=80)) > planned() > planned(dataclasses.replace(MIXED, tiles=0))
     assert planned(dataclasses.replace(MIXED, loss_tokens=512)) > planned()
@@ -81,6 +87,22 @@ def test_first_stages_keep_more_micro_batches():
     peaks = [planned(Contents(512, 1, 0, 1), layout=layout, stage=stage, micro_batches=8) for stage in range(3)]
     assert peaks == sorted(peaks, reverse=True)
     assert planned(layout=layout, micro_batches=1) < planned(layout=layout, micro_batches=8)
+
+
+def test_interleaved_passes_that_wait_are_of_the_chunks_that_come_first():
+    """With 8 stages of 2 chunks: 2 x 7 + 8 passes ahead and one more on the first stage, 8 and one on the last."""
+    config = config_of({"pipeline_parallel": 8, "virtual_pipeline": 2})
+    assert waiting(config, 0, 64, [1, 1]) == [14, 7] and waiting(config, 0, 64, [3, 1]) == [15, 6]
+    assert waiting(config, 7, 64, [1, 1]) == [7, 0]  # the passes that wait are none of the chunk with the loss
+    assert waiting(config, 0, 8, [1, 1]) == [7, 7]
+    assert waiting(config_of({"pipeline_parallel": 8}), 2, 64, [1]) == [5]
+
+
+def test_a_layer_of_each_chunk_is_recomputed():
+    layout = {"pipeline_parallel": 2, "virtual_pipeline": 2}
+    one = {**FULL, "method": "block", "num_layers": 1}
+    text = dataclasses.replace(MIXED, tiles=0)
+    assert planned(text, layout=layout, recompute=one) == planned(text, layout=layout, recompute=FULL)
 
 
 def test_parts_add_up_to_the_peak():

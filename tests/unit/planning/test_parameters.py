@@ -34,6 +34,12 @@ CASES = {
         {"precision": "bf16", "overlap_grad_reduce": False},
     ),
     # Above the 40 million elements at which Megatron closes a bucket.
+    "pp2 vp3, tower recomputed": (
+        8,
+        {"pipeline_parallel": 2, "virtual_pipeline": 3},
+        {},
+        {"recompute": {"vision": True}},
+    ),
     "buckets": (6, {}, {"hidden_size": 1024, "ffn_hidden_size": 2048, "vocab_size": 8192}, {}),
 }
 

@@ -12,9 +12,12 @@ import pytest
 from rich.console import Console
 
 from longvita.config import ConfigError, load_with_sources
+from longvita.planning.command import planned_figures
 from longvita.planning.rehearsal import Rehearsal, chosen_ranks, rehearse, report
 from longvita.planning.rehearsal.compare import compare, counted_figures
-from longvita.planning.rehearsal.run import Failure, _merged
+from longvita.planning.rehearsal.run import Failure, _merged, field_named_in
+from longvita.platforms.hardware import HARDWARE
+from tests.conftest import REPOSITORY
 from tests.e2e.training_material import environment, write_run
 from tests.tiny import tiny_config
 
@@ -51,8 +54,49 @@ def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
 
 
 def test_ranks_beyond_the_world_are_refused() -> None:
-    with pytest.raises(ConfigError, match="ranks \\[2\\] are not among 0 to 1"):
+    with pytest.raises(ConfigError, match="--rank: 2 not among the ranks 0 to 1"):
         rehearse(tiny_config(), 2, [2], with_files=False)
+
+
+def test_what_the_platform_of_the_run_refuses(tmp_path: Path) -> None:
+    ascend = HARDWARE["ascend-910b-64"].kernels.platform
+    layout = ["layout.processes=null", "layout.tensor_parallel=1", "layout.context_parallel=2", "layout.ulysses=2"]
+    done = plan(write_run(tmp_path), *layout, f"platform={ascend}", "training.precision=bf16", "--no-files")
+    assert done.returncode == 2 and f"override: layout.ulysses = 2: is refused on {ascend}" in done.stdout, done.stdout
+    assert "1 problem" in done.stdout
+
+
+def test_fp8_is_rehearsed_in_bf16(tmp_path: Path) -> None:
+    fp8 = tiny_config(training={"precision": "bf16", "fp8": "tensorwise"})
+    rehearsal = rehearse(fp8, 1, with_files=False)
+    assert not rehearsal.problems and rehearsal.ranks[0].activations[0].saved > 0
+    assert any("bf16" in note for note in rehearsal.notes)
+
+
+def test_plan_and_count_agree_where_nothing_but_the_projector_learns() -> None:
+    """Text alone, and frames."""
+    done = plan(REPOSITORY / "configs/train/stage1_align.yaml", "--no-files", "--json", "--rank", "0")
+    compared = {one["name"]: one["error"] for one in json.loads(done.stdout)["comparison"]}
+    exact = ("parameters", "parameter_bytes", "gradient_bytes", "optimizer_bytes")
+    assert [compared[name] for name in exact] == [0, 0, 0, 0]
+    assert all(abs(compared[f"activations of {load}"]) < 0.1 for load in ("video", "text"))
+
+
+@pytest.mark.parametrize("recomputed", [0, 1])
+def test_plan_and_count_agree_on_an_interleaved_pipeline(recomputed: int) -> None:
+    language = {"num_layers": 8, "hidden_size": 128, "ffn_hidden_size": 384}
+    recompute = {"granularity": "full" if recomputed else "none", "num_layers": 1, "vision": bool(recomputed)}
+    config = tiny_config(
+        model={"language": language},
+        data={"sequence_length": 512},
+        layout={"pipeline_parallel": 2, "virtual_pipeline": 2},
+        training={"global_batch_size": 16, "precision": "bf16", "recompute": recompute},
+    )
+    ranks = rehearse(config, 2, [0, 1], with_files=False).ranks
+    figures = {rank.rank: planned_figures(config, 2, HARDWARE["h100-80"], rank) for rank in ranks}
+    errors = {(one.rank, one.name): one.error for one in compare(figures, counted_figures(ranks))}
+    assert all(abs(errors[rank, "activations of text"]) < 0.1 for rank in (0, 1))
+    assert all(errors[rank, name] == 0 for rank in (0, 1) for name in ("gradient_bytes", "optimizer_bytes"))
 
 
 def test_ranks_of_the_first_middle_and_last_stage() -> None:
@@ -68,6 +112,12 @@ def test_what_several_ranks_fail_at_is_one_problem_at_its_field() -> None:
         (f"ranks 0, 9: {same}", "layout.context_parallel"),
         ("rank 5: RuntimeError: no", ""),
     ]
+
+
+def test_fields_that_an_error_names() -> None:
+    assert field_named_in("FlagError: training.megatron.nonsense: no such field") == "training.megatron.nonsense"
+    assert field_named_in("KeyError: torch.backends in data.sequence_length") == "data.sequence_length"
+    assert field_named_in("training.nothing.here and more.of_it") == ""
 
 
 def test_figures_beside_a_plan() -> None:

@@ -12,11 +12,12 @@ import torch
 from longvita.checkpoint.hf_names import LONG_VITA
 from longvita.checkpoint.inventory import hf_tensors
 from longvita.checkpoint.safetensors_io import FolderReader, ShardedWriter
-from longvita.config import load_with_sources
+from longvita.config import dump, load_with_sources
 from longvita.config.errors import Problem
 from longvita.config.loader import placed
 from longvita.planning.rehearsal import checkpoints, inputs
 from longvita.planning.rehearsal.run import field_named_in
+from longvita.training import manifest
 from tests.e2e.training_material import write_run
 from tests.tiny_folder import write_tiny_model
 
@@ -56,6 +57,17 @@ def test_a_data_file_of_another_format(run: Path, text: str, says: str) -> None:
     assert problem.field == "data.dataset.words.data_paths"
     assert says in problem.message
     assert (problem.source.file, problem.source.line) == (run, line_of(run, "words.jsonl") - 1)
+
+
+def test_samples_that_all_are_too_long(run: Path) -> None:
+    (problem,) = problems_of(run, "data.sequence_length=8", "data.max_num_frames=1")
+    assert problem.field == "data.sequence_length" and "none of the first samples of the mix fits" in problem.message
+    assert str(problem.source) == "override"
+
+
+def test_a_mix_of_nothing(run: Path) -> None:
+    (problem,) = problems_of(run, "data.dataset.words.ratio=0", "data.dataset.pictures.ratio=0")
+    assert problem.field == "data.dataset" and "nothing to train on" in problem.message
 
 
 def test_files_of_held_out_sources_are_looked_at_too(run: Path) -> None:
@@ -148,6 +160,24 @@ def test_a_training_checkpoint_that_fits_and_one_that_does_not(run: Path, tiny) 
     wrong = {key: (2, 32, 128), "language_model.another.weight": (3,)}
     (problem,), _ = initial(run, tiny, tiny.checkpoint, shapes=wrong)
     assert f"{key} is (2, 32, 64)" in problem.message and "has no language_model.another.weight" in problem.message
+
+
+def test_an_output_folder_of_another_run(run: Path, tiny) -> None:
+    loaded = load_with_sources(run, ["seed=8"])
+    folder = run.parent / "run" / "checkpoints" / "step_00000001"
+    shutil.copytree(tiny.checkpoint, folder)
+    (problem,), notes = checkpoints.look(loaded.config, {})
+    assert "the run goes on from the checkpoints" in notes[0]
+    assert problem.field == "output" and "holds weights alone" in problem.message
+    common = torch.load(folder / "common.pt", weights_only=False)
+    saved = dump(loaded.config) | {"seed": 7}
+    saved["data"] = saved["data"] | {"dataset": {}}
+    torch.save(common | {"run": {"config": saved}}, folder / "common.pt")
+    manifest.write_manifest(folder, {})
+    told = {problem.field: placed(problem, loaded) for problem in checkpoints.look(loaded.config, {})[0]}
+    assert told.keys() == {"seed", "data.dataset"}
+    assert str(told["seed"]).startswith(f"override: seed = 8: is 7 in the checkpoint {folder}")
+    assert told["data.dataset"].source.file == run and "checkpoint.initial=" in told["seed"].way_out
 
 
 def test_a_training_checkpoint_that_was_cut(run: Path, tiny, tmp_path: Path) -> None:

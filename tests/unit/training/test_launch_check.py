@@ -1,0 +1,44 @@
+"""`longvita train --check`: what is refused before any process starts, with the line of the config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from longvita.cli import app
+from longvita.config import ConfigError
+from longvita.platforms.hardware import HARDWARE
+from tests.e2e.training_material import write_run
+
+
+def refused(config: Path, *overrides: str) -> str:
+    result = CliRunner().invoke(app, ["train", "--check", str(config), *overrides])
+    assert isinstance(result.exception, ConfigError), result.output
+    return str(result.exception)
+
+
+def test_folders_that_cannot_be_made_are_told_with_their_lines(tmp_path: Path) -> None:
+    config, file = write_run(tmp_path), tmp_path / "file"
+    file.write_text("no folder")
+    text = refused(
+        config, f"data.index_cache={file}", f"data.frame_cache={file}/deep", "checkpoint.initial=not/there/at"
+    )
+    assert "override: data.index_cache = " in text and f"cannot be made: {file} is not a folder" in text
+    assert "override: data.frame_cache" in text and "override: checkpoint.initial = not/there/at" in text
+    config.write_text(config.read_text().replace(f"output: {tmp_path}/run", f"output: {file}/run"))
+    text = refused(config)
+    assert text.startswith(f"{config}:2: output = ") and "cannot be made" in text
+
+
+def test_processes_that_make_no_replicas_are_told_with_their_lines(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    text = refused(config, "layout.tensor_parallel=2", "--processes", "3")
+    assert text.startswith("override: layout.tensor_parallel = 2: 3 processes are not a multiple")
+
+
+def test_what_the_named_platform_refuses_is_refused_where_one_types(tmp_path: Path) -> None:
+    ascend = HARDWARE["ascend-910b-64"].kernels.platform
+    layout = ["layout.processes=null", "layout.context_parallel=2", "layout.ulysses=2"]
+    text = refused(write_run(tmp_path), *layout, f"platform={ascend}")
+    assert text.startswith(f"override: layout.ulysses = 2: is refused on {ascend}")
