@@ -144,6 +144,8 @@ class _MicroBatch:
         hidden = self._input()
         hidden = self._layers(hidden)
         self.output = self._loss(hidden) if self.last else hidden
+        if not self.last and self.kernels.frees_stage_outputs:
+            tape.drop(hidden)  # it has been sent
 
     def chunk_ends(self) -> None:
         """Notes what lives now, at the end of a chunk's forward pass."""
@@ -160,8 +162,6 @@ class _MicroBatch:
         tape, output = self.tape, self.output
         if output is None:
             raise RuntimeError("the backward pass comes after the forward pass")
-        if not self.last and self.kernels.frees_stage_outputs:
-            tape.drop(output)
         tape.kind = "pipeline"
         tape.backward(output)
         if self.received is not None:

@@ -90,9 +90,6 @@ class MetaPlatform(CPUPlatform):
         """None: a rehearsal asks the platform of its run."""
         return []
 
-    def check_fp8(self, config: Config) -> None:
-        """Nothing, likewise; what FP8 computes is rehearsed in bf16."""
-
     def offload(self, tensor: torch.Tensor) -> Offloaded:
         """Counts it and lets it go."""
         self.offloaded_bytes += tensor.numel() * tensor.element_size()
@@ -107,8 +104,9 @@ class MetaPlatform(CPUPlatform):
         return self._patches
 
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
-        """The CPU's, with SwiGLU as one function that keeps its input where layers are fused."""
-        return super().transformer_config_overrides(virtual_pipeline) | {"bias_activation_fusion": self.fused}
+        """The CPU's; where layers are fused, SwiGLU keeps its input alone, and stages let go of what they have sent."""
+        fused = {"bias_activation_fusion": self.fused, "deallocate_pipeline_outputs": self.fused}
+        return super().transformer_config_overrides(virtual_pipeline) | fused
 
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
         """The CPU's, with the fused norm and attention in their places."""
