@@ -213,7 +213,11 @@ class NPUPlatform(Platform):
 
         return LayerNorm
 
-    # Random numbers and figures
+    # Optimizer, random numbers and figures
+
+    def optimizer_step(self, step: int) -> torch.Tensor:
+        """A tensor, another one in each group: MindSpeed's Adam asks it for its device, and adds to it in place."""
+        return torch.tensor(step, dtype=torch.int64, device=self.device)
 
     def rng_state(self) -> dict[str, Any]:
         """See Platform."""
