@@ -96,8 +96,8 @@ class NPUPlatform(Platform):
             adaptor.activate()
         except ImportError as error:
             raise PlatformError(
-                f"MindSpeed cannot be imported: {error}. Install it: {INSTALL_MINDSPEED} "
-                "(the packages of that name on PyPI are placeholders)"
+                f"MindSpeed cannot be imported: {error}. `longvita doctor` names what it needs; to install MindSpeed "
+                f"itself: {INSTALL_MINDSPEED} (the packages of that name on PyPI are placeholders)"
             ) from error
         except PatchError as error:
             raise PlatformError(str(error)) from error

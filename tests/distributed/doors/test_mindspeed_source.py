@@ -1,8 +1,8 @@
 """The Ascend door over MindSpeed's own source, branch core_r0.16.0, and the stub of torch_npu.
 
-MINDSPEED_SOURCE is the folder that holds the package `mindspeed`; einops and triton must be installed. What the stub of
-MindSpeed stands for elsewhere is looked at here in MindSpeed itself: these tests fail where its traps, or the way
-around them, are not what the door was written for.
+MINDSPEED_SOURCE is the folder that holds the package `mindspeed`; einops, scipy and triton must be installed. What the
+stub of MindSpeed stands for elsewhere is looked at here in MindSpeed itself: these tests fail where its traps, or the
+way around them, are not what the door was written for.
 """
 
 from __future__ import annotations
