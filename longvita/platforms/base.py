@@ -220,6 +220,12 @@ class Platform(ABC):
         split = SplitAttention(share.layout, share.ring_layout, groups)
         return SplitSeqParams(**one_run(share.tokens), split=split, kv_cache=kv_cache)
 
+    # Optimizer
+
+    def optimizer_step(self, step: int) -> Any:
+        """A number of steps as this platform's Adam counts them, in the `step` of a parameter group."""
+        return step
+
     # Random numbers
 
     def seed(self, seed: int) -> None:

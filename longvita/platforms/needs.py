@@ -18,8 +18,12 @@ APEX = "apex.optimizers"
 FLASH_ATTN = "flash_attn.flash_attn_interface"
 """The module that is used; flash-attn 4 brings a package of the same name without it."""
 INSTALL_ENGINE = "pip install --no-build-isolation -e '.[gpu]' -c constraints.txt"
-INSTALL_MINDSPEED = "git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git && pip install -e ./MindSpeed"
-"""The packages of that name on PyPI are placeholders."""
+INSTALL_MINDSPEED = (
+    "git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git && pip install --no-deps -e ./MindSpeed"
+)
+"""The packages of that name on PyPI are placeholders. Its requirements would take numpy back below 1.26.1; what it
+imports of them has a line of its own in `ascend_needs`.
+"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,10 @@ def ascend_needs() -> list[Need]:
             "layers and attention; PyPI's package of that name is a placeholder",
             INSTALL_MINDSPEED,
         ),
-        Need("einops", _version("einops", "einops"), "MindSpeed", "pip install einops"),
+        *(
+            Need(name, _version(name, module), "MindSpeed imports it", f"pip install {name}")
+            for name, module in (("einops", "einops"), ("scipy", "scipy"), ("triton-ascend", "triton"))
+        ),
     ]
 
 

@@ -96,8 +96,8 @@ class NPUPlatform(Platform):
             adaptor.activate()
         except ImportError as error:
             raise PlatformError(
-                f"MindSpeed cannot be imported: {error}. Install it: {INSTALL_MINDSPEED} "
-                "(the packages of that name on PyPI are placeholders)"
+                f"MindSpeed cannot be imported: {error}. `longvita doctor` names what it needs; to install MindSpeed "
+                f"itself: {INSTALL_MINDSPEED} (the packages of that name on PyPI are placeholders)"
             ) from error
         except PatchError as error:
             raise PlatformError(str(error)) from error
@@ -215,7 +215,11 @@ class NPUPlatform(Platform):
 
         return LayerNorm
 
-    # Random numbers and figures
+    # Optimizer, random numbers and figures
+
+    def optimizer_step(self, step: int) -> torch.Tensor:
+        """A tensor, another one in each group: MindSpeed's Adam asks it for its device, and adds to it in place."""
+        return torch.tensor(step, dtype=torch.int64, device=self.device)
 
     def rng_state(self) -> dict[str, Any]:
         """See Platform."""

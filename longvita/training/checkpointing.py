@@ -175,7 +175,7 @@ def _sharded_weights(models: list[LongVITA], platform: Platform) -> dict[str, An
 
 def _sharded_state(state: TrainingState, sharding_type: str, loading: bool = False) -> dict[str, Any]:
     weights = _sharded_weights(state.models, state.platform)
-    with _positions_without_padding(state.optimizer):
+    with _positions_without_padding(state.optimizer), _steps_as_numbers(state.optimizer):
         optimizer = state.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=_metadata(sharding_type))
     sharded = {"weights": weights, "optimizer": optimizer}
     return sharded if loading else sharded | {"run": _run_facts(state)}
@@ -203,6 +203,24 @@ def _positions_without_padding(optimizer: Any) -> Iterator[None]:
     finally:
         for buffer, positions in zip(buffers, padded, strict=True):
             buffer.param_index_map = positions
+
+
+@contextlib.contextmanager
+def _steps_as_numbers(optimizer: Any) -> Iterator[None]:
+    """Holds each parameter group's count of steps as a number while the optimizer is stored.
+
+    MindSpeed's Adam counts in a tensor of the device, one for each group. megatron-core 0.16.1 puts the counts in a set
+    and refuses to store more than one, and tensors of one value are two there; nor could another platform read them.
+    """
+    groups = [group for group in optimizer.param_groups if "step" in group]
+    counts = [group["step"] for group in groups]
+    try:
+        for group, count in zip(groups, counts, strict=True):
+            group["step"] = int(count)
+        yield
+    finally:
+        for group, count in zip(groups, counts, strict=True):
+            group["step"] = count
 
 
 def _run_facts(state: TrainingState) -> dict[str, Any]:
@@ -282,6 +300,8 @@ def load_state(state: TrainingState, folder: Path, foreign: bool = False) -> Non
         raise CheckpointError(f"{folder} does not fit this run: {_reason(error)}") from error
     for group, kept in zip(state.optimizer.param_groups, settings, strict=True):
         group.update(kept)
+        if "step" in group:
+            group["step"] = state.platform.optimizer_step(int(group["step"]))
     state.scheduler.num_steps = 0
     state.scheduler.load_state_dict(facts["scheduler"])
     state.iteration, state.consumed_sequences = facts["iteration"], facts["consumed_sequences"]

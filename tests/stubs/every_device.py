@@ -1,4 +1,4 @@
-"""A process in which every device is the CPU, for libraries that name theirs in place."""
+"""A process in which every device is the CPU, for MindSpeed's own source, which names its device in place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ ANSWERED = (
 
 
 class _OnTheCPU(TorchFunctionMode):
-    """Turns devices in the arguments of torch's functions into the CPU, and drops pinned memory."""
+    """Turns devices in the arguments of torch's functions into the CPU, and drops pinned memory.
+
+    The names of tensors' types stay those of the device: MindSpeed turns their "npu" into the "cuda" that
+    megatron-core's optimizers ask for.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = {name: _here(value) for name, value in (kwargs or {}).items() if name != "pin_memory"}
@@ -41,7 +45,10 @@ class _OnTheCPU(TorchFunctionMode):
             return args[0]
         if func is torch.Tensor.to:
             args = tuple(_here(value) for value in args)
-        return func(*args, **kwargs)
+        found = func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "type" and isinstance(found, str):
+            return found.replace("torch.", "torch.npu.", 1)
+        return found
 
 
 def _here(value: Any) -> Any:

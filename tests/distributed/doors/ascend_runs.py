@@ -144,6 +144,7 @@ def configs_under_context_parallelism(rank: int, size: int, source: str | None =
 
     platform = active_door(source)
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from mindspeed.args_utils import get_full_args
 
     from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
     from longvita.parallel.groups import initialize
@@ -151,6 +152,9 @@ def configs_under_context_parallelism(rank: int, size: int, source: str | None =
 
     config = tiny_config(layout={"context_parallel": 2})
     groups = initialize(config, platform)
+    # As a command line of Megatron's own would leave them there.
+    args = get_full_args()
+    args.normalization, args.num_query_groups = "RMSNorm", 1
     fields = ("context_parallel_size", "normalization", "num_query_groups", "num_attention_heads")
     careless = TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=2, pipeline_dtype=torch.float32)
     found = {

@@ -1,8 +1,8 @@
 """The Ascend door over MindSpeed's own source, branch core_r0.16.0, and the stub of torch_npu.
 
-MINDSPEED_SOURCE is the folder that holds the package `mindspeed`; einops and triton must be installed. What the stub of
-MindSpeed stands for elsewhere is looked at here in MindSpeed itself: these tests fail where its traps, or the way
-around them, are not what the door was written for.
+MINDSPEED_SOURCE is the folder that holds the package `mindspeed`; einops, scipy and triton must be installed. What the
+stub of MindSpeed stands for elsewhere is looked at here in MindSpeed itself: these tests fail where its traps, or the
+way around them, are not what the door was written for.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def test_too_late() -> None:
 def test_a_careless_config_inherits_and_the_vision_tower_does_not() -> None:
     facts = run(ascend_runs.configs_under_context_parallelism, 2)[0]
     assert facts["careless"]["context_parallel_size"] == 2
+    assert (facts["careless"]["normalization"], facts["careless"]["num_query_groups"]) == ("RMSNorm", 1)
     assert facts["vision"]["context_parallel_size"] == 1
     assert facts["vision"]["normalization"] == "LayerNorm"
     assert facts["vision"]["num_query_groups"] == facts["vision"]["num_attention_heads"]

@@ -83,13 +83,19 @@ def test_a_door_opened_after_megatron_says_so() -> None:
 def test_the_vision_tower_inherits_nothing() -> None:
     facts = run_distributed(ascend_runs.configs_under_context_parallelism, 2, fresh=True)[0]
     # What a config gets that names nothing: the trap is there.
-    assert facts["careless"]["context_parallel_size"] == 2
+    assert facts["careless"] == {
+        "context_parallel_size": 2,
+        "normalization": "RMSNorm",
+        "num_query_groups": 1,
+        "num_attention_heads": 2,
+    }
     assert facts["vision"] == {
         "context_parallel_size": 1,
         "normalization": "LayerNorm",
         "num_query_groups": 2,
         "num_attention_heads": 2,
     }
+    assert facts["language"]["num_query_groups"] == 2
     assert facts["language"]["context_parallel_size"] == 1  # its core attention alone has the other
     assert facts["ring"] == (2, 1)
 

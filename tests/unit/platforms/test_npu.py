@@ -18,6 +18,7 @@ from longvita import doctor
 from longvita.config import ConfigError, load
 from longvita.parallel.sequence_layout import zigzag
 from longvita.parallel.split_batch import SplitBatch
+from longvita.platforms import needs
 from longvita.platforms.base import PlatformError
 from longvita.platforms.npu import NPUPlatform, repatch_arguments
 from megatron_patches.npu import adaptor
@@ -45,7 +46,15 @@ def test_without_mindspeed_the_way_to_install_it_is_said() -> None:
     code = "from longvita.platforms.npu import NPUPlatform; NPUPlatform().activate()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert "PlatformError" in result.stderr and "core_r0.16.0" in result.stderr
-    assert "placeholders" in result.stderr
+    assert "placeholders" in result.stderr and "longvita doctor" in result.stderr
+
+
+def test_what_mindspeed_imports_is_asked_for() -> None:
+    asked = {need.name: need for need in needs.ascend_needs()}
+    for name in ("einops", "scipy", "triton-ascend"):
+        assert asked[name].required and asked[name].remedy == f"pip install {name}"
+    # Its requirements pin a numpy below this project's.
+    assert "--no-deps" in asked["mindspeed"].remedy and "core_r0.16.0" in asked["mindspeed"].remedy
 
 
 def test_the_recipe_of_other_platforms_runs_here() -> None:
@@ -98,7 +107,22 @@ def test_arguments_that_mindspeed_takes_and_gets_wrong(change: dict[str, Any], m
         adaptor.check(repatch_arguments(tiny_config()) | change)
 
 
-@pytest.mark.parametrize("name", sorted(adaptor.REQUIRED))
+NEEDED = (
+    "use_flash_attn",
+    "attention_mask_type",
+    "reset_attention_mask",
+    "reset_position_ids",
+    "use_legacy_models",
+    "transformer_impl",
+    "context_parallel_size",
+    "context_parallel_algo",
+    "seq_length",
+    "micro_batch_size",
+)
+"""What MindSpeed reads without a default, or gets wrong without a word."""
+
+
+@pytest.mark.parametrize("name", NEEDED)
 def test_an_argument_that_is_missing(name: str) -> None:
     arguments = repatch_arguments(tiny_config())
     del arguments[name]

@@ -1,4 +1,7 @@
-"""MindSpeed's AdamW (core/optimizer/adamw.py), which stands for apex's FusedAdam: `step` is in the parameter group."""
+"""MindSpeed's AdamW (core/optimizer/adamw.py at a9d3f9c), which stands for apex's FusedAdam.
+
+The count of steps is a tensor in each parameter group; a plain number is an AttributeError at the next step.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,13 @@ class AdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:
         """One step."""
         for group in self.param_groups:
-            group["step"] = int(group.get("step", 0)) + 1
+            if "step" in group:
+                group["step"] += 1
+                if group["step"].is_cpu:
+                    group["step"] = group["step"].cuda()
+            else:
+                group["step"] = torch.tensor(1, dtype=torch.int64)  # on the device
+            step = int(group["step"])
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -42,5 +51,5 @@ class AdamW(torch.optim.Optimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
                 state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-                corrected = (state["exp_avg_sq"] / (1 - beta2 ** group["step"])).sqrt_().add_(group["eps"])
-                parameter.addcdiv_(state["exp_avg"], corrected, value=-group["lr"] / (1 - beta1 ** group["step"]))
+                corrected = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
+                parameter.addcdiv_(state["exp_avg"], corrected, value=-group["lr"] / (1 - beta1**step))

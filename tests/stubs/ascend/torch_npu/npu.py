@@ -130,4 +130,24 @@ def _lazy_call(callable: Any, **kwargs: Any) -> None:
     callable()
 
 
-default_generators = (torch.default_generator,) * VISIBLE
+class _Generators:
+    """One for each device, whose number the CPU does not have."""
+
+    def __getitem__(self, index: Any) -> torch.Generator:
+        return torch.default_generator
+
+
+default_generators = _Generators()
+
+
+class mstx:
+    """Marks for the profiler, which there is none of."""
+
+    @staticmethod
+    def range_start(message: str, stream: Any = None, domain: str = "default") -> int:
+        """A range begins; its number."""
+        return 0
+
+    @staticmethod
+    def range_end(range_id: int, domain: str = "default") -> None:
+        """A range ends."""

@@ -1,0 +1,52 @@
+"""What MindSpeed's own source finds in a process where every device is the CPU: the tests over it stand on this."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.conftest import REPOSITORY
+
+CODE = """
+import functools
+
+import torch
+
+from tests.stubs import ascend_door
+from tests.stubs.every_device import make_every_device_the_cpu
+
+ascend_door.install()
+make_every_device_the_cpu()
+import torch_npu
+
+
+def npu_is_cuda(fn):  # MindSpeed's wrapper of torch.Tensor.type
+    @functools.wraps(fn)
+    def wrapper(*args, **kwargs):
+        found = fn(*args, **kwargs)
+        return found.replace("npu", "cuda") if isinstance(found, str) else found
+
+    return wrapper
+
+
+torch.Tensor.type = npu_is_cuda(torch.Tensor.type)
+assert torch.nn.Parameter(torch.zeros(1)).type() == "torch.cuda.FloatTensor"
+assert torch.zeros(1, dtype=torch.bfloat16).type() == "torch.cuda.BFloat16Tensor"
+assert torch.zeros(1).type(torch.int64).dtype is torch.int64
+
+# MindSpeed's _set_cuda_rng_state and its Adam ask for the device so.
+generator = torch.npu.default_generators[torch.cuda.current_device()]
+generator.set_state(torch.npu.get_rng_state())
+step = torch.tensor(1, dtype=torch.int64, device=torch.cuda.current_device())
+step += 1
+assert step.cuda() is step
+
+# What stands for torch.cuda.nvtx.range_push and range_pop.
+torch_npu.npu.mstx.range_end(torch_npu.npu.mstx.range_start("layer"))
+print("found")
+"""
+
+
+def test_what_mindspeed_asks_of_its_device_is_there() -> None:
+    result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.stdout.strip() == "found", result.stderr[-2000:]
