@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from longvita.platforms.kernels import TRANSFORMER_ENGINE
 from megatron_patches import cpu, cuda, meta, npu
 from megatron_patches.patch import Patch
 
@@ -29,7 +30,7 @@ def page() -> str:
         "cpu": cpu.patches(),
         "cuda": cuda.patches(own_adam=True),
         "npu": npu.patches(),
-        "meta": meta.patches(True),
+        "meta": meta.patches(TRANSFORMER_ENGINE),
     }
     shared = {(patch.target, patch.why) for patch in patches["cpu"]}
     parts = [HEAD]

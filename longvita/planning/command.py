@@ -87,7 +87,7 @@ def rehearse(loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_fi
     def planned(built: Sequence[RankRehearsal]) -> Figures:
         return {rank.rank: planned_figures(config, world_size, hardware, rank) for rank in built}
 
-    asked = rehearsal.RehearsalOptions(world_size, ranks, with_files, options.as_json)
+    asked = rehearsal.RehearsalOptions(world_size, ranks, with_files, options.as_json, hardware.kernels)
     return rehearsal.run(loaded, asked, planned, refused.find_problems(config, hardware))
 
 

@@ -91,7 +91,7 @@ class Decoder:
 
     def _rotary(self, tensor: Tensor, size: int) -> Tensor:
         """Unfused it keeps cosines and sines of its rows, and makes each product apart."""
-        if self.kernels.fused:
+        if self.kernels.fused_rotary:
             return self.tape.operator([tensor], size)
         return self.tape.operator(
             [tensor], size, keeps_new=2 * self.angles, scratch=2 * size + self.angles, backward_scratch=2 * size

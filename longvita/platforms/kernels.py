@@ -17,7 +17,9 @@ class Kernels:
     platform: str
     """The platform that has them."""
     fused: bool
-    """Whether norms, rotary embedding and SwiGLU are one kernel each, which keeps its input and no intermediate."""
+    """Whether norms and SwiGLU are one kernel each, which keeps its input and no intermediate."""
+    fused_rotary: bool
+    """Whether the rotary embedding is one kernel, which keeps nothing; else it keeps cosines and sines of its rows."""
     statistics_bytes: int
     """What attention keeps per query row and head beside its inputs and output."""
     gather_buffer: bool
@@ -32,10 +34,11 @@ class Kernels:
     """Whether a pipeline stage lets go of its output once it is sent (deallocate_pipeline_outputs)."""
 
 
-LOCAL = Kernels("local", "cpu", False, 4, True, True, False, True, False)
+LOCAL = Kernels("local", "cpu", False, False, 4, True, True, False, True, False)
 """megatron-core's own layers around torch's flash attention for CPUs; collectives by gloo."""
-TRANSFORMER_ENGINE = Kernels("transformer_engine", "cuda", True, 4, False, False, True, True, True)
+TRANSFORMER_ENGINE = Kernels("transformer_engine", "cuda", True, True, 4, False, False, True, True, True)
 """transformer_engine/pytorch/module/layernorm_linear.py keeps the norm's input and output, attention keeps its inputs,
 its output and one fp32 logsumexp a row (attention/dot_product_attention/backends.py); 2.x. Not measured."""
-MINDSPEED = Kernels("mindspeed", "npu", True, 64, False, False, True, False, True)
-"""The same, but its fused attention keeps softmax maximum and sum, each [rows, heads, 8] fp32. Not measured."""
+MINDSPEED = Kernels("mindspeed", "npu", True, False, 64, False, False, True, False, True)
+"""The same, but its fused attention keeps softmax maximum and sum, each [rows, heads, 8] fp32, and its fused rotary
+embedding is for a field that megatron-core's config does not have (position_embedding_type). Not measured."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
     from longvita.parallel.groups import ParallelGroups
+    from longvita.platforms.kernels import Kernels
     from megatron_patches.patch import Patch
 
 BACKEND = "fake"
@@ -51,15 +52,15 @@ class AwayByShape:
 class MetaPlatform(CPUPlatform):
     """See the module.
 
-    fused: whether norms, attention, rotary embedding and SwiGLU keep what the accelerators' fused kernels keep
-    (longvita.platforms.meta_layers), or what the CPU's own layers keep.
+    kernels: those whose layers it takes the place of: the CPU's own ones, or fused ones that keep for their backward
+    pass what an accelerator's keep (longvita.platforms.meta_layers).
     """
 
     name = "meta"
     backend = BACKEND
 
-    def __init__(self, fused: bool):
-        self.fused = fused
+    def __init__(self, kernels: Kernels):
+        self.kernels = kernels
         self.offloaded_bytes = 0
         """Of all tensors that were put away."""
 
@@ -84,7 +85,7 @@ class MetaPlatform(CPUPlatform):
 
     def describe(self) -> str:
         """Which layers it has."""
-        return f"shapes alone, {'fused' if self.fused else 'plain'} layers"
+        return f"shapes alone, layers of {self.kernels.name}"
 
     def problems(self, config: Config) -> list[Problem]:
         """None: a rehearsal asks the platform of its run."""
@@ -100,33 +101,37 @@ class MetaPlatform(CPUPlatform):
         from megatron_patches import meta
 
         if not hasattr(self, "_patches"):
-            self._patches = meta.patches(self.fused)
+            self._patches = meta.patches(self.kernels)
         return self._patches
 
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
         """The CPU's; where layers are fused, SwiGLU keeps its input alone, and stages let go of what they have sent."""
-        fused = {"bias_activation_fusion": self.fused, "deallocate_pipeline_outputs": self.fused}
-        return super().transformer_config_overrides(virtual_pipeline) | fused
+        kernels = self.kernels
+        own = {
+            "bias_activation_fusion": kernels.fused,
+            "deallocate_pipeline_outputs": kernels.frees_stage_outputs,
+        }
+        return super().transformer_config_overrides(virtual_pipeline) | own
 
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
         """The CPU's, with the fused norm and attention in their places."""
         spec = super().language_layer_spec(config, groups)
-        if self.fused:
-            from longvita.platforms.meta_layers import ShapeAttention
-
+        if self.kernels.fused:
             layer: Any = spec.submodules
             layer.input_layernorm = layer.pre_mlp_layernorm = self.norm()
-            layer.self_attention.submodules.core_attention = ShapeAttention
+            layer.self_attention.submodules.core_attention = self.vision_attention()
         return spec
 
     def norm(self) -> type:
         """`ShapeRMSNorm` or the CPU's."""
         from longvita.platforms.meta_layers import ShapeRMSNorm
 
-        return ShapeRMSNorm if self.fused else super().norm()
+        return ShapeRMSNorm if self.kernels.fused else super().norm()
 
     def vision_attention(self) -> type:
-        """`ShapeAttention` or the CPU's."""
+        """`ShapeAttention`, which keeps what the kernels' attention keeps, or the CPU's."""
         from longvita.platforms.meta_layers import ShapeAttention
 
-        return ShapeAttention if self.fused else super().vision_attention()
+        if not self.kernels.fused:
+            return super().vision_attention()
+        return type("KernelsAttention", (ShapeAttention,), {"statistics_bytes": self.kernels.statistics_bytes})

@@ -1,8 +1,9 @@
 """Layers by shape: what the accelerators' fused kernels take, keep for the backward pass, and send.
 
 RMSNorm keeps its input and one fp32 statistic a row (transformer_engine/pytorch/module/rmsnorm.py). Attention keeps its
-inputs, its output and one fp32 logsumexp for each row and head (transformer_engine/pytorch/attention, 2.x), all in the
-precision of training. Its ring carries the rows that longvita.parallel.context_parallel.plan finds needed.
+inputs and its output in the precision of training, and for each row and head what longvita.platforms.kernels says (one
+fp32 logsumexp in transformer_engine/pytorch/attention, 2.x). Its ring carries the rows that
+longvita.parallel.context_parallel.plan finds needed.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ class _RMSNorm(torch.autograd.Function):
 class ShapeAttention(MegatronModule):
     """Fused core attention with megatron-core's interface, over whole tiles, packed documents, or a split sequence."""
 
+    statistics_bytes = 4
+    """What it keeps for each row and head beside its inputs and output (longvita.platforms.kernels)."""
+
     def __init__(
         self,
         config: TransformerConfig,
@@ -74,13 +78,13 @@ class ShapeAttention(MegatronModule):
         """Packed: q [t, heads, d] to [t, 1, heads * d]; else q [s, b, heads, d] to [s, b, heads * d]."""
         split: Any = getattr(packed_seq_params, "split", None)
         if split is None:
-            out = _Attention.apply(query, key, value)
+            out = _Attention.apply(query, key, value, self.statistics_bytes)
         else:
             ring = split.groups.cp_ring
             plan = plan_ring(split.ring_layout, ring.rank())
 
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                return _RingAttention.apply(q, k, v, plan, ring)
+                return _RingAttention.apply(q, k, v, self.statistics_bytes, plan, ring)
 
             out = ulysses_attention(query, key, value, attend, split.groups.cp_ulysses)
         if packed_seq_params is None:
@@ -88,39 +92,45 @@ class ShapeAttention(MegatronModule):
         return out.reshape(out.shape[0], 1, -1)
 
 
-def _keep(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _keep(ctx: Any, query: Tensor, key: Tensor, value: Tensor, statistics_bytes: int) -> Tensor:
     """The output, after keeping what the backward pass needs."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    logsumexp = query.new_empty(query.shape[:-1], dtype=torch.float32)
-    ctx.save_for_backward(query, key, value, out, logsumexp)
+    statistics = query.new_empty((*query.shape[:-1], statistics_bytes), dtype=torch.uint8)
+    ctx.save_for_backward(query, key, value, out, statistics)
     return out
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return _keep(ctx, query, key, value)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, statistics_bytes: int) -> Tensor:
+        return _keep(ctx, query, key, value, statistics_bytes)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(torch.empty_like(saved) for saved in ctx.saved_tensors[:3]), None
 
 
 class _RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: RingPlan, group: dist.ProcessGroup
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        statistics_bytes: int,
+        plan: RingPlan,
+        group: dist.ProcessGroup,
     ) -> Tensor:
         ctx.plan, ctx.group = plan, group
         _send_round(key, plan, group, home=False)
-        return _keep(ctx, query, key, value)
+        return _keep(ctx, query, key, value, statistics_bytes)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors[:3]
         _send_round(key, ctx.plan, ctx.group, home=False)
         _send_round(key, ctx.plan, ctx.group, home=True)
-        return *(torch.empty_like(saved) for saved in (query, key, value)), None, None
+        return *(torch.empty_like(saved) for saved in (query, key, value)), None, None, None
 
 
 def _send_round(key: Tensor, plan: RingPlan, group: dist.ProcessGroup, home: bool) -> None:

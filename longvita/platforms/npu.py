@@ -176,6 +176,8 @@ class NPUPlatform(Platform):
             "apply_rope_fusion": False,
             "persist_layer_norm": False,
             "batch_p2p_comm": False,
+            # A stage lets go of what it has sent: its backward pass needs the graph alone.
+            "deallocate_pipeline_outputs": True,
             "overlap_p2p_comm": virtual_pipeline > 1,
             "cuda_graph_scope": [],
             "moe_token_dispatcher_type": "alltoall",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from longvita.platforms.kernels import Kernels
 from megatron_patches.patch import Patch
 
 META = torch.device("meta")
@@ -57,7 +58,7 @@ def gathered_anew(self: Any, tensor_shape: Any, dtype: Any, name: str, mem_alloc
     return torch.empty(tensor_shape, dtype=dtype, device=META)
 
 
-FUSED = [
+_FUSED = [
     Patch(
         target="megatron.core.transformer.mlp:bias_swiglu_impl",
         replacement=swiglu_by_shape,
@@ -74,10 +75,12 @@ FUSED = [
         remove_when="a rehearsal can name the accelerator's linear layers without having them",
         signature="def get_tensor(self, tensor_shape, dtype, name, mem_alloc_context=None)",
     ),
+]
+_FUSED_ROTARY = [
     Patch(
         target="megatron.core.transformer.attention:apply_rotary_pos_emb",
         replacement=rotated_by_shape,
-        why="in a rehearsal, keeps cosines and sines for each layer, which the accelerators' fused kernels do not",
+        why="in a rehearsal, keeps cosines and sines for each layer, which a fused kernel does not",
         versions="megatron-core==0.16.1",
         remove_when="a rehearsal can name the accelerator's kernel without having it",
         signature="def apply_rotary_pos_emb(t, freqs, config, cu_seqlens=None, mscale=1.0, cp_group=None)",
@@ -103,8 +106,8 @@ def _holds_shapes(data: Any) -> bool:
     return isinstance(data, torch.Tensor) and data.is_meta
 
 
-def patches(fused: bool) -> list[Patch]:
-    """The patches of a rehearsal; `fused` as for longvita.platforms.meta.MetaPlatform."""
+def patches(kernels: Kernels) -> list[Patch]:
+    """The patches of a rehearsal of these kernels."""
     from megatron_patches import cpu
     from megatron_patches.cpu.torch_view import TorchView
 
@@ -116,4 +119,4 @@ def patches(fused: bool) -> list[Patch]:
         else patch
         for patch in cpu.patches()
     ]
-    return [*own, *(FUSED if fused else [])]
+    return [*own, *(_FUSED if kernels.fused else []), *(_FUSED_ROTARY if kernels.fused_rotary else [])]

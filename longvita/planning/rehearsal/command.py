@@ -14,6 +14,7 @@ from longvita.planning.rehearsal import report
 from longvita.planning.rehearsal.compare import Figures, compare, counted_figures
 from longvita.planning.rehearsal.figures import RankRehearsal
 from longvita.planning.rehearsal.run import default_world_size, rehearse
+from longvita.platforms.kernels import Kernels
 
 EXIT_REFUSED = 2
 
@@ -29,6 +30,8 @@ class RehearsalOptions:
     with_files: bool = True
     """Whether data, tokenizer, checkpoints and output folder are looked at."""
     as_json: bool = False
+    kernels: Kernels | None = None
+    """Those whose layers are rehearsed; the config's platform's when absent."""
 
 
 def run(
@@ -43,7 +46,7 @@ def run(
     of the run refuses of the config. Raises ConfigError for ranks beyond the world.
     """
     world_size = options.world_size or default_world_size(loaded.config)
-    rehearsal = rehearse(loaded.config, world_size, options.ranks or None, options.with_files, refused)
+    rehearsal = rehearse(loaded.config, world_size, options.ranks or None, options.with_files, refused, options.kernels)
     problems = tuple(placed(problem, loaded) for problem in rehearsal.problems)
     rehearsal = dataclasses.replace(rehearsal, problems=problems)
     figures = planned(rehearsal.ranks) if planned is not None else {}

@@ -13,7 +13,7 @@ from longvita.known_warnings import ignore_known_warnings
 def main(call: str, result: str) -> None:
     """Rehearses what the file `call` asks for and writes the Outcome to `result`."""
     ignore_known_warnings()
-    sys.path, settings, world_size, ranks = pickle.loads(Path(call).read_bytes())
+    sys.path, settings, world_size, ranks, kernels = pickle.loads(Path(call).read_bytes())
     import torch
 
     from longvita.config.schema import Config
@@ -24,8 +24,7 @@ def main(call: str, result: str) -> None:
     # Megatron compiles some functions, for nothing here.
     torch.compiler.set_stance("force_eager")
     config = Config.model_validate(settings)
-    # Only the CPU computes with megatron-core's plain layers; every other platform has fused ones.
-    platform = MetaPlatform(fused=config.platform != "cpu")
+    platform = MetaPlatform(kernels)
     platform.activate()
     done, failures = [], []
     for rank in ranks:

@@ -17,6 +17,8 @@ from longvita.config.checks import find_training_problems, replica_size
 from longvita.config.errors import ABSENT, ConfigError, Problem
 from longvita.config.schema import Config
 from longvita.planning.rehearsal.figures import RankRehearsal
+from longvita.platforms.hardware import hardware_of
+from longvita.platforms.kernels import Kernels
 
 PROCESS = "longvita.planning.rehearsal.process"
 _FIELD = re.compile(r"\b[a-z_]+(?:\.\w+)+\b")
@@ -78,13 +80,15 @@ def rehearse(
     ranks: Sequence[int] | None = None,
     with_files: bool = True,
     refused: Sequence[Problem] = (),
+    kernels: Kernels | None = None,
 ) -> Rehearsal:
     """Rehearse a run of `world_size` processes.
 
     ranks: those to build by shape; `chosen_ranks` when absent. with_files: whether data, tokenizer, checkpoints and the
     output folder are looked at. refused: problems of the config that the platform of the run finds, which the ranks
-    here, on another one, do not. What the launch would fail at is returned, not raised. Patches act on whole processes,
-    so the ranks have one of their own.
+    here, on another one, do not. kernels: those whose layers are rehearsed; the config's platform's when absent.
+    What the launch would fail at is returned, not raised. Patches act on whole processes, so the ranks have one of
+    their own.
     """
     from longvita.planning.rehearsal import checkpoints, inputs
 
@@ -92,7 +96,7 @@ def rehearse(
     problems = _world_size_problems(config, world_size)
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="longvita-") as folder:
-        process = None if problems else _start(config, world_size, ranks, Path(folder))
+        process = None if problems else _start(config, world_size, ranks, kernels, Path(folder))
         problems += refused
         if with_files:
             problems += find_training_problems(config) + inputs.find_problems(config)
@@ -123,13 +127,16 @@ def _world_size_problems(config: Config, world_size: int) -> list[Problem]:
     return []
 
 
-def _start(config: Config, world_size: int, ranks: Sequence[int] | None, folder: Path) -> subprocess.Popen:
+def _start(
+    config: Config, world_size: int, ranks: Sequence[int] | None, kernels: Kernels | None, folder: Path
+) -> subprocess.Popen:
     wanted = list(ranks) if ranks is not None else chosen_ranks(config, world_size)
     beyond = [rank for rank in wanted if not 0 <= rank < world_size]
     if beyond:
         raise ConfigError(f"--rank: {', '.join(map(str, beyond))} not among the ranks 0 to {world_size - 1}")
     call = folder / "call.pickle"
-    call.write_bytes(pickle.dumps((sys.path, config.model_dump(mode="python"), world_size, wanted)))
+    kernels = kernels or hardware_of(config.platform).kernels
+    call.write_bytes(pickle.dumps((sys.path, config.model_dump(mode="python"), world_size, wanted, kernels)))
     command = [sys.executable, "-m", PROCESS, str(call), str(folder / "outcome.pickle")]
     with open(folder / "errors.txt", "wb") as errors:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from longvita.platforms.kernels import TRANSFORMER_ENGINE
 from megatron_patches import cpu, cuda, listing, meta, npu
 from megatron_patches.patch import Patch
 
-PATCHES = [*cpu.patches(), *cuda.patches(own_adam=True), *npu.patches(), *meta.patches(True)]
+PATCHES = [*cpu.patches(), *cuda.patches(own_adam=True), *npu.patches(), *meta.patches(TRANSFORMER_ENGINE)]
 
 
 def test_the_page_is_up_to_date(repository: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_patches import meta, patch
+from longvita.platforms.kernels import LOCAL, MINDSPEED, TRANSFORMER_ENGINE
+from megatron_patches import cpu, meta, patch
 from megatron_patches.cpu.torch_view import TorchView
 
-PATCHES = meta.patches(fused=True)
+PATCHES = meta.patches(TRANSFORMER_ENGINE)
 
 
 @pytest.mark.parametrize("one", PATCHES, ids=[one.target for one in PATCHES])
@@ -18,8 +19,14 @@ def test_target_is_what_the_patch_was_written_for(one: patch.Patch) -> None:
 
 
 def test_plain_layers_take_the_patches_of_the_cpu_alone() -> None:
-    plain = meta.patches(fused=False)
-    assert {one.target for one in PATCHES} - {one.target for one in plain} == {one.target for one in meta.FUSED}
+    plain, no_rotary = ({one.target for one in meta.patches(kernels)} for kernels in (LOCAL, MINDSPEED))
+    fused = {one.target for one in PATCHES}
+    assert plain == {one.target for one in cpu.patches()}
+    assert fused - no_rotary == {"megatron.core.transformer.attention:apply_rotary_pos_emb"}
+    assert no_rotary - plain == {
+        "megatron.core.transformer.mlp:bias_swiglu_impl",
+        "megatron.core.utils:GlobalMemoryBuffer.get_tensor",
+    }
     patch.check_unique(PATCHES)
 
 

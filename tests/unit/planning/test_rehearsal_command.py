@@ -148,6 +148,20 @@ def test_layers_of_accelerators_keep_less_than_plain_ones(tmp_path: Path) -> Non
     assert all(a.saved < b.saved for a, b in zip(fused.activations, plain.activations, strict=True))
 
 
+def test_each_accelerator_s_kernels_keep_their_own(tmp_path: Path) -> None:
+    """Ascend's attention keeps more for each row, and its rotary embedding cosines and sines."""
+    config = tiny_config(training={"precision": "bf16", "trainable": ["language"]})
+    saved = {}
+    for hardware in (HARDWARE["h100-80"], HARDWARE["ascend-910b-64"]):
+        rank = rehearse(config, 1, with_files=False, kernels=hardware.kernels).ranks[0]
+        text = next(each for each in rank.activations if each.load.name == "text")
+        saved[hardware.kernels.name] = text.saved
+    language, rows = config.model.language, text.load.tokens
+    statistics = 60 * language.num_attention_heads * rows
+    angles = 2 * 2 * language.head_dim * 2 * rows
+    assert saved["mindspeed"] - saved["transformer_engine"] == language.num_layers * (statistics + angles)
+
+
 def test_inputs_that_are_put_away_do_not_stay(tmp_path: Path) -> None:
     recompute = {"granularity": "full", "method": "uniform", "num_layers": 1}
     kept = rehearse(tiny_config(training={"recompute": recompute}), 1, with_files=False).ranks[0]

@@ -320,6 +320,7 @@ def test_flash_attn_4_alone_is_not_taken_for_its_elder(monkeypatch: pytest.Monke
     assert importable("flash_attn") and not importable(FLASH_ATTN)
     assert isinstance(CUDAPlatform().kernel(), TorchFlashKernel)
     importable.cache_clear()
+    sys.modules.pop("flash_attn")  # looking for what is in it has imported it
 
 
 def test_peaks_are_those_of_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
