@@ -20,16 +20,21 @@ LEADING = ("megatron-core", "torch", "transformers", "numpy")
 
 
 def run(platform: str = "auto", everything: bool = False, console: Console | None = None) -> int:
-    """Prints the report; 0, or 1 if something is missing that the project cannot do without.
+    """Prints the report; 0, or 1 if something is missing that the project, or the platform, cannot do without.
 
-    everything: every version and every patch too. Raises PlatformError for a platform that is not there.
+    everything: every version and every patch too. A platform whose device is not here is told what it needs. Raises
+    PlatformError for a name without a platform.
     """
     console = console or Console()
-    chosen = platforms.get(platform)
+    chosen = platforms.get() if platform == "auto" else platforms.named(platform)
     components = [*python_packages(), *programs()]
-    applied, failure = _activate(chosen)
-    _print_summary(console, chosen, components, applied, failure)
-    _print_decisions(console, chosen)
+    if chosen.is_available():
+        applied, failure = _activate(chosen)
+        _print_summary(console, chosen, components, applied, failure)
+        _print_decisions(console, chosen)
+    else:
+        applied, failure = [], f"platform {chosen.name} finds no device on this machine"
+        console.print(Text(failure, style="red"))
     if everything:
         _print_versions(console, components)
         _print_patches(console, applied)

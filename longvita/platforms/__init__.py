@@ -28,7 +28,10 @@ def get(name: str = "auto") -> Platform:
         return next(platform for platform in map(_load, names()) if platform.is_available())
     platform = named(name)
     if not platform.is_available():
-        raise PlatformError(f"platform: {name!r} has no device on this machine; use auto to take the one that is there")
+        raise PlatformError(
+            f"platform: {name!r} has no device on this machine; use auto to take the one that is there, or see what it "
+            f"needs: longvita doctor --platform {name}"
+        )
     return platform
 
 

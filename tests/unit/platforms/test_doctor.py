@@ -101,6 +101,15 @@ def test_a_platform_that_is_not_there() -> None:
         report("abacus")
 
 
+@pytest.mark.parametrize(("platform", "maker"), [("cuda", "Nvidia"), ("npu", "Ascend")])
+def test_a_platform_whose_device_is_not_here_is_told_what_it_needs(platform: str, maker: str) -> None:
+    code, text = report(platform)
+    assert code == 1 and f"platform {platform} finds no device on this machine" in text
+    assert [line for line in text.splitlines() if line.startswith("What a machine with")] == [
+        f"What a machine with {maker}'s devices needs"
+    ]
+
+
 def test_command_line() -> None:
     result = CliRunner().invoke(cli.app, ["doctor", "--platform", "cpu"])
     assert result.exit_code == 0 and "patches" in result.output
