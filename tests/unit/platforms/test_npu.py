@@ -198,13 +198,16 @@ from longvita import platforms
 class Door:
     name = "door"
 
+    def is_available(self):
+        return True
+
     def activate(self):
         found = [name for name in sys.modules if name.split(".")[0] == "megatron"]
         print("megatron before the door:", found[:3])
         raise SystemExit(0)
 
 
-platforms.get = lambda name="auto": Door()
+platforms.get = platforms.named = lambda name="auto": Door()
 """
 CONFIG = "from longvita.config.schema import Config; config = Config().model_dump(mode='json')\n"
 SETTINGS = """
