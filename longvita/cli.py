@@ -81,7 +81,9 @@ def plan(
     overrides: Overrides = None,
     devices: Annotated[int | None, typer.Option(min=1, help="Devices; as train would start when absent.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a device, such as 96GiB.")] = None,
-    hardware: Annotated[str | None, typer.Option(help="Device, such as h100-80 or ascend-910b-64.")] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Device; h100-80 or the platform's own when absent. An unknown name lists them.")
+    ] = None,
     host_memory: Annotated[str | None, typer.Option(help="Memory of a node for offload, such as 2TiB.")] = None,
     search: Annotated[bool, typer.Option("--search", help="Try the layouts and show the ten best.")] = False,
     tiles: Annotated[int | None, typer.Option(min=0, help="Tiles of a sequence; as many as fit when absent.")] = None,
@@ -100,7 +102,8 @@ def plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a run takes in memory and time, and which layouts fit; exit code 1 if it does not fit.
+    """Say what a run takes in memory and time, and which layouts fit; exit code 1 if it does not fit (with --search, if
+    no layout does).
 
     With --rehearse, build some of its ranks at full size by shape; exit code 2 if the launch would fail at something.
     """

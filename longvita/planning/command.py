@@ -21,7 +21,7 @@ from longvita.planning.page import write_plan
 from longvita.planning.rehearsal import command as rehearsal
 from longvita.planning.rehearsal.compare import Figures
 from longvita.planning.rehearsal.figures import RankRehearsal
-from longvita.planning.report import Plan, as_data, describe, show
+from longvita.planning.report import Plan, as_data, describe, gib, show, verdict
 from longvita.planning.search import nearest, search
 from longvita.planning.throughput import step_time
 from longvita.platforms.hardware import Hardware, PlanError, find_hardware, hardware_of
@@ -61,6 +61,10 @@ def plan(loaded: Loaded, options: PlanOptions) -> int:
     go on so many devices, or that the platform refuses.
     """
     hardware = _hardware(loaded.config, options)
+    if options.search:
+        _refuse_answering(loaded.config, "--search")
+    if options.page is not None and options.page.is_dir():
+        raise PlanError(f"--html {options.page} is a folder; name a file in it")
     if options.page is not None and not options.page.absolute().parent.is_dir():
         raise PlanError(f"--html {options.page}: there is no folder {options.page.parent}; make it, or write elsewhere")
     found = make_plan(loaded, hardware, options)
@@ -76,11 +80,13 @@ def plan(loaded: Loaded, options: PlanOptions) -> int:
 
 
 def rehearse(loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_files: bool) -> int:
-    """Prints a rehearsal beside the plan's figures; 0, or 2 if the launch would fail at something.
+    """Prints a rehearsal beside the plan's figures; 0, 2 if the launch would fail at something, or 1 if it would not,
+    but takes more memory by plan than there is.
 
     ranks: those to build by shape, the usual ones when empty. Raises PlanError, and ConfigError for ranks beyond the
     world.
     """
+    _refuse_answering(loaded.config, "--rehearse")
     config, hardware = loaded.config, _hardware(loaded.config, options)
     world_size = options.devices or config.layout.processes or replica_size(config)
 
@@ -88,7 +94,24 @@ def rehearse(loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_fi
         return {rank.rank: planned_figures(config, world_size, hardware, rank) for rank in built}
 
     asked = rehearsal.RehearsalOptions(world_size, ranks, with_files, options.as_json, hardware.kernels)
-    return rehearsal.run(loaded, asked, planned, refused.find_problems(config, hardware))
+    made = _memory_plan(config, world_size, hardware)
+    notes = [f"by plan, on {hardware.name} of {gib(hardware.memory)}: {verdict(made)}"] if made else []
+    code = rehearsal.run(loaded, asked, planned, refused.find_problems(config, hardware), notes)
+    return EXIT_DOES_NOT_FIT if code == 0 and made is not None and not made.fits else code
+
+
+def _memory_plan(config: Config, world_size: int, hardware: Hardware) -> Plan | None:
+    """Memory of the stages; None where the processes do not go with the layout, which a rehearsal tells by itself."""
+    try:
+        stages = plan_memory(config, world_size, hardware)
+    except ConfigError:
+        return None
+    return Plan(config.name, world_size, hardware, describe(config), stages, None, [])
+
+
+def _refuse_answering(config: Config, option: str) -> None:
+    if not config.data.dataset:
+        raise PlanError(f"{option} is for a run that trains; {config.name} has no data (data.dataset=MIX)")
 
 
 def planned_figures(config: Config, world_size: int, hardware: Hardware, rank: RankRehearsal) -> dict[str, int]:
@@ -113,7 +136,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, options: PlanOptions) -> Plan:
     """The plan of a config that trains; of one without training data, as it answers. Raises ConfigError."""
     config = loaded.config
     world_size = options.devices or config.layout.processes or replica_size(config)
-    if not config.data.dataset and not options.search:
+    if not config.data.dataset:
         return Plan(config.name, world_size, hardware, describe(config), plan_generation(config, hardware), None, [])
     contents = _contents(config, options)
     problem = ""

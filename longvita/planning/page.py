@@ -8,7 +8,7 @@ from pathlib import Path
 
 from longvita.pages import write_page
 from longvita.planning.memory import StageMemory
-from longvita.planning.report import Plan, describe, gib, heading, time_text, verdict
+from longvita.planning.report import Plan, describe, duration, gib, heading, time_text, verdict
 from longvita.planning.search import Candidate
 from longvita.planning.tape import Moment
 
@@ -29,6 +29,8 @@ COLOURS = {
     "KV cache": "#499894",
     "reserved": "#bab0ac",
 }
+STATE, STEP = "#bcbddc", "#6a51a3"
+"""Of the curve: what lies there between steps, and what a step takes upon it."""
 WIDTH, HEIGHT, ROW = 900, 260, 26
 POINTS = 600
 """Of a curve."""
@@ -85,8 +87,9 @@ def _bars(stages: Sequence[StageMemory], memory: int) -> str:
             x += size * scale
         shapes.append(f"<text x='{x + 6:.1f}' y='{y + 17}'>{gib(stage.total)}</text>")
     limit, height = 70 + memory * scale, len(stages) * ROW
+    shapes.append(f"<text x='{limit:.1f}' y='{height + 14}' text-anchor='middle'>{gib(memory)}</text>")
     shapes.append(f"<line x1='{limit:.1f}' x2='{limit:.1f}' y1='0' y2='{height}' stroke='#000' stroke-dasharray='4'/>")
-    return f"<svg width='{WIDTH}' height='{height + 4}'>{''.join(shapes)}</svg>"
+    return f"<svg width='{WIDTH}' height='{height + 20}'>{''.join(shapes)}</svg>"
 
 
 def _table(stages: Sequence[StageMemory]) -> str:
@@ -112,15 +115,16 @@ def _curve(stage: StageMemory, memory: int) -> str:
     base, limit = (HEIGHT - size / top * (HEIGHT - 20) for size in (state, memory))
     peak = min(range(len(y)), key=y.__getitem__) if y else 0
     label = html.escape(moments[peak].label) if moments else ""
+    others = f"; {stage.waiting:.3g} other micro batches wait meanwhile" if stage.waiting else ""
     return (
         f"<svg width='{WIDTH}' height='{HEIGHT + 20}'>"
-        f"<rect x='70' y='{base:.1f}' width='{WIDTH - 70}' height='{HEIGHT - base:.1f}' fill='{COLOURS['weights']}'/>"
-        f"<polygon points='70,{base:.1f} {line} {WIDTH},{base:.1f}' fill='{COLOURS['attention']}'/>"
+        f"<rect x='70' y='{base:.1f}' width='{WIDTH - 70}' height='{HEIGHT - base:.1f}' fill='{STATE}'/>"
+        f"<polygon points='70,{base:.1f} {line} {WIDTH},{base:.1f}' fill='{STEP}'/>"
         f"<line x1='70' x2='{WIDTH}' y1='{limit:.1f}' y2='{limit:.1f}' stroke='#000' stroke-dasharray='4'/>"
         f"<text x='0' y='{limit + 4:.1f}'>{gib(memory)}</text><text x='0' y='{base + 4:.1f}'>{gib(state)}</text>"
         f"<text x='{min(70 + peak * step, WIDTH - 150):.1f}' y='{max(y[peak] - 4, 12) if y else 12:.1f}'>{label}</text>"
         f"<text x='70' y='{HEIGHT + 15}'>forward pass, then backward; below the line, what lies there between steps"
-        f"</text></svg>"
+        f"{others}</text></svg>"
     )
 
 
@@ -134,7 +138,7 @@ def _thinned(moments: Sequence[Moment]) -> list[Moment]:
 def _candidates(candidates: Sequence[Candidate]) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(describe(one.config))}</td><td>{gib(max(stage.total for stage in one.stages))}</td>"
-        f"<td>{one.time.seconds:.3g} s</td><td>{one.time.mfu:.0%}</td>"
+        f"<td>{duration(one.time.seconds)}</td><td>{one.time.mfu:.0%}</td>"
         f"<td>{html.escape(one.reason(candidates[0]))}</td></tr>"
         for one in candidates
     )

@@ -20,9 +20,9 @@ COLUMNS = {
     "gradients": "gradients",
     "optimizer": "optimizer",
     "activations": "activations",
-    "vision_features": "of it features",
-    "loss_head": "head",
-    "communication": "buffers",
+    "vision_features": "incl. features",
+    "loss_head": "incl. head",
+    "communication": "incl. buffers",
     "kv_cache": "KV cache",
     "reserved": "reserved",
     "offloaded": "in the host",
@@ -65,6 +65,11 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 0.1 * 2**30 or not size else f"{size / 2**20:.1f} MiB"
 
 
+def duration(seconds: float) -> str:
+    """Seconds to three digits, all of them from 100 on."""
+    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
+
+
 def describe(config: Config) -> str:
     """Parallel sizes and recomputation of a config."""
     layout, training = config.layout, config.training
@@ -78,7 +83,7 @@ def describe(config: Config) -> str:
         if recompute.method == "block":
             words = f"{recompute.num_layers} layers recomputed"
     extra = [
-        "tower too" if recompute.vision else "",
+        "tower recomputed" if recompute.vision else "",
         "inputs offloaded" if recompute.offload else "",
         f"MLP by {training.mlp_chunk_size}" if training.mlp_chunk_size else "",
     ]
@@ -149,8 +154,9 @@ def verdict(plan: Plan) -> str:
         )
     if left >= 0:
         return f"It fits: stage {fullest.stage} is fullest and leaves {gib(left)}."
-    over = [stage.stage for stage in plan.stages if stage.total > plan.hardware.memory]
-    return f"It does not fit: stage {fullest.stage} lacks {gib(-left)} (stages {', '.join(map(str, over))} do not fit)."
+    over = [each.stage for each in plan.stages if each.total > plan.hardware.memory and each is not fullest]
+    others = f"; too full too: {', '.join(map(str, over))}" if over else ""
+    return f"It does not fit: stage {fullest.stage} lacks {gib(-left)}{others}."
 
 
 def heading(plan: Plan) -> str:
@@ -169,9 +175,11 @@ def time_text(time: StepTime) -> str:
         "offload": time.offload,
         "optimizer": time.optimizer,
     }
-    said = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items() if seconds >= 0.001 * time.seconds)
+    said = ", ".join(
+        f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds >= 0.001 * time.seconds
+    )
     return (
-        f"A step takes {time.seconds:.3g} s by assumption ({said}): {time.tokens_per_second:,.0f} tokens/s, "
+        f"A step takes {duration(time.seconds)} by assumption ({said}): {time.tokens_per_second:,.0f} tokens/s, "
         f"MFU {time.mfu:.0%}."
     )
 
@@ -191,7 +199,7 @@ def _candidate_table(candidates: Sequence[Candidate]) -> Table:
         fullest = max(stage.total for stage in candidate.stages)
         time = candidate.time
         table.add_row(
-            str(number), describe(candidate.config), gib(fullest), f"{time.seconds:.3g} s", f"{time.mfu:.0%}",
+            str(number), describe(candidate.config), gib(fullest), duration(time.seconds), f"{time.mfu:.0%}",
             candidate.reason(candidates[0]),
         )  # fmt: skip
     return table

@@ -64,7 +64,7 @@ class Candidate:
         change = {name: own[name] - others[name] for name in own}
         name = max(change, key=lambda each: change[each] if slower >= 0 else -change[each])
         more = "more" if slower >= 0 else "less"
-        return f"{slower / first.time.seconds:+.0%}: {abs(change[name]):.3g} s {more} {name}; {where}"
+        return f"{slower / first.time.seconds:+.0%}: {abs(change[name]):,.3g} s {more} {name}; {where}"
 
 
 def _seconds(time: StepTime) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -20,6 +21,8 @@ from longvita.platforms import environment
 from longvita.training.signals import EXIT_FAILED, EXIT_REFUSED
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_PAGES = ("models", "datasets", "spaces", "docs")
+"""Nobody can have these names on the Hub: they are pages of huggingface.co."""
 
 
 def train(*stages: Config) -> int:
@@ -53,9 +56,12 @@ def check_launch(config: Config, processes: int | None = None) -> None:
     """Refuse what `train` would in so many processes, and start nothing; of a platform that the config names also what
     its processes would refuse, wherever this runs. Raises ConfigError.
     """
-    check(config)
-    check_world_size(config, processes or _own_processes(config))
     problems = [] if config.platform == "auto" else platforms.named(config.platform).problems(config)
+    for look in (check, functools.partial(check_world_size, world_size=processes or _own_processes(config))):
+        try:
+            look(config)
+        except ConfigError as error:
+            problems = [*error.problems, *problems]
     if problems:
         raise ConfigError(problems)
 
@@ -96,8 +102,11 @@ def _folder_problems(field: str, name: str) -> Iterator[Problem]:
 
 
 def _is_hub_id(name: str) -> bool:
-    """Whether a name that is no folder here can be OWNER/NAME; not when its first part is a folder: a mistyped path."""
-    return _HUB_ID.fullmatch(name) is not None and not Path(name).parent.is_dir()
+    """Whether a name that is no folder here can be OWNER/NAME; not when its first part is a folder, a mistyped path,
+    nor when it is one of the Hub's own pages, such as the models/ of the recipes.
+    """
+    owner = name.partition("/")[0]
+    return _HUB_ID.fullmatch(name) is not None and owner not in _HUB_PAGES and not Path(owner).is_dir()
 
 
 def run(payload: dict[str, Any]) -> int:

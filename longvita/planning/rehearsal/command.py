@@ -39,16 +39,17 @@ def run(
     options: RehearsalOptions,
     planned: Callable[[Sequence[RankRehearsal]], Figures] | None = None,
     refused: Sequence[Problem] = (),
+    notes: Sequence[str] = (),
 ) -> int:
     """Rehearses, prints, and returns 0, or 2 if the launch would fail at something.
 
     planned: gives figures of a plan for ranks, to be compared with what is counted on them. refused: what the platform
-    of the run refuses of the config. Raises ConfigError for ranks beyond the world.
+    of the run refuses of the config. notes: what else is to be told. Raises ConfigError for ranks beyond the world.
     """
     world_size = options.world_size or default_world_size(loaded.config)
     rehearsal = rehearse(loaded.config, world_size, options.ranks or None, options.with_files, refused, options.kernels)
     problems = tuple(placed(problem, loaded) for problem in rehearsal.problems)
-    rehearsal = dataclasses.replace(rehearsal, problems=problems)
+    rehearsal = dataclasses.replace(rehearsal, problems=problems, notes=(*rehearsal.notes, *notes))
     figures = planned(rehearsal.ranks) if planned is not None else {}
     comparisons = compare(figures, counted_figures(rehearsal.ranks))
     if options.as_json:
