@@ -243,3 +243,16 @@ def test_hardware_must_be_known():
     with pytest.raises(PlanError, match="h100-80"):
         find_hardware("abacus")
     assert all(dataclasses.is_dataclass(one) and one.usable() > 0 for one in HARDWARE.values())
+
+
+def test_a_page_that_is_a_folder_is_refused(tmp_path):
+    config = str(TRAIN / "stage2_general.yaml")
+    result = CliRunner().invoke(app, ["plan", config, "--html", str(tmp_path)])
+    assert isinstance(result.exception, PlanError) and "is a folder; name a file" in str(result.exception)
+
+
+@pytest.mark.parametrize("option", ["--search", "--rehearse"])
+def test_a_model_that_answers_is_not_searched_for_as_if_it_trained(option):
+    config = str(REPOSITORY / "configs/inference/long_vita_72b_1m.yaml")
+    result = CliRunner().invoke(app, ["plan", config, option])
+    assert isinstance(result.exception, PlanError) and f"{option} is for a run that trains" in str(result.exception)

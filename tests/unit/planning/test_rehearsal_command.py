@@ -174,3 +174,11 @@ def test_inputs_that_are_put_away_do_not_stay(tmp_path: Path) -> None:
 def test_the_default_is_what_train_would_start(tmp_path: Path) -> None:
     loaded = load_with_sources(write_run(tmp_path))
     assert rehearse(loaded.config, 2, [1]).ranks[0].places["dp"] == 1
+
+
+def test_a_run_that_by_plan_does_not_fit_is_no_success(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    enough, little = plan(config, "platform=cpu"), plan(config, "platform=cpu", "--memory", "1MiB")
+    assert enough.returncode == 0 and "It fits: " in enough.stdout
+    assert little.returncode == 1 and "of 1.0 MiB: It does not fit" in little.stdout
+    assert "nothing found that a launch would fail at" in little.stdout

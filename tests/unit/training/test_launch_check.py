@@ -42,3 +42,11 @@ def test_what_the_named_platform_refuses_is_refused_where_one_types(tmp_path: Pa
     layout = ["layout.processes=null", "layout.context_parallel=2", "layout.ulysses=2"]
     text = refused(write_run(tmp_path), *layout, f"platform={ascend}")
     assert text.startswith(f"override: layout.ulysses = 2: is refused on {ascend}")
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    """A folder of the recipes that is missing too: nobody on the Hub can be called models."""
+    weights = "checkpoint.initial_vision=models/nope"
+    text = refused(write_run(tmp_path), "layout.tensor_parallel=2", weights, "--processes", "3")
+    assert "override: layout.tensor_parallel = 2: 3 processes are not a multiple" in text
+    assert "override: checkpoint.initial_vision = models/nope: is neither a folder here nor a Hub id" in text
