@@ -62,7 +62,7 @@ def rehearse(path: Path, devices: int | None) -> dict:
         command + ([f"--devices={devices}"] if devices else []), capture_output=True, text=True, check=False
     )
     seconds = time.perf_counter() - started
-    if done.returncode not in (0, 2) or not done.stdout:
+    if done.returncode not in (0, 1, 2) or not done.stdout:
         raise SystemExit(f"{path}: {done.stderr}")
     told = json.loads(done.stdout)
     absent = [problem for problem in told["problems"] if any(words in problem["message"] for words in NOT_THERE)]
