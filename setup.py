@@ -37,7 +37,7 @@ CORE = [
 ]
 
 EXTRAS = {
-    # The version whose context parallelism of packed sequences was read: longvita/platforms/te_layers.py.
+    # The version whose context parallelism of packed sequences was read: longvita/platforms/cuda/te_layers.py.
     "gpu": ["transformer-engine[pytorch]>=2.20"],
     # MindSpeed is not on any package index (the package of that name is a placeholder): docs/add_a_platform.md.
     "npu": ["torch-npu>=2.7.1"],

@@ -7,7 +7,7 @@ A new command is a function here of a few lines:
         '''Train one stage.'''
         from longvita.training import command
 
-        raise typer.Exit(command.train(load(config, overrides, purpose="training")))
+        raise typer.Exit(evaluate.train(load_config_with_sources(config, overrides, training=True).config))
 
 Errors that a user can mend (longvita.errors.UserError, missing files) end the command with one clean message and exit
 code 2.
@@ -57,21 +57,21 @@ def train(
     ] = None,
 ) -> None:
     """Train one stage, or go on with it where it stopped."""
-    from longvita.config import load, load_with_sources
+    from longvita.commands import train as train_command
+    from longvita.commands.support.config_file import load_config, load_config_with_sources
     from longvita.config.loader import with_sources
-    from longvita.training import command
 
     if processes is not None and not check:
         raise typer.BadParameter("goes with --check; layout.processes=N starts so many", param_hint="--processes")
     if check:
         # What would start is told of a config whose files are elsewhere too.
-        command.report_launch(load(config, overrides), processes)
-    loaded = load_with_sources(config, overrides, purpose="training")
+        train_command.report_launch(load_config(config, overrides), processes)
+    loaded = load_config_with_sources(config, overrides, training=True)
     with with_sources(loaded):
         if check:
-            command.check_launch(loaded.config, processes)
+            train_command.check_launch(loaded.config, processes)
             return
-        code = command.train(loaded.config)
+        code = train_command.train(loaded.config)
     raise typer.Exit(code)
 
 
@@ -107,10 +107,10 @@ def plan(
 
     With --rehearse, build some of its ranks at full size by shape; exit code 2 if the launch would fail at something.
     """
-    from longvita.config import load_with_sources
-    from longvita.planning import command
+    from longvita.commands import plan as plan_command
+    from longvita.commands.support.config_file import load_config_with_sources
 
-    options = command.PlanOptions(
+    options = plan_command.PlanOptions(
         devices, memory, host_memory, hardware, search, as_json, page, tiles, loss_tokens, documents
     )
     if not rehearse and (rank or no_files):
@@ -118,10 +118,10 @@ def plan(
     if rehearse and (search or page is not None or (tiles, loss_tokens, documents) != (None, None, 1)):
         given = "--search, --html, --tiles, --loss-tokens, --documents"
         raise typer.BadParameter("go without --rehearse", param_hint=given)
-    loaded = load_with_sources(config, overrides)
+    loaded = load_config_with_sources(config, overrides)
     if rehearse:
-        raise typer.Exit(command.rehearse(loaded, options, rank or (), not no_files))
-    raise typer.Exit(command.plan(loaded, options))
+        raise typer.Exit(plan_command.rehearse(loaded, options, rank or (), not no_files))
+    raise typer.Exit(plan_command.plan(loaded, options))
 
 
 @config_app.command("show")
@@ -133,10 +133,10 @@ def config_show(
     """Print the resolved configuration and where each value comes from."""
     from rich.console import Console
 
-    from longvita.config import load_with_sources
+    from longvita.commands.support.config_file import load_config_with_sources
     from longvita.config.show import show
 
-    show(load_with_sources(config, overrides), Console(), docs)
+    show(load_config_with_sources(config, overrides), Console(), docs)
 
 
 DataFile = Annotated[
@@ -169,9 +169,9 @@ def data_encode(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a sample.")] = False,
 ) -> None:
     """Print samples as the model gets them; broken ones on stderr, and exit code 1 if there are any."""
-    from longvita.data.command import EncodeOptions, encode
+    from longvita.commands.data.encode import EncodeOptions, encode
+    from longvita.data.formats.record import format_options
     from longvita.data.media.item import MediaSettings
-    from longvita.data.record import format_options
 
     settings = MediaSettings(image_size, max_tiles, max_frames, max_fps)
     options = EncodeOptions(
@@ -205,8 +205,8 @@ def data_convert(
     prompt: PromptOption = None,
 ) -> None:
     """Write samples as published JSONL or as WebDataset; exit code 1 if some are broken."""
-    from longvita.data.convert.command import ConvertOptions, convert
-    from longvita.data.record import format_options
+    from longvita.commands.data.convert import ConvertOptions, convert
+    from longvita.data.formats.record import format_options
 
     options = format_options(columns or [], prompt)
     raise typer.Exit(convert(ConvertOptions(source, to, output, shard_bytes, media_root, data_format, options)))
@@ -225,11 +225,13 @@ def data_index(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Index every data file of a config, as far as it is not indexed yet, and print what each source holds."""
-    from longvita.config import load
-    from longvita.data.index import command
+    from longvita.commands.data import index as index_command
+    from longvita.commands.support.config_file import load_config
 
     own = [] if processes is None else [f"data.index_processes={processes}"]
-    raise typer.Exit(command.index(load(config, [*_with_missing(overrides, allow_missing), *own]), as_json, anew))
+    raise typer.Exit(
+        index_command.index(load_config(config, [*_with_missing(overrides, allow_missing), *own]), as_json, anew)
+    )
 
 
 @data_app.command("retry")
@@ -239,10 +241,10 @@ def data_retry(
     overrides: Overrides = None,
 ) -> None:
     """Look at samples that were set aside again; those of use now leave the file. Exit code 1 while some are left."""
-    from longvita.config import load
-    from longvita.data import retry
+    from longvita.commands.data import retry
+    from longvita.commands.support.config_file import load_config
 
-    raise typer.Exit(retry.retry(quarantine, load(config, overrides)))
+    raise typer.Exit(retry.retry(quarantine, load_config(config, overrides)))
 
 
 @data_app.command("report")
@@ -258,14 +260,14 @@ def data_report(
     allow_missing: AllowMissing = False,
 ) -> None:
     """Show what each source holds, how it is packed, examples with their pictures, and what is set aside."""
-    from longvita.config import load
-    from longvita.data.report import command
+    from longvita.commands.data import report as report_command
+    from longvita.commands.support.config_file import load_config
     from longvita.data.report.mix import ReportOptions
 
     options = ReportOptions(replicas, 0 if text else examples)
-    loaded = load(config, _with_missing(overrides, allow_missing))
-    page = output or Path(loaded.output) / command.PAGE
-    raise typer.Exit(command.report(loaded, None if text else page, options))
+    loaded = load_config(config, _with_missing(overrides, allow_missing))
+    page = output or Path(loaded.output) / report_command.PAGE
+    raise typer.Exit(report_command.report(loaded, None if text else page, options))
 
 
 def _with_missing(overrides: list[str] | None, allow_missing: bool) -> list[str]:
@@ -281,10 +283,10 @@ def data_view(
     page: Annotated[Path | None, typer.Option("--html", help="Write this page, print nothing.")] = None,
 ) -> None:
     """Show one packed sequence: its documents, which tokens carry loss, which rank takes which tile."""
-    from longvita.config import load
-    from longvita.data.report import view
+    from longvita.commands.data import view
+    from longvita.commands.support.config_file import load_config
 
-    raise typer.Exit(view.view(load(config, overrides), sequence, replicas, page))
+    raise typer.Exit(view.view(load_config(config, overrides), sequence, replicas, page))
 
 
 @data_app.command("fetch")
@@ -300,11 +302,11 @@ def data_fetch(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Download the data files of a mix from the Hugging Face Hub; exit code 1 if some did not come."""
-    from longvita.config import load
-    from longvita.data.fetch.command import FetchOptions, fetch
+    from longvita.commands.data.fetch import FetchOptions, fetch
+    from longvita.commands.support.config_file import load_config
 
     options = FetchOptions(source or (), to, media, dry_run, endpoint, workers, as_json)
-    raise typer.Exit(fetch(load(config, overrides), options))
+    raise typer.Exit(fetch(load_config(config, overrides), options))
 
 
 @app.command()
@@ -313,7 +315,7 @@ def doctor(
     everything: Annotated[bool, typer.Option("--all", help="Every version and every patch too.")] = False,
 ) -> None:
     """Show the device, what is missing, and what an accelerator would need, each with the command that brings it."""
-    from longvita.doctor import run
+    from longvita.commands.doctor import run
 
     raise typer.Exit(run(platform, everything))
 
@@ -344,10 +346,10 @@ def convert(
     ] = None,
 ) -> None:
     """Convert between training checkpoints and Hugging Face layouts."""
-    from longvita.checkpoint import command
+    from longvita.commands import convert as convert_command
 
     options = (tokenizer, dtype, max_shard_size, platform, as_json, optimizer)
-    raise typer.Exit(command.convert(source, target, layout_format, layout, *options))
+    raise typer.Exit(convert_command.convert(source, target, layout_format, layout, *options))
 
 
 @app.command()
@@ -359,9 +361,9 @@ def verify(
     as_json: JSONOption = False,
 ) -> None:
     """Compare features, logits, loss, gradients and greedy tokens with golden vectors; exit code 1 beyond tolerance."""
-    from longvita.checkpoint import command
+    from longvita.commands import verify as verify_command
 
-    raise typer.Exit(command.verify(model, golden, layout, platform, as_json))
+    raise typer.Exit(verify_command.verify(model, golden, layout, platform, as_json))
 
 
 MODEL_HELP = "Long-VITA folder or Hub id, or a training checkpoint."
@@ -413,10 +415,11 @@ def generate(
     seed: Seed = None,
 ) -> None:
     """Answer one question about pictures and videos, printed as it comes."""
-    options = _generation_options(locals())
-    from longvita.inference import command
+    from longvita.commands import generate as generate_command
 
-    raise typer.Exit(command.generate(model, question, image or [], video or [], options, show_frames))
+    options = _generation_options(locals())
+
+    raise typer.Exit(generate_command.generate(model, question, image or [], video or [], options, show_frames))
 
 
 @app.command()
@@ -438,7 +441,7 @@ def chat(
 ) -> None:
     """Talk about pictures and videos in the terminal."""
     options = _generation_options(locals())
-    from longvita.inference import chat as terminal
+    from longvita.commands import chat as terminal
 
     raise typer.Exit(terminal.chat(model, options))
 
@@ -467,10 +470,11 @@ def evaluate(
 ) -> None:
     """Answer and score a benchmark; exit code 1 when some of it could not be asked."""
     options = _generation_options(locals())
-    from longvita.evaluation import command
 
-    request = command.Request(task, data, output, replicas, subtitles, limit, lengths, depths)
-    raise typer.Exit(command.evaluate(model, request, options))
+    from longvita.commands import evaluate as evaluate_command
+
+    request = evaluate_command.Request(task, data, output, replicas, subtitles, limit, lengths, depths)
+    raise typer.Exit(evaluate_command.evaluate(model, request, options))
 
 
 def _generation_options(arguments: dict) -> Options:

@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -W ignore -m longvita.quickstart.run "$@"
+exec .venv/bin/python -W ignore -m tools.quickstart.run "$@"

@@ -15,7 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from longvita.launcher import die_with_parent
+from longvita.processes import die_with_parent
 from tests.distributed.helpers import free_port
 
 NODES = ("n1", "n2")

@@ -8,7 +8,7 @@ import torch
 
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.parallel.vision_sharding import assign_tiles
+from longvita.parallel.tile_sharing import assign_tiles
 
 SEQUENCE = 64
 """Tokens of a micro batch."""

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from longvita.checkpoint.hf import write_long_vita
+from longvita.checkpoint.hf.weights import write_long_vita
 from longvita.checkpoint.sources import write_checkpoint
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer, load_transformers_tokenizer
 from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
 from longvita.platforms import get
-from longvita.quickstart.tokenizer import train_tokenizer
 from tests.distributed.helpers import run_distributed
 from tests.tiny import tiny_config
+from tools.quickstart.tokenizer import train_tokenizer
 
 TEXT = "What is in the picture? Name the digit. Which number comes after it in the video? one two three four five"
 POSITIONS = 4096

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from longvita.inference.command import generate
+from longvita.commands.generate import generate
 from longvita.inference.settings import Options
 
 MODEL_TYPES = ["qwen2p5_instruct"]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from longvita.checkpoint import manifest
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf_config import model_config_from_folder, read_json, write_json
-from longvita.checkpoint.hub import local_folder
+from longvita.checkpoint.hf.config_json import model_config_from_folder, read_json, write_json
+from longvita.checkpoint.hf.hub import local_folder
 from longvita.config import dump
 from longvita.config.schema import Config, ModelConfig
-from longvita.training import manifest
 
 if TYPE_CHECKING:
     from longvita.model.long_vita import LongVITA
@@ -49,11 +49,11 @@ def training_config(source: str | Path) -> Config:
 def load_weights(models: Sequence[LongVITA], source: str | Path, groups: ParallelGroups, platform: Any) -> None:
     """Fills built chunks from any source, at any layout. Collective. Raises CheckpointError, see read_weights."""
     if is_training_checkpoint(source):
-        from longvita.training import checkpointing
+        from longvita.checkpoint import native
 
-        checkpointing.load_weights(list(models), checkpointing.whole_checkpoint(Path(source).expanduser()), platform)
+        native.load_weights(list(models), native.whole_checkpoint(Path(source).expanduser()), platform)
     else:
-        from longvita.checkpoint.hf import read_weights
+        from longvita.checkpoint.hf.weights import read_weights
 
         read_weights(models, source, groups)
 
@@ -65,7 +65,7 @@ def write_checkpoint(models: Sequence[LongVITA], config: Config, folder: Path, p
     """
     from megatron.core import dist_checkpointing
 
-    from longvita.training.snapshot import SnapshotStrategy
+    from longvita.checkpoint.snapshot import SnapshotStrategy
 
     partial = folder.with_name(f".{folder.name}.partial")
     if dist.get_rank() == 0:

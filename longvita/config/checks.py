@@ -6,39 +6,17 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from longvita.config.errors import ABSENT, ConfigError, Problem, Source
-from longvita.config.schema import Config, DatasetConfig
-from longvita.data.errors import DataError
-from longvita.data.missing import holds_nothing, missing_files
-from longvita.data.sample import TILE_MARKERS
+from longvita.config.errors import ConfigError, Problem, Source
+from longvita.config.schema import TILE_MARKERS, Config
+from longvita.config.sizes import frames_that_fit, layers_per_stage, replica_size
 
 
 def find_problems(config: Config) -> list[Problem]:
     """Every cross-field problem of a configuration (sources are filled in by the loader)."""
     return [problem for check in _CHECKS for problem in check(config)]
-
-
-def find_training_problems(config: Config) -> list[Problem]:
-    """What a training run lacks: data, a tokenizer, files that are there."""
-    problems = []
-    if not config.data.dataset:
-        way_out = "include a data file, for instance ../data/stage1.yaml, or give data.dataset.NAME.data_paths"
-        problems.append(Problem("no training data", "data.dataset", ABSENT, way_out=way_out))
-    if not config.data.tokenizer:
-        way_out = "data.tokenizer=FOLDER, the tokenizer folder of Qwen2.5 or of a Long-VITA checkpoint"
-        problems.append(Problem("no tokenizer", "data.tokenizer", ABSENT, way_out=way_out))
-    elif not Path(config.data.tokenizer).is_dir():
-        problems.append(Problem("there is no such folder", "data.tokenizer", config.data.tokenizer))
-    problems += _missing_data(config, "dataset", config.data.dataset)
-    for name, dataset in config.data.validation.items():
-        problems += _missing_data(config, "validation", {name: dataset})
-    return problems
 
 
 def check_world_size(config: Config, world_size: int) -> int:
@@ -51,44 +29,6 @@ def check_world_size(config: Config, world_size: int) -> int:
     if problems:
         raise ConfigError(problems)
     return world_size // replica_size(config)
-
-
-def ulysses_size(config: Config) -> int:
-    """CP ranks that trade tokens for heads: layout.ulysses, or as many as heads and groups of a TP rank divide into.
-
-    Ulysses moves each row of queries, keys, values and outputs once, the ring each row of keys and values up to CP - 1
-    times; with more ranks than groups Ulysses would have to send a group to several of them.
-    """
-    layout = config.layout
-    if layout.ulysses is not None:
-        return layout.ulysses
-    return math.gcd(layout.context_parallel, local_query_groups(config))
-
-
-def local_query_groups(config: Config) -> int:
-    """Key and value heads of a TP rank: TP divides the groups until each rank has one."""
-    return max(config.model.language.num_query_groups // config.layout.tensor_parallel, 1)
-
-
-def replica_size(config: Config) -> int:
-    """Processes of one model replica: TP x PP x CP."""
-    layout = config.layout
-    return layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
-
-
-def frames_that_fit(length: int, tokens_per_tile: int, text_tokens: int = 0) -> int:
-    """Most frames (or tiles) whose tokens and markers fit `length` tokens beside `text_tokens` of text."""
-    return max(0, (length - text_tokens) // (tokens_per_tile + TILE_MARKERS))
-
-
-def layers_per_stage(config: Config) -> list[int]:
-    """Language layers of each pipeline stage; only right for a configuration that find_problems passes."""
-    layout = config.layout
-    first, last = layout.num_layers_in_first_pipeline_stage, layout.num_layers_in_last_pipeline_stage
-    middle_stages = layout.pipeline_parallel - (first is not None) - (last is not None)
-    middle_layers = config.model.language.num_layers - (first or 0) - (last or 0)
-    each = middle_layers // middle_stages if middle_stages else 0
-    return ([first] if first is not None else []) + [each] * middle_stages + ([last] if last is not None else [])
 
 
 def _problem(config: Config, field: str, message: str, way_out: str = "", related: tuple[str, ...] = ()) -> Problem:
@@ -107,16 +47,6 @@ def _divisors(*numbers: int) -> str:
     """The numbers that divide all of `numbers`, for a way out."""
     common = [d for d in range(1, min(numbers) + 1) if all(number % d == 0 for number in numbers)]
     return ", ".join(str(d) for d in common[:12])
-
-
-def _check_platform(config: Config) -> Iterator[Problem]:
-    from longvita import platforms  # here: the platforms need not be imported to read a schema
-
-    known = ["auto", *platforms.names()]
-    if config.platform not in known:
-        close = difflib.get_close_matches(config.platform, known, n=1, cutoff=0.75)
-        way_out = f"did you mean {close[0]}?" if close else ""
-        yield _problem(config, "platform", f"is not a platform; known: {', '.join(known)}", way_out)
 
 
 def _check_vision(config: Config) -> Iterator[Problem]:
@@ -327,26 +257,7 @@ def _all_layers_recomputed(config: Config) -> bool:
     return recompute.granularity == "full" and every
 
 
-def _missing_data(config: Config, field: str, sources: dict[str, DatasetConfig]) -> Iterator[Problem]:
-    """A problem for each source of a mix whose files are not there (the first missing file of each is named)."""
-    try:
-        missing = missing_files(config, sources)
-    except DataError as error:  # A pattern that no file matches.
-        yield Problem(str(error), f"data.{field}", ABSENT)
-        return
-    if config.data.allow_missing and not holds_nothing(config, sources, missing):
-        return
-    for name, paths in missing.items():
-        more = f" (and {len(paths) - 1} more of this source)" if len(paths) > 1 else ""
-        way_out = (
-            "longvita data fetch CONFIG, data.data_root=FOLDER that holds the data sets, ratio: 0 to leave the source "
-            "out, or data.allow_missing=true to leave out what is not there"
-        )
-        yield Problem(f"there is no file {paths[0]}{more}", f"data.{field}.{name}.data_paths", ABSENT, way_out=way_out)
-
-
 _CHECKS: list[Callable[[Config], Iterator[Problem]]] = [
-    _check_platform,
     _check_vision,
     _check_language,
     _check_tensor_parallel,

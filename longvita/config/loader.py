@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -21,7 +21,8 @@ from longvita.config.schema import Config
 INCLUDE = "include"
 OVERRIDE = Source("override")
 NUMBER = re.compile(r"^[-+]?\d+(\.\d*)?([eE][-+]?\d+)?$")
-Purpose = Literal["any", "training"]
+Check = Callable[[Config], list[Problem]]
+"""Finds problems of a config that are known to a layer above this one: its platform, its data."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +43,31 @@ class Loaded:
         return node.source if node is not None else Source()
 
 
-def load(path: str | Path, overrides: list[str] | None = None, purpose: Purpose = "any") -> Config:
+def load(path: str | Path, overrides: list[str] | None = None, more_checks: Sequence[Check] = ()) -> Config:
     """Read a YAML file with its includes, lay dotted overrides on it, and validate the whole.
 
     Args:
         path: the file.
         overrides: `section.field=value` each; the value is YAML, so `[1, 2]`, `null` and `1e-5` mean what they say.
-        purpose: "training" also asks for what a training run cannot do without (data, tokenizer, their files).
+        more_checks: called with the config; their problems are reported together with the schema's own.
 
     Raises:
         ConfigError: with all problems found, each with file, line, value and the way out.
     """
-    return load_with_sources(path, overrides, purpose).config
+    return load_with_sources(path, overrides, more_checks).config
 
 
-def load_with_sources(path: str | Path, overrides: list[str] | None = None, purpose: Purpose = "any") -> Loaded:
+def load_with_sources(
+    path: str | Path, overrides: list[str] | None = None, more_checks: Sequence[Check] = ()
+) -> Loaded:
     """`load`, with the sources of the values beside the configuration."""
     tree = read_with_includes(Path(path))
     for text in overrides or []:
         tree = merge_override(tree, text)
     loaded = Loaded(validate(tree), tree)
     problems = checks.find_problems(loaded.config)
-    if purpose == "training":
-        problems += checks.find_training_problems(loaded.config)
+    for check in more_checks:
+        problems += check(loaded.config)
     if problems:
         raise ConfigError([placed(problem, loaded) for problem in problems])
     return loaded

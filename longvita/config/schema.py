@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from longvita.data import remote
-from longvita.data.record import PROMPT
+PROMPT = "Describe what you see."
+"""Question of a caption, unless data.dataset.NAME.prompt asks another."""
+TILE_MARKERS = 2
+"""Tokens around a tile's own: <img> </img>, <patch> </patch> or <vid> </vid>."""
 
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path on this machine; a ~ at its start is the home folder."""
@@ -145,7 +147,7 @@ class ModelConfig(Section):
 DataFormat = Literal["jsonl", "json", "parquet", "webdataset", "captions"]
 """Formats of data files, see longvita/data/formats."""
 Column = Literal["messages", "question", "answer", "caption", "images", "videos"]
-"""What a named value of a record is for, see longvita/data/record.py."""
+"""What a named value of a record is for, see longvita/data/formats/record.py."""
 
 
 class DatasetConfig(Section):
@@ -227,10 +229,6 @@ class DataConfig(Section):
     """Processes that index a data file together; 0 does it in the command's own, which a broken header may end."""
     index_cache: Place | None = None
     """Folder for the indexes of the data files; "index" below output when absent."""
-
-    def data_file(self, path: str) -> str:
-        """Where a data file lies: below data_root, unless it is absolute or an address."""
-        return remote.join(self.data_root, path)
 
 
 class LayoutConfig(Section):

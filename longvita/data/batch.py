@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from longvita.data.template import IGNORED_LABEL
+from longvita.data.chat_template import IGNORED_LABEL
 
 if TYPE_CHECKING:
-    from longvita.inference.kv_cache import KVCache
+    from longvita.attention.kv_cache import KVCache
 
 __all__ = ["IGNORED_LABEL", "LocalBatch"]
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longvita.data.chat_template import ChatTemplate, EncodedSample, mark_order
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Place
+from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
 from longvita.data.media.source import resolve
-from longvita.data.patience import WAITS, patiently
-from longvita.data.record import NO_OPTIONS, FormatOptions
 from longvita.data.sample import Sample, media_names
-from longvita.data.template import ChatTemplate, EncodedSample, mark_order
+from longvita.data.storage.retries import WAITS, patiently
 
 if TYPE_CHECKING:
     from longvita.config.schema import Config

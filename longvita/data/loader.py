@@ -2,7 +2,7 @@
 
 Sequence k of the stream is the same whatever the layout. The replicas together take the sequences step by step in
 order, so a global batch is the same set, and a run goes on at any layout from the number of sequences consumed. Within
-a step the sequences are divided among the replicas so that each has as much work, see longvita.data.balance.
+a step the sequences are divided among the replicas so that each has as much work, see longvita.data.packing.balance.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import numpy as np
 import torch.distributed as dist
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.account import PlannedSamples, Tally
-from longvita.data.agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
-from longvita.data.arena import Arena
-from longvita.data.assemble import PlacedDocument, assemble
-from longvita.data.balance import StepDivision, WorkModel
+from longvita.data.audit.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
+from longvita.data.audit.sample_accounting import PlannedSamples, Tally
 from longvita.data.batch import LocalBatch
-from longvita.data.catalog import Catalog, build_catalog, make_template, plan_epoch
+from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import DataError, SampleError
-from longvita.data.micro_batch import MicroBatch, owners_of_tiles, tally_of
-from longvita.data.missing import count_missing, describe_missing
-from longvita.data.packing import SequenceStream
-from longvita.data.plan_cache import plan_name
-from longvita.data.pool import InlineReader, WorkerPool
-from longvita.data.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
-from longvita.data.template import ChatTemplate
-from longvita.data.worker import WorkerSetup
+from longvita.data.loading.assemble import PlacedDocument, assemble
+from longvita.data.loading.micro_batch import MicroBatch, owners_of_tiles, tally_of
+from longvita.data.loading.replica_agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
+from longvita.data.loading.tile_memory import Arena
+from longvita.data.loading.worker import WorkerSetup
+from longvita.data.loading.worker_pool import InlineReader, WorkerPool
+from longvita.data.mix.catalog import Catalog, build_catalog, make_template, plan_epoch
+from longvita.data.mix.missing_files import count_missing, describe_missing
+from longvita.data.packing.balance import StepDivision, WorkModel
+from longvita.data.packing.packer import SequenceStream
+from longvita.data.packing.plan_cache import plan_name
 
 VALIDATION = "validation/"
 """Start of the split names of held-out sources."""

@@ -15,8 +15,6 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 """Role words of the published files and the ChatML role that each stands for."""
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 """Where a picture or a video stands in a turn's text."""
-TILE_MARKERS = 2
-"""Tokens around a tile's own: <img> </img>, <patch> </patch> or <vid> </vid>."""
 
 
 @dataclass(frozen=True)

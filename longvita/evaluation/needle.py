@@ -33,12 +33,12 @@ from longvita.data.media.video import VideoFacts, chosen_frames, list_frames, pr
 from longvita.data.sample import parse_turns
 from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError
 from longvita.evaluation.needle_picture import draw_grid
-from longvita.evaluation.tables import read_rows
+from longvita.evaluation.parquet_rows import read_rows
 from longvita.evaluation.task import Asked, Item, Record
-from longvita.inference.encoding import PromptEncoder
 from longvita.inference.limits import LengthError
 from longvita.inference.media_key import MediaKey
 from longvita.inference.prompt import Prompt, token_array
+from longvita.inference.prompt_encoder import PromptEncoder
 from longvita.inference.sampling import Sampling
 
 if TYPE_CHECKING:

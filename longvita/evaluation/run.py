@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from longvita.errors import UserError
-from longvita.evaluation.answers import SCORES, AnswerWriter, OutputError, read_answers
+from longvita.evaluation.answer_log import SCORES, AnswerWriter, OutputError, read_answers
 from longvita.evaluation.sharing import share_out
 from longvita.evaluation.task import Item, Record, Task
+from longvita.files import write_atomically
 from longvita.inference.engine import Engine
-from longvita.inference.processes import is_first_process
-from longvita.inference.session import CONTROL_TIMEOUT, together
-from longvita.training.manifest import write_atomically
+from longvita.inference.session import CONTROL_TIMEOUT
+from longvita.processes import is_first_process, together
 
 
 def answer_all(engine: Engine, task: Task, folder: Path) -> dict[str, Any] | None:

@@ -11,8 +11,8 @@ from longvita.config.schema import Config
 from longvita.inference.prompt import Prompt
 
 if TYPE_CHECKING:
-    from longvita.inference.encoding import PromptEncoder
     from longvita.inference.engine import Engine
+    from longvita.inference.prompt_encoder import PromptEncoder
 
 Record = dict[str, Any]
 """What is kept of one answer, as JSON; "error" instead of an answer where its media cannot be used."""

@@ -22,12 +22,12 @@ from longvita.data.media.video import chosen_frames, probe_video
 from longvita.data.sample import Turn
 from longvita.evaluation.choice import LETTERS, chosen_option
 from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError, MediaFiles
+from longvita.evaluation.mistakes_page import write_wrong_answers
+from longvita.evaluation.parquet_rows import read_rows
 from longvita.evaluation.subtitles import read_srt, texts_at
-from longvita.evaluation.tables import read_rows
 from longvita.evaluation.task import Asked, Item, Record
-from longvita.evaluation.wrong_answers import write_wrong_answers
-from longvita.inference.encoding import PromptEncoder, PromptError
 from longvita.inference.limits import LengthError
+from longvita.inference.prompt_encoder import PromptEncoder, PromptError
 from longvita.inference.sampling import Sampling
 
 if TYPE_CHECKING:

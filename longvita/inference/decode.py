@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from longvita.inference.kv_cache import KVCache
+from longvita.attention.kv_cache import KVCache
 from longvita.inference.sampling import Sampler
 from longvita.inference.stage import Chunk, PipelineStage
 from longvita.parallel.groups import ParallelGroups

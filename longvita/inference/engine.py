@@ -11,15 +11,15 @@ from torch import Tensor
 from longvita.config.schema import Config
 from longvita.data.media.item import Source
 from longvita.data.tokenizer import LongVITATokenizer
-from longvita.inference.cache_room import check_cache
 from longvita.inference.decode import decode
 from longvita.inference.detokenizer import StreamingDetokenizer
-from longvita.inference.documents import Document, Documents
-from longvita.inference.encoding import PromptEncoder
-from longvita.inference.frame_watch import FrameWatch
+from longvita.inference.frame_attention import FrameWatch
+from longvita.inference.kv_memory import check_cache
 from longvita.inference.limits import LengthError, check_max_seq_len, room_for
 from longvita.inference.prefill import prefill
 from longvita.inference.prompt import Prompt, TensorTiles
+from longvita.inference.prompt_cache import Document, Documents
+from longvita.inference.prompt_encoder import PromptEncoder
 from longvita.inference.sampling import Sampler, Sampling
 from longvita.inference.stage import PipelineStage
 from longvita.model.long_vita import LongVITA

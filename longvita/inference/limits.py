@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from longvita.config.schema import Config
+from longvita.config.schema import TILE_MARKERS, Config
 from longvita.data.media.video import VideoFacts, count_frames, most_frames_that_fit
-from longvita.data.sample import TILE_MARKERS
 from longvita.errors import UserError
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from longvita.inference.frame_watch import FrameWatch
-from longvita.inference.kv_cache import KVCache
+from longvita.attention.kv_cache import KVCache
+from longvita.inference.frame_attention import FrameWatch
 from longvita.inference.prompt import Prompt, plan_chunks
 from longvita.inference.stage import Chunk, PipelineStage
 

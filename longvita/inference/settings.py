@@ -6,17 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from longvita.checkpoint.hf_config import model_config_from_folder
-from longvita.checkpoint.hub import local_folder
-from longvita.checkpoint.layout_option import parse_layout
-from longvita.checkpoint.media_limits import FIELDS, read_media_limits
+from longvita.checkpoint import manifest
+from longvita.checkpoint.hf.config_json import model_config_from_folder
+from longvita.checkpoint.hf.hub import local_folder
+from longvita.checkpoint.hf.media_limits import FIELDS, read_media_limits
 from longvita.checkpoint.sources import training_config
 from longvita.config import load
+from longvita.config.layout_text import parse_layout
 from longvita.config.schema import Config, InferenceConfig, LayoutConfig
+from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
 from longvita.errors import UserError
-from longvita.inference.layout import check_layout, default_layout
+from longvita.inference.default_layout import check_layout, default_layout
 from longvita.inference.limits import check_max_seq_len
-from longvita.training import manifest
 
 
 class OptionError(UserError, ValueError):
@@ -168,3 +169,11 @@ def _inference(base: Config, options: Options) -> InferenceConfig:
 def _first_problem(error: Any) -> str:
     problem = error.errors()[0]
     return f"--{'.'.join(map(str, problem['loc']))} is {problem['input']}: {problem['msg']}"
+
+
+def open_tokenizer(folder: str) -> LongVITATokenizer:
+    """The tokenizer of a folder. Raises OptionError when there is none that fits."""
+    try:
+        return load_tokenizer(folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise OptionError(f"{error}; name the tokenizer's folder with --tokenizer") from error

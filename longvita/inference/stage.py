@@ -10,17 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from longvita.attention.kv_cache import KVCache
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.errors import UserError
-from longvita.inference.kv_cache import KVCache
 from longvita.inference.prompt import TileSource
 from longvita.model.long_vita import LongVITA
+from longvita.parallel.document_placement import chunk_layout, rows_in_turn
 from longvita.parallel.groups import ParallelGroups
-from longvita.parallel.placement import rows_in_turn
 from longvita.parallel.sequence_layout import SequenceLayout
-from longvita.parallel.split_batch import chunk_layout
-from longvita.parallel.vision_sharding import assign_tiles
+from longvita.parallel.tile_sharing import assign_tiles
 
 
 class TileError(UserError, RuntimeError):

@@ -11,20 +11,21 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from longvita.attention.seq_params import CachedSeqParams, SplitSeqParams
+from longvita.attention.split import ReplicatedAttention
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.inference.kv_cache import CachedSeqParams
+from longvita.data.cp_shard import SplitBatch, split_batch
 from longvita.model.chunked_mlp import chunk_mlps
+from longvita.model.feature_exchange import exchange_rows
 from longvita.model.language import LanguageModel
 from longvita.model.lm_head import chunked_cross_entropy, gathered_logits, select_rows
 from longvita.model.projector import VisionProjection
 from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
 from longvita.model.vision import VisionModel
-from longvita.parallel.context_parallel.attention import ReplicatedAttention, SplitSeqParams
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import undivided
-from longvita.parallel.split_batch import SplitBatch, split_batch
-from longvita.parallel.vision_sharding import exchange_rows, plan_rows, tile_rounds
+from longvita.parallel.tile_sharing import plan_rows, tile_rounds
 
 Mode = Literal["loss", "logits", "last"]
 EXTRA_STATE = "._extra_state"

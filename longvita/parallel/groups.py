@@ -19,7 +19,7 @@ class ParallelGroups:
 
     language: ProcessGroupCollection
     """Megatron's groups for its language modules, which shall know nothing of context parallelism: each works on the
-    rows that this process holds, and attention alone sees the others (longvita.parallel.context_parallel).
+    rows that this process holds, and attention alone sees the others (longvita.attention).
     """
     vision: ProcessGroupCollection
     """Groups of size one, for the vision tower, which every TP rank holds whole."""
@@ -106,7 +106,7 @@ def initialize(config: Config, platform: Any) -> ParallelGroups:
     multiple of TP x PP x CP, RuntimeError when torch.distributed is not initialised.
     """
     if not dist.is_initialized():
-        raise RuntimeError("torch.distributed is not initialised; call longvita.launcher.init_distributed first")
+        raise RuntimeError("torch.distributed is not initialised; call longvita.processes.init_distributed first")
     layout = config.layout
     replica = layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
     world = dist.get_world_size()

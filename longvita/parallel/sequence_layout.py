@@ -7,7 +7,7 @@ per position (tokens, labels, features of tiles, losses, keys and values) finds 
 `to_positions`.
 
 `zigzag` is the layout of Transformer Engine and MindSpeed. `compact`, for our own attention, moves fewer keys and
-values: see longvita.parallel.placement.
+values: see longvita.parallel.document_placement.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from longvita.parallel.groups import ParallelGroups
 
 
 @dataclass(frozen=True, order=True)
@@ -46,7 +48,7 @@ class Piece:
 class SequenceLayout:
     """The pieces of one packed sequence.
 
-    Build it with `zigzag`, or with longvita.parallel.placement.compact; they and this class's constructor raise
+    Build it with `zigzag`, or with document_placement.compact; they and this class's constructor raise
     ValueError for pieces that do not cover every document once.
     """
 
@@ -235,3 +237,9 @@ def chain(document: int, chunks: Iterable[tuple[int, int]]) -> list[Piece]:
             pieces.append(Piece(document, start, start + length, rank))
         start += length
     return pieces
+
+
+def schedule_length(tokens: int, groups: ParallelGroups, sequence_parallel: bool) -> int:
+    """Tokens of a micro batch with its padding, as Megatron's schedules count them: all CP ranks' rows."""
+    unit = groups.cp_size * (groups.tp_size if sequence_parallel else 1)
+    return -(-tokens // unit) * unit

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from longvita.config.checks import layers_per_stage
 from longvita.config.schema import Config
-from longvita.planning.contents import Contents
-from longvita.planning.layers import Decoder, Rows
+from longvita.config.sizes import layers_per_stage
+from longvita.planning.activation_timeline import Moment, Storage, Tape, Tensor
+from longvita.planning.batch_contents import Contents
+from longvita.planning.layer_activations import Decoder, Rows
 from longvita.planning.parameters import ELEMENT_BYTES
-from longvita.planning.tape import Moment, Storage, Tape, Tensor
-from longvita.planning.vision import place_features, tiles_of_a_rank
-from longvita.platforms.kernels import Kernels
+from longvita.planning.vision_activations import place_features, tiles_of_a_rank
+from longvita.platforms.layer_memory import LayerMemory
 
 FP8_WEIGHTS = "FP8 weights"
 TILE_BYTES = 3 * 4
@@ -70,7 +70,9 @@ class History:
         return Activations(self.tape.peak + base, dict(+by_kind), moments, number, self.tape.made)
 
 
-def history(config: Config, kernels: Kernels, contents: Contents, stage: int, forward_only: bool = False) -> History:
+def history(
+    config: Config, kernels: LayerMemory, contents: Contents, stage: int, forward_only: bool = False
+) -> History:
     """A micro batch of these contents on a rank of pipeline stage `stage`.
 
     forward_only: a pass that keeps nothing, as in generation, with logits of one position.
@@ -88,7 +90,9 @@ def history(config: Config, kernels: Kernels, contents: Contents, stage: int, fo
     return History(tape, run.ends)
 
 
-def activations(config: Config, kernels: Kernels, contents: Contents, stage: int, micro_batches: int) -> Activations:
+def activations(
+    config: Config, kernels: LayerMemory, contents: Contents, stage: int, micro_batches: int
+) -> Activations:
     """Activations of a rank of pipeline stage `stage`, `micro_batches` a step, all with the same contents."""
     return history(config, kernels, contents, stage).with_others(config, stage, micro_batches)
 
@@ -124,7 +128,7 @@ def waiting(config: Config, stage: int, micro_batches: int, sizes: Sequence[int]
 class _MicroBatch:
     """Forward and backward pass of one micro batch through a stage."""
 
-    def __init__(self, tape: Tape, config: Config, kernels: Kernels, contents: Contents, stage: int):
+    def __init__(self, tape: Tape, config: Config, kernels: LayerMemory, contents: Contents, stage: int):
         self.tape, self.config, self.kernels, self.contents = tape, config, kernels, contents
         self.stage, self.rows = stage, rows_of_a_rank(config, contents)
         self.first, self.last = stage == 0, stage == config.layout.pipeline_parallel - 1

@@ -1,7 +1,7 @@
 """The memory of each pipeline stage's ranks: what `longvita plan` compares with the device's.
 
 Weights, gradients and optimizer state are counted exactly; activations follow the operators of one step; what the
-platform's libraries take for themselves is an assumption of longvita.platforms.hardware.
+platform's libraries take for themselves is an assumption of longvita.planning.hardware.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from longvita.config.checks import check_world_size, layers_per_stage, local_query_groups
+from longvita.config.checks import check_world_size
 from longvita.config.schema import Config
+from longvita.config.sizes import layers_per_stage, local_query_groups
+from longvita.planning.activation_timeline import Moment
 from longvita.planning.activations import Activations, History, history, rows_of_a_rank
-from longvita.planning.contents import Contents, worst_contents
+from longvita.planning.batch_contents import Contents, worst_contents
+from longvita.planning.hardware import Hardware, hardware_of
 from longvita.planning.parameters import ELEMENT_BYTES, StateBytes, state_bytes
-from longvita.planning.tape import Moment
-from longvita.platforms.hardware import Hardware, hardware_of
 
 HEAD, FEATURES, COMMUNICATION = "head", "vision features", "communication"
 KV_PAGE = 2048
-"""Rows of a page of the KV cache (longvita.inference.kv_cache)."""
+"""Rows of a page of the KV cache (longvita.attention.kv_cache)."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def plan_memory(
 ) -> list[StageMemory]:
     """Memory of each pipeline stage of a training run over `world_size` processes.
 
-    hardware: the device; by default one that runs the config's platform (longvita.platforms.hardware).
+    hardware: the device; by default one that runs the config's platform (longvita.planning.hardware).
     contents: what micro batches may hold, of which the worst counts; all frames or all text when absent.
     Raises ConfigError when the processes do not make up whole replicas or the batch does not split over them.
     """

@@ -13,8 +13,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from longvita.config.checks import layers_per_stage
 from longvita.config.schema import Config, LanguageConfig, ModelConfig, VisionConfig
+from longvita.config.sizes import layers_per_stage
 
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 """Bytes of a weight and of an activation by training.precision."""

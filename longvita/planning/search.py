@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from longvita.config import ConfigError
-from longvita.config.checks import check_world_size, find_problems, layers_per_stage
+from longvita.config.checks import check_world_size, find_problems
 from longvita.config.schema import Config
-from longvita.planning import refused
-from longvita.planning.contents import worst_contents
+from longvita.config.sizes import layers_per_stage
+from longvita.planning import platform_refusals
+from longvita.planning.batch_contents import worst_contents
+from longvita.planning.hardware import Hardware
 from longvita.planning.memory import StageMemory, fits, stage_memories
 from longvita.planning.parameters import state_bytes
 from longvita.planning.throughput import StepTime, step_time
-from longvita.platforms.hardware import Hardware
 
 MLP_CHUNK = 8192
 """Rows of an MLP chunk that are tried: large enough for full speed (assumption)."""
@@ -164,7 +165,7 @@ def _is_valid(config: Config, world_size: int, hardware: Hardware) -> bool:
         check_world_size(config, world_size)
     except ConfigError:
         return False
-    return not find_problems(config) and not refused.find_problems(config, hardware)
+    return not find_problems(config) and not platform_refusals.find_problems(config, hardware)
 
 
 def _state(config: Config, world_size: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Seconds of a step, from operations, bandwidths and the pipeline's bubble.
 
 A stage's micro batch takes the longer of its arithmetic and its traffic to the memory, and what of its communication
-does not hide behind them. The rates are assumptions (longvita.platforms.hardware); the order of layouts is what the
+does not hide behind them. The rates are assumptions (longvita.planning.hardware); the order of layouts is what the
 figures are for. Waiting for data and for other jobs is left out.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longvita.config.checks import local_query_groups, replica_size, ulysses_size
+from longvita.config.flops import Workload, language_parts, training_flops, vision_parts
 from longvita.config.schema import Config
-from longvita.planning.contents import Contents
+from longvita.config.sizes import local_query_groups, replica_size, ulysses_size
+from longvita.planning.batch_contents import Contents
+from longvita.planning.hardware import Hardware
 from longvita.planning.memory import StageMemory
 from longvita.planning.parameters import ELEMENT_BYTES
-from longvita.platforms.hardware import Hardware
-from longvita.training.flops import Workload, language_parts, training_flops, vision_parts
 
 COLLECTIVES_OVERLAP = 0.8
 """Share of the gradients' reduction that hides behind the backward pass, where it may (assumption)."""

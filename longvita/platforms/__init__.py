@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-import importlib.util
 
+from longvita.config.errors import Problem
+from longvita.config.schema import Config
 from longvita.platforms.base import Platform, PlatformError
 
-PREFERENCE = ("npu", "cuda", "cpu")
-"""Platforms that the project knows of, in the order `get("auto")` tries them; each is a module of this package."""
+NAMES = ("npu", "cuda", "cpu")
+"""Platforms in the order in which `get("auto")` tries them; each is a folder of this package."""
 
 ACCELERATOR_EXTRAS = ("npu", "gpu")
 """Extras of the package that only machines with an accelerator need."""
-
-
-def names() -> list[str]:
-    """Platforms that this version has, in the order of preference. Whether the device is there is another matter."""
-    return [name for name in PREFERENCE if importlib.util.find_spec(f"{__name__}.{name}") is not None]
 
 
 def get(name: str = "auto") -> Platform:
@@ -25,7 +22,7 @@ def get(name: str = "auto") -> Platform:
     Raises PlatformError for a name without a platform, or a platform without its device.
     """
     if name == "auto":
-        return next(platform for platform in map(_load, names()) if platform.is_available())
+        return next(platform for platform in map(_load, NAMES) if platform.is_available())
     platform = named(name)
     if not platform.is_available():
         raise PlatformError(
@@ -40,12 +37,22 @@ def named(name: str) -> Platform:
 
     Raises PlatformError for a name without a platform.
     """
-    if name not in names():
+    if name not in NAMES:
         raise PlatformError(
-            f"platform: {name!r} is not among the platforms of this version, {names()}; use one or auto"
+            f"platform: {name!r} is not among the platforms of this version, {list(NAMES)}; use one or auto"
         )
     return _load(name)
 
 
 def _load(name: str) -> Platform:
-    return importlib.import_module(f"{__name__}.{name}").PLATFORM
+    return importlib.import_module(f"{__name__}.{name}.platform").PLATFORM
+
+
+def name_problems(config: Config) -> list[Problem]:
+    """The problem of a config whose platform does not exist; for longvita.config.load."""
+    known = ["auto", *NAMES]
+    if config.platform in known:
+        return []
+    close = difflib.get_close_matches(config.platform, known, n=1, cutoff=0.75)
+    fix = f"did you mean {close[0]}?" if close else ""
+    return [Problem(f"is not a platform; known: {', '.join(known)}", "platform", config.platform, way_out=fix)]

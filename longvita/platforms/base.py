@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longvita.errors import UserError
-from longvita.known_warnings import ignore_known_warnings
 from longvita.platforms import environment
+from longvita.processes import ignore_known_warnings
 from megatron_patches import patch
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from longvita.attention.kv_cache import KVCache
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
-    from longvita.inference.kv_cache import KVCache
+    from longvita.data.cp_shard import SplitBatch
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
-    from longvita.parallel.split_batch import SplitBatch
     from megatron_patches.patch import AppliedPatch, Patch
 
 
@@ -60,6 +60,9 @@ class Platform(ABC):
 
     name: str
     """What `platform:` in a config calls it."""
+
+    planned_hardware: str
+    """Device that `longvita plan` assumes when none is given, a name of longvita.planning.hardware."""
 
     backend: str
     """Backend of torch.distributed."""
@@ -149,8 +152,8 @@ class Platform(ABC):
         return []
 
     def ulysses_size(self, config: Config) -> int:
-        """CP ranks that trade tokens for heads in attention; see longvita.config.checks.ulysses_size."""
-        from longvita.config.checks import ulysses_size
+        """CP ranks that trade tokens for heads in attention; see longvita.config.sizes.ulysses_size."""
+        from longvita.config.sizes import ulysses_size
 
         return ulysses_size(config)
 
@@ -172,7 +175,7 @@ class Platform(ABC):
         """A decoder layer: RMSNorm, causal self-attention with GQA, RMSNorm, SwiGLU MLP.
 
         Its core attention takes what `split_seq_params` returns, and the parameters of whole micro batches and of
-        generation (longvita.platforms.core_attention.attend_by_parts does what is split or cached).
+        generation (longvita.attention.core.attend_by_parts does what is split or cached).
         groups: for attention that does context parallelism itself; None for a layer that never sees a split sequence.
         """
 
@@ -203,7 +206,7 @@ class Platform(ABC):
         are the same layout for attention that knows no ring of groups. This one, for our own attention, cuts few
         documents; libraries for attention want `zigzag` over all ranks.
         """
-        from longvita.parallel.placement import compact_layouts
+        from longvita.parallel.document_placement import compact_layouts
 
         return compact_layouts(lengths, ring_size, ulysses_size, tp_size)
 
@@ -215,7 +218,8 @@ class Platform(ABC):
         With a kv_cache the rows are a chunk in generation, which lies as our own attention takes it on every platform.
         Rotary positions do not follow from this: the model gives each row's.
         """
-        from longvita.parallel.context_parallel.attention import SplitAttention, SplitSeqParams, one_run
+        from longvita.attention.seq_params import SplitSeqParams, one_run
+        from longvita.attention.split import SplitAttention
 
         split = SplitAttention(share.layout, share.ring_layout, groups)
         return SplitSeqParams(**one_run(share.tokens), split=split, kv_cache=kv_cache)

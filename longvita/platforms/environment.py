@@ -62,5 +62,5 @@ def settings(platform: str, devices: Path = Path("/dev")) -> tuple[Setting, ...]
 
 
 def defaults(platform: str) -> dict[str, str]:
-    """The values of `settings` by name, for longvita.launcher.launch."""
+    """The values of `settings` by name, for longvita.processes.launch."""
     return {setting.name: setting.value for setting in settings(platform)}

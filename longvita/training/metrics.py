@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from longvita.config.flops import training_flops
 from longvita.config.schema import Config
-from longvita.training.flops import training_flops
-from longvita.training.manifest import write_atomically
+from longvita.files import write_atomically
 from longvita.training.step import StepFigures
 
 logger = logging.getLogger(__name__)

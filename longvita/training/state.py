@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.optimizer.optimizer import MegatronOptimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
+from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
-from longvita.data.account import Account
 from longvita.model.build import build_model
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
 from longvita.training.optimizer import build_optimizer, build_scheduler
-
-
-@dataclass
-class TrainingState:
-    """Everything that a step changes, and the settings it follows."""
-
-    config: Config
-    groups: ParallelGroups
-    platform: Platform
-    models: list[LongVITA]
-    """The chunks of this process's pipeline stage."""
-    chunks: list[DistributedDataParallel]
-    """The same chunks, wrapped; forward passes go through these."""
-    optimizer: MegatronOptimizer
-    scheduler: OptimizerParamScheduler
-    iteration: int = 0
-    """Optimizer steps done."""
-    consumed_sequences: int = 0
-    """Packed sequences that these steps took from the data, over all processes."""
-    account: Account = field(default_factory=Account)
-    """What became of the samples of these sequences, as of the newest checkpoint."""
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro batches of this replica per step."""
-        training = self.config.training
-        return training.global_batch_size // (training.micro_batch_size * self.groups.dp_size)
 
 
 def build_state(

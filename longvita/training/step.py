@@ -19,12 +19,12 @@ from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
+from longvita.checkpoint.training_state import TrainingState
+from longvita.config.flops import Workload
 from longvita.data.batch import LocalBatch
+from longvita.model.feature_exchange import sum_vision_gradients
 from longvita.parallel.groups import ParallelGroups
-from longvita.parallel.split_batch import schedule_length
-from longvita.parallel.vision_sharding import sum_vision_gradients
-from longvita.training.flops import Workload
-from longvita.training.state import TrainingState
+from longvita.parallel.sequence_layout import schedule_length
 
 
 class TrainingError(RuntimeError):

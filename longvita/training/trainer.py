@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from longvita import launcher, platforms
+from longvita import platforms, processes
 from longvita.checkpoint.errors import CheckpointError
+from longvita.checkpoint.manifest import checkpoint_root
+from longvita.checkpoint.native import Checkpointer, load_state, resume_point
+from longvita.checkpoint.training_state import TrainingState
 from longvita.config import check_world_size
 from longvita.config.schema import Config
 from longvita.data.batch import LocalBatch
@@ -20,15 +23,12 @@ from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
-from longvita.training.account import account_table, add_up, write_account
-from longvita.training.checkpointing import Checkpointer, load_state, resume_point
 from longvita.training.data_wait import TimedBatches
-from longvita.training.initial import read_initial_weights
-from longvita.training.manifest import checkpoint_root
+from longvita.training.initial_weights import read_initial_weights
 from longvita.training.metrics import Metrics
-from longvita.training.report import write_report
+from longvita.training.run_report import account_table, add_up, write_account, write_report
 from longvita.training.signals import StopReason, StopWatch
-from longvita.training.state import TrainingState, build_state
+from longvita.training.state import build_state
 from longvita.training.step import StepFigures, TrainingError, train_step
 from longvita.training.validation import held_out_losses
 
@@ -42,7 +42,7 @@ def train(stages: Sequence[Config]) -> int:
     """
     platform = platforms.get(stages[0].platform)
     platform.activate()
-    _, world = launcher.init_distributed(platform)
+    _, world = processes.init_distributed(platform.backend, platform.set_device)
     code = 0
     for config in stages:
         check_world_size(config, world)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 
+from longvita.checkpoint.training_state import TrainingState
 from longvita.data.loader import VALIDATION, build_loader
-from longvita.training.state import TrainingState
 from longvita.training.step import evaluate
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from longvita.parallel.context_parallel.plan import plan_ring
-from longvita.parallel.context_parallel.ring import ring_attention
-from longvita.parallel.context_parallel.ulysses import ulysses_attention
-from longvita.parallel.placement import compact
+from longvita.attention.ring import ring_attention
+from longvita.attention.ring_plan import plan_ring
+from longvita.attention.ulysses import ulysses_attention
+from longvita.parallel.document_placement import compact
 from longvita.parallel.sequence_layout import SequenceLayout, sliced, zigzag
-from longvita.platforms.attention import FlashKernel, attend_documents
+from longvita.platforms.cpu.attention import FlashKernel, attend_documents
 from tests.distributed.helpers import run_distributed
 
 DIM = 16

@@ -13,15 +13,15 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from longvita.checkpoint.hf import read_weights
-from longvita.checkpoint.hf_config import model_config_from_folder
+from longvita.attention import kv_cache
+from longvita.attention.kv_cache import KVCache, allocated_bytes
+from longvita.checkpoint.hf.config_json import model_config_from_folder
+from longvita.checkpoint.hf.weights import read_weights
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.inference import kv_cache
-from longvita.inference.cache_room import bytes_per_token
 from longvita.inference.engine import Engine
-from longvita.inference.frame_watch import FrameWatch
-from longvita.inference.kv_cache import KVCache, allocated_bytes
+from longvita.inference.frame_attention import FrameWatch
+from longvita.inference.kv_memory import bytes_per_token
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt import Prompt, TensorTiles, plan_chunks
 from longvita.inference.sampling import Sampling

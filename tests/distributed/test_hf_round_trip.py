@@ -10,23 +10,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longvita.checkpoint import command
+from longvita.checkpoint import manifest
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf import read_weights, write_long_vita
-from longvita.checkpoint.hf_config import long_vita_settings, model_config_from_folder, write_json
-from longvita.checkpoint.hf_names import INTERNVL, LONG_VITA
-from longvita.checkpoint.internvl import write_internvl
-from longvita.checkpoint.inventory import hf_tensors, parameter_names
+from longvita.checkpoint.hf.config_json import long_vita_settings, model_config_from_folder, write_json
+from longvita.checkpoint.hf.internvl import write_internvl
+from longvita.checkpoint.hf.tensor_inventory import hf_tensors, parameter_names
+from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA
+from longvita.checkpoint.hf.weights import read_weights, write_long_vita
 from longvita.checkpoint.sources import load_weights, model_config, write_checkpoint
+from longvita.commands import convert
 from longvita.config.schema import Config
 from longvita.model.build import build_model
 from longvita.model.initialisation import global_names
 from longvita.parallel.groups import initialize
 from longvita.platforms import get
-from longvita.quickstart.tokenizer import train_tokenizer
-from longvita.training import manifest
 from tests.distributed.helpers import run_distributed
 from tests.distributed.mixed_batch import tiny_config
+from tools.quickstart.tokenizer import train_tokenizer
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp1": {},
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_ours_becomes_a_folder_in_another_layout(tmp_path: Path)
     assert manifest.find_damage(step) == []
     assert model_config(step) == settings({}).model
     back = tmp_path / "back"
-    assert command.convert(str(step), str(back), "long_vita", layout="pp=2", platform="cpu") == 0
+    assert convert.convert(str(step), str(back), "long_vita", layout="pp=2", platform="cpu") == 0
     same(load_all(back), load_all(source))
     with pytest.raises(CheckpointError, match="is there already and not empty"):
-        command.convert(str(source), str(back), "long_vita")
+        convert.convert(str(source), str(back), "long_vita")

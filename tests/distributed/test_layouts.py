@@ -88,11 +88,11 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def _run(rank: int, size: int, sections: dict[str, Any], sequences: tuple[int, ...] = MIXED) -> dict[str, Any]:
     """Gradients of the first batch, then the parameters after three steps of the optimizer, of this rank."""
-    from longvita.checkpoint.verify import gather_gradients
     from longvita.parallel.groups import initialize
     from longvita.platforms import get
     from longvita.training.state import build_state
     from longvita.training.step import forward_backward, train_step
+    from longvita.verify.compare import gather_gradients
 
     # Adam divides a gradient by its own size, which hides a wrong scale and blows up the rounding of tiny entries; with
     # this epsilon a step is close to linear in the gradient.

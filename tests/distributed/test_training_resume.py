@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from longvita.checkpoint import manifest, native
 from longvita.checkpoint.errors import CheckpointError
-from longvita.data.account import Account
-from longvita.training import checkpointing, manifest
+from longvita.checkpoint.native import Checkpointer, find_newest, load_state, load_weights, resume_point
+from longvita.checkpoint.snapshot import SnapshotWriter
+from longvita.data.audit.sample_accounting import Account
 from longvita.training import state as state_module
-from longvita.training.checkpointing import Checkpointer, find_newest, load_state, load_weights, resume_point
-from longvita.training.snapshot import SnapshotWriter
 from tests.distributed.helpers import run_distributed
 from tests.distributed.training_runs import go_on, run_config, start, tensors, unequal
 
@@ -127,8 +127,8 @@ def without_an_account(rank, world_size, folder):
         state.account = state.account.plus([Counter({("words", "planned"): 5})])
         checkpointer = Checkpointer(Path(folder) / name, keep=2, platform=state.platform)
         with pytest.MonkeyPatch.context() as patch:
-            facts = {key: value for key, value in checkpointing._run_facts(state).items() if key not in left_out}
-            patch.setattr(checkpointing, "_run_facts", lambda _, facts=facts: facts)
+            facts = {key: value for key, value in native._run_facts(state).items() if key not in left_out}
+            patch.setattr(native, "_run_facts", lambda _, facts=facts: facts)
             checkpointer.save(state)
         checkpointer.poll(wait=True)
         accounts.append(resume(config, Path(folder) / name).account)
@@ -244,7 +244,7 @@ def keeping(rank, world_size, folder):
     warnings = []
     handler = logging.Handler()
     handler.emit = lambda record: warnings.append(record.getMessage())
-    logging.getLogger("longvita.training.checkpointing").addHandler(handler)
+    logging.getLogger("longvita.checkpoint.native").addHandler(handler)
     used = find_newest(root)
     resumed = start(config)
     load_state(resumed, used)

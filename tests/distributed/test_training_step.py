@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from longvita.config.flops import Workload, training_flops
 from longvita.data.batch import IGNORED_LABEL
-from longvita.training.flops import Workload, training_flops
 from longvita.training.step import TrainingError, evaluate, forward_backward, train_step
 from tests.distributed.helpers import run_distributed
 from tests.distributed.training_runs import go_on, run_config, start, tensors

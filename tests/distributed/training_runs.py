@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.parallel import groups as parallel_groups
 from longvita.platforms import get
-from longvita.training.state import TrainingState, build_state
+from longvita.training.state import build_state
 from longvita.training.step import train_step
 from tests.tiny import batches, tiny_config
 

@@ -7,7 +7,7 @@ import random
 import signal
 import time
 
-from longvita.training import manifest
+from longvita.checkpoint import manifest
 from tests.e2e.training_material import STEPS, log_of, losses_of, start_train, write_run
 
 PATIENCE = 280

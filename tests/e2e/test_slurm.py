@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from longvita.checkpoint import manifest
 from longvita.config import load, to_yaml
-from longvita.quickstart.build import Sizes, build
-from longvita.training import manifest
 from longvita.training.metrics import read_metrics
 from tests.conftest import REPOSITORY
 from tests.e2e.training_material import log_of, losses_of, start
 from tests.slurm_cluster import SlurmCluster, why_not
+from tools.quickstart.build import Sizes, build
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -39,7 +39,7 @@ FEW = Sizes(
 ON_ONE_MACHINE = """
 import sys
 from longvita.config import load
-from longvita.training.command import train
+from longvita.commands.train import train
 
 sys.exit(train(*(load(path) for path in sys.argv[1:])))
 """

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from longvita.checkpoint import manifest
+from longvita.commands import train
 from longvita.config import ConfigError, load
-from longvita.training import command, manifest
 from longvita.training.metrics import read_metrics
 from longvita.training.signals import EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT
 from tests.distributed.helpers import free_port
@@ -150,7 +151,7 @@ def test_time_limit_and_start_from_a_checkpoint(tmp_path):
 STAGES_IN_TURN = """
 import sys
 from longvita.config import load
-from longvita.training.command import train
+from longvita.commands.train import train
 
 path, *folders = sys.argv[1:]
 layouts = (["layout.tensor_parallel=2"], ["layout.processes=2"], ["layout.pipeline_parallel=2"])
@@ -189,6 +190,6 @@ def test_stages_in_the_same_processes_are_the_stages_of_several_commands(tmp_pat
 def test_refused_before_any_process_starts(tmp_path, monkeypatch, overrides, field):
     for name in [name for name in os.environ if name in ("RANK", "WORLD_SIZE") or name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr("longvita.launcher.launch", lambda *_: pytest.fail("processes were started"))
+    monkeypatch.setattr("longvita.processes.launch", lambda *_: pytest.fail("processes were started"))
     with pytest.raises(ConfigError, match=field):
-        command.train(load(write_run(tmp_path), overrides, purpose="training"))
+        train.train(load(write_run(tmp_path), overrides, purpose="training"))

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longvita.checkpoint.hf import read_weights, write_long_vita
-from longvita.checkpoint.internvl import write_internvl
-from longvita.checkpoint.verify import pipeline_logits
+from longvita.checkpoint.hf.internvl import write_internvl
+from longvita.checkpoint.hf.weights import read_weights, write_long_vita
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.model.build import build_model
 from longvita.parallel.groups import initialize
-from longvita.parallel.vision_sharding import assign_tiles
+from longvita.parallel.tile_sharing import assign_tiles
 from longvita.platforms import get
-from longvita.quickstart.tokenizer import train_tokenizer
+from longvita.verify.compare import pipeline_logits
+from tools.quickstart.tokenizer import train_tokenizer
 
 TEXT = "What is in the picture? Name the digit. one two three four five six seven eight nine zero"
 VOCABULARY = 400

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import probe_sample
 from longvita.data.media.image import tile_image
 from longvita.data.media.item import MediaSettings
 from longvita.data.media.video import VideoFacts, count_frames, frame_indices
 from longvita.data.sample import parse_sample
-from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
 from tests.qwen_tokenizer import qwen_tokenizer_folder
 

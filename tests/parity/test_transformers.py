@@ -20,12 +20,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from longvita.checkpoint.hf_config import model_config_from_folder, read_json
-from longvita.checkpoint.internvl import write_internvl_files
+from longvita.checkpoint.hf.config_json import model_config_from_folder, read_json
+from longvita.checkpoint.hf.internvl import write_internvl_files
 from longvita.config.schema import ModelConfig
+from longvita.data.chat_template import ChatTemplate
 from longvita.data.media.image import Grid, tile_image
 from longvita.data.sample import Turn
-from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import load_tokenizer, load_transformers_tokenizer
 from tests.distributed.helpers import run_distributed
 from tests.parity.exported import VOCABULARY, export, logits_from, tiny_config

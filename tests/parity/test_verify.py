@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longvita.checkpoint import command
-from longvita.checkpoint.verify_report import Check, report
+from longvita.commands import convert
 from longvita.config.schema import LayoutConfig
 from longvita.errors import UserError
+from longvita.verify.checks import Check, report
 
 GRADIENTS = {
     "grad lm_head.weight",
@@ -99,9 +99,9 @@ def test_a_figure_that_is_not_among_the_golden_vectors_is_said_so(golden: Path, 
 def test_a_layout_that_does_not_fit_ends_before_any_process_starts(
     golden: Path, layout: str, message: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(command, "launch", lambda *arguments: pytest.fail("a process was started"))
+    monkeypatch.setattr(convert, "launch", lambda *arguments: pytest.fail("a process was started"))
     with pytest.raises(UserError, match=message):
-        command.verify(str(golden / "model"), str(golden / "model"), layout)
+        convert.verify(str(golden / "model"), str(golden / "model"), layout)
 
 
 def test_a_damaged_model_ends_with_one_message(repository: Path, golden: Path, tmp_path: Path):

@@ -1,6 +1,6 @@
 """Stands in for torch's aten._flash_attention_forward and _backward (torch 2.13): packed documents by products.
 
-tests/unit/platforms/test_flash_kernels.py compares the parameters with the schema of the installed torch.
+tests/unit/platforms/cuda/test_flash_kernels.py compares the parameters with the schema of the installed torch.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from longvita.launcher import current_place, init_distributed
+from longvita.processes import current_place, init_distributed
 
 
 class GlooPlatform:
@@ -28,7 +28,7 @@ class GlooPlatform:
 
 def write_rank(payload: dict) -> int:
     """Sum the ranks and write (rank, world size, sum) to a file per rank."""
-    rank, world_size = init_distributed(GlooPlatform())
+    rank, world_size = init_distributed(GlooPlatform().backend, GlooPlatform().set_device)
     total = torch.tensor([rank])
     dist.all_reduce(total)
     dist.destroy_process_group()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 
-from longvita.launcher import launch
+from longvita.processes import launch
 
 
 def main() -> int:

@@ -16,12 +16,12 @@ from rich.console import Console
 from sample_lengths import packed
 from torch import Tensor
 
-from longvita.parallel.context_parallel.plan import RingPlan, plan_ring
-from longvita.parallel.context_parallel.ring import ring_attention
-from longvita.parallel.context_parallel.ulysses import ulysses_attention
-from longvita.parallel.placement import compact, imbalance, moved_tokens
+from longvita.attention.ring import ring_attention
+from longvita.attention.ring_plan import RingPlan, plan_ring
+from longvita.attention.ulysses import ulysses_attention
+from longvita.parallel.document_placement import compact, imbalance, moved_tokens
 from longvita.parallel.sequence_layout import SequenceLayout, sliced, undivided, zigzag
-from longvita.platforms.attention import FlashKernel, attend_documents
+from longvita.platforms.cpu.attention import FlashKernel, attend_documents
 
 HEADS, GROUPS, DIM = 4, 2, 64
 SCALE = DIM**-0.5

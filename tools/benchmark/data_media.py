@@ -41,7 +41,7 @@ from longvita.data.media.image import probe_picture
 from longvita.data.media.item import MediaSettings, PictureFacts, PictureItem, VideoItem, decode_tiles
 from longvita.data.media.packets import read_packet_table
 from longvita.data.media.video import chosen_frames, probe_video
-from longvita.parallel.vision_sharding import assign_tiles
+from longvita.parallel.tile_sharing import assign_tiles
 
 WORKERS = 2
 ROUNDS = 3

@@ -13,15 +13,15 @@ import numpy as np
 from sample_lengths import KINDS, TOKENS_PER_TILE, Kind
 
 from longvita.config.schema import Config
-from longvita.data.balance import WorkModel, divide
 from longvita.data.formats.base import Part
 from longvita.data.index.build import Piece
 from longvita.data.index.columns import KIND_BITS, MEDIUM, ROW, VIDEO_FILE, FileIndex
 from longvita.data.index.store import open_edition, write_edition
-from longvita.data.measure import Measured, measure
 from longvita.data.media.item import MediaSettings
-from longvita.data.mixture import shuffle, take
-from longvita.data.packing import WINDOW_SEQUENCES, EpochPlan
+from longvita.data.mix.measure import Measured, measure
+from longvita.data.mix.mixture import shuffle, take
+from longvita.data.packing.balance import WorkModel, divide
+from longvita.data.packing.packer import WINDOW_SEQUENCES, EpochPlan
 
 SHORT, LONG = 16384, 131072
 REPLICAS, STEP, STEPS = 8, 64, 200

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from longvita.config.checks import frames_that_fit
+from longvita.config.sizes import frames_that_fit
+from longvita.data.chat_template import ChatTemplate
 from longvita.data.sample import Turn
-from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import load_tokenizer
-from longvita.quickstart.digits import SIDE
-from longvita.quickstart.tokenizer import task_texts, train_tokenizer
-from longvita.quickstart.videos import write_mp4
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # a benchmark runs as a script, without its repository
+from tools.quickstart.digits import SIDE
+from tools.quickstart.tokenizer import task_texts, train_tokenizer
+from tools.quickstart.videos import write_mp4
 
 GREY = (124, 116, 104)
 """The mean colour of ImageNet: zero once normalised."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from longvita.launcher import init_distributed
 from longvita.platforms import get
 from longvita.platforms.base import Platform
+from longvita.processes import init_distributed
 
 
 def start_process(platform_name: str = "cpu") -> Platform:
@@ -17,7 +17,7 @@ def start_process(platform_name: str = "cpu") -> Platform:
     torch.set_num_threads(1)
     platform = get(platform_name)
     platform.activate()
-    init_distributed(platform)
+    init_distributed(platform.backend, platform.set_device)
     return platform
 
 

@@ -22,16 +22,16 @@ from retrieval_weights import COLOURS, HIDDEN, VISION_HIDDEN, set_weights
 from rich.console import Console
 from torch import Tensor
 
+from longvita.attention import split
+from longvita.commands.support.prefill_progress import prefill_progress
 from longvita.config.schema import Config, InferenceConfig
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
 from longvita.inference.engine import Engine
-from longvita.inference.progress import prefill_progress
 from longvita.inference.prompt import TileSource
 from longvita.inference.sampling import Sampling
 from longvita.model.build import build_model
-from longvita.parallel.context_parallel import attention
 from longvita.parallel.groups import initialize
-from longvita.platforms.attention import FlashKernel
+from longvita.platforms.cpu.attention import FlashKernel
 
 NEW_TOKENS = 8
 QUESTION = "one?"
@@ -217,7 +217,7 @@ class PeakMemory:
 def timed_attention() -> Iterator[list[float]]:
     """Adds up the seconds that attention takes meanwhile, in the list's one entry."""
     seconds = [0.0]
-    real = attention.cached_attention
+    real = split.cached_attention
 
     def timed(*arguments: Any) -> Tensor:
         start = time.perf_counter()
@@ -225,11 +225,11 @@ def timed_attention() -> Iterator[list[float]]:
         seconds[0] += time.perf_counter() - start
         return out
 
-    attention.cached_attention = timed  # type: ignore[assignment]
+    split.cached_attention = timed  # type: ignore[assignment]
     try:
         yield seconds
     finally:
-        attention.cached_attention = real
+        split.cached_attention = real
 
 
 def kernel_speed() -> float:

@@ -18,7 +18,7 @@ import torch
 from harness import print_figures
 from torch import Tensor
 
-from longvita.platforms.attention import attend_documents
+from longvita.platforms.cpu.attention import attend_documents
 
 HEADS, GROUPS, DIM = 4, 2, 64
 SCALE = DIM**-0.5

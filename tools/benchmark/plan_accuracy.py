@@ -23,13 +23,13 @@ import numpy as np
 from harness import print_figures
 from plan_accuracy_settings import MEMORY, TIME, Setting
 
-from longvita.launcher import launch
 from longvita.planning.activations import activations
+from longvita.planning.hardware import HARDWARE, Hardware
 from longvita.planning.memory import plan_memory
 from longvita.planning.parameters import state_bytes
 from longvita.planning.throughput import step_time
-from longvita.platforms.hardware import HARDWARE, Hardware
-from longvita.platforms.kernels import LOCAL
+from longvita.platforms.layer_memory import LOCAL
+from longvita.processes import launch
 
 STATE = ("parameters", "gradients", "optimizer")
 RATES = ("flops", "attention", "bandwidth", "link")

@@ -17,14 +17,15 @@ from plan_accuracy_settings import MEMORY, TIME, Setting
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
+from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.parallel import groups as parallel_groups
 from longvita.parallel.groups import ParallelGroups
-from longvita.parallel.vision_sharding import assign_tiles
-from longvita.planning.contents import Contents
+from longvita.parallel.tile_sharing import assign_tiles
+from longvita.planning.batch_contents import Contents
 from longvita.platforms.base import Platform
-from longvita.training.state import TrainingState, build_state
+from longvita.training.state import build_state
 from longvita.training.step import train_step
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longvita.config.schema import Config
-from longvita.planning.contents import Contents
+from longvita.planning.batch_contents import Contents
 
 MODEL: dict[str, Any] = {
     "vision": {

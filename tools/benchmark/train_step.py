@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 
-from longvita.launcher import launch
+from longvita.processes import launch
 
 
 def main() -> int:

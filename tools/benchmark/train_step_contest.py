@@ -18,11 +18,12 @@ from rich.table import Table
 from train_step_engines import Document, TransformersStep, our_batch, pack, settings
 from train_step_samples import SampleSource, build_tokenizer
 
-from longvita.checkpoint.internvl import write_internvl
+from longvita.checkpoint.hf.internvl import write_internvl
+from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.data.batch import LocalBatch
 from longvita.parallel.groups import initialize
-from longvita.training.state import TrainingState, build_state
+from longvita.training.state import build_state
 from longvita.training.step import train_step
 
 MICRO_BATCHES = (2, 4)

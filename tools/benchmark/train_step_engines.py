@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from longvita.checkpoint.training_state import TrainingState
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.parallel.groups import ParallelGroups
-from longvita.training.state import TrainingState
 
 
 @dataclass

@@ -13,9 +13,9 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from train_step_engines import Document
 
+from longvita.data.chat_template import ChatTemplate
 from longvita.data.media.image import Grid, tile_image
 from longvita.data.sample import Turn
-from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
 
 PICTURES = (

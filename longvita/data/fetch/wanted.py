@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.errors import DataError
-from longvita.data.paths import expand_ranges
+from longvita.data.mix.paths import expand_ranges
 
 HELD_OUT = "validation/"
 """Start of the names of held-out sources."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from longvita.data import remote
 from longvita.data.errors import DataError, SampleError
 from longvita.data.formats.base import Format, Place
 from longvita.data.formats.captions import Captions
 from longvita.data.formats.json_array import JsonArray
 from longvita.data.formats.jsonl import Jsonl
 from longvita.data.formats.parquet import Parquet
+from longvita.data.formats.record import FormatOptions
 from longvita.data.formats.webdataset import WebDataset
-from longvita.data.paths import format_of
-from longvita.data.record import FormatOptions
+from longvita.data.mix.paths import format_of
 from longvita.data.sample import Sample
+from longvita.data.storage import remote
 
 FORMATS: dict[str, type[Format]] = {format.name: format for format in (Jsonl, JsonArray, Parquet, WebDataset, Captions)}
 

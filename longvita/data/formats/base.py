@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from longvita.data import remote
 from longvita.data.errors import DataError, SampleError
-from longvita.data.record import FormatOptions
+from longvita.data.formats.record import FormatOptions
 from longvita.data.sample import Sample
+from longvita.data.storage import remote
 
 READ_BYTES = 1 << 20
 """Bytes that are read at once where a whole range is gone through."""

@@ -6,11 +6,11 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from longvita.data import remote
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats.base import LONGEST, READ_BYTES, Part, Place, digest_bytes, refuse_columns
-from longvita.data.record import FormatOptions
+from longvita.data.formats.record import FormatOptions
 from longvita.data.sample import Sample, parse_line
+from longvita.data.storage import remote
 
 TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[{\[]|[}\]]|[^\s,:{}\[\]"]++', re.DOTALL)
 """A string (group 1 is empty while its end is not read yet), an opening or closing bracket, or a bare word."""

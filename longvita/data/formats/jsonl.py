@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from longvita.data import remote
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats.base import LONGEST, Part, Place, digest_bytes, refuse_columns
-from longvita.data.record import FormatOptions
+from longvita.data.formats.record import FormatOptions
 from longvita.data.sample import Sample, parse_line
+from longvita.data.storage import remote
 
 
 class Jsonl:

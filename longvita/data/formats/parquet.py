@@ -8,12 +8,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from longvita.data import remote
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Part, Place
+from longvita.data.formats.record import COLUMNS, FormatOptions, record_sample
 from longvita.data.formats.tables import Table, open_table, record_of
-from longvita.data.record import COLUMNS, FormatOptions, record_sample
 from longvita.data.sample import Sample
+from longvita.data.storage import remote
 
 
 class Parquet:

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from longvita.data import remote
 from longvita.data.errors import DataError
+from longvita.data.storage import remote
 
 ROWS_AT_ONCE = 32
 """Rows that are in memory together, pictures included."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from longvita.data import remote
+from longvita.data.storage import remote
 
 BLOCK = tarfile.BLOCKSIZE
 HEADER_BYTES = 4 * BLOCK

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longvita.data import remote
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats.base import Part, Place
+from longvita.data.formats.record import FormatOptions, record_sample
 from longvita.data.formats.tar import Member, listed_members, members
 from longvita.data.media.kinds import PICTURES, VIDEOS, ending
 from longvita.data.media.source import FilePart
-from longvita.data.record import FormatOptions, record_sample
 from longvita.data.sample import Sample
+from longvita.data.storage import remote
 
 TEXTS = {"txt": "caption", "cls": "caption"}
 """Ends of the names of members that are text, beside json, and what they are in a record."""

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from longvita.data.audit.quarantine import SetAside
+from longvita.data.chat_template import ChatTemplate
 from longvita.data.errors import SampleError
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Format, Part
+from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.index.columns import FileIndex, IndexBuilder
 from longvita.data.index.probe import HeaderProbe, ProbeMark
-from longvita.data.quarantine import SetAside
-from longvita.data.record import NO_OPTIONS, FormatOptions
 from longvita.data.sample import media_names
-from longvita.data.template import ChatTemplate
 
 PART_BYTES = 32 << 20
 """Bytes of a piece: some seconds' work."""

@@ -26,14 +26,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from longvita.data import remote
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
 from longvita.data.index.build import PART_BYTES, UNREADABLE, IndexSettings, Piece
 from longvita.data.index.columns import LEAST_MAPPED, FileIndex, join, piece_of
-from longvita.data.index.processes import IndexProcesses
-from longvita.data.index.set_aside import SetAsideFile, write_set_aside
-from longvita.data.limits import open_more_files
+from longvita.data.index.quarantined import SetAsideFile, write_set_aside
+from longvita.data.index.worker_processes import IndexProcesses
+from longvita.data.loading.process_limits import open_more_files
+from longvita.data.storage import remote
 
 VERSION = 3
 """Raised when the files' contents change."""

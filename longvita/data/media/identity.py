@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from longvita.data import remote
 from longvita.data.media.source import FilePart, InlineMedium, Stored, name_of
+from longvita.data.storage import remote
 
 
 @dataclass(frozen=True)

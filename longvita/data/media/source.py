@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from longvita.data import remote
 from longvita.data.errors import MediaError, Reason
+from longvita.data.storage import remote
 
 PIECE_BYTES = 1 << 20
 """Most bytes that a store is asked for at once: a picture whole, of a video what decoders need next."""

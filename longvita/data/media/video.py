@@ -24,7 +24,7 @@ from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_pictu
 from longvita.data.media.packets import video_stream
 from longvita.data.media.source import Stored, as_stored, files_in, is_folder, opened
 from longvita.data.media.sweep import read_with_pyav
-from longvita.data.patience import store_failure
+from longvita.data.storage.retries import store_failure
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Pictures that count as frames of a folder."""

@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 
 from longvita.config.schema import Config
-from longvita.data.catalog import Catalog
+from longvita.data.chat_template import ChatTemplate, EncodedSample
 from longvita.data.document import DocumentReader, DocumentRequest
 from longvita.data.errors import SampleError
-from longvita.data.pool import WorkerPool, open_pool
+from longvita.data.loading.worker_pool import WorkerPool, open_pool
+from longvita.data.mix.catalog import Catalog
 from longvita.data.report.spans import Span, loss_tokens, spans_of
-from longvita.data.template import ChatTemplate, EncodedSample
 
 MOST_PICTURES = 6
 """Pictures of a sample that are shown, and as many frames of its videos."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from longvita.config.schema import Config
-from longvita.data.balance import WorkModel, divide
-from longvita.data.catalog import Catalog, CatalogFile
+from longvita.data.audit.quarantine import count_reasons
 from longvita.data.errors import DataError
-from longvita.data.packing import WINDOW_SEQUENCES, Plan
-from longvita.data.quarantine import count_reasons
+from longvita.data.mix.catalog import Catalog, CatalogFile
+from longvita.data.packing.balance import WorkModel, divide
+from longvita.data.packing.packer import WINDOW_SEQUENCES, Plan
 
 FILL_STEPS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 """Bounds of the classes of fill."""
@@ -180,3 +180,11 @@ def _work_of_steps(catalog: Catalog, plan: Plan, config: Config) -> np.ndarray:
     lengths, tiles = catalog.lengths[documents], catalog.tiles[documents]
     work = WorkModel.of(config).of_sequences(lengths, tiles, starts, config.data.isolate_documents)
     return work.reshape(-1, size)
+
+
+def imbalance_text(found: Imbalance) -> str:
+    """A sentence on how even the work of the replicas is."""
+    return (
+        f"over {found.replicas} replicas the busiest one of a step has {found.mean:.2%} more work than the mean "
+        f"({found.worst:.2%} in the worst of {found.steps} steps; {found.in_order:.2%} if they took them in order)"
+    )

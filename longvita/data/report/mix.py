@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.catalog import Catalog, build_catalog, files_of, make_template, plan_epoch
+from longvita.data.audit.quarantine import SetAside
 from longvita.data.index.store import size_of
-from longvita.data.missing import Missing
-from longvita.data.packing import Plan
-from longvita.data.progress import counting, indexing
-from longvita.data.quarantine import SetAside
+from longvita.data.mix.catalog import Catalog, build_catalog, files_of, make_template, plan_epoch
+from longvita.data.mix.missing_files import Missing
+from longvita.data.mix.paths import data_file
+from longvita.data.mix.progress import counting, indexing
+from longvita.data.packing.packer import Plan
 from longvita.data.report.examples import Example, choose, read_examples
 from longvita.data.report.figures import (
     Imbalance,
@@ -60,7 +61,7 @@ def gather(title: str, sources: dict[str, DatasetConfig], config: Config, option
     Raises DataError for a missing file, an empty mix, or replicas that a step cannot be divided among.
     """
     template = make_template(config)
-    paths = [config.data.data_file(path) for _, _, path in files_of(config, sources)]
+    paths = [data_file(config.data, path) for _, _, path in files_of(config, sources)]
     with indexing(sum(map(size_of, paths))) as open_one:
         catalog = build_catalog(config, template, sources, open_one)
     plan, length = plan_epoch(catalog, config, 0), config.data.sequence_length

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from longvita.data.audit.quarantine import SetAside, reasons_text
 from longvita.data.errors import DataError
-from longvita.data.missing import describe_missing
-from longvita.data.quarantine import SetAside, reasons_text
+from longvita.data.mix.missing_files import describe_missing
 from longvita.data.report import spans
 from longvita.data.report.examples import Example
-from longvita.data.report.figures import Histogram, Imbalance, SourceFigures
+from longvita.data.report.figures import Histogram, Imbalance, SourceFigures, imbalance_text
 from longvita.data.report.mix import MixReport
-from longvita.data.report.text import imbalance_text
 from longvita.pages import as_data_url, write_page
 
 SIDE = 160

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvita.config.checks import replica_size
 from longvita.config.schema import Config
-from longvita.data.balance import StepDivision, WorkModel
-from longvita.data.catalog import build_catalog, make_template, plan_epoch
+from longvita.config.sizes import replica_size
 from longvita.data.document import DocumentReader, DocumentRequest
 from longvita.data.errors import DataError
-from longvita.data.micro_batch import owners_of_tiles
-from longvita.data.packing import SequenceStream
+from longvita.data.loading.micro_batch import owners_of_tiles
+from longvita.data.mix.catalog import build_catalog, make_template, plan_epoch
+from longvita.data.packing.balance import StepDivision, WorkModel
+from longvita.data.packing.packer import SequenceStream
 from longvita.data.report.spans import Span, loss_tokens, spans_of
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.text import Text
 
-from longvita.data.template import IGNORED_LABEL, ChatTemplate, EncodedSample
+from longvita.data.chat_template import IGNORED_LABEL, ChatTemplate, EncodedSample
 
 TEXT, LOSS = -2, -1
 """Kinds of tokens; a tile's are the number of its owner, from 0."""

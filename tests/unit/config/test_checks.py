@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longvita.config import ConfigError, check_world_size, load
-from longvita.config.checks import frames_that_fit, layers_per_stage, replica_size
+from longvita.config.sizes import frames_that_fit, layers_per_stage, replica_size
 
 CASES = {
     "heads over TP": (
@@ -177,7 +177,6 @@ CASES = {
         "but some layers are not recomputed",
         "training.recompute.method=uniform",
     ),
-    "platform": (["platform=cpuu"], "is not a platform; known: auto", "did you mean cpu?"),
 }
 
 

@@ -6,11 +6,12 @@ import pytest
 
 from longvita.config import Config, ConfigError, dump, load, load_with_sources, to_yaml
 from longvita.config.loader import split_name
+from longvita.data.mix.missing_files import find_training_problems
 
 
-def error(path, *overrides, purpose="any") -> str:
+def error(path, *overrides, checks=()) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(path, list(overrides), purpose)
+        load(path, list(overrides), checks)
     return str(caught.value)
 
 
@@ -255,19 +256,19 @@ def test_a_binary_file(tmp_path):
 
 def test_training_asks_for_data_and_tokenizer(write_yaml, tmp_path):
     path = write_yaml("name: x")
-    assert "no training data" in error(path, purpose="training")
-    assert "no tokenizer" in error(path, purpose="training")
+    assert "no training data" in error(path, checks=[find_training_problems])
+    assert "no tokenizer" in error(path, checks=[find_training_problems])
     text = error(
         path,
         "data.dataset={A: {data_paths: [a.jsonl, b.jsonl]}, B: {ratio: 0, data_paths: [c.jsonl]}}",
         f"data.data_root={tmp_path}",
         "data.tokenizer=nowhere",
-        purpose="training",
+        checks=[find_training_problems],
     )
     assert f"there is no file {tmp_path / 'a.jsonl'} (and 1 more of this source)" in text
     assert "data.tokenizer = nowhere: there is no such folder" in text
     assert "c.jsonl" not in text
     (tmp_path / "a.jsonl").write_text("{}")
     overrides = [f"data.data_root={tmp_path}", f"data.tokenizer={tmp_path}"]
-    config = load(path, ["data.dataset={A: {data_paths: [a.jsonl]}}", *overrides], "training")
+    config = load(path, ["data.dataset={A: {data_paths: [a.jsonl]}}", *overrides], [find_training_problems])
     assert config.data.dataset["A"].ratio == 1

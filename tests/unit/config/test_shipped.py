@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from longvita.config import check_world_size, load
-from longvita.config.checks import frames_that_fit, replica_size
+from longvita.config.sizes import frames_that_fit, replica_size
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Part, Place
-from longvita.data.record import NO_OPTIONS, FormatOptions
+from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.sample import Sample
 from tests.unit.data.material import picture
 

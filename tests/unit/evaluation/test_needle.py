@@ -12,11 +12,11 @@ from longvita.data.media.video import VideoFacts, chosen_frames
 from longvita.data.tokenizer import load_tokenizer
 from longvita.evaluation.media_files import DataSetError
 from longvita.evaluation.needle import DEPTHS, LENGTHS, NeedleInVideo, read_needles, seconds_of
-from longvita.inference.encoding import PromptEncoder
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt import common_prefix
-from longvita.quickstart.tokenizer import train_tokenizer
+from longvita.inference.prompt_encoder import PromptEncoder
 from tests.tiny import tiny_config
+from tools.quickstart.tokenizer import train_tokenizer
 
 COLOURS = [(0, 200, 0), (200, 0, 200)]
 

@@ -6,10 +6,10 @@ from pyarrow import parquet
 from longvita.data.tokenizer import load_tokenizer
 from longvita.evaluation.media_files import DataSetError
 from longvita.evaluation.video_mme import VideoMME, prompt_text, read_questions, score
-from longvita.inference.encoding import PromptEncoder
 from longvita.inference.limits import LengthError
-from longvita.quickstart.tokenizer import train_tokenizer
+from longvita.inference.prompt_encoder import PromptEncoder
 from tests.tiny import tiny_config
+from tools.quickstart.tokenizer import train_tokenizer
 
 ROW = {
     "video_id": "001",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from longvita.checkpoint.media_limits import write_media_limits
+from longvita.checkpoint.hf.media_limits import write_media_limits
 from longvita.config import dump
 from longvita.config.schema import Config, DataConfig, LanguageConfig, LayoutConfig, ModelConfig
 from longvita.errors import UserError
-from longvita.inference.layout import default_layout, language_parameters
+from longvita.inference.default_layout import default_layout, language_parameters
 from longvita.inference.settings import Options, Settings, resolve
 
 LARGE = {

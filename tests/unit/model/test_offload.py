@@ -20,7 +20,7 @@ import sys
 import torch
 
 from longvita import platforms
-from longvita.launcher import init_distributed
+from longvita.processes import init_distributed
 from longvita.model.build import build_model
 from longvita.parallel.groups import initialize
 from tests.tiny import text_batch, tiny_config
@@ -39,7 +39,7 @@ training = {
 config = tiny_config(model={"language": language}, training=training, data={"sequence_length": tokens})
 platform = platforms.get("cpu")
 platform.activate()
-init_distributed(platform)
+init_distributed(platform.backend, platform.set_device)
 (model,) = build_model(config, initialize(config, platform), platform)
 batch = text_batch(tokens, documents=64)
 before = resident()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longvita.parallel.placement import MOST_IMBALANCE, compact, imbalance, moved_tokens
+from longvita.parallel.document_placement import MOST_IMBALANCE, compact, imbalance, moved_tokens
 from longvita.parallel.sequence_layout import Piece, SequenceLayout, sliced, zigzag
 
 LENGTHS = st.lists(st.integers(0, 300), min_size=1, max_size=12)

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from longvita.planning.activations import activations, waiting
-from longvita.planning.contents import Contents, worst_contents
-from longvita.platforms.kernels import LOCAL, TRANSFORMER_ENGINE
+from longvita.planning.batch_contents import Contents, worst_contents
+from longvita.platforms.layer_memory import LOCAL, NVIDIA
 from tests.conftest import REPOSITORY
 from tests.distributed.helpers import run_distributed
 from tests.tiny import tiny_config
@@ -67,7 +67,7 @@ def test_each_saving_saves():
     assert planned(recompute={"vision": True}) < plain
     assert planned(trainable=["projector", "language"]) < plain
     assert planned(trainable=["projector"]) < planned(trainable=["projector", "language"])
-    assert planned(kernels=TRANSFORMER_ENGINE) < plain
+    assert planned(kernels=NVIDIA) < plain
 
 
 def test_a_text_has_gradients_go_back_to_the_embeddings_where_the_projector_is_trained():

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from longvita.cli import app
 from longvita.config import ConfigError, load
-from longvita.config.checks import replica_size
-from longvita.planning.contents import worst_contents
+from longvita.config.sizes import replica_size
+from longvita.planning.batch_contents import worst_contents
+from longvita.planning.hardware import HARDWARE, PlanError, find_hardware, hardware_of, parse_bytes
 from longvita.planning.memory import fits, plan_generation, plan_memory
 from longvita.planning.search import nearest, search
 from longvita.planning.throughput import step_time
-from longvita.platforms.hardware import HARDWARE, PlanError, find_hardware, hardware_of, parse_bytes
 from tests.conftest import REPOSITORY
 from tests.tiny import tiny_config
 

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 
 
 def test_every_platform_has_an_entry():
-    assert set(SETTINGS) == set(platforms.PREFERENCE)
+    assert set(SETTINGS) == set(platforms.NAMES)
     for entries in SETTINGS.values():
         assert len({setting.name for setting in entries}) == len(entries)
         assert all(len(setting.why.split()) > 4 for setting in entries)

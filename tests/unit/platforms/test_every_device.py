@@ -12,10 +12,10 @@ import functools
 
 import torch
 
-from tests.stubs import ascend_door
+from tests.stubs import ascend_platform
 from tests.stubs.every_device import make_every_device_the_cpu
 
-ascend_door.install()
+ascend_platform.install()
 make_every_device_the_cpu()
 import torch_npu
 

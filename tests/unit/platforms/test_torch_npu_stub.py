@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.stubs.ascend_door import torch_npu_alone
+from tests.stubs.ascend_platform import torch_npu_alone
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
 ENDS = [5, 5, 12]

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from longvita.data.chat_template import ChatTemplate
 from longvita.data.sample import parse_line
-from longvita.data.template import ChatTemplate
 from longvita.data.tokenizer import ADDED_TOKENS, load_tokenizer
 from longvita.evaluation.needle import NeedleInVideo
-from longvita.quickstart import build as building
-from longvita.quickstart import digits
-from longvita.quickstart.build import Sizes, build, make_sample, needle_place, needle_source
-from longvita.quickstart.questions import WORDS
+from tools.quickstart import build as building
+from tools.quickstart import digits
+from tools.quickstart.build import Sizes, build, make_sample, needle_place, needle_source
+from tools.quickstart.questions import WORDS
 
 SMALL = Sizes(
     variants=1,

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from longvita.quickstart import digits
+from tools.quickstart import digits
 
 
 def test_split_is_fixed_and_whole():

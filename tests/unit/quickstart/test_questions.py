@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from longvita.quickstart import digits, questions
-from longvita.quickstart.questions import NAMES, PICTURE_QUESTIONS, WORDS, Sample
+from tools.quickstart import digits, questions
+from tools.quickstart.questions import NAMES, PICTURE_QUESTIONS, WORDS, Sample
 
 DATA = digits.load()
 

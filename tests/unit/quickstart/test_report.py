@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from longvita.pages import as_data_url
-from longvita.quickstart.picture import in_terminal
-from longvita.quickstart.report import Answer, write_html
+from tools.quickstart.picture import in_terminal
+from tools.quickstart.report import Answer, write_html
 
 REPORT = {
     "stages": [

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from longvita.config import load
-from longvita.quickstart import run as quickstart
-from longvita.quickstart.build import DEPTHS, Sizes
-from longvita.quickstart.run import STAGES, drop_what_is_outdated, needle_sources, share, summary
 from tests.conftest import REPOSITORY
+from tools.quickstart import run as quickstart
+from tools.quickstart.build import DEPTHS, Sizes
+from tools.quickstart.run import STAGES, drop_what_is_outdated, needle_sources, share, summary
 
 RUNS = [run for stage in STAGES for run in stage.runs]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from longvita.data.media.video import frame_indices, probe_video, read_frames
-from longvita.quickstart import digits, videos
+from tools.quickstart import digits, videos
 
 
 def test_frames_survive_the_file(tmp_path):

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from longvita.cli import app
 from longvita.config import ConfigError
-from longvita.platforms.hardware import HARDWARE
+from longvita.planning.hardware import HARDWARE
 from tests.e2e.training_material import write_run
 
 

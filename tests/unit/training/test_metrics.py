@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from longvita.training.flops import Workload, training_flops
+from longvita.config.flops import Workload, training_flops
 from longvita.training.metrics import Metrics, duration, read_metrics
-from longvita.training.report import running_mean, write_report
+from longvita.training.run_report import running_mean, write_report
 from longvita.training.step import BatchFigures, LossFigures, StepFigures
 from tests.tiny import tiny_config
 

@@ -1,0 +1,165 @@
+"""Ring attention: keys and values travel, queries stay; blocks are merged exactly by their logsumexps.
+
+With O, L the output and logsumexp over the keys so far, and o, l those of one more block,
+
+    L' = log(exp L + exp l),    O' = exp(L - L') O + exp(l - L') o
+
+(arXiv 2310.01889, arXiv 2205.14135). In the backward pass each block's probabilities are exp(scores - L) with the final
+L, so a block's gradients are those of a kernel that is given the final O and L; the gradient of keys and values goes
+back to the rank that they came from. The next block travels while the present one is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longvita.attention.kernel import AttentionKernel, merge_into
+from longvita.attention.ring_plan import RingPlan, Rows, Step
+
+
+def ring_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: RingPlan, scale: float, kernel: AttentionKernel, group: dist.ProcessGroup
+) -> Tensor:
+    """Causal attention inside each document of a sequence that is split over `group`.
+
+    q [t, heads, d], k and v [t, groups, d]: this rank's rows, in the order of its SequenceLayout. Returns
+    [t, heads, d]; rows of padding are zero. Parts are merged in fp32. A collective over the group, backward pass
+    included.
+    """
+    dtype = kernel.compute_dtype(q.dtype)
+    return _RingAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), plan, scale, kernel, group).to(q.dtype)
+
+
+def ring_forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: RingPlan, scale: float, kernel: AttentionKernel, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """The forward pass of `ring_attention` alone: out [t, heads, d] and lse [t, heads] in fp32."""
+    out = torch.zeros_like(q, dtype=torch.float32)
+    lse = out.new_zeros(q.shape[:2])
+    arriving = _Arriving(plan.steps, torch.stack((k, v)), group)
+    used = plan.bounds[-1]
+    if used:
+        own = slice(used)
+        out[own], lse[own] = kernel.causal_forward(q[own], k[own], v[own], list(plan.bounds), scale)
+    for step in plan.steps:
+        theirs = arriving.wait()
+        for block in step.blocks:
+            queries, keys = slice(*block.queries), slice(*block.keys)
+            part, part_lse = kernel.full_forward(q[queries], theirs[0, keys], theirs[1, keys], scale)
+            merge_into(out[queries], lse[queries], part, part_lse)
+    return out, lse
+
+
+class _RingAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RingPlan, scale: float, kernel: AttentionKernel, group: Any
+    ) -> Tensor:
+        out, lse = ring_forward(q, k, v, plan, scale, kernel, group)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.plan, ctx.scale, ctx.kernel, ctx.group = plan, scale, kernel, group
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        plan, scale, kernel, grad = ctx.plan, ctx.scale, ctx.kernel, grads[0]
+        grad_q = torch.zeros_like(q, dtype=torch.float32)
+        grad_pairs = grad_q.new_zeros((2, *k.shape))
+        arriving = _Arriving(plan.steps, torch.stack((k, v)), ctx.group)
+        returning = _Returning(grad_pairs, ctx.group)
+        used = plan.bounds[-1]
+        if used:
+            own = slice(used)
+            grad_q[own], grad_pairs[0, own], grad_pairs[1, own] = kernel.causal_backward(
+                grad[own], q[own], k[own], v[own], out[own], lse[own], list(plan.bounds), scale
+            )
+        for step in plan.steps:
+            theirs = arriving.wait()
+            grad_theirs = torch.zeros_like(theirs, dtype=torch.float32)
+            for block in step.blocks:
+                queries, keys = slice(*block.queries), slice(*block.keys)
+                part, grad_key, grad_value = kernel.full_backward(
+                    grad[queries], q[queries], theirs[0, keys], theirs[1, keys], out[queries], lse[queries], scale
+                )
+                grad_q[queries] += part
+                grad_theirs[0, keys] += grad_key
+                grad_theirs[1, keys] += grad_value
+            returning.add_last()
+            returning.send(step, grad_theirs)
+        returning.add_last()
+        return grad_q, grad_pairs[0], grad_pairs[1], None, None, None, None
+
+
+class _Transfer:
+    """A tensor on its way out and another on its way in. What is empty does not travel."""
+
+    def __init__(self, outgoing: Tensor, to: int, incoming: Tensor, source: int, group: dist.ProcessGroup):
+        self.incoming = incoming
+        # They hold the tensors for as long as those travel.
+        self._operations = []
+        if outgoing.numel():
+            self._operations.append(dist.P2POp(dist.isend, outgoing, group=group, group_peer=to))
+        if incoming.numel():
+            self._operations.append(dist.P2POp(dist.irecv, incoming, group=group, group_peer=source))
+        self._works = dist.batch_isend_irecv(self._operations) if self._operations else []
+
+    def wait(self) -> Tensor:
+        """What came in."""
+        for work in self._works:
+            work.wait()
+        return self.incoming
+
+
+class _Arriving:
+    """Keys and values from each step's source in turn; the next step's travel while one step's are used."""
+
+    def __init__(self, steps: Sequence[Step], pairs: Tensor, group: dist.ProcessGroup):
+        """pairs: this rank's keys and values [2, t, groups, d]."""
+        self._pairs, self._group = pairs, group
+        self._steps: Iterator[Step] = iter(steps)
+        self._begin()
+
+    def wait(self) -> Tensor:
+        """[2, rows, groups, d] of the next step."""
+        theirs = self._under_way.wait()
+        self._begin()
+        return theirs
+
+    def _begin(self) -> None:
+        step = next(self._steps, None)
+        if step is not None:
+            outgoing = torch.cat([self._pairs[:, :0], *(self._pairs[:, slice(*rows)] for rows in step.send)], dim=1)
+            incoming = self._pairs.new_empty((2, step.receive, *self._pairs.shape[2:]))
+            self._under_way = _Transfer(outgoing, step.destination, incoming, step.source, self._group)
+
+
+class _Returning:
+    """Gradients of keys and values on their way home, each while the next step is computed."""
+
+    def __init__(self, grad_pairs: Tensor, group: dist.ProcessGroup):
+        """grad_pairs: gradients of this rank's own keys and values [2, t, groups, d]; others' parts are added to it."""
+        self._grad_pairs, self._group = grad_pairs, group
+        self._under_way: tuple[tuple[Rows, ...], _Transfer] | None = None
+
+    def send(self, step: Step, grad_theirs: Tensor) -> None:
+        """Begins to send a step's gradients to its source, and to receive those for the rows that were sent then."""
+        rows = sum(end - start for start, end in step.send)
+        incoming = self._grad_pairs.new_empty((2, rows, *self._grad_pairs.shape[2:]))
+        transfer = _Transfer(grad_theirs, step.source, incoming, step.destination, self._group)
+        self._under_way = step.send, transfer
+
+    def add_last(self) -> None:
+        """Waits for what was sent last, and adds what came."""
+        if self._under_way is None:
+            return
+        sent, transfer = self._under_way
+        parts = transfer.wait().split([end - start for start, end in sent], dim=1)
+        for (start, end), part in zip(sent, parts, strict=True):
+            self._grad_pairs[:, start:end] += part
+        self._under_way = None

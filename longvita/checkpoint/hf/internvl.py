@@ -1,0 +1,119 @@
+"""Writes the model as transformers' InternVL: weights, configs, tokenizer, processors; loads without remote code.
+
+The two models are the same function. InternVL's projector is Linear(4C, H), GELU, Linear(H, H) with biases, ours
+Linear(4C, P), GELU, Linear(P, H) without. With rows and columns from P to H zero and biases zero they agree exactly,
+since GELU(0) is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from longvita.checkpoint.errors import CheckpointError
+from longvita.checkpoint.hf.config_json import NATIVE_PROJECTOR_EPSILON, dtype_name, internvl_settings, write_json
+from longvita.checkpoint.hf.tensor_names import INTERNVL
+from longvita.checkpoint.hf.tokenizer_files import (
+    Tokenizer,
+    check_vocabulary,
+    token_id,
+    transformers_tokenizer,
+    write_generation_config,
+    write_tokenizer,
+)
+from longvita.config.schema import Config, ModelConfig
+from longvita.data.media.image import IMAGE_MEAN, IMAGE_STD
+
+if TYPE_CHECKING:
+    from longvita.parallel.groups import ParallelGroups
+
+_BICUBIC = 3  # PIL's number for it
+
+
+def check_internvl(model: ModelConfig) -> None:
+    """Raises CheckpointError when InternVL's layout cannot hold this model."""
+    projector, language = model.projector, model.language
+    if projector.hidden_size > language.hidden_size:
+        raise CheckpointError(
+            f"model.projector.hidden_size {projector.hidden_size} is above model.language.hidden_size "
+            f"{language.hidden_size}: InternVL's projector is as wide inside as the language model. Train with at most "
+            f"{language.hidden_size}, or export --format long_vita"
+        )
+    if projector.layernorm_epsilon != NATIVE_PROJECTOR_EPSILON:
+        raise CheckpointError(
+            f"model.projector.layernorm_epsilon {projector.layernorm_epsilon} cannot be written: InternVL's is fixed "
+            f"at {NATIVE_PROJECTOR_EPSILON}"
+        )
+    if projector.downsample not in (1, 2, 4):
+        raise CheckpointError(
+            f"model.projector.downsample {projector.downsample} cannot be written: InternVL multiplies by its "
+            "reciprocal, which is exact for 1, 2 and 4 only"
+        )
+
+
+def write_internvl(
+    models: Sequence[torch.nn.Module],
+    config: Config,
+    folder: str | Path,
+    groups: ParallelGroups,
+    tokenizer: Tokenizer,
+    max_shard_size: str | int = "5GB",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a folder that AutoModelForImageTextToText and AutoProcessor of transformers load.
+
+    Collective over the world; rank 0 writes. Raises CheckpointError for a model that InternVL cannot hold, or a
+    tokenizer without the image tokens.
+    """
+    from longvita.checkpoint.hf.weights import write_weights
+
+    check_internvl(config.model)
+    folder, tokenizer = Path(folder), transformers_tokenizer(tokenizer)
+    token_id(tokenizer, "<IMG_CONTEXT>")
+    check_vocabulary(tokenizer, config.model.language.vocab_size)
+    written = write_weights(models, INTERNVL, folder, groups, max_shard_size, dtype)
+    if dist.get_rank() == 0:
+        write_internvl_files(config.model, folder, tokenizer, dtype_name(written))
+    dist.barrier()
+
+
+def write_internvl_files(model: ModelConfig, folder: Path, tokenizer: Tokenizer, dtype: str) -> None:
+    """Everything but the weights."""
+    write_json(folder / "config.json", internvl_settings(model, dtype, token_id(tokenizer, "<IMG_CONTEXT>")))
+    write_generation_config(folder, tokenizer)
+    write_tokenizer(tokenizer, folder)
+    write_json(folder / "preprocessor_config.json", _pictures(model))
+    write_json(folder / "video_preprocessor_config.json", _videos(model))
+    write_json(
+        folder / "processor_config.json",
+        {"processor_class": "InternVLProcessor", "image_seq_length": model.tokens_per_tile},
+    )
+
+
+def _pixels(model: ModelConfig) -> dict[str, Any]:
+    side = model.vision.image_size
+    return {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(IMAGE_MEAN),
+        "image_std": list(IMAGE_STD),
+        "processor_class": "InternVLProcessor",
+        "resample": _BICUBIC,
+        "rescale_factor": 1 / 255,
+        "size": {"height": side, "width": side},
+    }
+
+
+def _pictures(model: ModelConfig) -> dict[str, Any]:
+    tiles = {"crop_to_patches": False, "min_patches": 1, "max_patches": 12}
+    return {**_pixels(model), **tiles, "image_processor_type": "GotOcr2ImageProcessor"}
+
+
+def _videos(model: ModelConfig) -> dict[str, Any]:
+    return {**_pixels(model), "do_sample_frames": False, "video_processor_type": "InternVLVideoProcessor"}

@@ -1,0 +1,294 @@
+"""Where each of our parameters stands in a Hugging Face checkpoint.
+
+Every difference between Megatron's parameters and the published tensors is one of order along a single axis: query,
+key and value rows interleaved by group, gate and up halves, shards of tensor parallelism, padding. So a parameter is
+described by *blocks*, runs of rows (axis 0) or columns (axis 1) of Hugging Face tensors and where they stand in it.
+The descriptions check themselves when made; reading and writing (`hf.py`, `gather.py`) only follow them.
+
+Shapes: C vision width, H language width, P projector width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from longvita.checkpoint.errors import CheckpointError
+from longvita.checkpoint.hf.tensor_names import Names
+from longvita.config.schema import ModelConfig
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HFTensor:
+    """A tensor of a Hugging Face folder."""
+
+    name: str
+    shape: Shape
+    part: str
+    """vision, projector or language."""
+    padded: bool = False
+    """Whether what none of our parameters covers is zero (the native InternVL projector)."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """`length` rows or columns of `tensor` from `start` on, which stand at `offset` of our parameter."""
+
+    tensor: str
+    start: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class ParameterMap:
+    """One parameter of ours, as one rank holds it, in terms of Hugging Face tensors.
+
+    Raises CheckpointError when made with blocks that overlap, leave a gap, reach over a tensor's end, or with tensors
+    whose other dimensions differ from the parameter's.
+    """
+
+    parameter: str
+    """Name with the layer's number in the whole model."""
+    shape: Shape
+    """Shape on this rank."""
+    axis: int
+    """The axis along which the blocks stand, in both."""
+    blocks: tuple[Block, ...]
+    tensors: dict[str, HFTensor] = field(hash=False)
+    """The tensors that the blocks are of."""
+    mean_filled: int = 0
+    """Last rows that the folder lacks (vocabulary padding); they take the mean of all its rows."""
+
+    def __post_init__(self) -> None:
+        end = 0
+        for block in self.blocks:
+            tensor = self.tensors[block.tensor]
+            if block.offset != end or block.length <= 0:
+                raise CheckpointError(f"{self.parameter}: block {block} does not stand at {end}")
+            if block.start < 0 or block.start + block.length > tensor.shape[self.axis]:
+                raise CheckpointError(f"{self.parameter}: block {block} is not inside {tensor.name} {tensor.shape}")
+            if _without(tensor.shape, self.axis) != _without(self.shape, self.axis):
+                raise CheckpointError(f"{self.parameter} {self.shape} cannot come from {tensor.name} {tensor.shape}")
+            end += block.length
+        if end + self.mean_filled != self.shape[self.axis]:
+            raise CheckpointError(f"{self.parameter} {self.shape}: blocks cover {end} of axis {self.axis}")
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def _part(parameter: str) -> str:
+    if parameter.startswith("vision_model."):
+        return "vision"
+    return "projector" if parameter.startswith("vision_projection.") else "language"
+
+
+_LAYER = re.compile(r"^(vision_model|language_model)\.decoder\.layers\.(\d+)\.(.+)$")
+
+# Transformer Engine keeps the norm before a linear layer inside it; same weights, other names.
+_FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+
+
+class Mapper:
+    """Makes the ParameterMap of each parameter for one model, one naming and one tensor-parallel rank.
+
+    `vocab_rows` is the number of rows the folder's embedding has (at most `vocab_size`, the rest is mean-filled).
+    `tied` says that the folder has no output layer of its own. Raises CheckpointError where the sizes do not fit.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        names: Names,
+        tp_rank: int = 0,
+        tp_size: int = 1,
+        vocab_rows: int | None = None,
+        tied: bool | None = None,
+    ) -> None:
+        language = config.language
+        self.config, self.names, self.tp_rank, self.tp_size = config, names, tp_rank, tp_size
+        self.vocab_rows = language.vocab_size if vocab_rows is None else vocab_rows
+        self.tied = language.tie_word_embeddings if tied is None else tied
+        if self.vocab_rows > language.vocab_size:
+            raise CheckpointError(
+                f"the checkpoint's vocabulary has {self.vocab_rows} rows and model.language.vocab_size is "
+                f"{language.vocab_size}; set model.language.vocab_size to at least {self.vocab_rows}"
+            )
+        for what, number in (
+            ("num_query_groups", language.num_query_groups),
+            ("ffn_hidden_size", language.ffn_hidden_size),
+            ("vocab_size", language.vocab_size),
+        ):
+            if number % tp_size:
+                raise CheckpointError(f"model.language.{what} {number} is not a multiple of tensor_parallel {tp_size}")
+
+    def map(self, parameter: str) -> ParameterMap:
+        """The map of the parameter of that name (the layer's number being that of the whole model)."""
+        match = _LAYER.match(parameter)
+        if match is None:
+            return self._outside_layers(parameter)
+        tower, layer, module = match.group(1), int(match.group(2)), match.group(3)
+        for fused, plain in _FUSED_NORMS.items():
+            module = module.replace(fused, plain)
+        if tower == "vision_model":
+            return self._vision_layer(parameter, layer, module)
+        return self._language_layer(parameter, layer, module)
+
+    # ---- one tensor, whole or cut over TP
+
+    def _whole(self, parameter: str, name: str, shape: Shape) -> ParameterMap:
+        tensor = HFTensor(name, shape, _part(parameter))
+        return ParameterMap(parameter, shape, 0, (Block(name, 0, 0, shape[0]),), {name: tensor})
+
+    def _cut(self, parameter: str, names: tuple[str, ...], shape: Shape, axis: int) -> ParameterMap:
+        """The rank's share of each of the tensors, one after the other (gate and up, or one tensor alone)."""
+        length = shape[axis] // self.tp_size
+        blocks = tuple(Block(name, self.tp_rank * length, i * length, length) for i, name in enumerate(names))
+        local = shape[:axis] + (length * len(names),) + shape[axis + 1 :]
+        return ParameterMap(parameter, local, axis, blocks, {n: HFTensor(n, shape, _part(parameter)) for n in names})
+
+    # ---- parts
+
+    def _outside_layers(self, parameter: str) -> ParameterMap:
+        if parameter.startswith("language_model."):
+            return self._language_outside(parameter)
+        if parameter.startswith("vision_projection."):
+            return self._projector(parameter)
+        vision, names = self.config.vision, self.names.need_vision()
+        shapes: dict[str, tuple[str, Shape]] = {
+            "class_embedding": (names.class_embedding, (1, 1, vision.hidden_size)),
+            "position_embedding": (names.position_embedding, (1, vision.sequence_length, vision.hidden_size)),
+            "patch_embedding.weight": (
+                names.patch_embedding + ".weight",
+                (vision.hidden_size, 3, vision.patch_size, vision.patch_size),
+            ),
+            "patch_embedding.bias": (names.patch_embedding + ".bias", (vision.hidden_size,)),
+        }
+        name, shape = self._known(parameter, parameter.removeprefix("vision_model."), shapes)
+        return self._whole(parameter, names.prefix + name, shape)
+
+    def _vision_layer(self, parameter: str, layer: int, module: str) -> ParameterMap:
+        vision, names = self.config.vision, self.names.need_vision()
+        width, ffn = vision.hidden_size, vision.ffn_hidden_size
+        prefix = names.prefix + names.layer.format(layer)
+        if module.startswith("self_attention.linear_qkv."):
+            return self._vision_qkv(parameter, prefix, module.rsplit(".", 1)[1])
+        shapes: dict[str, tuple[str, Shape]] = {
+            "self_attention.linear_proj.weight": (names.proj + ".weight", (width, width)),
+            "self_attention.linear_proj.bias": (names.proj + ".bias", (width,)),
+            "mlp.linear_fc1.weight": (names.fc1 + ".weight", (ffn, width)),
+            "mlp.linear_fc1.bias": (names.fc1 + ".bias", (ffn,)),
+            "mlp.linear_fc2.weight": (names.fc2 + ".weight", (width, ffn)),
+            "mlp.linear_fc2.bias": (names.fc2 + ".bias", (width,)),
+            "input_layernorm.weight": (names.norm1 + ".weight", (width,)),
+            "input_layernorm.bias": (names.norm1 + ".bias", (width,)),
+            "pre_mlp_layernorm.weight": (names.norm2 + ".weight", (width,)),
+            "pre_mlp_layernorm.bias": (names.norm2 + ".bias", (width,)),
+            "self_attn_bda.scale": (names.scale1, (width,)),
+            "mlp_bda.scale": (names.scale2, (width,)),
+        }
+        name, shape = self._known(parameter, module, shapes)
+        return self._whole(parameter, prefix + name, shape)
+
+    def _vision_qkv(self, parameter: str, prefix: str, kind: str) -> ParameterMap:
+        """Megatron's rows are q, k, v of head 0, then of head 1, ...; theirs all q, all k, all v."""
+        vision, names = self.config.vision, self.names.need_vision()
+        width, head = vision.hidden_size, vision.hidden_size // vision.num_attention_heads
+        tail: Shape = (width,) if kind == "weight" else ()
+        tensors, blocks = {}, []
+        thirds = [module for module, _ in names.qkv]
+        for module, _ in names.qkv:
+            name = f"{prefix}{module}.{kind}"
+            tensors[name] = HFTensor(name, (width * thirds.count(module), *tail), "vision")
+        for number in range(vision.num_attention_heads):
+            for i, (module, third) in enumerate(names.qkv):
+                start = third * width + number * head
+                blocks.append(Block(f"{prefix}{module}.{kind}", start, (3 * number + i) * head, head))
+        return ParameterMap(parameter, (3 * width, *tail), 0, tuple(blocks), tensors)
+
+    def _projector(self, parameter: str) -> ParameterMap:
+        names, middle = self.names.need_projector(), self.config.projector.hidden_size
+        wide = self.config.vision.hidden_size * self.config.projector.downsample**2
+        out = self.config.language.hidden_size
+        inner = out if names.padded else middle
+        if inner < middle:
+            raise CheckpointError(
+                f"the native InternVL projector is as wide inside as the language model ({out}) and cannot hold "
+                f"model.projector.hidden_size {middle}; train with model.projector.hidden_size of at most {out}"
+            )
+        shapes: dict[str, tuple[str, Shape, Shape, int]] = {  # theirs, its shape, ours, axis of the padding
+            "layernorm.weight": (names.norm + ".weight", (wide,), (wide,), 0),
+            "layernorm.bias": (names.norm + ".bias", (wide,), (wide,), 0),
+            "linear_fc1.weight": (names.fc1 + ".weight", (inner, wide), (middle, wide), 0),
+            "linear_fc2.weight": (names.fc2 + ".weight", (out, inner), (out, middle), 1),
+        }
+        name, theirs, ours, axis = self._known(parameter, parameter.removeprefix("vision_projection."), shapes)
+        tensor = HFTensor(names.prefix + name, theirs, "projector", padded=theirs != ours)
+        block = Block(tensor.name, 0, 0, ours[axis])
+        return ParameterMap(parameter, ours, axis, (block,), {tensor.name: tensor})
+
+    def _language_outside(self, parameter: str) -> ParameterMap:
+        names, width = self.names.need_language(), self.config.language.hidden_size
+        module = parameter.removeprefix("language_model.")
+        if module == "decoder.final_layernorm.weight":
+            return self._whole(parameter, names.prefix + "norm.weight", (width,))
+        if module == "embedding.word_embeddings.weight":
+            return self._vocabulary(parameter, names.embedding)
+        if module == "output_layer.weight":
+            return self._vocabulary(parameter, names.embedding if self.tied else names.head)
+        raise CheckpointError(f"{parameter} has no name in the {self.names.title} layout")
+
+    def _vocabulary(self, parameter: str, name: str) -> ParameterMap:
+        width, local = self.config.language.hidden_size, self.config.language.vocab_size // self.tp_size
+        start = self.tp_rank * local
+        present = max(0, min(local, self.vocab_rows - start))
+        tensor = HFTensor(name, (self.vocab_rows, width), "language")
+        blocks = (Block(name, start, 0, present),) if present else ()
+        return ParameterMap(parameter, (local, width), 0, blocks, {name: tensor}, mean_filled=local - present)
+
+    def _language_layer(self, parameter: str, layer: int, module: str) -> ParameterMap:
+        language, names = self.config.language, self.names.need_language()
+        prefix, width, ffn = f"{names.prefix}layers.{layer}.", language.hidden_size, language.ffn_hidden_size
+        if module.startswith("self_attention.linear_qkv."):
+            return self._language_qkv(parameter, prefix, module.rsplit(".", 1)[1])
+        if module == "self_attention.linear_proj.weight":
+            return self._cut(parameter, (prefix + "self_attn.o_proj.weight",), (width, language.query_width), 1)
+        if module == "mlp.linear_fc1.weight":
+            both = (prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
+            return self._cut(parameter, both, (ffn, width), 0)
+        if module == "mlp.linear_fc2.weight":
+            return self._cut(parameter, (prefix + "mlp.down_proj.weight",), (width, ffn), 1)
+        norms: dict[str, tuple[str]] = {
+            "input_layernorm.weight": ("input_layernorm.weight",),
+            "pre_mlp_layernorm.weight": ("post_attention_layernorm.weight",),
+        }
+        (name,) = self._known(parameter, module, norms)
+        return self._whole(parameter, prefix + name, (width,))
+
+    def _language_qkv(self, parameter: str, prefix: str, kind: str) -> ParameterMap:
+        """Megatron's rows are a group's queries, its key, its value, then the next group's; TP cuts between groups."""
+        language = self.config.language
+        head, groups = language.head_dim, language.num_query_groups
+        lengths = {"q": language.num_attention_heads // groups * head, "k": head, "v": head}
+        tail: Shape = (language.hidden_size,) if kind == "weight" else ()
+        names = {letter: f"{prefix}self_attn.{letter}_proj.{kind}" for letter in lengths}
+        tensors = {names[x]: HFTensor(names[x], (groups * length, *tail), "language") for x, length in lengths.items()}
+        blocks, offset = [], 0
+        local = groups // self.tp_size
+        for group in range(self.tp_rank * local, (self.tp_rank + 1) * local):
+            for letter, length in lengths.items():
+                blocks.append(Block(names[letter], group * length, offset, length))
+                offset += length
+        return ParameterMap(parameter, (offset, *tail), 0, tuple(blocks), tensors)
+
+    def _known(self, parameter: str, key: str, table: dict) -> tuple:
+        if key not in table:
+            raise CheckpointError(f"{parameter} has no name in the {self.names.title} layout")
+        return table[key]

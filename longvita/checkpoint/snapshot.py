@@ -1,0 +1,115 @@
+"""Megatron's distributed checkpoint written by a thread, from a copy made before training goes on.
+
+Megatron's own asynchronous writers need either a fork of a process full of communication threads, or helper processes
+that outlive a killed trainer; and one of them does not copy tensors that are in host memory already. Here every tensor
+is copied first, and the thread ends with its process.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
+    save_state_dict_async_finalize,
+    save_state_dict_async_plan,
+)
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed.checkpoint.filesystem import SerializationFormat, _write_item
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+
+from longvita.checkpoint.manifest import Digest, digest
+
+FORMAT = ("torch_dist", 1)
+"""Name and version of Megatron's format, as its own strategies write it."""
+
+
+class SnapshotWriter(FileSystemWriterAsync):
+    """Copies this rank's part of a checkpoint, then writes it to one file and takes the file's checksum."""
+
+    def __init__(self, folder: str):
+        super().__init__(folder, thread_count=1)
+        self.items: list[tuple[Any, Any]] = []
+        self.file_name = ""
+        self.results: list[WriteResult] = []
+        self.digests: dict[str, Digest] = {}
+
+    def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
+        """Copy the data of every item of the plan to host memory."""
+        self.file_name = f"{plan.storage_data.prefix}0.distcp"
+        self.items = [(item, _copy(planner.resolve_data(item), item)) for item in plan.items]
+
+    def write(self) -> None:
+        """Write the copies; runs in a thread."""
+        if not self.items:
+            return
+        path = Path(self.checkpoint_dir) / self.file_name
+        with path.open("wb") as stream:
+            for item, data in self.items:
+                self.results.append(
+                    _write_item(self.transforms, stream, data, item, self.file_name, SerializationFormat.TORCH_SAVE)
+                )
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.items = []
+        self.digests = {self.file_name: digest(path)}
+
+    def retrieve_write_results(self) -> list[WriteResult]:
+        """Where each item stands in the file."""
+        return self.results
+
+
+def _copy(data: Any, item: Any) -> Any:
+    if item.type == WriteItemType.BYTE_IO:
+        return data
+    return data.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+class SnapshotStrategy(TorchDistSaveShardedStrategy):
+    """Megatron's torch_dist format through a SnapshotWriter, which `writer` holds after `async_save`."""
+
+    def __init__(self) -> None:
+        super().__init__(*FORMAT, thread_count=1)
+        self.writer: SnapshotWriter | None = None
+
+    def async_save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> AsyncRequest:
+        """Copy and plan; a collective. The request writes (`async_fn`) and then finishes on all ranks together."""
+        sharded_state_dict, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        writer = self.writer = SnapshotWriter(str(checkpoint_dir))
+        plan, *_ = save_state_dict_async_plan(
+            mcore_to_pyt_state_dict(sharded_state_dict, False),
+            writer,
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+        return AsyncRequest(writer.write, (), [lambda: save_state_dict_async_finalize(*plan)])
+
+
+class BackgroundWrite:
+    """An AsyncRequest under way in a thread of its own."""
+
+    def __init__(self, request: AsyncRequest, writer: SnapshotWriter):
+        self.request, self.writer = request, writer
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._future: Future = executor.submit(request.async_fn or (lambda: None))
+        executor.shutdown(wait=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether this rank has written its part."""
+        return self._future.done()
+
+    def wait(self) -> str | None:
+        """Wait for the end of it; what went wrong, or None."""
+        error = self._future.exception()
+        return None if error is None else f"{type(error).__name__}: {error}"

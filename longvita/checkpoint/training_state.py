@@ -1,0 +1,42 @@
+"""What a training process holds between steps, and what a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from longvita.config.schema import Config
+from longvita.data.audit.sample_accounting import Account
+from longvita.model.long_vita import LongVITA
+from longvita.parallel.groups import ParallelGroups
+from longvita.platforms.base import Platform
+
+
+@dataclass
+class TrainingState:
+    """Everything that a step changes, and the settings it follows."""
+
+    config: Config
+    groups: ParallelGroups
+    platform: Platform
+    models: list[LongVITA]
+    """The chunks of this process's pipeline stage."""
+    chunks: list[DistributedDataParallel]
+    """The same chunks, wrapped; forward passes go through these."""
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    iteration: int = 0
+    """Optimizer steps done."""
+    consumed_sequences: int = 0
+    """Packed sequences that these steps took from the data, over all processes."""
+    account: Account = field(default_factory=Account)
+    """What became of the samples of these sequences, as of the newest checkpoint."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro batches of this replica per step."""
+        training = self.config.training
+        return training.global_batch_size // (training.micro_batch_size * self.groups.dp_size)

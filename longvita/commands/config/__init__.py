@@ -1,0 +1,1 @@
+"""The verbs of `longvita config`, one file each."""

@@ -1,0 +1,1 @@
+"""The verbs of `longvita data`, one file each."""

@@ -1,0 +1,1 @@
+"""What several commands share: options of a model, tables, progress bars, pages."""

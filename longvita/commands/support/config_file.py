@@ -1,0 +1,28 @@
+"""Config files as the commands load them: every problem at once, those of the platform and of the data included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from longvita import platforms
+from longvita.config.loader import Check, Loaded, load_with_sources
+from longvita.config.schema import Config
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Load a config of any purpose. Raises ConfigError with every problem found."""
+    return load_config_with_sources(path, overrides).config
+
+
+def load_config_with_sources(path: str | Path, overrides: list[str] | None = None, training: bool = False) -> Loaded:
+    """Load a config with the file and line of each value.
+
+    training: also report what a training run cannot do without (data, tokenizer, their files). Raises ConfigError with
+    every problem found.
+    """
+    checks: list[Check] = [platforms.name_problems]
+    if training:
+        from longvita.data.mix.missing_files import find_training_problems
+
+        checks.append(find_training_problems)
+    return load_with_sources(path, overrides, checks)

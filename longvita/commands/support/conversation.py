@@ -1,0 +1,64 @@
+"""A conversation about pictures and videos: its turns so far, and what is shown with the next question."""
+
+from __future__ import annotations
+
+from longvita.data.errors import SampleError
+from longvita.data.media.item import probe_media
+from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
+from longvita.inference.prompt_encoder import PromptError
+
+
+class Conversation:
+    """Turns, and the paths of the pictures and videos in them in the order of their marks."""
+
+    def __init__(self, max_fps: float):
+        self.max_fps = max_fps
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.messages: list[dict[str, str]] = []
+        self.images: list[str] = []
+        self.videos: list[str] = []
+        self._shown: tuple[int, int] = (0, 0)
+
+    def show_picture(self, path: str) -> None:
+        """Shows a picture with the next question. Raises PromptError when its header cannot be read."""
+        self._probe([path], [])
+        self.images.append(path)
+
+    def show_video(self, path: str) -> None:
+        """Shows a video with the next question. Raises PromptError when its header cannot be read."""
+        self._probe([], [path])
+        self.videos.append(path)
+
+    def _probe(self, images: list[str], videos: list[str]) -> None:
+        try:
+            probe_media(images, videos, self.max_fps)
+        except SampleError as error:
+            raise PromptError(str(error)) from error
+
+    def with_question(self, question: str) -> list[dict[str, str]]:
+        """The messages with a question more, which is not kept yet.
+
+        Pictures and videos shown since the last question come before it, unless it has marks for them. Raises
+        PromptError when it has marks for others.
+        """
+        images, videos = len(self.images) - self._shown[0], len(self.videos) - self._shown[1]
+        marks = question.count(IMAGE_MARK), question.count(VIDEO_MARK)
+        if marks == (0, 0):
+            question = mark_media(question, images, videos)
+        elif marks != (images, videos):
+            raise PromptError(
+                f"the question has {marks[0]} {IMAGE_MARK} and {marks[1]} {VIDEO_MARK} marks, but {images} pictures "
+                f"and {videos} videos are shown with it; write one mark for each, or none"
+            )
+        return [*self.messages, {"role": "user", "content": question}]
+
+    def keep(self, messages: list[dict[str, str]], answer: str) -> None:
+        """Makes the messages of `with_question` and their answer part of the conversation."""
+        for mark in (IMAGE_MARK, VIDEO_MARK):
+            # A mark that the model wrote stands for no picture.
+            answer = answer.replace(mark, f"< {mark[1:]}")
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        self._shown = len(self.images), len(self.videos)

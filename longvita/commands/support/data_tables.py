@@ -1,0 +1,68 @@
+"""The report for the terminal: tables, and pictures of letters and bars."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from longvita.data.audit.quarantine import reasons_text
+from longvita.data.mix.missing_files import describe_missing
+from longvita.data.report.figures import Histogram, SourceFigures, imbalance_text
+from longvita.data.report.mix import MixReport
+
+BAR = 60
+"""Width of the bars and of a sequence's row, characters."""
+
+
+def show_mix(console: Console, mix: MixReport) -> None:
+    """Prints tables and pictures of one mix."""
+    title, packing = mix.title, mix.packing
+    console.print(source_table(f"{title}: sources", mix.sources))
+    if mix.missing:
+        console.print(f"\n{title}: left out, {describe_missing(mix.missing)}", highlight=False, markup=False)
+    for source in mix.sources:
+        console.print(f"\n{title}: tokens of a sample of {source.source}", highlight=False, markup=False)
+        console.print(bars(source.lengths), highlight=False, markup=False)
+    console.print(
+        f"\n{title}: {packing.sequences} sequences of {packing.sequence_length} tokens an epoch, "
+        f"{packing.fill:.1%} filled\n{bars(packing.fills)}\n\n"
+        f"{sequence_picture(packing.first, packing.sequence_length)}\n",
+        highlight=False,
+        markup=False,
+    )
+    if mix.imbalance is not None:
+        console.print(f"{title}: {imbalance_text(mix.imbalance)}\n", highlight=False, markup=False)
+
+
+def source_table(title: str, sources: Sequence[SourceFigures]) -> Table:
+    """One row a source: what there is, what is taken, what is set aside."""
+    table = Table("source", "samples", "taken", "tokens", "tiles", "resampled", "set aside", title=title)
+    for one in sources:
+        figures = (one.samples, one.taken, one.tokens, one.tiles, one.resampled)
+        table.add_row(escape(one.source), *(f"{figure:,}" for figure in figures), reasons_text(one.set_aside))
+    return table
+
+
+def sequence_picture(documents: Sequence[np.ndarray], sequence_length: int) -> str:
+    """Sequences, each document as a run of its letter; `documents` are the lengths [d] of each one's documents."""
+    letters = string.ascii_uppercase + string.ascii_lowercase
+    rows = []
+    for number, lengths in enumerate(documents):
+        ends = np.round(np.cumsum(lengths) / sequence_length * BAR).astype(int)
+        starts = [0, *ends[:-1]]
+        row = "".join(
+            letters[place % len(letters)] * (end - start) for place, (start, end) in enumerate(zip(starts, ends))
+        )
+        rows.append(f"{number:4d} |{row:<{BAR}}| {len(lengths)} documents, {lengths.sum() / sequence_length:.1%}")
+    return "\n".join(rows)
+
+
+def bars(rows: Histogram) -> str:
+    """Names, bars and counts."""
+    most, width = max((count for _, count in rows), default=0), max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:>{width}} {'█' * round(count / max(most, 1) * BAR)} {count:,}" for name, count in rows)

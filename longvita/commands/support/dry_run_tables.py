@@ -1,0 +1,164 @@
+"""A rehearsal as tables, or as one JSON object."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from longvita.planning.dry_run.compare import Comparison
+from longvita.planning.dry_run.figures import Collective, RankRehearsal
+from longvita.planning.dry_run.run import Rehearsal
+
+GIB = 2**30
+
+
+def show(rehearsal: Rehearsal, console: Console, comparisons: Sequence[Comparison] = ()) -> None:
+    """Prints ranks, activations, collectives, the comparison with a plan where there is one, notes and problems."""
+    if rehearsal.ranks:
+        console.print(_ranks(rehearsal))
+        console.print(_activations(rehearsal))
+        console.print(_collectives(rehearsal))
+    if comparisons:
+        console.print(_comparison(comparisons))
+    for note in rehearsal.notes:
+        console.print(Text(f"Note: {note}"), soft_wrap=True)
+    for problem in rehearsal.problems:
+        console.print(Text(str(problem), style="red"), soft_wrap=True)
+    count = len(rehearsal.problems)
+    verdict = "nothing found that a launch would fail at" if not count else f"{count} problem{'s' * (count > 1)}"
+    console.print(Text(f"Rehearsed in {rehearsal.seconds:.0f} s and {rehearsal.peak_bytes / GIB:.1f} GiB: {verdict}."))
+
+
+def as_json(rehearsal: Rehearsal, comparisons: Sequence[Comparison] = ()) -> dict[str, Any]:
+    """The same as plain values; bytes and counts are whole numbers."""
+    return {
+        "world_size": rehearsal.world_size,
+        "seconds": round(rehearsal.seconds, 1),
+        "peak_bytes": rehearsal.peak_bytes,
+        "ranks": [_rank_json(rank) for rank in rehearsal.ranks],
+        "comparison": [{**dataclasses.asdict(one), "error": round(one.error, 6)} for one in comparisons],
+        "notes": list(rehearsal.notes),
+        "problems": [
+            {
+                "field": problem.field,
+                "source": str(problem.source),
+                "message": problem.message,
+                "way_out": problem.way_out,
+            }
+            for problem in rehearsal.problems
+        ],
+    }
+
+
+def _rank_json(rank: RankRehearsal) -> dict[str, Any]:
+    plain = {
+        name: getattr(rank, name)
+        for name in (
+            "rank",
+            "stage",
+            "places",
+            "parameters",
+            "trained",
+            "parameter_bytes",
+            "gradient_bytes",
+            "optimizer_bytes",
+        )
+    }
+    activations = [
+        {**dataclasses.asdict(each.load), **_without_load(each), "total": each.total} for each in rank.activations
+    ]
+    calls = [{**dataclasses.asdict(call), "calls": count} for call, count in sorted(rank.collectives.items())]
+    return {**plain, "activations": activations, "collectives": calls, "seconds": round(rank.seconds, 1)}
+
+
+def _without_load(activations: Any) -> dict[str, int]:
+    return {name: getattr(activations, name) for name in ("saved", "peak", "offloaded", "waiting")}
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _ranks(rehearsal: Rehearsal) -> Table:
+    numbers = ("parameters", "trained", "weights GiB", "gradients GiB", "optimizer GiB", "s")
+    table = _table(f"Ranks of {rehearsal.world_size}, by shape", ("rank", "stage", "place"), numbers)
+    for rank in rehearsal.ranks:
+        place = " ".join(f"{name}{number}" for name, number in rank.places.items() if name != "pp")
+        sizes = (rank.parameter_bytes, rank.gradient_bytes, rank.optimizer_bytes)
+        table.add_row(
+            str(rank.rank),
+            str(rank.stage),
+            place,
+            f"{rank.parameters:,}",
+            f"{rank.trained:,}",
+            *map(_gib, sizes),
+            f"{rank.seconds:.0f}",
+        )
+    return table
+
+
+def _activations(rehearsal: Rehearsal) -> Table:
+    numbers = ("tokens", "tiles", "with loss", "saved GiB", "peak GiB", "waiting", "in all GiB", "offloaded GiB")
+    table = _table("Activations of a micro batch", ("rank", "load"), numbers)
+    for rank in rehearsal.ranks:
+        for each in rank.activations:
+            load = each.load
+            table.add_row(
+                str(rank.rank),
+                load.name,
+                *(f"{count:,}" for count in (load.tokens, load.tiles, load.loss_tokens)),
+                _gib(each.saved),
+                _gib(each.peak),
+                str(each.waiting),
+                _gib(each.total),
+                _gib(each.offloaded),
+            )
+    return table
+
+
+def _collectives(rehearsal: Rehearsal) -> Table:
+    """Calls of one kind in one phase are one row, whatever their sizes."""
+    table = _table(
+        "Collectives of an optimizer step", ("rank", "phase", "kind", "group"), ("ranks", "calls", "largest", "GiB")
+    )
+    for rank in rehearsal.ranks:
+        for (phase, kind, group, size), (calls, most, total) in _gathered(rank.collectives).items():
+            largest = f"{most / 2**20:,.1f} MiB" if most >= 2**20 else f"{most:,} B"
+            table.add_row(str(rank.rank), phase, kind, group, str(size), f"{calls:,}", largest, f"{total / GIB:,.2f}")
+        table.add_section()
+    return table
+
+
+def _gathered(calls: Mapping[Collective, int]) -> dict[tuple[str, str, str, int], tuple[int, int, int]]:
+    counts: Counter[tuple[str, str, str, int]] = Counter()
+    totals: Counter[tuple[str, str, str, int]] = Counter()
+    largest: dict[tuple[str, str, str, int], int] = {}
+    order = ("forward", "backward", "pipeline", "gradients", "optimizer", "step")
+    for call, count in sorted(calls.items(), key=lambda item: (order.index(item[0].phase), item[0])):
+        key = (call.phase, call.kind, call.group, call.size)
+        counts[key] += count
+        totals[key] += count * call.bytes
+        largest[key] = max(largest.get(key, 0), call.bytes)
+    return {key: (counts[key], largest[key], totals[key]) for key in counts}
+
+
+def _comparison(comparisons: Sequence[Comparison]) -> Table:
+    table = _table("Plan and count", ("rank", "figure"), ("planned", "counted", "planned over counted"))
+    for one in comparisons:
+        table.add_row(str(one.rank), one.name, f"{one.planned:,}", f"{one.counted:,}", f"{one.error:+.2%}")
+    return table
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"

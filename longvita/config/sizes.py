@@ -1,0 +1,45 @@
+"""Sizes that follow from a config: processes of a replica, layers of a stage, frames of a sequence."""
+
+from __future__ import annotations
+
+import math
+
+from longvita.config.schema import TILE_MARKERS, Config
+
+
+def ulysses_size(config: Config) -> int:
+    """CP ranks that trade tokens for heads: layout.ulysses, or as many as heads and groups of a TP rank divide into.
+
+    Ulysses moves each row of queries, keys, values and outputs once, the ring each row of keys and values up to CP - 1
+    times; with more ranks than groups Ulysses would have to send a group to several of them.
+    """
+    layout = config.layout
+    if layout.ulysses is not None:
+        return layout.ulysses
+    return math.gcd(layout.context_parallel, local_query_groups(config))
+
+
+def local_query_groups(config: Config) -> int:
+    """Key and value heads of a TP rank: TP divides the groups until each rank has one."""
+    return max(config.model.language.num_query_groups // config.layout.tensor_parallel, 1)
+
+
+def replica_size(config: Config) -> int:
+    """Processes of one model replica: TP x PP x CP."""
+    layout = config.layout
+    return layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
+
+
+def frames_that_fit(length: int, tokens_per_tile: int, text_tokens: int = 0) -> int:
+    """Most frames (or tiles) whose tokens and markers fit `length` tokens beside `text_tokens` of text."""
+    return max(0, (length - text_tokens) // (tokens_per_tile + TILE_MARKERS))
+
+
+def layers_per_stage(config: Config) -> list[int]:
+    """Language layers of each pipeline stage; only right for a configuration that find_problems passes."""
+    layout = config.layout
+    first, last = layout.num_layers_in_first_pipeline_stage, layout.num_layers_in_last_pipeline_stage
+    middle_stages = layout.pipeline_parallel - (first is not None) - (last is not None)
+    middle_layers = config.model.language.num_layers - (first or 0) - (last or 0)
+    each = middle_layers // middle_stages if middle_stages else 0
+    return ([first] if first is not None else []) + [each] * middle_stages + ([last] if last is not None else [])

@@ -1,0 +1,1 @@
+"""Conversion of checkpoints: between Hugging Face formats, training checkpoints and optimizer formats."""

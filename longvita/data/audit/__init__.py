@@ -1,0 +1,1 @@
+"""Quarantined samples with their reasons, and the accounting of every sample of a run."""

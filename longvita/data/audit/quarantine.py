@@ -1,0 +1,137 @@
+"""The quarantine file: samples that were set aside, each once, with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from longvita.data.errors import Reason, SampleError
+from longvita.files import write_atomically
+
+FILE_NAME = "quarantine.jsonl"
+"""Name of the file below a run's output folder."""
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A sample that is not trained on."""
+
+    source: str
+    """Name of the data source."""
+    path: str
+    """JSONL file."""
+    line: int
+    """Number of the line, from 1."""
+    reason: Reason
+    """Reason word."""
+    detail: str
+    """What is wrong, for a person."""
+
+    @classmethod
+    def because(cls, error: SampleError, source: str, path: str, line: int) -> SetAside:
+        """The entry of a sample that raised `error`."""
+        return cls(source, path, line, error.reason, error.detail)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells it from every other entry."""
+        return (self.source, self.path, self.line)
+
+    def to_json(self) -> str:
+        """One line of the quarantine file."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> SetAside:
+        """The entry that `to_json` wrote. Raises ValueError for anything else."""
+        value = json.loads(line)
+        kinds = {field.name: int if field.name == "line" else str for field in dataclasses.fields(cls)}
+        if not isinstance(value, dict) or {name: type(one) for name, one in value.items()} != kinds:
+            raise ValueError(f"no entry of {', '.join(kinds)}")
+        return cls(**{**value, "reason": Reason(value["reason"])})
+
+
+class QuarantineFile:
+    """Appends entries to a quarantine file, leaving out those it holds already (a run that goes on finds them again).
+
+    Each entry is one small write in append mode, so several processes of a machine may share the file.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._known = {entry.key for entry in read_quarantine(self.path)}
+
+    def add(self, entries: Iterable[SetAside]) -> int:
+        """Writes the entries that are new; their number."""
+        new = []
+        for entry in entries:
+            if entry.key not in self._known:
+                self._known.add(entry.key)
+                new.append(entry)
+        if new:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                if _ends_amid_a_line(self.path):
+                    os.write(descriptor, b"\n")
+                for entry in new:
+                    os.write(descriptor, (entry.to_json() + "\n").encode())
+            finally:
+                os.close(descriptor)
+        return len(new)
+
+
+def read_quarantine(path: str | Path) -> list[SetAside]:
+    """The entries of a quarantine file, each once; none if there is no file. Other lines are passed over."""
+    return read_lines(path)[0] if Path(path).exists() else []
+
+
+def read_lines(path: str | Path) -> tuple[list[SetAside], list[bytes]]:
+    """The entries of a quarantine file, each once, and its lines that are none: a crash may have cut one.
+
+    Raises OSError.
+    """
+    entries: dict[tuple, SetAside] = {}
+    others = []
+    for line in filter(bytes.strip, Path(path).read_bytes().split(b"\n")):
+        try:
+            entry = SetAside.from_json(line)
+        except ValueError:
+            others.append(line)
+        else:
+            entries.setdefault(entry.key, entry)
+    return list(entries.values()), others
+
+
+def write_quarantine(path: str | Path, entries: Iterable[SetAside], others: Iterable[bytes] = ()) -> None:
+    """Writes a quarantine file anew, in one step. Not while a run adds to it: what it adds meanwhile would be lost.
+
+    others: lines that are no entries, to be kept.
+    """
+    lines = [*others, *(entry.to_json().encode() for entry in entries)]
+    write_atomically(Path(path).resolve(), b"".join(line + b"\n" for line in lines))
+
+
+def _ends_amid_a_line(path: Path) -> bool:
+    """Whether the last write to the file was cut by a crash."""
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end == 0:
+            return False
+        file.seek(end - 1)
+        return file.read() != b"\n"
+
+
+def count_reasons(entries: Iterable[SetAside]) -> dict[str, int]:
+    """Number of entries by reason word, the most frequent first."""
+    return dict(Counter(str(entry.reason) for entry in entries).most_common())
+
+
+def reasons_text(reasons: dict[str, int]) -> str:
+    """Counts by reason word, to read."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"

@@ -1,0 +1,181 @@
+r"""The chat template: turns, pictures and videos to token ids, labels and the places of the tiles.
+
+ChatML, without a system message of its own: `<|im_start|>ROLE\nTEXT<|im_end|>\n`. Role words, text and control tokens
+are tokenized apart. Loss falls on an assistant turn's text, its `<|im_end|>` and the newline after it, never on a tile.
+
+- picture: `<img>` n x `<IMG_CONTEXT>` `</img>` for the thumbnail; if it is tiled, then for each row a newline and, for
+  each tile of it, `<patch>` n x `<PATCH_CONTEXT>` `</patch>`.
+- video: for each frame `<vid>` n x `<VID_CONTEXT>` `</vid>`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from longvita.config.schema import TILE_MARKERS
+from longvita.data.media.image import Grid
+from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Turn, check_marks
+from longvita.data.tokenizer import LongVITATokenizer
+
+IGNORED_LABEL = -100
+"""Label of a position that carries no loss."""
+MARKS = re.compile(f"({re.escape(IMAGE_MARK)}|{re.escape(VIDEO_MARK)})")
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as tokens."""
+
+    input_ids: np.ndarray
+    """[t] int64."""
+    labels: np.ndarray
+    """[t] int64, unshifted: labels[i] is input_ids[i] where loss falls, else -100."""
+    tile_starts: np.ndarray
+    """[n] int64, position of the first token of each tile or frame, in order."""
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles and frames."""
+        return len(self.tile_starts)
+
+
+def mark_order(turns: Sequence[Turn]) -> list[bool]:
+    """For each mark in the text, in order, whether it is a video's."""
+    return [mark == VIDEO_MARK for turn in turns for mark in MARKS.findall(turn.text)]
+
+
+class ChatTemplate:
+    """Turns conversations into tokens for one tokenizer and number of tokens a tile."""
+
+    def __init__(self, tokenizer: LongVITATokenizer, tokens_per_tile: int):
+        self.tokenizer = tokenizer
+        self.tokens_per_tile = tokens_per_tile
+        self.newline = tokenizer.encode("\n")
+        self._thumbnail = self._tile_block("<img>", "<IMG_CONTEXT>", "</img>")
+        self._patch = self._tile_block("<patch>", "<PATCH_CONTEXT>", "</patch>")
+        self._frame = self._tile_block("<vid>", "<VID_CONTEXT>", "</vid>")
+        self._roles: dict[str, list[int]] = {}
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of a tile with the markers around it."""
+        return self.tokens_per_tile + TILE_MARKERS
+
+    def picture_length(self, grid: Grid) -> int:
+        """Tokens of a picture cut by `grid`."""
+        newlines = grid.rows * len(self.newline) if grid.is_tiled else 0
+        return grid.num_tiles * self.tokens_per_frame + newlines
+
+    def text_length(self, turns: Sequence[Turn]) -> int:
+        """Tokens of a conversation without its pictures and videos."""
+        control = sum(len(self._opening(turn.role)) + 1 + len(self.newline) for turn in turns)
+        pieces = (piece for turn in turns for piece in MARKS.split(turn.text)[::2] if piece)
+        return control + sum(len(self.tokenizer.encode(piece)) for piece in pieces)
+
+    def encode(self, turns: Sequence[Turn], grids: Sequence[Grid], frame_counts: Sequence[int]) -> EncodedSample:
+        """A training sample: `grids` for its pictures, `frame_counts` for its videos, both in order.
+
+        Special tokens written in the text become those tokens, as in the published data.
+        Raises SampleError(mark_count) if the marks do not match.
+        """
+        check_marks(turns, len(grids), len(frame_counts))
+        return self._build(turns, grids, frame_counts, self.tokenizer.encode).finish()
+
+    def encode_prompt(self, turns: Sequence[Turn], grids: Sequence[Grid], frame_counts: Sequence[int]) -> EncodedSample:
+        """A prompt that ends where the assistant's answer begins.
+
+        Text is what somebody typed: no control token is read from it, and a mark is one only if pictures (or videos)
+        are given. Raises SampleError(mark_count) if some are given and the marks do not match.
+        """
+        images, videos = len(grids), len(frame_counts)
+        if not images:
+            images = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+        if not videos:
+            videos = sum(turn.text.count(VIDEO_MARK) for turn in turns)
+        check_marks(turns, images, videos)
+        builder = self._build(turns, grids, frame_counts, self.tokenizer.encode_untrusted)
+        builder.add(self._opening("assistant"))
+        return builder.finish()
+
+    def _build(
+        self,
+        turns: Sequence[Turn],
+        grids: Sequence[Grid],
+        frame_counts: Sequence[int],
+        encode_text: Callable[[str], list[int]],
+    ) -> _Builder:
+        builder = _Builder()
+        pictures, videos = iter(grids), iter(frame_counts)
+        for turn in turns:
+            answer = turn.role == "assistant"
+            builder.add(self._opening(turn.role))
+            for piece in self._pieces(turn.text, bool(grids), bool(frame_counts)):
+                if piece == IMAGE_MARK and grids:
+                    self._add_picture(builder, next(pictures))
+                elif piece == VIDEO_MARK and frame_counts:
+                    self._add_video(builder, next(videos))
+                elif piece:
+                    builder.add(encode_text(piece), loss=answer)
+            builder.add([self.tokenizer.end_of_turn, *self.newline], loss=answer)
+        return builder
+
+    @staticmethod
+    def _pieces(text: str, has_pictures: bool, has_videos: bool) -> list[str]:
+        """Text cut at the marks that stand for something; the other marks stay part of the text around them."""
+        if has_pictures and has_videos:
+            return MARKS.split(text)
+        if has_pictures or has_videos:
+            return re.split(f"({re.escape(IMAGE_MARK if has_pictures else VIDEO_MARK)})", text)
+        return [text]
+
+    def _opening(self, role: str) -> list[int]:
+        if role not in self._roles:
+            self._roles[role] = [self.tokenizer.start_of_turn, *self.tokenizer.encode(role), *self.newline]
+        return self._roles[role]
+
+    def _tile_block(self, start: str, context: str, end: str) -> np.ndarray:
+        ids = [self.tokenizer.id_of(token) for token in (start, context, end)]
+        return np.repeat(np.asarray(ids, np.int64), [1, self.tokens_per_tile, 1])
+
+    def _add_picture(self, builder: _Builder, grid: Grid) -> None:
+        builder.add_tiles(self._thumbnail, 1)
+        if grid.is_tiled:
+            for _ in range(grid.rows):
+                builder.add(self.newline)
+                builder.add_tiles(self._patch, grid.columns)
+
+    def _add_video(self, builder: _Builder, num_frames: int) -> None:
+        builder.add_tiles(self._frame, num_frames)
+
+
+class _Builder:
+    """Collects pieces of ids and labels and the places of tiles."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.ids: list[np.ndarray] = []
+        self.labels: list[np.ndarray] = []
+        self.starts: list[np.ndarray] = []
+
+    def add(self, ids: Sequence[int] | np.ndarray, loss: bool = False) -> None:
+        piece = np.asarray(ids, np.int64)
+        self.ids.append(piece)
+        self.labels.append(piece if loss else np.full_like(piece, IGNORED_LABEL))
+        self.length += len(piece)
+
+    def add_tiles(self, block: np.ndarray, count: int) -> None:
+        first = self.length + 1  # The start marker comes before the tile's own tokens.
+        self.starts.append(first + len(block) * np.arange(count, dtype=np.int64))
+        self.add(np.tile(block, count))
+
+    def finish(self) -> EncodedSample:
+        empty = np.zeros(0, np.int64)
+        return EncodedSample(
+            np.concatenate(self.ids or [empty]),
+            np.concatenate(self.labels or [empty]),
+            np.concatenate(self.starts or [empty]),
+        )

@@ -1,1 +1,0 @@
-"""`longvita data convert`: samples of any format, written as published JSONL or as WebDataset."""

@@ -1,0 +1,158 @@
+"""A record of named values, as tables, archives and caption files hold them, to a Sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longvita.config.schema import PROMPT
+from longvita.data.errors import DataError, Reason, SampleError
+from longvita.data.media.source import FilePart, InlineMedium, Medium
+from longvita.data.sample import (
+    IMAGE_MARK,
+    VIDEO_MARK,
+    Sample,
+    Turn,
+    checked_sample,
+    is_path,
+    mark_media,
+    parse_turns,
+)
+
+COLUMNS = {
+    "messages": ("messages", "conversations", "texts"),
+    "question": ("question",),
+    "answer": ("answer",),
+    "caption": ("caption", "text"),
+    "images": ("images", "image"),
+    "videos": ("videos", "video"),
+}
+"""What a record's values are for, and the names that they may have where the config gives none, best first."""
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """What the config says about a source's files beside the name of their format."""
+
+    columns: tuple[tuple[str, str], ...] = ()
+    """Pairs of a key of COLUMNS and the name that it has in the files."""
+    prompt: str = PROMPT
+    """Question of a caption."""
+
+    @classmethod
+    def of(cls, columns: Mapping[Any, str], prompt: str) -> FormatOptions:
+        """The options that a source's config has."""
+        return cls(tuple(sorted(columns.items())), prompt)
+
+    def names_of(self, purpose: str) -> tuple[str, ...]:
+        """Names that the value for a purpose may have."""
+        return tuple(name for key, name in self.columns if key == purpose) or COLUMNS[purpose]
+
+
+NO_OPTIONS = FormatOptions()
+"""Of a source whose config says nothing about its files."""
+
+
+def format_options(columns: Sequence[str], prompt: str | None) -> FormatOptions:
+    """The options of a command line: columns as WHAT=NAME. Raises DataError for another form or an unknown WHAT."""
+    pairs = []
+    for text in columns:
+        purpose, _, name = text.partition("=")
+        if purpose not in COLUMNS or not name:
+            raise DataError(f"--column {text!r} is not WHAT=NAME with a WHAT of {', '.join(COLUMNS)}")
+        pairs.append((purpose, name))
+    return FormatOptions(tuple(sorted(pairs)), prompt or PROMPT)
+
+
+def record_sample(record: Mapping[str, Any], options: FormatOptions) -> Sample:
+    """The sample of a record: of its messages, or its question and answer, or its caption.
+
+    Where the text has no mark at all, the pictures and videos stand before the first question. Raises SampleError.
+    """
+    images, videos = (_media(_value(record, noun, options), noun) for noun in ("images", "videos"))
+    turns, is_caption = _turns(record, options)
+    if is_caption and not images and not videos:
+        raise SampleError(Reason.INVALID_SAMPLE, "a caption without a picture or video")
+    if not any(mark in turn.text for turn in turns for mark in (IMAGE_MARK, VIDEO_MARK)):
+        turns = _marked(turns, len(images), len(videos))
+    return checked_sample(turns, images, videos)
+
+
+def _value(record: Mapping[str, Any], purpose: str, options: FormatOptions) -> Any:
+    for name in options.names_of(purpose):
+        if record.get(name) is not None:
+            return record[name]
+    return None
+
+
+def _turns(record: Mapping[str, Any], options: FormatOptions) -> tuple[tuple[Turn, ...], bool]:
+    """The turns of a record, and whether they are a caption."""
+    messages = _value(record, "messages", options)
+    if messages is not None:
+        if not isinstance(messages, list) or not messages:
+            raise SampleError(Reason.INVALID_SAMPLE, f"the messages are {type(messages).__name__}, not a list of turns")
+        return parse_turns([turn for message in messages for turn in _plain(message)]), False
+    question, answer = _value(record, "question", options), _value(record, "answer", options)
+    is_caption = answer is None
+    if is_caption:
+        question, answer = options.prompt, _value(record, "caption", options)
+    if question is None or answer is None:
+        raise SampleError(
+            Reason.INVALID_SAMPLE,
+            f"no messages, no question and answer, no caption among {_names_in(record)}; name them in the source's "
+            "columns",
+        )
+    answer = str(answer) if isinstance(answer, int | float) else answer
+    turns = parse_turns([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    return turns, is_caption
+
+
+def _names_in(record: Mapping[str, Any]) -> str:
+    """The names of a record's values, with a word of those that are null."""
+    return ", ".join(f"{name} (null)" if value is None else str(name) for name, value in record.items()) or "nothing"
+
+
+def _plain(message: Any) -> list[Any]:
+    """A message as turns of role and text: of {"user", "assistant"}, and of content in pieces."""
+    if not isinstance(message, dict):
+        return [message]
+    if "user" in message and "assistant" in message:
+        return [{"role": role, "content": message[role]} for role in ("user", "assistant")]
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(piece, dict) for piece in content):
+        return [{**message, "content": "".join(map(_text_of, content))}]
+    return [message]
+
+
+def _text_of(piece: Mapping[str, Any]) -> str:
+    marks = {"image": IMAGE_MARK, "video": VIDEO_MARK}
+    return marks.get(str(piece.get("type")), str(piece.get("text") or ""))
+
+
+def _marked(turns: Sequence[Turn], num_images: int, num_videos: int) -> tuple[Turn, ...]:
+    first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        return tuple(turns)
+    marked = Turn("user", mark_media(turns[first].text, num_images, num_videos))
+    return (*turns[:first], marked, *turns[first + 1 :])
+
+
+def _media(value: Any, noun: str) -> list[Medium]:
+    values = value if isinstance(value, list) else [value]
+    return [_medium(one, f"{noun}[{number}]") for number, one in enumerate(values) if one is not None]
+
+
+def _medium(value: Any, name: str) -> Medium:
+    """A path, bytes, a struct {"bytes", "path"} or a medium as it is."""
+    if isinstance(value, dict):
+        path = value.get("path")
+        name = path if isinstance(path, str) and is_path(path) else name
+        value = path if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, bytes):
+        return InlineMedium(value, name)
+    if isinstance(value, FilePart | InlineMedium):
+        return value
+    if not isinstance(value, str) or not is_path(value):
+        raise SampleError(Reason.INVALID_SAMPLE, f"{name} is no path, bytes or struct of both, but {value!a:.60}")
+    return value

@@ -1,0 +1,307 @@
+"""The processes that read documents ahead of the trainer, and their stand-in within the training process.
+
+A thread watches the workers: it hands out tasks, takes results, and replaces a worker that ended, gives no sign of
+life, or is at one document for too long. That document is unusable, though the first end of a worker at it does not
+count: it may have had another cause (a kill, the kernel short of memory). The rest of its task is read by another
+worker. Memory is bounded by the caller, who decides how many tasks are under way.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longvita.data.chat_template import ChatTemplate, EncodedSample
+from longvita.data.document import Document, DocumentReader, DocumentRequest
+from longvita.data.errors import SampleError
+from longvita.data.loading.tile_memory import Arena, SharedBlock
+from longvita.data.loading.worker import WorkerSetup, WorkItem
+
+if TYPE_CHECKING:
+    from longvita.config.schema import Config
+
+GRACE_SECONDS = 15.0
+"""Added to the time limit of one frame before a silent worker is replaced, seconds."""
+TURN_SECONDS = 1.0
+"""Longest wait for messages before clocks are looked at, seconds."""
+CLOSE_SECONDS = 5.0
+"""How long workers may take to end by themselves, seconds."""
+SUSPENDED_SECONDS = 3.0
+"""A turn of the watching thread that takes this much longer than it waits: the job was suspended (scontrol, Ctrl-Z)."""
+MOST_FRUITLESS_STARTS = 3
+"""Workers in a row that may end without reading a document before that is an error."""
+
+Result = Document | SampleError
+
+
+class InlineReader:
+    """Reads documents in the training process, when they are asked for."""
+
+    def __init__(self, reader: DocumentReader):
+        self._reader = reader
+        self._tasks: dict[int, Sequence[DocumentRequest]] = {}
+
+    def submit(self, task: int, requests: Sequence[DocumentRequest]) -> None:
+        """Announces a task."""
+        self._tasks[task] = requests
+
+    def result(self, task: int) -> list[Result]:
+        """The documents of a task, or why one cannot be used, in the order of its requests."""
+        return [self._read(request) for request in self._tasks.pop(task)]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _read(self, request: DocumentRequest) -> Result:
+        try:
+            return self._reader.read(request)
+        except SampleError as error:
+            return error
+
+
+class _Task:
+    """Documents that are asked for together, and the memory for their tiles."""
+
+    def __init__(self, requests: Sequence[DocumentRequest], image_size: int, arena: Arena):
+        firsts = np.cumsum([0, *(len(request.wanted) for request in requests)]).tolist()
+        self.work = [WorkItem(number, request, first) for number, (request, first) in enumerate(zip(requests, firsts))]
+        shape = (firsts[-1], image_size, image_size, 3)
+        block = arena.take(math.prod(shape)) if firsts[-1] else None
+        self.tiles = arena.array(shape, np.uint8, block)
+        self.block = block if isinstance(block, SharedBlock) else None
+        self.results: dict[int, Result] = {}
+        self.tried: set[int] = set()
+        """Documents at which a worker ended once."""
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.results) == len(self.work)
+
+    def add(self, number: int, result: EncodedSample | SampleError) -> None:
+        """The outcome of a document; its tiles are in place."""
+        if isinstance(result, SampleError):
+            self.results[number] = result
+        else:
+            self.results[number] = Document(result, self.work[number].part_of(self.tiles))
+
+    def send(self, connection: Connection, work: list[WorkItem]) -> None:
+        """Gives a worker some of the documents to read."""
+        connection.send((len(self.tiles), self.block.size if self.block else 0, work))
+        if self.block is not None:
+            self.block.send(connection)
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen
+    connection: Connection
+    last_sign: float
+    ready: bool = False
+    task: int | None = None
+    work: list[WorkItem] = field(default_factory=list)
+    """What is left of its task."""
+    begun: int | None = None
+    """Document that it is at."""
+    begun_at: float = 0.0
+    """When it began it."""
+
+
+@contextlib.contextmanager
+def open_pool(config: Config, template: ChatTemplate) -> Iterator[WorkerPool]:
+    """The workers that a config asks for, one at least, for a command that reads single samples."""
+    with contextlib.closing(WorkerPool(WorkerSetup.of(config, template), max(config.data.num_workers, 1))) as pool:
+        yield pool
+
+
+class WorkerPool:
+    """Reads documents in `num_workers` processes."""
+
+    def __init__(self, setup: WorkerSetup, num_workers: int):
+        self._setup = setup
+        self._silence = setup.settings.stall_seconds + GRACE_SECONDS
+        self._arena = Arena(SharedBlock)
+        self._changed = threading.Condition()
+        self._tasks: dict[int, _Task] = {}
+        self._waiting: collections.deque[tuple[int, list[WorkItem]]] = collections.deque()
+        self._error: str | None = None
+        self._fruitless = 0
+        self._closing = False
+        self._wake_in, self._wake_out = multiprocessing.Pipe(duplex=False)
+        self._workers = [self._start() for _ in range(num_workers)]
+        self._thread = threading.Thread(target=self._watch, name="data workers", daemon=True)
+        self._thread.start()
+
+    def submit(self, task: int, requests: Sequence[DocumentRequest]) -> None:
+        """Announces a task; it is begun as soon as a worker is free."""
+        with self._changed:
+            entry = self._tasks[task] = _Task(requests, self._setup.settings.image_size, self._arena)
+            if requests:
+                self._waiting.append((task, entry.work))
+        self._wake_out.send(None)
+
+    def result(self, task: int) -> list[Result]:
+        """The documents of a task, or why one cannot be used, in the order of its requests; waits for them.
+
+        Raises RuntimeError if the workers cannot work.
+        """
+        with self._changed:
+            entry = self._tasks[task]
+            self._changed.wait_for(lambda: self._error is not None or entry.is_complete)
+            if self._error is not None:
+                raise RuntimeError(self._error)
+            del self._tasks[task]
+        return [entry.results[number] for number in range(len(entry.work))]
+
+    def close(self) -> None:
+        """Ends the workers and the thread. May be called more than once."""
+        if self._closing:
+            return
+        self._closing = True
+        self._wake_out.send(None)
+        self._thread.join()
+        for worker in self._workers:
+            worker.connection.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for worker in self._workers:
+            try:
+                worker.process.wait(max(deadline - time.monotonic(), 0.01))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _start(self) -> _Worker:
+        ours, theirs = multiprocessing.Pipe()
+        call = f"main({theirs.fileno()}, {os.getpid()})"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from longvita.data.loading.worker import main; {call}"
+        process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        return _Worker(process, ours, time.monotonic())
+
+    def _watch(self) -> None:
+        """The thread: until the pool is closed or cannot work."""
+        try:
+            turned = time.monotonic()
+            while not self._closing and self._error is None:
+                connections: list[Any] = [self._wake_in, *(worker.connection for worker in self._workers)]
+                readable = set(wait(connections, timeout=TURN_SECONDS))
+                turned = self._forgive_suspension(turned)
+                if self._wake_in in readable:
+                    self._wake_in.recv()
+                for position, worker in enumerate(self._workers):
+                    if worker.connection in readable:
+                        self._receive(position)
+                    elif worker.task is not None and time.monotonic() - worker.last_sign > self._silence:
+                        self._replace(position, f"gave no sign of life for {self._silence:.0f} s")
+                    self._replace_if_slow(position)
+                self._hand_out()
+        except Exception as error:
+            self._fail(f"the thread that watches the data workers ended: {type(error).__name__}: {error}")
+            raise
+
+    def _forgive_suspension(self, turned: float) -> float:
+        """Takes time in which the whole job stood still off the workers' clocks; gives the time now.
+
+        turned: when this was asked before.
+        """
+        now = time.monotonic()
+        lost = now - turned - TURN_SECONDS
+        if lost > SUSPENDED_SECONDS:
+            for worker in self._workers:
+                worker.last_sign += lost
+                worker.begun_at += lost
+        return now
+
+    def _hand_out(self) -> None:
+        for worker in self._workers:
+            if worker.ready and worker.task is None and self._waiting:
+                worker.task, worker.work = self._waiting.popleft()
+                worker.last_sign = time.monotonic()
+                try:
+                    self._tasks[worker.task].send(worker.connection, worker.work)
+                except OSError:
+                    continue  # It died; its closed connection is read next and it is replaced.
+
+    def _receive(self, position: int) -> None:
+        worker = self._workers[position]
+        try:
+            kind, *content = worker.connection.recv()
+        except (EOFError, OSError):
+            self._replace(position, "ended", blamed=False)
+            return
+        worker.last_sign = time.monotonic()
+        if kind == "hello":
+            worker.connection.send(self._setup)
+        elif kind == "ready":
+            worker.ready = True
+        elif kind == "begin":
+            worker.begun, worker.begun_at = content[0], time.monotonic()
+        elif kind in ("document", "unusable"):
+            self._finish_document(worker, *content)
+        elif kind == "done":
+            worker.task = None
+        elif kind == "error":
+            self._fail(f"a data worker failed:\n{content[0]}")
+
+    def _finish_document(self, worker: _Worker, number: int, result: EncodedSample | SampleError) -> None:
+        self._fruitless = 0
+        worker.begun = None
+        worker.work = [item for item in worker.work if item.number != number]
+        with self._changed:
+            # A task's entry is gone if nobody waits for it any more.
+            if worker.task in self._tasks:
+                self._tasks[worker.task].add(number, result)
+            self._changed.notify_all()
+
+    def _replace_if_slow(self, position: int) -> None:
+        """Replaces a worker that is at one document for too long, however lively it is."""
+        worker, limit = self._workers[position], self._setup.sample_seconds
+        if worker.begun is not None and time.monotonic() - worker.begun_at > limit:
+            self._replace(position, f"took longer than {limit:.0f} s (data.sample_timeout_seconds)")
+
+    def _replace(self, position: int, what: str, blamed: bool = True) -> None:
+        """Starts another worker for one that ended or hangs; `blamed`: the document that it was at is unusable."""
+        worker = self._workers[position]
+        worker.process.kill()
+        code = worker.process.wait()
+        worker.connection.close()
+        decoded = next((item for item in worker.work if item.number == worker.begun and item.request.wanted), None)
+        if decoded is None:
+            self._fruitless += 1
+            if self._fruitless > MOST_FRUITLESS_STARTS:
+                end = f"the last one {what}, exit code {code}"
+                self._fail(f"data workers end again and again ({end}); see their output")
+                return
+        elif blamed or self._has_been_tried(worker.task, decoded.number):
+            self._finish_document(worker, decoded.number, decoded.request.undecodable(f"{what} (exit code {code})"))
+        if worker.task is not None:
+            # Apart, for several workers: where one document hangs another one may, and they need not wait in turn.
+            self._waiting.extendleft((worker.task, [item]) for item in reversed(worker.work))
+        self._workers[position] = self._start()
+
+    def _has_been_tried(self, task: int | None, number: int) -> bool:
+        """Whether a worker ended at this document before; notes that one has now."""
+        entry = self._tasks.get(task) if task is not None else None
+        if entry is None or number in entry.tried:
+            return True
+        entry.tried.add(number)
+        return False
+
+    def _fail(self, message: str) -> None:
+        with self._changed:
+            self._error = message
+            self._changed.notify_all()

@@ -1,0 +1,95 @@
+"""Data files of a mix that are not there: found all at once, before any is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longvita.config.errors import ABSENT, Problem
+from longvita.config.schema import Config, DatasetConfig
+from longvita.data.errors import DataError
+from longvita.data.mix.paths import data_file, files_of_entry, format_of
+from longvita.data.storage import remote
+
+if TYPE_CHECKING:  # the checks of longvita.config call this module
+    from longvita.config.schema import Config, DatasetConfig
+
+Missing = Mapping[str, Sequence[str]]
+"""Source name to the paths of its files that are not there."""
+
+
+def missing_files(config: Config, sources: Mapping[str, DatasetConfig]) -> dict[str, list[str]]:
+    """The files of a mix that are not there, by source; a source with ratio 0 needs none. Raises DataError."""
+    found: dict[str, list[str]] = {}
+    for name, dataset, path in files_of_mix(config, sources):
+        file = data_file(config.data, path)
+        # A folder in the place of a file is not what was asked for.
+        is_folder = remote.is_folder(file) and format_of(file, dataset.format) != "captions"
+        if is_folder or not remote.exists(file):
+            found.setdefault(name, []).append(file)
+    return found
+
+
+def files_of_mix(config: Config, sources: Mapping[str, DatasetConfig]) -> list[tuple[str, DatasetConfig, str]]:
+    """Source name, source and path relative to data_root of each file of a mix, there or not. Raises DataError."""
+    return [
+        (source, dataset, path)
+        for source, dataset in sources.items()
+        if dataset.ratio > 0
+        for entry in dataset.data_paths
+        for path in files_of_entry(config.data.data_root, entry)
+    ]
+
+
+def holds_nothing(config: Config, sources: Mapping[str, DatasetConfig], missing: Missing) -> bool:
+    """Whether files are missing and none of the mix is there."""
+    return count_missing(missing) == len(files_of_mix(config, sources)) > 0
+
+
+def count_missing(missing: Missing) -> int:
+    """How many files are missing."""
+    return sum(len(paths) for paths in missing.values())
+
+
+def describe_missing(missing: Missing) -> str:
+    """Every missing file, below its source."""
+    count, sources = count_missing(missing), len(missing)
+    files = f"{count} data file{'s' if count > 1 else ''} of {sources} source{'s' if sources > 1 else ''}"
+    lines = [line for name, paths in missing.items() for line in (f"  {name}:", *(f"    {path}" for path in paths))]
+    return "\n".join([f"{files} {'are' if count > 1 else 'is'} not there:", *lines])
+
+
+def find_training_problems(config: Config) -> list[Problem]:
+    """What a training run lacks: data, a tokenizer, files that are there."""
+    problems = []
+    if not config.data.dataset:
+        way_out = "include a data file, for instance ../data/stage1.yaml, or give data.dataset.NAME.data_paths"
+        problems.append(Problem("no training data", "data.dataset", ABSENT, way_out=way_out))
+    if not config.data.tokenizer:
+        way_out = "data.tokenizer=FOLDER, the tokenizer folder of Qwen2.5 or of a Long-VITA checkpoint"
+        problems.append(Problem("no tokenizer", "data.tokenizer", ABSENT, way_out=way_out))
+    elif not Path(config.data.tokenizer).is_dir():
+        problems.append(Problem("there is no such folder", "data.tokenizer", config.data.tokenizer))
+    problems += _missing_data(config, "dataset", config.data.dataset)
+    for name, dataset in config.data.validation.items():
+        problems += _missing_data(config, "validation", {name: dataset})
+    return problems
+
+
+def _missing_data(config: Config, field: str, sources: dict[str, DatasetConfig]) -> Iterator[Problem]:
+    """A problem for each source of a mix whose files are not there (the first missing file of each is named)."""
+    try:
+        missing = missing_files(config, sources)
+    except DataError as error:  # A pattern that no file matches.
+        yield Problem(str(error), f"data.{field}", ABSENT)
+        return
+    if config.data.allow_missing and not holds_nothing(config, sources, missing):
+        return
+    for name, paths in missing.items():
+        more = f" (and {len(paths) - 1} more of this source)" if len(paths) > 1 else ""
+        way_out = (
+            "longvita data fetch CONFIG, data.data_root=FOLDER that holds the data sets, ratio: 0 to leave the source "
+            "out, or data.allow_missing=true to leave out what is not there"
+        )
+        yield Problem(f"there is no file {paths[0]}{more}", f"data.{field}.{name}.data_paths", ABSENT, way_out=way_out)

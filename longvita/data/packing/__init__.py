@@ -1,0 +1,1 @@
+"""Packing of samples into training sequences, and their division over replicas."""

@@ -1,0 +1,1 @@
+"""Local and remote files, with retries of reads that fail for a moment."""

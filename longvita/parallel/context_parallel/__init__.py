@@ -1,1 +1,0 @@
-"""Exact attention over a sequence that is split over processes, one file per method."""

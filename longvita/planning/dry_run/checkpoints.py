@@ -1,0 +1,137 @@
+"""Names and shapes of the weights that a run would start from, against those of its model; no weight is read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from longvita.checkpoint import manifest
+from longvita.checkpoint.errors import CheckpointError
+from longvita.checkpoint.hf.source_folder import SourceFolder
+from longvita.checkpoint.hf.tensor_inventory import PARTS, parameter_names
+from longvita.config.errors import ABSENT, ConfigError, Problem
+from longvita.config.schema import Config
+from longvita.training.launch_check import check
+
+Shape = tuple[int, ...]
+_NAMED = 4
+_SOURCES: dict[str, Sequence[str]] = {
+    "initial": PARTS,
+    "initial_language": ("language",),
+    "initial_vision": ("vision",),
+}
+"""Fields of config.checkpoint, and what is read from a Hugging Face folder that they name."""
+
+
+def look(config: Config, shapes: Mapping[str, Shape]) -> tuple[list[Problem], list[str]]:
+    """Problems of the output folder and of the weights to start from, and what was not looked at.
+
+    shapes: global shape of each weight of the model by its name in a training checkpoint; none to look at names alone.
+    """
+    problems, notes = _launch_problems(config), []
+    root = manifest.checkpoint_root(Path(config.output))
+    if manifest.step_folders(root):
+        notes.append(f"the run goes on from the checkpoints in {root}; its starting weights are not read")
+        found = training_checkpoint_problems(root, "output", config.output, shapes)
+        return [*problems, *found, *([] if found else _another_run(root, config))], notes
+    for name, parts in _SOURCES.items():
+        field, value = f"checkpoint.{name}", getattr(config.checkpoint, name)
+        if value is None:
+            continue
+        if not Path(value).is_dir():
+            if not any(problem.field == field for problem in problems):
+                notes.append(f"{field}: {value} is taken for a Hub id and was not looked at")
+        elif name == "initial" and manifest.is_checkpoint(Path(value)):
+            problems += training_checkpoint_problems(Path(value), field, value, shapes)
+        else:
+            problems += hugging_face_problems(config, Path(value), field, value, parts)
+    return problems, notes
+
+
+def _launch_problems(config: Config) -> list[Problem]:
+    try:
+        check(config)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _another_run(root: Path, config: Config) -> Iterator[Problem]:
+    """Fields that a run which goes on may not change, and that differ from those of its newest checkpoint."""
+    from longvita.checkpoint.native import fields_of_another_run
+
+    newest = manifest.step_folders(root)[0]
+    values = config.model_dump(mode="python")
+    try:
+        fields = fields_of_another_run(newest, config)
+    except CheckpointError as error:
+        yield Problem(str(error), "output", config.output)
+        return
+    for field, saved in fields.items():
+        value = functools.reduce(lambda section, step: section[step], field.split("."), values)
+        # The mix is too long for a line.
+        message = (
+            "differs from that of the checkpoint" if isinstance(saved, dict) else f"is {saved!r} in the checkpoint"
+        )
+        shown = ABSENT if isinstance(saved, dict) else value
+        way_out = f"the old value, or another output folder, from these weights if wanted (checkpoint.initial={newest})"
+        yield Problem(f"{message} {newest}, from which the run would go on", field, shown, way_out=way_out)
+
+
+def hugging_face_problems(
+    config: Config, folder: Path, field: str, value: str, parts: Sequence[str] = PARTS
+) -> list[Problem]:
+    """What is wrong with a folder of safetensors, from its index and the files' headers: names, shapes, TP."""
+    wrong: list[str] = []
+    try:
+        source = SourceFolder(folder, config.model, parts)
+        mapper = source.mapper(0, config.layout.tensor_parallel)
+        for parameter in parameter_names(config.model, parts):
+            try:
+                source.check_shapes(mapper.map(parameter))
+            except CheckpointError as error:
+                wrong.append(str(error))
+    except CheckpointError as error:
+        wrong.append(str(error))
+    return [Problem(_listed(wrong), field, value)] if wrong else []
+
+
+def training_checkpoint_problems(folder: Path, field: str, value: str, shapes: Mapping[str, Shape]) -> list[Problem]:
+    """What is wrong with the newest checkpoint of ours in `folder`: files cut or missing, names, shapes."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    root = manifest.numbered_root(folder)
+    newest = manifest.step_folders(root)[0] if root is not None else folder
+    try:
+        wrong = _damaged_files(newest)
+        stored = FileSystemReader(str(newest)).read_metadata().state_dict_metadata
+    except CheckpointError as error:
+        return [Problem(str(error), field, value)]
+    except (OSError, ValueError, EOFError) as error:
+        return [Problem(f"the list of tensors of {newest} cannot be read ({error!r})", field, value)]
+    tensors = {name: tuple(entry.size) for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+    for name, shape in shapes.items():
+        if name not in tensors:
+            wrong.append(f"{newest} has no {name}")
+        elif tensors[name] != shape:
+            wrong.append(f"{name} is {tensors[name]} in {newest} and the model needs {shape}")
+    return [Problem(_listed(wrong), field, value)] if wrong else []
+
+
+def _damaged_files(folder: Path) -> list[str]:
+    """Files of other sizes than the manifest says; the checksums are for the launch, which reads the files."""
+    wrong = []
+    for name, (size, _) in sorted(manifest.read_manifest(folder).items()):
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{path} is not there")
+        elif path.stat().st_size != size:
+            wrong.append(f"{path} has {path.stat().st_size} bytes instead of {size}")
+    return wrong
+
+
+def _listed(wrong: Sequence[str]) -> str:
+    more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    return "; ".join(wrong[:_NAMED]) + more

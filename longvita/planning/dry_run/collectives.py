@@ -1,0 +1,165 @@
+"""Every collective call and message that a process makes, as torch.distributed's dispatcher sees it.
+
+The calls of torch.distributed, of megatron-core and of autograd's backward passes all become operators c10d::..., which
+a dispatch mode sees with their tensors and their group, on real groups as on fake ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from longvita.parallel.groups import ParallelGroups
+from longvita.planning.dry_run.figures import Collective
+
+KINDS = {
+    "allreduce_": "all-reduce",
+    "allreduce_coalesced_": "all-reduce",
+    "allgather_": "all-gather",
+    "_allgather_base_": "all-gather",
+    "allgather_into_tensor_coalesced_": "all-gather",
+    "reduce_scatter_": "reduce-scatter",
+    "_reduce_scatter_base_": "reduce-scatter",
+    "reduce_scatter_tensor_coalesced_": "reduce-scatter",
+    "alltoall_": "all-to-all",
+    "alltoall_base_": "all-to-all",
+    "broadcast_": "broadcast",
+    "send": "send",
+    "recv_": "receive",
+    "recv_any_source_": "receive",
+    "reduce_": "reduce",
+    "gather_": "gather",
+    "scatter_": "scatter",
+    "barrier": "barrier",
+    "monitored_barrier_": "barrier",
+}
+"""What the operators of c10d are called here."""
+_INPUT_IS_SECOND = ("_allgather_base_", "_reduce_scatter_base_", "alltoall_base_", "allgather_", "reduce_scatter_")
+"""Operators whose first argument is what they fill in."""
+WORLD = "world"
+_MESSAGES = ("send", "receive")
+
+
+def group_names(groups: ParallelGroups) -> dict[str, str]:
+    """Names of a layout's groups, by the name that torch.distributed has for each."""
+    # Those of one axis come last: a group may be several things at once, and is then called the simplest.
+    named = {
+        WORLD: dist.group.WORLD,
+        "TP x PP": groups.language.mp,
+        "TP x CP": groups.tp_cp,
+        "DP x CP": groups.dp_cp,
+        "first and last stage": groups.language.embd,
+        "CP (ring)": groups.cp_ring,
+        "CP (Ulysses)": groups.cp_ulysses,
+        "PP": groups.pp,
+        "DP": groups.dp,
+        "CP": groups.cp,
+        "TP": groups.tp,
+    }
+    return {group.group_name: name for name, group in named.items() if isinstance(group, dist.ProcessGroup)}
+
+
+class CollectiveRecorder(TorchDispatchMode):
+    """While entered, counts this process's collective calls; they are made as ever.
+
+    in_forward, in_optimizer: to be set by whoever runs the step; see `followed`.
+    """
+
+    def __init__(self, groups: ParallelGroups):
+        super().__init__()
+        self.counts: Counter[Collective] = Counter()
+        self.in_forward = self.in_optimizer = False
+        self._names = group_names(groups)
+        self._stage_count = groups.pp_size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Records an operator of c10d; see the class."""
+        kwargs = kwargs or {}
+        if func.namespace == "c10d":
+            self._record(func, args)
+        return self._run(func, args, kwargs)
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+    def _record(self, func: Any, args: Any) -> None:
+        name = func._schema.name.removeprefix("c10d::")
+        kind = KINDS.get(name, name)
+        group = _group_of(args)
+        if group is None or group.size() == 1 or kind == "barrier":
+            return
+        moved = args[1] if name in _INPUT_IS_SECOND else args[0]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(moved))
+        label = self._names.get(group.group_name) or group.group_desc.removesuffix("_GROUP").lower().replace("_", " ")
+        width = group.size()
+        if kind in _MESSAGES and label == WORLD:
+            # With two stages Megatron receives through the default group, so that both can send at once.
+            label, width = "PP", self._stage_count
+        self.counts[Collective(self._phase(kind, label), kind, label, width, size)] += 1
+
+    def _phase(self, kind: str, label: str) -> str:
+        if kind in _MESSAGES and label == "PP":
+            return "pipeline"
+        if self.in_optimizer:
+            return "optimizer"
+        if label == WORLD:
+            return "step"
+        if label == "DP x CP":
+            # With overlap, Megatron's reductions start inside of the last backward pass.
+            return "gradients"
+        if torch._C._current_graph_task_id() != -1:
+            return "backward"
+        return "forward" if self.in_forward else "gradients"
+
+
+@contextlib.contextmanager
+def followed(recorder: CollectiveRecorder, state: Any) -> Iterator[None]:
+    """Tells the recorder when a training state's chunks run forward, and when its optimizer steps."""
+
+    def enter(*unused: Any) -> None:
+        recorder.in_forward = True
+
+    def leave(*unused: Any) -> None:
+        recorder.in_forward = False
+
+    hooks = [chunk.register_forward_pre_hook(enter) for chunk in state.chunks]
+    hooks += [chunk.register_forward_hook(leave) for chunk in state.chunks]
+    step = state.optimizer.step
+
+    def counted_step() -> Any:
+        recorder.in_optimizer = True
+        try:
+            return step()
+        finally:
+            recorder.in_optimizer = False
+
+    state.optimizer.step = counted_step
+    try:
+        yield
+    finally:
+        state.optimizer.step = step
+        for hook in hooks:
+            hook.remove()
+
+
+def _group_of(args: Any) -> dist.ProcessGroup | None:
+    for argument in args:
+        if isinstance(argument, torch.ScriptObject) and "ProcessGroup" in str(argument._type()):
+            return dist.ProcessGroup.unbox(argument)
+    return None
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors among an operator's arguments or results, in lists and tuples too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from tensors_in(one)

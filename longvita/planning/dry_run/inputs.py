@@ -1,0 +1,159 @@
+"""Data files and tokenizer as a run would meet them: there, readable, of the format that the config says."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tarfile
+from collections.abc import Iterator, Sequence
+
+from longvita.config.errors import Problem, Source
+from longvita.config.schema import Config, DatasetConfig
+from longvita.data.chat_template import ChatTemplate
+from longvita.data.document import media_settings, probe_sample
+from longvita.data.errors import DataError, SampleError, tell
+from longvita.data.formats import make_format
+from longvita.data.formats.base import Format, Part
+from longvita.data.formats.json_array import array_start
+from longvita.data.formats.record import FormatOptions
+from longvita.data.mix.catalog import make_template
+from longvita.data.mix.missing_files import files_of_mix
+from longvita.data.mix.paths import data_file, format_of
+from longvita.data.sample import Sample
+from longvita.data.storage import remote
+from longvita.data.tokenizer import TokenizerError
+
+LOOKED_AT = 8
+"""First samples of each file that are read."""
+_NAMED = 3
+
+
+def find_problems(config: Config) -> list[Problem]:
+    """What the data files of the mix and of the held-out sources, and the tokenizer, would stop a run with.
+
+    Files and folders that are not there are left to longvita.data.mix.missing_files.find_training_problems.
+    """
+    template, problems = _template(config)
+    lengths: list[int] = []
+    for name, dataset in config.data.dataset.items():
+        problems += _source_problems(config, "dataset", name, dataset, _Lengths(config, template, lengths))
+    for name, dataset in config.data.validation.items():
+        problems += _source_problems(config, "validation", name, dataset, None)
+    if config.data.dataset and all(dataset.ratio == 0 for dataset in config.data.dataset.values()):
+        problems.append(Problem("has no source with a ratio above 0: there is nothing to train on", "data.dataset"))
+    limit = config.data.sequence_length
+    if lengths and min(lengths) > limit:
+        message = f"none of the first samples of the mix fits, the shortest takes {min(lengths):,} tokens"
+        problems.append(Problem(message, "data.sequence_length", limit, way_out="longer sequences"))
+    return problems
+
+
+def _template(config: Config) -> tuple[ChatTemplate | None, list[Problem]]:
+    """The run's chat template, or what is wrong with the tokenizer; neither where its folder is not there."""
+    if not remote.is_folder(config.data.tokenizer or ""):
+        return None, []
+    try:
+        return make_template(config), []
+    except TokenizerError as error:
+        return None, [Problem(str(error), "data.tokenizer", config.data.tokenizer)]
+    except DataError as error:
+        vocabulary = "model.language.vocab_size", config.model.language.vocab_size, Source()
+        return None, [Problem(str(error), "data.tokenizer", config.data.tokenizer, related=(vocabulary,))]
+
+
+class _Lengths:
+    """Adds the tokens of samples to a list, with one frame of each video, until one of them fits a sequence."""
+
+    def __init__(self, config: Config, template: ChatTemplate | None, found: list[int]):
+        self.template, self.found, self.limit = template, found, config.data.sequence_length
+        self.settings = media_settings(config)
+
+    def add(self, samples: Sequence[Sample], media_root: str) -> None:
+        """Looks at samples; those whose media cannot be opened are passed over."""
+        for sample in samples:
+            if self.template is None or (self.found and min(self.found) <= self.limit):
+                return
+            with contextlib.suppress(SampleError):
+                facts = probe_sample(sample, media_root, self.settings.max_fps)
+                frames = facts.frame_counts(self.settings, 1)
+                encoded = self.template.encode(sample.turns, facts.grids(self.settings), frames)
+                self.found.append(len(encoded.input_ids))
+
+
+def _source_problems(
+    config: Config, mix: str, name: str, dataset: DatasetConfig, lengths: _Lengths | None
+) -> Iterator[Problem]:
+    """One problem for the files of a source that cannot be used, one for media of which none can be opened."""
+    field = f'data.{mix}."{name}"' if "." in name else f"data.{mix}.{name}"
+    try:
+        files = [data_file(config.data, path) for _, _, path in files_of_mix(config, {name: dataset})]
+    except DataError:
+        return  # a pattern that finds nothing; find_training_problems says so
+    media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
+    wrong: list[str] = []
+    lost: list[str] = []
+    opened = 0
+    for path in files:
+        if not remote.exists(path):
+            continue
+        try:
+            samples = first_samples(path, dataset)
+        except (DataError, SampleError, OSError, tarfile.TarError, ValueError) as error:
+            wrong.append(f"{path}: {error if isinstance(error, (DataError, SampleError)) else tell(error)}")
+            continue
+        found = _media_missing(samples, media_root, config.data.max_fps)
+        lost += found[:1]
+        opened += not found
+        if lengths is not None:
+            lengths.add(samples, media_root)
+    if wrong:
+        yield Problem(_listed("cannot be used: ", wrong), f"{field}.data_paths")
+    if lost and not opened:
+        root = f"{field}.media_root" if dataset.media_root is not None else "data.media_root"
+        yield Problem(_listed(f"no picture or video of source {name} can be opened: ", lost), root, media_root)
+
+
+def first_samples(path: str, dataset: DatasetConfig) -> list[Sample]:
+    """The usable ones of a file's first samples. Raises DataError, SampleError or OSError when there are none."""
+    options = FormatOptions.of(dataset.columns, dataset.prompt)
+    format = make_format(format_of(path, dataset.format), options)
+    found = [
+        sample
+        for _, sample in itertools.islice(format.samples(path, _beginning(path, format)), LOOKED_AT)
+        if sample is not None
+    ]
+    usable = [sample for sample in found if isinstance(sample, Sample)]
+    errors = [sample for sample in found if isinstance(sample, SampleError)]
+    if not usable:
+        reason = f"its first {len(errors)} samples have errors, {errors[0]}" if errors else "it holds no sample"
+        raise DataError(reason)
+    return usable
+
+
+def _beginning(path: str, format: Format) -> Part:
+    """A part that begins with the first sample. Parts as the index cuts them would take a pass over whole files."""
+    if format.name == "json":
+        return Part(array_start(path) or 0, remote.size(path))
+    if format.name in ("jsonl", "webdataset"):
+        return Part(0, remote.size(path))
+    parts = format.parts(path, 1)
+    return parts[0] if parts else Part(0, 0)
+
+
+def _media_missing(samples: Sequence[Sample], media_root: str, max_fps: float) -> list[str]:
+    """Why the media of the first samples cannot be opened; nothing as soon as one sample's can, or none has any."""
+    reasons: list[str] = []
+    for sample in samples:
+        if not sample.images and not sample.videos:
+            continue
+        try:
+            probe_sample(sample, media_root, max_fps)
+            return []
+        except SampleError as error:
+            reasons.append(error.detail)
+    return reasons
+
+
+def _listed(title: str, reasons: Sequence[str]) -> str:
+    more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+    return title + "; ".join(reasons[:_NAMED]) + more

@@ -1,0 +1,173 @@
+"""The operators of the vision tower and the projector, and the way of the features to their rows, as calls on a tape.
+
+They follow longvita/model/vision.py, layer_specs.py, projector.py and LongVITA._embed.
+"""
+
+from __future__ import annotations
+
+from longvita.config.schema import Config
+from longvita.planning.activation_timeline import Tape, Tensor
+from longvita.planning.batch_contents import Contents
+from longvita.planning.parameters import ELEMENT_BYTES
+from longvita.platforms.layer_memory import LayerMemory
+
+
+class Tower:
+    """Vision tower and projector over `tiles` tiles at once; whole on each rank of a first pipeline stage."""
+
+    def __init__(self, tape: Tape, config: Config, kernels: LayerMemory, tiles: int):
+        self.tape, self.config, self.kernels = tape, config, kernels
+        vision, trainable = config.model.vision, config.training.trainable
+        self.element = ELEMENT_BYTES[config.training.precision]
+        self.trained, self.projector_trained = "vision" in trainable, "projector" in trainable
+        self.positions = tiles * vision.sequence_length
+        self.hidden = self.positions * vision.hidden_size * self.element
+        self.ffn = self.positions * vision.ffn_hidden_size * self.element
+        self.tiles = tiles
+
+    def encode(self) -> Tensor:
+        """Feature rows of the tiles."""
+        tape = self.tape
+        with tape.part("vision"):
+            if self.trained:
+                hidden = self._tower()
+            else:
+                with tape.without_gradients():
+                    hidden = self._tower()
+        with tape.part("vision features"):
+            return self._project(hidden)
+
+    def _tower(self) -> Tensor:
+        tape = self.tape
+        hidden = self._patches()
+        for layer in range(self.config.model.vision.num_layers):
+            tape.label = f"vision layer {layer + 1}"
+            if self.config.training.recompute.vision:
+                hidden = tape.checkpoint(self._layer, hidden)
+            else:
+                hidden = self._layer(hidden)
+        return hidden
+
+    def _patches(self) -> Tensor:
+        """Convolution, class token, positions."""
+        tape, vision = self.tape, self.config.model.vision
+        tape.label = "patches"
+        cast = self.tiles * 3 * vision.image_size**2 * self.element
+        if self.element != 4:
+            tiles = tape.tensor(cast, differentiable=False)
+        else:
+            tiles = tape.tensor(0, differentiable=False)  # the batch's own
+        weight = 3 * vision.patch_size**2 * vision.hidden_size * self.element
+        patches = tape.operator(
+            [tiles], self.hidden, keeps=[tiles], weight_gradient=weight if self.trained else 0, trained=self.trained
+        )
+        with_class = tape.operator([patches], self.hidden)
+        placed = tape.operator([with_class], self.hidden, shares_gradient=True)
+        return tape.operator([placed], self.hidden, shares_gradient=True)
+
+    def _layer(self, x: Tensor) -> Tensor:
+        tape = self.tape
+        normed = self._norm(x)
+        mixed = self._linear(normed, 3 * self.hidden, bias=True)
+        parts = tape.views(mixed, [self.hidden] * 3)
+        vision = self.config.model.vision
+        statistics = self.positions * vision.num_attention_heads * self.kernels.statistics_bytes
+        out = tape.operator(parts, self.hidden, keeps=parts, keeps_output=True, keeps_new=statistics, last=())
+        projected = self._linear(out, self.hidden, copies=self.hidden)
+        tape.drop(out, normed, *parts)
+        middle = self._scale_and_add(projected, x)
+        normed = self._norm(middle)
+        wide = self._linear(normed, self.ffn)
+        biased = tape.operator([wide], self.ffn, shares_gradient=True)
+        activated = tape.operator([biased], self.ffn, keeps=[biased])
+        narrow = self._linear(activated, self.hidden)
+        tape.drop(activated, normed)
+        return self._scale_and_add(narrow, middle)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return self.tape.operator([x], self.hidden, keeps=[x], trained=self.trained, last=())
+
+    def _linear(self, x: Tensor, size: int, bias: bool = False, copies: int = 0) -> Tensor:
+        """A linear layer; x stays with its holder. copies: bytes of rows that are copied to lie in order."""
+        weight = x.size // max(self.positions, 1) * size // max(self.positions, 1) // self.element
+        return self.tape.operator(
+            [x],
+            size,
+            keeps=[x] if self.trained else [],
+            scratch=max(size if bias else 0, copies),
+            backward_scratch=copies,
+            weight_gradient=weight if self.trained else 0,
+            trained=self.trained,
+            last=(),
+        )
+
+    def _scale_and_add(self, output: Tensor, residual: Tensor) -> Tensor:
+        """Bias, layer scale and residual sum: keeps the biased output, for the scale's gradient."""
+        tape = self.tape
+        biased = tape.operator([output], self.hidden, shares_gradient=True)
+        # One kernel computes scale and sum; what is apart here is the gradient alone.
+        scaled = tape.operator([biased], 0, keeps=[biased], backward_scratch=self.hidden, trained=self.trained)
+        return tape.operator([scaled, residual], self.hidden, shares_gradient=True)
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        tape, model = self.tape, self.config.model
+        tape.label = "projector"
+        rows = self.tiles * model.tokens_per_tile
+        width = model.vision.hidden_size * model.projector.downsample**2
+        wide, middle = rows * width * self.element, rows * model.projector.hidden_size * self.element
+        shuffled = tape.operator([hidden], wide, scratch=wide, backward_scratch=2 * wide)
+        trained, weight = self.projector_trained, 0
+        normed = tape.operator([shuffled], wide, keeps=[shuffled], trained=trained)
+        weight = width * model.projector.hidden_size * self.element if trained else 0
+        first = tape.operator(
+            [normed], middle, keeps=[normed] if trained else [], weight_gradient=weight, trained=trained
+        )
+        activated = tape.operator([first], middle, keeps=[first])
+        weight = model.projector.hidden_size * model.language.hidden_size * self.element if trained else 0
+        return tape.operator(
+            [activated],
+            rows * model.language.hidden_size * self.element,
+            keeps=[activated] if trained else [],
+            weight_gradient=weight,
+            trained=trained,
+        )
+
+
+def tiles_of_a_rank(config: Config, contents: Contents) -> int:
+    """Most tiles that one rank encodes: those of a micro batch are shared by TP x CP ranks."""
+    sharers = config.layout.tensor_parallel * config.layout.context_parallel
+    return -(-contents.tiles // sharers)
+
+
+def place_features(tape: Tape, config: Config, kernels: LayerMemory, contents: Contents, embeddings: Tensor) -> Tensor:
+    """Encodes the rank's tiles, some at a time, carries their rows to where they belong and puts them there.
+
+    A micro batch without any has a blank tile encoded, times zero, where tower or projector are trained.
+    """
+    if not contents.tiles:
+        return _with_blank_tile(tape, config, kernels, embeddings)
+    left, chunk = tiles_of_a_rank(config, contents), config.training.vision_chunk_size
+    sharers = config.layout.tensor_parallel * config.layout.context_parallel
+    row = config.model.tokens_per_tile * config.model.language.hidden_size * ELEMENT_BYTES[config.training.precision]
+    copies = 1 if config.layout.sequence_parallel else config.layout.tensor_parallel
+    while left > 0:
+        tiles = min(left, chunk)
+        left -= tiles
+        rows = Tower(tape, config, kernels, tiles).encode()
+        with tape.part("vision features"):
+            received = tiles * row * copies
+            if sharers > 1:
+                sent = tape.operator([rows], received)
+                rows = tape.operator([sent], received, backward_scratch=tiles * row)
+            embeddings = tape.operator([embeddings, rows], embeddings.size)
+    return embeddings
+
+
+def _with_blank_tile(tape: Tape, config: Config, kernels: LayerMemory, embeddings: Tensor) -> Tensor:
+    """LongVITA._embed without tiles: gradients go back through the embeddings for the blank tile's sake."""
+    if not {"vision", "projector"} & set(config.training.trainable):
+        return embeddings
+    rows = Tower(tape, config, kernels, 1).encode()
+    with tape.part("vision features"):
+        nothing = tape.operator([rows], 0)
+        return tape.operator([embeddings, nothing], embeddings.size, shares_gradient=True)

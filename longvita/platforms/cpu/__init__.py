@@ -1,0 +1,1 @@
+"""CPUs: torch and gloo."""

@@ -1,0 +1,1 @@
+"""Nvidia GPUs: Transformer Engine, flash-attn and torch."""

@@ -1,0 +1,342 @@
+"""Nvidia GPUs: Transformer Engine where it is installed, else our own attention on a flash kernel. Collectives by NCCL.
+
+`describe` and `longvita doctor` say which of the two a machine has. docs/hardware.md says what has been run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from longvita.platforms.base import Offloaded, Platform, PlatformError, importable
+from longvita.platforms.cuda.config_problems import FP8_UNITS, find_problems
+from longvita.platforms.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
+
+if TYPE_CHECKING:
+    from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from longvita.attention.kernel import AttentionKernel
+    from longvita.attention.kv_cache import KVCache
+    from longvita.config.errors import Problem
+    from longvita.config.schema import Config
+    from longvita.data.cp_shard import SplitBatch
+    from longvita.parallel.groups import ParallelGroups
+    from longvita.parallel.sequence_layout import SequenceLayout
+    from megatron_patches.patch import AppliedPatch, Patch
+
+PEAK_TFLOPS = {
+    "GB200": (2500.0, 1250.0),
+    "B200": (2250.0, 1125.0),
+    "H200 NVL": (835.5, 417.5),
+    "H200": (989.4, 494.7),
+    "H100 PCIe": (756.0, 378.0),
+    "H100 NVL": (835.5, 417.5),
+    "H100": (989.4, 494.7),
+    "H800 PCIe": (756.0, 378.0),
+    "H800": (989.4, 494.7),
+    "H20": (148.0, 74.0),
+    "A100": (312.0, 156.0),
+    "A800": (312.0, 156.0),
+    "L40S": (362.0, 183.0),
+}
+"""Dense bf16 and TF32 TFLOP/s by a part of the device's name, from Nvidia's data sheets; the first that fits counts."""
+
+
+class CUDAPlatform(Platform):
+    """See the module."""
+
+    name = "cuda"
+    planned_hardware = "h100-80"
+    backend = "nccl"
+    optimizer_sharding_type = "fully_reshardable"
+
+    # Device
+
+    def is_available(self) -> bool:
+        """Whether torch sees a GPU of Nvidia's (AMD's answer to the same names)."""
+        return torch.cuda.is_available() and torch.version.cuda is not None
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU that was set."""
+        return torch.device("cuda", torch.cuda.current_device())
+
+    def set_device(self, local_rank: int) -> None:
+        """The `local_rank`-th GPU. Raises PlatformError where there are fewer."""
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise PlatformError(
+                f"process {local_rank} of this machine has no GPU: there are {count}; start at most {count} processes"
+            )
+        torch.cuda.set_device(local_rank)
+
+    def synchronize(self) -> None:
+        """Waits for the GPU."""
+        torch.cuda.synchronize()
+
+    def describe(self) -> str:
+        """Name, number, compute capability, and what computes attention."""
+        major, minor = torch.cuda.get_device_capability()
+        name, count = torch.cuda.get_device_name(), torch.cuda.device_count()
+        return f"{count} x {name} (compute capability {major}.{minor}), {self.attention_name()}"
+
+    def attention_name(self) -> str:
+        """What computes attention here, for people."""
+        if self.has_engine():
+            return "attention and layers by Transformer Engine"
+        library = "flash-attn" if importable(FLASH_ATTN) else "torch"
+        return f"attention by {library}'s flash kernel, layers by megatron-core"
+
+    def has_engine(self) -> bool:
+        """Whether Transformer Engine is installed."""
+        return importable("transformer_engine")
+
+    def offload(self, tensor: torch.Tensor) -> Offloaded:
+        """To the host's pinned memory; see longvita.platforms.pinned_offload."""
+        return _pinned_store().put(tensor)
+
+    def decisions(self) -> list[tuple[str, str]]:
+        """What is decided here and not by the config, for people: (subject, decision)."""
+        layout = (
+            "zigzag over all CP ranks, each document padded to 2 x CP" if self.has_engine() else "few documents cut"
+        )
+        adam = (
+            "Transformer Engine's" if self.has_engine() else "apex's" if importable(APEX) else "ours, on torch's kernel"
+        )
+        fused = self.transformer_config_overrides()["gradient_accumulation_fusion"]
+        return [
+            ("attention and layers", self.attention_name()),
+            ("documents under context parallelism", layout),
+            ("Adam", adam),
+            ("gradient accumulation", "fused, by apex's kernel" if fused else "not fused: apex's kernel is not there"),
+        ]
+
+    def patches(self) -> list[Patch]:
+        """megatron_patches/cuda."""
+        from megatron_patches import cuda
+
+        return cuda.patches(own_adam=not (self.has_engine() or importable(APEX)))
+
+    def activate(self) -> list[AppliedPatch]:
+        """See Platform. Raises PlatformError too where Transformer Engine is there and cannot be loaded.
+
+        megatron-core would go on without it, and the layers would then be none of either kind.
+        """
+        if self.has_engine():
+            try:
+                importlib.import_module("transformer_engine.pytorch")
+            except (ImportError, OSError, RuntimeError, AssertionError) as error:
+                raise PlatformError(
+                    f"Transformer Engine is installed but cannot be loaded: {error}; to do without it: pip uninstall "
+                    f"transformer-engine; to build it for the torch that is here, after that: {INSTALL_ENGINE}"
+                ) from error
+        return super().activate()
+
+    # Config
+
+    def problems(self, config: Config) -> list[Problem]:
+        """What Transformer Engine refuses or gets wrong.
+
+        On a machine without a GPU the answers are those of one that has Transformer Engine and takes any FP8.
+        """
+        here = self.is_available()
+        return find_problems(config, self.has_engine() or not here, self.capability() if here else None)
+
+    # Layers
+
+    def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
+        """Fused kernels as far as they are installed; megatron-core has the flags and the kernels."""
+        return {
+            # The kernel that adds to main_grad is apex's, for Transformer Engine's switch and megatron-core's alike.
+            "gradient_accumulation_fusion": importable("fused_weight_gradient_mlp_cuda"),
+            "bias_activation_fusion": True,
+            "bias_dropout_fusion": True,
+            "masked_softmax_fusion": False,
+            "apply_rope_fusion": self.has_engine(),
+            "persist_layer_norm": False,
+            # Messages in batches mix up two stages that are each other's previous and next one (see the patch).
+            "batch_p2p_comm": virtual_pipeline == 1,
+            "overlap_p2p_comm": virtual_pipeline > 1,
+            # A stage lets go of what it has sent: its backward pass needs the graph alone.
+            "deallocate_pipeline_outputs": True,
+            # What the default becomes, without its deprecation warning.
+            "cuda_graph_scope": [],
+            # variable_seq_lengths is refused with the default, mixture of experts or not.
+            "moe_token_dispatcher_type": "alltoall",
+        }
+
+    def language_config_overrides(self, config: Config) -> dict[str, Any]:
+        """FP8, and messages of any length between stages where documents are padded one by one."""
+        fields: dict[str, Any] = {}
+        layout = config.layout
+        if self.has_engine() and layout.context_parallel > 1:
+            fields["variable_seq_lengths"] = layout.pipeline_parallel > 1
+        if config.training.fp8 is not None:
+            fields |= {"fp8": "hybrid", "fp8_recipe": config.training.fp8}
+        return fields
+
+    def capability(self) -> tuple[int, int]:
+        """Compute capability of this process's GPU."""
+        return torch.cuda.get_device_capability()
+
+    def kernel(self) -> AttentionKernel:
+        """Attention in one process where Transformer Engine is not asked: flash-attn's, or torch's own."""
+        from longvita.platforms.cuda.flash_kernels import FlashAttnKernel, TorchFlashKernel
+
+        return FlashAttnKernel() if importable(FLASH_ATTN) else TorchFlashKernel()
+
+    def core_attention(self) -> type:
+        """CoreAttention on `kernel`."""
+        from longvita.attention.core import CoreAttention
+
+        return type("KernelAttention", (CoreAttention,), {"kernel": self.kernel()})
+
+    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
+        """Transformer Engine's layers, or megatron-core's local ones around our attention."""
+        if self.has_engine():
+            from longvita.platforms.cuda import te_layers
+
+            return te_layers.language_layer_spec(self.kernel(), groups, self.pads_between_documents())
+        from longvita.platforms.local_layers import language_layer_spec
+
+        return language_layer_spec(self.core_attention())
+
+    def norm(self) -> type:
+        """Transformer Engine's, or ours."""
+        if self.has_engine():
+            from longvita.platforms.cuda import te_layers
+
+            return te_layers.NORM
+        from longvita.platforms.norms import RMSNorm
+
+        return RMSNorm
+
+    def vision_attention(self) -> type:
+        """Transformer Engine's with the mask type that the layer's spec gives, or ours."""
+        if self.has_engine():
+            from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+            return TEDotProductAttention
+        return self.core_attention()
+
+    def vision_linears(self) -> tuple[type, type]:
+        """Transformer Engine's, or megatron-core's own."""
+        if self.has_engine():
+            from longvita.platforms.cuda import te_layers
+
+            return te_layers.COLUMN, te_layers.ROW
+        from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+
+        return ColumnParallelLinear, RowParallelLinear
+
+    def vision_norm(self) -> type:
+        """Transformer Engine's, or ours."""
+        if self.has_engine():
+            return self.norm()
+        from longvita.platforms.norms import LayerNorm
+
+        return LayerNorm
+
+    # Sequences under context parallelism
+
+    def sequence_layout(
+        self, lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
+    ) -> tuple[SequenceLayout, SequenceLayout]:
+        """With Transformer Engine zigzag over all ranks, whatever the method; the rows of a rank fit FP8 products."""
+        if not self.has_engine():
+            return super().sequence_layout(lengths, ring_size, ulysses_size, tp_size)
+        layout = _zigzag(lengths, ring_size * ulysses_size, tp_size)
+        return layout, layout
+
+    def split_seq_params(
+        self, share: SplitBatch, groups: ParallelGroups, kv_cache: KVCache | None = None
+    ) -> PackedSeqParams:
+        """For Transformer Engine the whole sequence's bounds, real and padded."""
+        if not self.has_engine() or kv_cache is not None:
+            return super().split_seq_params(share, groups, kv_cache)
+        from longvita.attention.seq_params import padded_seq_params
+
+        return padded_seq_params(share.tokens, share.layout, self.pads_between_documents())
+
+    def pads_between_documents(self) -> bool:
+        """Whether attention leaves out the padding behind documents.
+
+        cuDNN's kernel for packed sequences and FlashAttention 3 do, both from Hopper on; FlashAttention 2, which is
+        what older GPUs have, takes no padding between sequences: there it is computed like text, and nobody sees it.
+        """
+        return self.capability() >= (9, 0)
+
+    # Random numbers
+
+    def rng_state(self) -> dict[str, Any]:
+        """See Platform."""
+        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+        states = dict(get_cuda_rng_tracker().get_states())
+        return {"host": torch.get_rng_state(), "generator": torch.cuda.get_rng_state(), "tracker": states}
+
+    def set_rng_state(self, state: dict[str, Any]) -> None:
+        """See Platform."""
+        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+        torch.set_rng_state(state["host"])
+        torch.cuda.set_rng_state(state["generator"])
+        get_cuda_rng_tracker().set_states(dict(state["tracker"]))
+
+    # Figures
+
+    def peak_flops(self, dtype: torch.dtype) -> float:
+        """From the data sheet where PEAK_TFLOPS has the device, else measured by a matrix product."""
+        name = torch.cuda.get_device_name()
+        for part, (half, full) in PEAK_TFLOPS.items():
+            if part in name:
+                return (full if dtype == torch.float32 else half) * 1e12
+        return _measured_flops(dtype)
+
+    def memory(self) -> dict[str, int]:
+        """Tensors in torch's allocator, and at most; free is what it holds unused and what the GPU has left."""
+        free, total = torch.cuda.mem_get_info()
+        used = torch.cuda.memory_allocated()
+        return {
+            "used": used,
+            "peak": torch.cuda.max_memory_allocated(),
+            "free": free + torch.cuda.memory_reserved() - used,
+            "total": total,
+        }
+
+
+@functools.lru_cache(maxsize=16)
+def _zigzag(lengths: tuple[int, ...], cp_size: int, tp_size: int) -> SequenceLayout:
+    from longvita.parallel.sequence_layout import zigzag
+
+    return zigzag(lengths, cp_size, tp_size, max(FP8_UNITS.values()))
+
+
+@functools.cache
+def _pinned_store() -> Any:
+    from longvita.platforms.pinned_offload import PinnedStore
+
+    return PinnedStore(torch.cuda)
+
+
+@functools.cache
+def _measured_flops(dtype: torch.dtype, size: int = 8192) -> float:
+    """Best of some products of matrices of that side, FLOP/s."""
+    a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
+    milliseconds = []
+    for _ in range(6):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        torch.mm(a, b)
+        end.record()
+        end.synchronize()
+        milliseconds.append(start.elapsed_time(end))
+    return 2 * size**3 / (min(milliseconds) / 1000)
+
+
+PLATFORM = CUDAPlatform()

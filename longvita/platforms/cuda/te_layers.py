@@ -1,0 +1,155 @@
+"""Transformer Engine's layers through megatron-core's wrappers, and its attention over split and packed sequences.
+
+Read from megatron-core 0.16.1 (megatron/core/extensions/transformer_engine.py, models/gpt/gpt_layer_specs.py) and
+Transformer Engine 2.20.2 (pytorch/attention/dot_product_attention/context_parallel.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.extensions.transformer_engine import (
+    TEColumnParallelLinear,
+    TEDotProductAttention,
+    TELayerNormColumnParallelLinear,
+    TENorm,
+    TERowParallelLinear,
+)
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+
+from longvita.attention.core import attend_by_parts
+from longvita.attention.kernel import AttentionKernel
+from longvita.attention.seq_params import LibrarySeqParams
+from longvita.parallel.groups import ParallelGroups
+
+NORM, COLUMN, ROW = TENorm, TEColumnParallelLinear, TERowParallelLinear
+
+
+def language_layer_spec(kernel: AttentionKernel, groups: ParallelGroups | None, gathers: bool) -> ModuleSpec:
+    """A decoder layer as megatron-core's own Transformer Engine spec has it: norms are fused with the linear layer
+    behind them. kernel: for what Transformer Engine does not do (see EngineAttention). gathers: see method_of.
+    """
+    own = {"kernel": kernel, "groups": groups, "gathers": gathers}
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=TELayerNormColumnParallelLinear,
+            core_attention=ModuleSpec(module=EngineAttention, params=own),
+            linear_proj=TERowParallelLinear,
+            q_layernorm=IdentityOp,
+            k_layernorm=IdentityOp,
+        ),
+    )
+    mlp = MLPSubmodules(linear_fc1=TELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear)
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            mlp=ModuleSpec(module=MLP, submodules=mlp),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+class EngineAttention(TEDotProductAttention):
+    """TEDotProductAttention that knows of context parallelism, while the layers around it do not.
+
+    They see this rank's rows as one run and get a group of one; attention gets the whole group and the bounds of the
+    whole sequence (LibrarySeqParams). Sequences with a KV cache, or split by our own layout, go through `kernel`.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        *,
+        kernel: AttentionKernel,
+        groups: ParallelGroups | None = None,
+        gathers: bool = False,
+    ) -> None:
+        size = groups.cp_size if groups is not None else 1
+        method = cp_comm_type
+        if groups is not None and pg_collection is not None and size > 1:
+            method = method_of(config, groups, gathers)
+            config = copy.copy(config)
+            config.context_parallel_size = size
+            pg_collection = copy.copy(pg_collection)
+            pg_collection.cp = groups.cp
+        super().__init__(
+            config,
+            layer_number,
+            attn_mask_type,
+            attention_type,
+            attention_dropout=attention_dropout,
+            softmax_scale=softmax_scale,
+            # megatron-core would take the groups of a2a+p2p from its globals; they are set below.
+            cp_comm_type="p2p" if method == "a2a+p2p" else method,
+            pg_collection=pg_collection,
+        )
+        if groups is not None and size > 1 and method == "a2a+p2p":
+            both: Any = [groups.cp_ulysses, groups.cp_ring]
+            ranks = dist.get_process_group_ranks(groups.cp)
+            self.set_context_parallel_group(both, ranks, TEDotProductAttention.cp_stream, method)
+        self.number, self.kernel = layer_number, kernel
+        self.scale = softmax_scale or config.kv_channels**-0.5
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        num_splits: int | None = None,
+    ) -> Tensor:
+        """See CoreAttention.forward."""
+        if isinstance(packed_seq_params, LibrarySeqParams):
+            packed_seq_params = packed_seq_params.attention
+        elif packed_seq_params is not None:
+            out = attend_by_parts(packed_seq_params, self.number, query, key, value, self.scale, self.kernel)
+            if out is not None:
+                return out.reshape(len(out), 1, -1)
+        out = super().forward(
+            query, key, value, attention_mask, attn_mask_type, attention_bias, packed_seq_params, num_splits
+        )
+        return out.reshape(len(out), 1, -1) if packed_seq_params is not None else out
+
+
+def method_of(config: TransformerConfig, groups: ParallelGroups, gathers: bool) -> str:
+    """How queries, keys and values travel (`cp_comm_type`), from the heads and groups of a TP rank.
+
+    Ulysses alone is a2a, a ring of Ulysses a2a+p2p; layout.ulysses says which, or what heads and groups divide into.
+    Without Ulysses keys and values travel: gathered in one collective where all ranks' together are no more than a
+    rank's own queries (2 x CP x groups <= heads), else in a ring, which computes while they travel.
+
+    gathers: whether the kernels take offsets and lengths of their own for keys (cuDNN's, FlashAttention 3 and 4). With
+    FlashAttention 2, which older GPUs have, gathered keys of all documents but the first would be read from the wrong
+    rows, without an error (AttnFuncWithCPAndKVAllGather).
+    """
+    tp = config.tensor_model_parallel_size
+    heads, kv_groups = config.num_attention_heads // tp, config.num_query_groups // tp
+    if groups.cp_ulysses.size() > 1:
+        return "a2a" if groups.cp_ring.size() == 1 else "a2a+p2p"
+    return "all_gather" if gathers and 2 * groups.cp_size * kv_groups <= heads else "p2p"

@@ -1,0 +1,209 @@
+"""Layers of the Ascend platform: Megatron's TE-shaped spec, which MindSpeed fills, around an attention of our own make.
+
+MindSpeed's core attention is told of context parallelism and of the documents; the rest of the language model knows
+neither, as on every platform.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from longvita.attention.core import CoreAttention, attend_by_parts
+from longvita.attention.seq_params import LibrarySeqParams, padded_seq_params
+from longvita.platforms import norms
+from longvita.platforms.base import PlatformError
+
+if TYPE_CHECKING:
+    from longvita.data.cp_shard import SplitBatch
+
+MASK_SIDE = 2048
+"""Side of the triangular mask that the fused operator takes for a causal mask of any size (sparse modes 2 and 3)."""
+RIGHT_DOWN_CAUSAL = 3
+"""The last query sees the last key."""
+
+
+def _operators() -> Any:
+    """torch_npu, which is there on machines that have the device."""
+    return importlib.import_module("torch_npu")
+
+
+def language_layer_spec() -> ModuleSpec:
+    """Megatron's TE-shaped decoder layer with `DocumentAttention`.
+
+    Its other classes are whatever MindSpeed's last repatch put in the places of Transformer Engine's.
+    """
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+    spec = get_gpt_layer_with_transformer_engine_spec()
+    spec.submodules.self_attention.submodules.core_attention = DocumentAttention
+    return spec
+
+
+def padded_bounds(share: SplitBatch) -> LibrarySeqParams:
+    """Parameters for this rank's rows of a micro batch in a zigzag layout, padding and all.
+
+    All four fields of bounds hold the padded ones: MindSpeed's ring reads cu_seqlens_q_padded and divides it by CP,
+    and its attention without CP reads cu_seqlens_q alone, which would miss the padding.
+    """
+    params = padded_seq_params(share.tokens, share.layout)
+    attention = params.attention
+    if attention is not None:
+        attention.cu_seqlens_q = attention.cu_seqlens_q_padded
+        attention.cu_seqlens_kv = attention.cu_seqlens_kv_padded
+    return params
+
+
+class DocumentAttention(MegatronModule):
+    """MindSpeed's core attention, with megatron-core's interface, for packed documents.
+
+    softmax_scale: 1/sqrt(head_dim) when None. Raises PlatformError for a mask type other than causal: MindSpeed makes
+    a mask for that one alone, and any other, padding_causal included, is silently attention in both directions.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config=config)
+        # Not at the top: repatch puts another class there.
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        if attn_mask_type is not AttnMaskType.causal:
+            raise PlatformError(
+                f"attn_mask_type={attn_mask_type}: MindSpeed makes a mask for AttnMaskType.causal alone, and every "
+                "other type silently attends in both directions; use causal with document bounds"
+            )
+        self.layer_number, self.softmax_scale = layer_number, softmax_scale
+        # The config of this layer alone says how many ranks share a sequence; MindSpeed makes the class of a config
+        # anew, which copy.deepcopy survives and dataclasses.replace does not.
+        own = copy.deepcopy(config)
+        own.context_parallel_size = parallel_state.get_context_parallel_world_size()
+        self.core = TEDotProductAttention(
+            config=own,
+            layer_number=layer_number,
+            attn_mask_type=attn_mask_type,
+            attention_type=attention_type,
+            attention_dropout=attention_dropout,
+            softmax_scale=softmax_scale,
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        /,
+        *,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Packed: q [t, heads, d], k and v [t, groups, d] to [t, 1, heads * d].
+
+        Raises ValueError for an input that is not packed, or an attention bias.
+        """
+        if attention_bias is not None or packed_seq_params is None:
+            raise ValueError("this attention takes packed documents, and no bias")
+        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
+        kernel = FusedKernel()
+        out = attend_by_parts(packed_seq_params, self.layer_number, query, key, value, scale, kernel)
+        if out is None:
+            out = self.core(
+                query,
+                key,
+                value,
+                None,
+                attn_mask_type=AttnMaskType.causal,
+                attention_bias=None,
+                packed_seq_params=getattr(packed_seq_params, "attention", None) or packed_seq_params,
+            )
+        return out.reshape(out.shape[0], 1, -1)
+
+
+class TileAttention(CoreAttention):
+    """Core attention of the vision tower: every position of a tile sees every other.
+
+    On the fused operator itself, not through MindSpeed, whose attention takes its mask and its ring from the language
+    model's arguments and would be causal here.
+    """
+
+    def attend_batch(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
+        """See CoreAttention. Raises PlatformError for a causal mask, which no tile has."""
+        if causal:
+            raise PlatformError("a tile has no causal mask; the vision tower asks for AttnMaskType.no_mask")
+        flat = (x.flatten(2) for x in (q, k, v))
+        return _operators().npu_fusion_attention(*flat, head_num=q.shape[2], input_layout="SBH", scale=scale)[0]
+
+
+class RMSNorm(norms.RMSNorm):
+    """The final norm, on the fused operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as x."""
+        return _operators().npu_rms_norm(x, self.weight, epsilon=self.eps)[0]
+
+
+class FusedKernel:
+    """npu_fusion_attention as an AttentionKernel (longvita.attention.kernel), without a gradient.
+
+    The operator returns maximum and sum of each softmax row, [t, heads, 8] by name for packed documents, and in memory
+    head-major inside each of them.
+    """
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """As it comes: the operator's sums are fp32 whatever it is given."""
+        return dtype
+
+    def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
+        """See AttentionKernel."""
+        mask = torch.ones(MASK_SIDE, MASK_SIDE, dtype=torch.bool, device=q.device).triu(1)
+        return self._forward(q, k, v, bounds[1:], bounds[1:], scale, mask)
+
+    def full_forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """See AttentionKernel."""
+        return self._forward(q, k, v, [len(q)], [len(k)], scale, None)
+
+    def _forward(
+        self, q: Tensor, k: Tensor, v: Tensor, ends_q: list[int], ends_k: list[int], scale: float, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        out, maximum, total, *_ = _operators().npu_fusion_attention(
+            q,
+            k,
+            v,
+            head_num=q.shape[1],
+            input_layout="TND",
+            atten_mask=mask,
+            scale=scale,
+            actual_seq_qlen=ends_q,
+            actual_seq_kvlen=ends_k,
+            sparse_mode=0 if mask is None else RIGHT_DOWN_CAUSAL,
+        )
+        sizes = [end - start for start, end in zip([0, *ends_q], ends_q, strict=False)]
+        lse = (maximum + total.log()).reshape(-1, maximum.shape[-1])[:, 0]
+        parts = lse.split([size * q.shape[1] for size in sizes])
+        return out.float(), torch.cat([part.view(q.shape[1], -1).transpose(0, 1) for part in parts])
+
+    def causal_backward(self, *unused: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Not asked for: training attends through MindSpeed."""
+        raise PlatformError("this kernel is for generation, which takes no gradient")
+
+    full_backward = causal_backward

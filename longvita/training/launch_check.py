@@ -1,0 +1,55 @@
+"""What a training run is refused for before any process starts: starting weights and folders that do not exist."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from longvita.config import Config, ConfigError
+from longvita.config.errors import Problem
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+_HUB_PAGES = ("models", "datasets", "spaces", "docs")
+"""Nobody can have these names on the Hub: they are pages of huggingface.co."""
+
+
+def check(config: Config, made_before: Sequence[str] = ()) -> None:
+    """Refuse what would only fail later. Raises ConfigError with every problem found.
+
+    made_before: output folders of the stages before it, which are not there yet.
+    """
+    problems = []
+    for field in ("initial", "initial_language", "initial_vision"):
+        name = getattr(config.checkpoint, field)
+        if name in (None, *made_before):
+            continue
+        if not Path(name).is_dir() and not _is_hub_id(name):
+            message, way_out = "is neither a folder here nor a Hub id (OWNER/NAME)", "check the path"
+            problems.append(Problem(message, f"checkpoint.{field}", name, way_out=way_out))
+    caches = {"data.index_cache": config.data.index_cache, "data.frame_cache": config.data.frame_cache}
+    for field, folder in {"output": config.output, **caches}.items():
+        if folder is not None:
+            problems += _folder_problems(field, folder)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _folder_problems(field: str, name: str) -> Iterator[Problem]:
+    """Why a folder that a run writes to cannot be made."""
+    folder = Path(name).absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        message = f"cannot be made: {place} is {'not writable' if place.is_dir() else 'not a folder'}"
+        yield Problem(message, field, name, way_out="another folder")
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name that is no folder here can be OWNER/NAME; not when its first part is a folder, a mistyped path,
+    nor when it is one of the Hub's own pages, such as the models/ of the recipes.
+    """
+    owner = name.partition("/")[0]
+    return _HUB_ID.fullmatch(name) is not None and owner not in _HUB_PAGES and not Path(owner).is_dir()

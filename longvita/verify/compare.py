@@ -1,0 +1,182 @@
+"""Compares what a model computes in a layout with golden vectors: features, logits, loss, gradients, greedy tokens.
+
+Everything runs the way training and generation run it: pipeline schedule, sharded tiles, reduced gradients, chunked
+prefill and KV cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longvita.checkpoint.hf.gather import Gatherer
+from longvita.checkpoint.hf.tensor_inventory import hf_tensors
+from longvita.checkpoint.hf.tensor_map import Mapper
+from longvita.checkpoint.hf.tensor_names import LONG_VITA
+from longvita.checkpoint.training_state import TrainingState
+from longvita.config.schema import Config
+from longvita.model.long_vita import LongVITA
+from longvita.parallel.groups import ParallelGroups
+from longvita.parallel.sequence_layout import schedule_length
+from longvita.verify.checks import TOLERANCES, Check, report
+from longvita.verify.golden import Golden, load_golden
+
+
+def run(payload: dict[str, Any], config: Config, groups: ParallelGroups, platform: Any) -> int:
+    """The comparisons in one process of the world: 0 when all is within tolerance, 1 otherwise. Rank 0 prints.
+
+    payload: `source` (model folder or Hub id), `golden` (folder), `json` (bool).
+    """
+    checks = compare(payload["source"], load_golden(payload["golden"]), config, groups, platform)
+    if dist.get_rank() == 0:
+        report(checks, payload["source"], config.layout, payload["json"])
+    made = any(check.difference is not None for check in checks)
+    return 0 if made and all(check.passed for check in checks) else 1
+
+
+def compare(source: str, golden: Golden, config: Config, groups: ParallelGroups, platform: Any) -> list[Check]:
+    """All comparisons, the same list on every rank. Collective; the world is one replica of the layout."""
+    from longvita.checkpoint.sources import load_weights
+    from longvita.model.build import build_model
+    from longvita.training.state import build_state
+    from longvita.training.step import forward_backward
+
+    models = build_model(config, groups, platform, fresh=False)
+    load_weights(models, source, groups, platform)
+    unit = config.layout.tensor_parallel if config.layout.sequence_parallel else 1
+    batch = golden.batch(groups, unit).to(platform.device)
+    checks = [
+        _features(models, golden, batch.tiles, groups),
+        _logits(models, golden, batch, groups),
+    ]
+    state = build_state(config, groups, platform, models=models)
+    micro_batches = state.micro_batches
+    losses, _ = forward_backward(state, [batch] * micro_batches, micro_batches, ())
+    gather_gradients(state)
+    loss = None if golden.loss is None else abs(losses.loss - golden.loss)
+    checks.append(Check("loss", loss, TOLERANCES["loss"], _absent(golden.loss)))
+    checks += _gradients(models, golden, config, groups)
+    checks.append(_tokens(models, golden, config, groups, platform))
+    return checks
+
+
+def gather_gradients(state: TrainingState) -> None:
+    """Fills each rank's gradient buffers with the shards that the distributed optimizer left on the others."""
+    group = state.groups.dp_cp
+    if group.size() == 1:
+        return
+    for chunk in state.chunks:
+        for buffer in chunk.buffers:
+            for bucket in buffer.buckets:
+                shard = bucket.grad_data.chunk(group.size())[group.rank()].clone()
+                dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
+
+
+def _absent(value: object) -> str:
+    return "not among the golden vectors" if value is None else ""
+
+
+def _features(models: Sequence[LongVITA], golden: Golden, tiles: Tensor, groups: ParallelGroups) -> Check:
+    """Each rank of the first stage encodes its own tiles, as in training."""
+    name = "image features"
+    if golden.features is None:
+        return Check(name, None, TOLERANCES[name], _absent(None))
+    own = None
+    if groups.is_first_stage:
+        with torch.no_grad():
+            own = models[0].encode_tiles(tiles).cpu()
+    everyone: list[Tensor | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    return Check(name, _largest(torch.cat([x for x in everyone if x is not None]), golden.features), TOLERANCES[name])
+
+
+def _logits(models: Sequence[LongVITA], golden: Golden, batch: Any, groups: ParallelGroups) -> Check:
+    if golden.logits is None:
+        return Check("logits", None, TOLERANCES["logits"], _absent(None))
+    found = pipeline_logits(models, batch, groups)
+    difference = None if found is None else _largest(found[: len(golden.logits)].cpu(), golden.logits)
+    everyone: list[float | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, difference)
+    return Check("logits", _worst(x for x in everyone if x is not None), TOLERANCES["logits"])
+
+
+@torch.no_grad()
+def pipeline_logits(models: Sequence[LongVITA], batch: Any, groups: ParallelGroups) -> Tensor | None:
+    """Logits [t, v] of a micro batch through the pipeline: fp32 on every TP rank of the last stage, None elsewhere."""
+    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+
+    def forward(stream: Any, model: LongVITA) -> tuple[Any, Callable]:
+        return model(next(stream), mode="logits"), lambda output, non_loss_data: output
+
+    for model in models:
+        model.eval()
+    micro_batches = groups.pp_size if len(models) > 1 else 1
+    outputs = get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=[iter([batch] * micro_batches) for _ in models],
+        model=list(models),
+        num_microbatches=micro_batches,
+        seq_length=schedule_length(batch.input_ids.shape[1], groups, models[0].config.sequence_parallel),
+        micro_batch_size=1,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    for model in models:
+        model.train()
+    return outputs[0] if groups.is_last_stage else None
+
+
+def _gradients(models: Sequence[LongVITA], golden: Golden, config: Config, groups: ParallelGroups) -> list[Check]:
+    """Gradients that the optimizer would get, put together from all ranks, under the published names."""
+    tolerance = TOLERANCES["gradients"]
+    if not golden.gradients:
+        return [Check("gradients", None, tolerance, _absent(None))]
+    mapper = Mapper(config.model, LONG_VITA, groups.tp_rank, groups.tp_size)
+    gatherer = Gatherer(models, mapper, groups, value=_gradient)
+    known = {tensor.name: tensor for tensor in hf_tensors(config.model, LONG_VITA)}
+    checks = []
+    for name, wanted in sorted(golden.gradients.items()):
+        if name not in known:
+            checks.append(Check(f"grad {name}", float("inf"), tolerance, "the model has no such tensor"))
+            continue
+        ((_, found),) = gatherer.tensors([known[name]])
+        share = None if found is None else _largest(found, wanted) / max(float(wanted.abs().max()), 1e-30)
+        box = [share]
+        dist.broadcast_object_list(box)
+        checks.append(Check(f"grad {name}", box[0], tolerance, "of the largest"))
+    return checks
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    # DDP keeps the reduced gradient here, in fp32.
+    return getattr(parameter, "main_grad")  # noqa: B009
+
+
+def _tokens(models: Sequence[LongVITA], golden: Golden, config: Config, groups: ParallelGroups, platform: Any) -> Check:
+    """Greedy tokens through chunked prefill and KV cache; the difference is the number of tokens that differ."""
+    from longvita.inference.engine import Engine
+
+    name, wanted = "greedy tokens", golden.greedy_tokens
+    if wanted is None or golden.rows != 1:
+        return Check(name, None, 0.0, _absent(None))
+    if len(models) > 1:
+        return Check(name, None, 0.0, "not run: generation has no interleaved schedule")
+    engine = Engine(list(models), config, None, groups, platform)
+    found = engine.generate_tokens(golden.input_ids, golden.images, golden.tile_starts, len(wanted))
+    different = sum(a != b for a, b in zip(found, wanted, strict=False)) + abs(len(wanted) - len(found))
+    return Check(name, float(different), 0.0, f"{len(wanted)} tokens" if not different else f"{found} for {wanted}")
+
+
+def _largest(found: Tensor, wanted: Tensor) -> float:
+    if found.shape != wanted.shape:
+        return float("inf")
+    return _worst([float((found.double() - wanted.double()).abs().max())] if found.numel() else [0.0])
+
+
+def _worst(values: Any) -> float:
+    """The largest; a value that is not a number counts as infinite, so that it can't pass."""
+    return max((float("inf") if value != value else value for value in values), default=float("inf"))

@@ -1,0 +1,64 @@
+"""The Ascend platform over the stubs of torch_npu and MindSpeed, on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent / "ascend"
+
+
+def install(mindspeed_source: str | None = None) -> None:
+    """Has this process find the stubs; MindSpeed itself from `mindspeed_source`, where that is given."""
+    paths = [str(ROOT)] if mindspeed_source is None else [mindspeed_source, str(ROOT)]
+    sys.path[:0] = [path for path in paths if path not in sys.path]
+
+
+@contextlib.contextmanager
+def torch_npu_alone() -> Iterator[Any]:
+    """The stub of torch_npu in this process, gone without a trace afterwards."""
+    install()
+    try:
+        import torch_npu
+
+        yield torch_npu
+    finally:
+        sys.path.remove(str(ROOT))
+        for name in [name for name in sys.modules if name.split(".")[0] == "torch_npu"]:
+            del sys.modules[name]
+        del torch.npu
+
+
+def platform(mindspeed_source: str | None = None) -> Any:
+    """The platform, not yet active. In a process of its own: megatron-core must not have been imported."""
+    install(mindspeed_source)
+    if mindspeed_source is not None:
+        from tests.stubs.every_device import make_every_device_the_cpu
+
+        make_every_device_the_cpu()
+    from longvita.platforms.npu.platform import NPUPlatform
+
+    class NPUOverStubs(NPUPlatform):
+        """What a test needs to be otherwise: tensors on the CPU, and gloo."""
+
+        backend = "gloo"
+
+        @property
+        def device(self) -> torch.device:
+            return torch.device("cpu")
+
+        def patches(self) -> list:
+            """megatron-core on the CPU, but for its optimizer and what else MindSpeed replaces itself."""
+            from megatron_patches import cpu
+            from megatron_patches.cpu import adam
+            from megatron_patches.npu.adaptor import replaced_names
+
+            taken = {*replaced_names(), *(patch.target.replace(":", ".") for patch in adam.PATCHES)}
+            return [patch for patch in cpu.patches() if patch.target.replace(":", ".") not in taken] + super().patches()
+
+    return NPUOverStubs()

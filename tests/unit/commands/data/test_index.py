@@ -1,0 +1,193 @@
+"""`longvita data index`: what it prints of every file, and that it resumes what is there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from longvita.cli import app
+from longvita.config import to_yaml
+from longvita.data.errors import DataError
+from longvita.data.index import build
+from longvita.data.index.store import IndexProgress
+from longvita.data.mix import progress as data_progress
+from tests.unit.data.loading.test_worker_pool import alive
+from tests.unit.data.material import conversation, data_config, write_jsonl
+
+SAMPLES = [
+    conversation("hello"),
+    conversation("<image>?", images=["wide.jpg"]),
+    conversation("<video>?<video>", videos=["clip.mp4", "frames"]),
+    conversation("x" * 300),
+    "{oops",
+]
+HELD_OUT = [conversation(f"held {number}") for number in range(3)]
+
+
+def write_config(folder, sources, **data):
+    """A config file of a mix, with what `load` checks beyond the tests' own configs."""
+    config = data_config(folder, sources, **data)
+    fitting = config.inference.model_copy(update={"max_seq_len": 1024, "max_new_tokens": 64})
+    path = folder / "config.yaml"
+    path.write_text(to_yaml(config.model_copy(update={"inference": fitting})))
+    return path
+
+
+@pytest.fixture
+def config(folder):
+    write_jsonl(folder / "a.jsonl", SAMPLES)
+    write_jsonl(folder / "b.jsonl", SAMPLES[:1] * 4)
+    write_jsonl(folder / "held.jsonl", HELD_OUT)
+    sources = {"a": {"data_paths": ["a.jsonl", "b.jsonl"]}, "off": {"data_paths": ["none.jsonl"], "ratio": 0.0}}
+    return write_config(folder, sources, validation={"a": {"data_paths": ["held.jsonl"]}})
+
+
+def run(config, *options):
+    return CliRunner().invoke(app, ["data", "index", str(config), *options])
+
+
+def test_one_object(config):
+    result = run(config, "--json")
+    assert result.exit_code == 0
+    figures = json.loads(result.stdout)
+    assert set(figures) == {"training", "held_out", "missing"}
+    assert set(figures["training"]) == {"a"}
+    a = figures["training"]["a"]
+    assert (a["files"], a["samples"]) == (2, 9)
+    assert a["set_aside"] == {"invalid_json": 1, "too_long": 1}
+    assert (a["pictures"], a["videos"], a["frames"]) == (1, 2, 16)
+    rows, media, rates = 8 * 32, 3 * 8, 2 * 8
+    assert a["index_bytes"] == rows + media + rates
+    assert a["bytes_a_sample"] == pytest.approx(a["index_bytes"] / 7, abs=0.01)
+    assert figures["held_out"]["a"]["samples"] == 3
+
+
+def test_table(config):
+    text = run(config).stdout
+    assert "invalid_json 1" in text and "too_long 1" in text
+    assert "held out" in text
+
+
+def test_what_is_indexed_stays(config, folder, monkeypatch):
+    run(config)
+    monkeypatch.setattr(build, "index_part", lambda *_: pytest.fail("indexed again"))
+    assert run(config).exit_code == 0
+    monkeypatch.undo()
+    seen, real = [], build.index_part
+    monkeypatch.setattr(build, "index_part", lambda path, *rest: seen.append(path) or real(path, *rest))
+    write_jsonl(folder / "b.jsonl", SAMPLES[:1] * 5)
+    assert json.loads(run(config, "--json").stdout)["training"]["a"]["samples"] == 10
+    assert seen == [str(folder / "b.jsonl")]
+
+
+def test_processes(config, monkeypatch):
+    asked = []
+    monkeypatch.setattr("longvita.commands.data.index.index", lambda config, *_: asked.append(config.data) or 0)
+    run(config, "data.index_processes=2", "--processes", "3")
+    assert [data.index_processes for data in asked] == [3]
+
+
+def test_what_is_set_aside_can_be_looked_at_again(config, folder, own_media):
+    media = own_media()
+    write_jsonl(folder / "a.jsonl", [*SAMPLES, conversation("<image>?", images=["late.png"])])
+    result = run(config)
+    quarantine = folder / "run" / "quarantine.jsonl"
+    assert str(quarantine) in result.stderr
+    assert "late.png does not exist" in quarantine.read_text()
+    shutil.copy(media / "one.png", media / "late.png")
+    assert "missing_file 1" in run(config).stdout
+    assert CliRunner().invoke(app, ["data", "retry", str(quarantine), str(config)]).exit_code == 1
+    assert "missing_file" not in run(config).stdout + quarantine.read_text()
+
+
+def test_anew(config, folder, own_media):
+    media = own_media()
+    write_jsonl(folder / "a.jsonl", [*SAMPLES, conversation("<image>?", images=["late.png"])])
+    assert "missing_file 1" in run(config).stdout
+    shutil.copy(media / "one.png", media / "late.png")
+    assert "missing_file" not in run(config, "--anew").stdout
+    assert "missing_file" not in run(config).stdout
+
+
+def test_files_that_give_nothing_are_told(config, folder):
+    (folder / "b.jsonl").write_text("")
+    result = run(config)
+    assert f"{folder / 'b.jsonl'} of source 'a' gives no sample that can be used" in result.stderr
+    assert f"set aside first: {folder / 'a.jsonl'}:" in result.stderr
+
+
+def test_files_that_are_left_out_are_told(config, folder):
+    (folder / "b.jsonl").unlink()
+    result = run(config, "--allow-missing", "--json")
+    assert result.exit_code == 0, result.exception
+    assert json.loads(result.stdout)["missing"] == {"training": {"a": [str(folder / "b.jsonl")]}, "held_out": {}}
+    assert (
+        f"data.allow_missing leaves them out: 1 data file of 1 source is not there:\n  a:\n    {folder / 'b.jsonl'}"
+        in (result.stderr)
+    )
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_media_root_that_is_not_there_ends_the_pass(folder, processes):
+    write_jsonl(folder / "a.jsonl", SAMPLES)
+    config = write_config(folder, {"a": {"data_paths": ["a.jsonl"], "media_root": str(folder / "mount")}})
+    result = run(config, "--processes", str(processes))
+    assert isinstance(result.exception, DataError)
+    assert f"has media below {folder / 'mount'}, which does not exist: mount it" in str(result.exception)
+    shutil.copytree(folder / "media", folder / "mount")
+    assert "missing_file" not in run(config).stdout
+
+
+def test_processes_end_with_their_parent(config, folder):
+    """A parent that is killed outright: its processes go, whatever they wait for."""
+    code = (
+        "import os, signal; from longvita.config import load; from longvita.data.mix.catalog import make_template\n"
+        "from longvita.data.index.worker_processes import IndexProcesses\n"
+        f"config = load({str(config)!r}); processes = IndexProcesses.of(config, make_template(config))\n"
+        "pool = processes._pool_of(1); print(pool.submit(os.getpid).result(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", "if __name__ == '__main__':\n" + textwrap.indent(code, "  ")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    worker = int(result.stdout)
+    deadline = time.monotonic() + 60
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(worker)
+
+
+def test_a_missing_file(config, folder):
+    (folder / "b.jsonl").unlink()
+    result = run(config)
+    assert isinstance(result.exception, DataError)
+    assert "b.jsonl" in str(result.exception)
+
+
+def test_the_bar_counts_bytes_and_what_is_set_aside(folder, monkeypatch):
+    """Half of the second file's work done: all of the first one's bytes, half of its own."""
+    for name, size in (("a", 100), ("b", 300)):
+        (folder / name).write_text("x" * size)
+    seen = []
+    bar = SimpleNamespace(add_task=lambda *_, **__: 0, update=lambda _, **fields: seen.append(fields))
+    monkeypatch.setattr(data_progress.Progress, "add_task", lambda self, *_, **__: bar.add_task())
+    monkeypatch.setattr(data_progress.Progress, "update", lambda self, task, **fields: bar.update(task, **fields))
+
+    def open_file(config, source, dataset, path, processes, show):
+        show(IndexProgress(done=1, whole=2, samples=5, set_aside=3))
+        return SimpleNamespace(index=SimpleNamespace(broken=[0] * 4))
+
+    monkeypatch.setattr(data_progress, "open_file", open_file)
+    config = SimpleNamespace(data=SimpleNamespace(data_root=folder))
+    with data_progress.indexing(400) as open_one:
+        for name in "ab":
+            open_one(config, name, None, name, None)
+    shown = [(fields["completed"], fields["found"]) for fields in seen if "completed" in fields]
+    assert shown == [(50, "3 set aside"), (100, "4 set aside"), (250, "7 set aside"), (400, "8 set aside")]

@@ -1,0 +1,141 @@
+"""`longvita doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from longvita import cli, platforms
+from longvita.commands import doctor
+from longvita.doctor import components
+from longvita.platforms import requirements
+from longvita.platforms.base import PlatformError
+from megatron_patches import patch
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    yield
+    platforms.get("cpu").activate()
+
+
+def report(platform: str = "cpu", everything: bool = False, width: int = 300) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=width)
+    code = doctor.run(platform, everything, console)
+    return code, console.file.getvalue()
+
+
+def test_it_prints_device_versions_and_patches() -> None:
+    code, text = report(everything=True)
+    assert code == 0
+    for word in ("gloo", "megatron-core", "0.16.1", "transformers", "decord2", "av", "python"):
+        assert word in text
+    for one in patch.report():
+        assert one.patch.target in text and one.patch.why in text and one.patch.remove_when in text
+
+
+def test_a_missing_required_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version
+
+    def without_av(name: str) -> str:
+        if name == "av":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_av)
+    code, text = report()
+    assert code == 1
+    assert "av: missing (everything)\n    bash scripts/setup.sh\n" in text
+
+
+def test_a_wrong_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "pydantic" else version(name))
+    code, text = report()
+    assert code == 1 and "0.0.1 installed" in text
+
+
+def test_an_optional_program_is_named_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components.shutil, "which", lambda name: None)
+    code, text = report()
+    assert code == 0 and "apt-get install ffmpeg" in text
+
+
+def test_extras_of_other_devices_are_left_out() -> None:
+    found = components.python_packages()
+    assert not {f"extra {extra}" for extra in platforms.ACCELERATOR_EXTRAS} & {one.needed_for for one in found}
+    assert {one.needed_for for one in found if one.required} == {"everything"}
+    serve = [one for one in found if one.needed_for == "extra serve"]
+    assert serve and all(one.remedy == "pip install -e '.[serve]' -c constraints.txt" for one in serve)
+
+
+def test_what_the_platform_sets_and_decides_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = type(platforms.get("cpu"))
+    monkeypatch.setattr(cpu, "environment", lambda self: {"SOME_SETTING": "1"})
+    monkeypatch.setattr(cpu, "decisions", lambda self: [("attention", "of our own")])
+    code, text = report()
+    assert code == 0 and "SOME_SETTING=1" in text and "of our own" in text
+
+
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components, "PACKAGE", "longvita-that-is-not-there")
+    code, text = report()
+    assert code == 1 and "bash scripts/setup.sh" in text
+
+
+def test_a_patch_that_does_not_fit_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object) -> list:
+        raise patch.PatchError("torch:Tensor.cuda changed")
+
+    monkeypatch.setattr(type(platforms.get("cpu")), "activate", broken)
+    code, text = report()
+    assert code == 1 and "torch:Tensor.cuda changed" in text
+
+
+def test_a_platform_that_is_not_there() -> None:
+    with pytest.raises(PlatformError, match="abacus"):
+        report("abacus")
+
+
+@pytest.mark.parametrize(("platform", "maker"), [("cuda", "Nvidia"), ("npu", "Ascend")])
+def test_a_platform_whose_device_is_not_here_is_told_what_it_needs(platform: str, maker: str) -> None:
+    code, text = report(platform)
+    assert code == 1 and f"platform {platform} finds no device on this machine" in text
+    assert [line for line in text.splitlines() if line.startswith("What a machine with")] == [
+        f"What a machine with {maker}'s devices needs"
+    ]
+
+
+def test_command_line() -> None:
+    result = CliRunner().invoke(cli.app, ["doctor", "--platform", "cpu"])
+    assert result.exit_code == 0 and "patches" in result.output
+
+
+def test_a_machine_without_accelerators_is_told_what_they_need_on_one_screen() -> None:
+    code, text = report(width=100)
+    assert code == 0
+    assert len(text.splitlines()) <= 45
+    for maker in ("Nvidia", "Ascend"):
+        assert f"What a machine with {maker}'s devices needs" in text
+
+
+def test_every_missing_line_is_followed_by_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components.shutil, "which", lambda name: None)
+    _, text = report(width=100)
+    lines = text.splitlines()
+    lacks = [number for number, line in enumerate(lines) if ": missing (" in line]
+    assert len(lacks) >= len(requirements.nvidia_needs()) + len(requirements.ascend_needs())
+    for number in lacks:
+        program = lines[number + 1].split()[0]
+        assert lines[number + 1].startswith("    ") and program in ("pip", "bash", "sudo", "git", "apt-get")
+
+
+def test_what_is_here_needs_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements.shutil, "which", lambda name: f"/usr/bin/{name}")
+    _, text = report()
+    assert "driver: /usr/bin/nvidia-smi (the device)\ntorch for" in text

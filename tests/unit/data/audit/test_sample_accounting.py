@@ -1,0 +1,193 @@
+"""planned = delivered + set aside, over replicas, stops, epochs, repeated samples and broken videos."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch.distributed as dist
+
+from longvita.data.audit.sample_accounting import DELIVERED, PLANNED, REPEATED, STOOD_IN, Account
+from longvita.data.errors import Reason, SampleError
+from longvita.data.loader import LoaderRanks, build_loader
+from longvita.data.loading.micro_batch import MicroBatch, tally_of
+from tests.unit.data.material import conversation, data_config, write_jsonl
+
+BATCH = 4
+
+
+def make_config(folder, num_workers=0, micro_batch_size=1):
+    """Source a: 30 texts, a broken video in their middle and one that no index takes; b: 5 texts, each two times."""
+    texts = [conversation(f"{number} " + "x" * (7 * number % 60)) for number in range(30)]
+    broken = conversation("<video>" + "x" * 30, videos=["cut.mp4"])
+    write_jsonl(folder / "a.jsonl", [*texts[:15], broken, "{oops", *texts[15:]])
+    write_jsonl(folder / "b.jsonl", [conversation(f"b {number} " + "x" * 50) for number in range(5)])
+    sources = {"a": {"data_paths": ["a.jsonl"]}, "b": {"data_paths": ["b.jsonl"], "ratio": 2.0}}
+    config = data_config(folder, sources, num_workers=num_workers)
+    training = {"global_batch_size": BATCH, "micro_batch_size": micro_batch_size}
+    return config.model_copy(update={"training": config.training.model_copy(update=training)})
+
+
+def tally(config, steps, replicas=1, start=0):
+    """The sum of all replicas' tallies after some steps."""
+    total = Counter()
+    for rank in range(replicas):
+        loader = build_loader(config, LoaderRanks(rank, replicas), start)
+        for _ in range(steps * BATCH // replicas // config.training.micro_batch_size):
+            next(loader)
+        total.update(loader.tally())
+        loader.close()
+    return total
+
+
+def sequences_of_an_epoch(config):
+    return build_loader(config, LoaderRanks()).summary()["sequences_per_epoch"]
+
+
+def balanced(counts):
+    """Whether each source's sides are the same."""
+    account = Account(tally=counts)
+    of_sources = [account.of_source(source) for source in ("a", "b")]
+    return all(one[PLANNED] == one[DELIVERED] + sum(one["set_aside"].values()) for one in of_sources)
+
+
+def test_data_that_changed_between_two_starts(folder):
+    config = make_config(folder)
+    hashes = [build_loader(config, LoaderRanks()).data_hash for _ in range(2)]
+    with open(folder / "a.jsonl", "a") as file:
+        file.write(json.dumps(conversation("one more")) + "\n")
+    hashes.append(build_loader(config, LoaderRanks()).data_hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+    account = Account().over(hashes[0], 0).over(hashes[1], 10)
+    assert account.changes == ()
+    account = Account.from_facts(json.loads(json.dumps(account.to_facts())), 20).over(hashes[2], 20).plus([])
+    assert account.changes == (20,)
+    assert Account.from_facts({"first_sequence": 0, "counts": []}, 3).over(hashes[0], 3).changes == ()
+    assert account.report(build_loader(config, LoaderRanks()).catalog, 30)["data_changed_at"] == [20]
+
+
+def test_of_an_epoch(folder):
+    config = make_config(folder)
+    steps, rest = divmod(sequences_of_an_epoch(config), BATCH)
+    assert steps >= 2
+    counts = tally(config, steps + bool(rest))
+    assert balanced(counts)
+    whole = tally(config, 3 * BATCH * steps)
+    assert balanced(whole)
+    # Twelve epochs and more: all but the first time that each of the 31 and 5 samples is taken.
+    for source, samples in (("a", 31), ("b", 5)):
+        assert whole[source, REPEATED] == whole[source, PLANNED] - samples > 0
+
+
+def test_an_epoch_takes_b_twice_and_leaves_the_broken_video_out(folder):
+    config = make_config(folder)
+    config = config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": 1})})
+    loader = build_loader(config, LoaderRanks())
+    for _ in range(sequences_of_an_epoch(config)):
+        next(loader)
+    assert loader.tally() == {
+        ("a", PLANNED): 31,
+        ("a", DELIVERED): 30,
+        ("a", "broken_video"): 1,
+        ("b", PLANNED): 10,
+        ("b", DELIVERED): 10,
+        ("b", REPEATED): 5,
+    }
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_replicas_change_nothing(folder, steps, micro_batch_size):
+    config = make_config(folder, micro_batch_size=micro_batch_size)
+    assert tally(config, steps, replicas=2) == tally(config, steps)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 8])
+def test_a_stop_changes_nothing(folder, stop):
+    """Before, within and after the first epoch, by workers that read ahead, at another number of replicas."""
+    config = make_config(folder, num_workers=1)
+    first = tally(config, stop)
+    rest = tally(config, 9 - stop, replicas=2, start=stop * BATCH)
+    account = Account.from_facts(json.loads(json.dumps(Account().plus([first]).to_facts())), stop * BATCH)
+    assert account.plus([rest]).tally == tally(config, 9)
+    assert account.first_sequence == 0
+
+
+def test_an_older_checkpoint_has_no_account(folder):
+    config = make_config(folder)
+    account = Account.from_facts(None, 8).plus([tally(config, 2, start=8)])
+    assert account.first_sequence == 8
+    assert balanced(account.tally)
+    assert account.tally[("a", PLANNED)] < tally(config, 4)[("a", PLANNED)]
+
+
+def test_only_the_process_that_leads_a_replica_counts(folder):
+    store = _SilentStore(dist.HashStore())
+    follower = build_loader(make_config(folder), LoaderRanks(stage=1, num_stages=2), store=store)
+    for _ in range(2):
+        next(follower)
+    assert follower.tally() == {}
+
+
+class _SilentStore:
+    """A store in which the first stage has found nothing wrong."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def check(self, keys):
+        return True
+
+    def get(self, key):
+        return b"[]"
+
+
+def test_the_report_of_a_run(folder):
+    config = make_config(folder)
+    loader = build_loader(config, LoaderRanks())
+    for _ in range(BATCH):
+        next(loader)
+    report = Account().plus([loader.tally()]).report(loader.catalog, BATCH)
+    assert report["sequences"] == [0, BATCH]
+    assert report["planned"] == report["delivered"] + report["set_aside"]
+    assert report["planned"] == sum(source["planned"] for source in report["sources"].values())
+    assert report["sources"]["a"]["unusable"] == {"invalid_json": 1}
+    assert report["unusable"] == 1
+
+
+class TestStandingIn:
+    @pytest.mark.parametrize("micro_batch_size", [1, 2])
+    def test_a_sequence_of_nothing_but_broken_videos(self, folder, micro_batch_size):
+        """Two sequences that hold a broken video each, six that hold a text: stand-ins are counted apart."""
+        write_jsonl(folder / "a.jsonl", [conversation("<video>" + 200 * "x", videos=["cut.mp4"])] * 2)
+        write_jsonl(folder / "b.jsonl", [conversation(f"{number} {200 * 'x'}") for number in range(6)])
+        config = data_config(folder, {name: {"data_paths": [f"{name}.jsonl"]} for name in "ab"})
+        training = {"global_batch_size": 8, "micro_batch_size": micro_batch_size}
+        config = config.model_copy(update={"training": config.training.model_copy(update=training)})
+        loader = build_loader(config, LoaderRanks())
+        batches = [next(loader) for _ in range(8 // micro_batch_size)]
+        assert loader.tally() == {
+            ("a", PLANNED): 2,
+            ("a", "broken_video"): 2,
+            ("b", PLANNED): 6,
+            ("b", DELIVERED): 6,
+            ("b", STOOD_IN): 2,
+        }
+        assert sum(source == "b" for batch in batches for source in batch.document_sources) == 8
+
+    def test_reasons_are_those_of_the_last_reading(self, folder):
+        """A sequence that is read fine at first and breaks when it is read again is no stand-in, and counted once."""
+        write_jsonl(folder / "a.jsonl", [conversation("x")])
+        config = data_config(folder, {"a": {"data_paths": ["a.jsonl"]}})
+        request = build_loader(config, LoaderRanks()).catalog.request(0)
+        error = SampleError(Reason.BROKEN_VIDEO, "cut")
+        first = MicroBatch(0, [4, 5], [request, request], [0, 1], [])
+        second = MicroBatch(1, [5, 5], [request, request], [0, 1], [])
+        assert tally_of([(first, {0: error}), (second, {1: error})]) == {
+            ("a", "broken_video"): 2,
+            ("a", STOOD_IN): 1,
+        }

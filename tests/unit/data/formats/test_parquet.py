@@ -1,0 +1,161 @@
+"""Tables: images in a struct, in lists, as bytes and as paths; columns by the config; damage."""
+
+from __future__ import annotations
+
+import pytest
+
+from longvita.data.errors import DataError, Reason, SampleError
+from longvita.data.formats import make_format, tables
+from longvita.data.formats.base import Place
+from longvita.data.formats.record import NO_OPTIONS, FormatOptions
+from longvita.data.media.source import InlineMedium
+from longvita.data.sample import Turn
+from tests.unit.data.format_material import png, read_all, samples_of, write_arrow, write_parquet
+
+RED, BLUE = png("red"), png("blue")
+
+
+def options(prompt="Describe it.", **columns):
+    return FormatOptions(tuple(columns.items()), prompt)
+
+
+def test_columns_of_the_config(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [{"q": "what?", "label": 3, "scan": RED, "text": "no"}])
+    (sample,) = samples_of("parquet", path, options(question="q", answer="label", images="scan"))
+    assert sample.turns == (Turn("user", "<image>\nwhat?"), Turn("assistant", "3"))
+    assert sample.images == (InlineMedium(RED, "images[0]"),)
+
+
+@pytest.mark.parametrize(
+    "value, images",
+    [
+        ({"bytes": RED, "path": "red.png"}, (InlineMedium(RED, "red.png"),)),
+        ({"bytes": None, "path": "red.png"}, ("red.png",)),
+        ([{"bytes": RED, "path": None}, {"bytes": BLUE, "path": "b"}],
+         (InlineMedium(RED, "images[0]"), InlineMedium(BLUE, "b"))),
+        ([RED, BLUE], (InlineMedium(RED, "images[0]"), InlineMedium(BLUE, "images[1]"))),
+        ("red.png", ("red.png",)),
+    ],
+)  # fmt: skip
+def test_forms_of_images(tmp_path, value, images):
+    path = write_parquet(tmp_path / "a.parquet", [{"image": value, "caption": "it"}, {"image": value, "caption": "it"}])
+    first, _ = samples_of("parquet", path, options())
+    assert first.images == images
+    assert first.turns[0].text == "<image>\n" * len(images) + "Describe it."
+
+
+@pytest.mark.parametrize(
+    "column, messages",
+    [
+        ("messages", [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "red"}]),
+        ("conversations", [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "red"}]),
+        ("texts", [{"user": "what?", "assistant": "red", "source": "x"}]),
+        ("messages", [
+            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "\nwhat?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+        ]),
+    ],
+)  # fmt: skip
+def test_forms_of_messages(tmp_path, column, messages):
+    path = write_parquet(tmp_path / "a.parquet", [{column: messages, "images": [RED]}])
+    (sample,) = samples_of("parquet", path)
+    assert sample.turns == (Turn("user", "<image>\nwhat?"), Turn("assistant", "red"))
+
+
+def test_marks_that_are_there_stay_where_they_are(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [{"question": "this<image>?", "answer": "yes", "image": RED}])
+    assert samples_of("parquet", path)[0].turns[0].text == "this<image>?"
+
+
+def test_broken_rows_are_set_aside(tmp_path):
+    rows = [
+        {"question": "a", "answer": "b", "image": RED},
+        {"question": "a", "answer": None, "image": RED},
+        {"question": "", "answer": "b", "image": None},
+        {"question": "<image><image>", "answer": "b", "image": RED},
+        {"question": "a", "answer": "b", "image": None},
+        {"caption": "of nothing"},
+    ]
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    found = [(place.line, getattr(content, "reason", None)) for _, place, content in read_all("parquet", path)]
+    assert found == [
+        (1, None),
+        (2, Reason.INVALID_SAMPLE),
+        (3, Reason.EMPTY_TURN),
+        (4, Reason.MARK_COUNT),
+        (5, None),
+        (6, Reason.INVALID_SAMPLE),
+    ]
+
+
+def test_a_damaged_group_costs_its_rows_alone(tmp_path):
+    rows = [{"answer": f"number {number} " + "x" * 200, "question": "?"} for number in range(6)]
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    group = tables.open_table(str(path))._file.metadata.row_group(1)
+    start = group.column(0).dictionary_page_offset or group.column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    found = [content for _, _, content in read_all("parquet", path)]
+    reasons = [getattr(content, "reason", None) for content in found]
+    assert reasons == [None, None, Reason.INVALID_SAMPLE, Reason.INVALID_SAMPLE, None, None]
+    assert "group 1 can't be read from row 0 on" in found[2].detail
+    assert found[4].turns[1].text.startswith("number 4")
+
+
+def test_a_damaged_footer(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [{"caption": "a"}] * 3)
+    content = bytearray(path.read_bytes())
+    content[-60:-8] = b"\xff" * 52
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is no table of format parquet"):
+        list(read_all("parquet", path))
+
+
+def test_a_row_of_broken_text_costs_itself_alone(tmp_path):
+    """The broken text is the greatest of its column, so that the footer repeats it."""
+    rows = [{"answer": f"number {number}", "question": "?"} for number in range(4)]
+    rows[1]["answer"] = "zzzzzz"
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    content = path.read_bytes()
+    assert content.count(b"zzzzzz") > 1
+    path.write_bytes(content.replace(b"zzzzzz", b"\xff\xfe\xff\xfe\xff\xfe"))
+    found = [content for _, _, content in read_all("parquet", path)]
+    assert [getattr(content, "reason", None) for content in found] == [None, Reason.INVALID_SAMPLE, None, None]
+    with pytest.raises(SampleError, match="can't be read"):
+        make_format("parquet", NO_OPTIONS).read(str(path), Place(0, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_file_that_is_no_table(tmp_path, name):
+    (tmp_path / name).write_text("this is no table\n" * 50)
+    with pytest.raises(DataError, match=f"{name} is no table of format parquet"):
+        make_format("parquet", NO_OPTIONS).parts(str(tmp_path / name), 100)
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    path = write_arrow(tmp_path / "a.arrow", [{"caption": "a", "jpg": RED}])
+    format = make_format("parquet", options(images="png"))
+    with pytest.raises(DataError, match=r"no column 'png'; it has caption, jpg: see the source's columns"):
+        format.parts(str(path), 100)
+    path = write_parquet(tmp_path / "b.parquet", [{"a": 1}])
+    with pytest.raises(DataError, match="no column that tells of messages or captions; it has a"):
+        make_format("parquet", NO_OPTIONS).parts(str(path), 100)
+
+
+def test_other_columns_are_not_read(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "a.parquet", [{"caption": "a", "image": RED, "embedding": b"x" * 1000}])
+    table, asked, real = tables.open_table(str(path)), [], tables._ParquetTable.rows
+    monkeypatch.setattr(tables._ParquetTable, "rows", lambda *args: asked.append(args[2]) or real(*args))
+    assert "embedding" in table.columns
+    samples_of("parquet", path)
+    assert asked == [["caption", "image"]]
+
+
+def test_a_row_that_is_gone(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [{"caption": "a"}] * 4)
+    format = make_format("parquet", NO_OPTIONS)
+    places = [place for _, place, _ in read_all("parquet", path)]
+    write_parquet(path, [{"caption": "a"}] * 3)
+    with pytest.raises(ValueError, match="there is no row 1 of group 1"):
+        format.read(str(path), places[3])

@@ -1,0 +1,344 @@
+"""What the Nvidia platform answers, as far as no GPU is needed for it."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from longvita import platforms, processes
+from longvita.attention.seq_params import LibrarySeqParams, padded_seq_params
+from longvita.config.checks import find_problems
+from longvita.config.errors import ConfigError
+from longvita.config.loader import load
+from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
+from longvita.parallel.sequence_layout import zigzag
+from longvita.platforms.base import Platform, PlatformError, importable
+from longvita.platforms.cuda import platform as cuda
+from longvita.platforms.cuda.flash_kernels import TorchFlashKernel
+from longvita.platforms.cuda.platform import CUDAPlatform
+from longvita.platforms.cuda.te_layers import method_of
+from longvita.platforms.layer_memory import NVIDIA
+from longvita.platforms.npu.platform import NPUPlatform
+from longvita.platforms.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
+from megatron_patches import cuda as patches_of_cuda
+from megatron_patches import patch
+from tests.conftest import REPOSITORY
+from tests.tiny import tiny_config
+
+
+class WithEngine(CUDAPlatform):
+    """A Hopper machine with Transformer Engine, as far as answers go."""
+
+    def is_available(self) -> bool:
+        return True
+
+    def has_engine(self) -> bool:
+        return True
+
+    def capability(self) -> tuple[int, int]:
+        return 9, 0
+
+    def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
+        # megatron-core asks at once whether the fused kernel is there.
+        return super().transformer_config_overrides(virtual_pipeline) | {"apply_rope_fusion": False}
+
+
+class WithoutEngine(WithEngine):
+    def has_engine(self) -> bool:
+        return False
+
+
+def groups_of(ulysses: int, ring: int) -> Any:
+    """Sizes of context-parallel groups."""
+    return types.SimpleNamespace(
+        cp_size=ulysses * ring,
+        cp_ulysses=types.SimpleNamespace(size=lambda: ulysses),
+        cp_ring=types.SimpleNamespace(size=lambda: ring),
+    )
+
+
+def test_it_is_known_and_not_there_without_a_gpu() -> None:
+    assert "cuda" in platforms.NAMES
+    if not torch.cuda.is_available():
+        with pytest.raises(PlatformError, match="no device"):
+            platforms.get("cuda")
+        assert platforms.get("auto").name == "cpu"
+
+
+def test_it_says_what_computes_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    told = "8 x NVIDIA H200 (compute capability 9.0), attention"
+    assert WithEngine().describe() == f"{told} and layers by Transformer Engine"
+    assert WithoutEngine().describe() == f"{told} by torch's flash kernel, layers by megatron-core"
+
+
+def test_what_is_decided_here_is_told() -> None:
+    told, without = dict(WithEngine().decisions()), dict(WithoutEngine().decisions())
+    assert "zigzag" in told["documents under context parallelism"] and told["Adam"] == "Transformer Engine's"
+    assert without["Adam"] == "ours, on torch's kernel" and "not fused" in without["gradient accumulation"]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(PlatformError, match="at most 2 processes"):
+        CUDAPlatform().set_device(2)
+
+
+@pytest.mark.parametrize("own_adam", [True, False])
+def test_patches_fit_and_can_be_taken_back(own_adam: bool) -> None:
+    patch.revert()
+    for one in patches_of_cuda.patches(own_adam):
+        patch.check_fits(one)
+    before = len(patch.report())
+    patch.apply(patches_of_cuda.patches(own_adam))
+    assert len(patch.report()) - before == (6 if own_adam else 1)
+    patch.revert()
+
+
+def test_a_changed_target_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron.core.pipeline_parallel import p2p_communication
+
+    patch.revert()
+    monkeypatch.setattr(p2p_communication, "_batched_p2p_ops", lambda *tensors: [])
+    with pytest.raises(patch.PatchError, match="p2p_communication:_batched_p2p_ops changed"):
+        patch.apply(patches_of_cuda.patches(False))
+
+
+def test_documents_lie_zigzag_for_the_engine_alone() -> None:
+    lengths = (33, 0, 7, 100)
+    ring, layout = WithEngine().sequence_layout(lengths, 2, 2, 2)
+    assert ring is layout and layout.cp_size == 4 and layout.tp_size == 2
+    # FP8 products take rows in sixteens, on each TP rank.
+    assert layout.local_length % 32 == 0 and layout.used == [layout.local_length] * 4
+    ring, layout = WithoutEngine().sequence_layout(lengths, 2, 2, 2)
+    assert (ring.cp_size, layout.cp_size) == (2, 4) and sum(layout.used) == sum(lengths)
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_bounds_of_the_whole_sequence(real: bool) -> None:
+    layout = zigzag((5, 0, 12), 2, 2)
+    params = padded_seq_params(layout.tokens(1), layout, real)
+    assert isinstance(params, LibrarySeqParams) and params.cu_seqlens_q.tolist() == [0, layout.local_length]
+    inner = params.attention
+    assert inner is not None and inner.qkv_format == "thd"
+    assert inner.cu_seqlens_q_padded.tolist() == inner.cu_seqlens_kv_padded.tolist() == [0, 8, 20]
+    assert inner.cu_seqlens_q.tolist() == inner.cu_seqlens_kv.tolist() == ([0, 5, 17] if real else [0, 8, 20])
+    # Transformer Engine 2.20 knows by the same object that there is no padding between documents.
+    assert (inner.cu_seqlens_q is inner.cu_seqlens_q_padded) == (not real)
+    assert (inner.cu_seqlens_kv is inner.cu_seqlens_kv_padded) == (not real)
+    assert inner.max_seqlen_q == inner.max_seqlen_kv == 12 and inner.cu_seqlens_q.dtype == torch.int32
+
+
+def test_kernels_of_older_gpus_get_no_padding_between_documents() -> None:
+    assert WithEngine().pads_between_documents()
+    older = WithEngine()
+    older.capability = lambda: (8, 0)  # type: ignore[method-assign]
+    assert not older.pads_between_documents()
+
+
+def test_messages_between_stages_have_any_length_where_documents_are_padded() -> None:
+    layout = {"context_parallel": 2, "pipeline_parallel": 2}
+    config = tiny_config(layout=layout, training={"precision": "bf16"})
+    assert language_transformer_config(config, WithEngine()).variable_seq_lengths
+    assert not language_transformer_config(config, WithoutEngine()).variable_seq_lengths
+
+
+def told(platform: Any, config: Any) -> dict[str, str]:
+    """What a platform refuses: the way it is told, by field."""
+    return {problem.field: f"{problem.message}; {problem.way_out}" for problem in platform.problems(config)}
+
+
+def test_attention_of_split_sequences_is_bf16_s_alone() -> None:
+    layout = {"context_parallel": 2, "ulysses": 1}
+    assert "use bf16" in told(WithEngine(), tiny_config(layout=layout))["training.precision"]
+    assert told(WithEngine(), tiny_config(layout=layout, training={"precision": "bf16"})) == {}
+    assert told(WithoutEngine(), tiny_config(layout=layout)) == told(WithEngine(), tiny_config()) == {}
+
+
+def test_interleaved_stages_send_one_by_one() -> None:
+    plain, interleaved = (CUDAPlatform().transformer_config_overrides(chunks) for chunks in (1, 2))
+    assert plain["batch_p2p_comm"] and not plain["overlap_p2p_comm"]
+    assert not interleaved["batch_p2p_comm"] and interleaved["overlap_p2p_comm"]
+
+
+def test_a_stage_lets_go_of_what_it_has_sent() -> None:
+    """As plans take it (longvita.platforms.layer_memory); pipelines over the stub run so."""
+    config = language_transformer_config(tiny_config(), WithoutEngine())
+    assert config.deallocate_pipeline_outputs == NVIDIA.frees_stage_outputs
+
+
+def test_fp8_is_the_language_models_alone() -> None:
+    config = tiny_config(training={"precision": "bf16", "fp8": "tensorwise"})
+    language = language_transformer_config(config, WithEngine())
+    assert (language.fp8, language.fp8_recipe) == ("hybrid", "tensorwise")
+    assert vision_transformer_config(config, WithEngine()).fp8 is None
+
+
+FP8 = "training.fp8"
+WIDE = {"model": {"language": {"ffn_hidden_size": 80}}}
+
+
+@pytest.mark.parametrize(
+    ("platform", "sections", "field", "message"),
+    [
+        (platforms.get("cpu"), {"training": {"fp8": "tensorwise"}}, FP8, "platform cpu has neither"),
+        (NPUPlatform(), {"training": {"fp8": "tensorwise"}}, FP8, "platform npu has neither"),
+        (WithoutEngine(), {"training": {"fp8": "tensorwise"}}, FP8, "needs Transformer Engine; install it with pip"),
+        (WithEngine(), {"training": {"fp8": "mxfp8"}}, FP8, "compute capability 10.0, this one has 9.0"),
+        (
+            WithEngine(),
+            {"training": {"fp8": "blockwise"}, "data": {"sequence_length": 72}},
+            "data.sequence_length",
+            "multiple of 16 with training.fp8 blockwise; 64, or 80",
+        ),
+        (
+            CUDAPlatform(),
+            {"training": {"fp8": "mxfp8"}, "data": {"sequence_length": 80}},
+            "data.sequence_length",
+            "multiple of 32 with training.fp8 mxfp8; 64, or 96",
+        ),
+        (WithEngine(), {"training": {"fp8": "blockwise", "mlp_chunk_size": 40}}, "training.mlp_chunk_size", "of 16"),
+        (CUDAPlatform(), WIDE | {"training": {"fp8": "mxfp8"}}, "model.language.ffn_hidden_size", "makes 80 columns"),
+    ],
+)
+def test_fp8_is_refused_with_the_reason(platform: Any, sections: dict, field: str, message: str) -> None:
+    training = {"precision": "bf16"} | sections["training"]
+    config = tiny_config(**{**sections, "training": training})
+    assert message in told(platform, config)[field]
+    with pytest.raises(ConfigError, match=re.escape(field)):
+        Platform.configure(platform, config)
+
+
+def test_lengths_that_fp8_takes_are_not_refused() -> None:
+    """Nor, with no GPU to ask, any scaling; nor any length of a sequence that is split, and padded for it."""
+    for sections in ({"data": {"sequence_length": 96}}, {"layout": {"context_parallel": 2, "ulysses": 1}}):
+        config = tiny_config(**sections, training={"precision": "bf16", "fp8": "tensorwise"})
+        assert told(WithEngine(), config) == {}
+    assert FP8 not in told(CUDAPlatform(), tiny_config(training={"precision": "bf16", "fp8": "mxfp8"}))
+
+
+def test_flags_whose_buffers_are_not_built_are_refused() -> None:
+    config = tiny_config(training={"megatron": {"tp_comm_overlap": True}})
+    assert "buffers" in told(WithEngine(), config)["training.megatron.tp_comm_overlap"]
+    assert told(WithoutEngine(), config) == {}
+
+
+@pytest.mark.parametrize("recipe", ["stage4_1m", "stage3_128k", "stage4_1m_72b", "stage2_general_72b"])
+def test_shipped_recipes_are_taken(recipe: str) -> None:
+    config = load(REPOSITORY / "configs" / "train" / f"{recipe}.yaml")
+    assert told(WithEngine(), config) == {}
+
+
+def test_fp8_goes_with_bf16() -> None:
+    problems = find_problems(tiny_config(training={"fp8": "tensorwise"}))
+    assert "training.fp8" in [problem.field for problem in problems]
+    problems = find_problems(tiny_config(training={"fp8": "tensorwise", "precision": "bf16"}))
+    assert "training.fp8" not in [problem.field for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_groups", "ulysses", "ring", "method"),
+    [
+        (40, 8, 2, 1, "a2a"),
+        (40, 8, 4, 2, "a2a+p2p"),
+        (40, 8, 1, 2, "all_gather"),
+        (40, 8, 1, 4, "p2p"),
+        (5, 1, 1, 2, "all_gather"),
+        (5, 1, 1, 8, "p2p"),
+    ],
+)
+def test_how_keys_and_values_travel(heads: int, kv_groups: int, ulysses: int, ring: int, method: str) -> None:
+    fields = {"num_attention_heads": heads, "num_query_groups": kv_groups, "tensor_model_parallel_size": 1}
+    assert method_of(types.SimpleNamespace(**fields), groups_of(ulysses, ring), True) == method
+
+
+def test_keys_are_not_gathered_for_kernels_of_older_gpus() -> None:
+    """FlashAttention 2 reads gathered keys of all documents but the first from the wrong rows."""
+    config = types.SimpleNamespace(num_attention_heads=5, num_query_groups=1, tensor_model_parallel_size=1)
+    assert method_of(config, groups_of(1, 2), True) == "all_gather"
+    assert method_of(config, groups_of(1, 2), False) == "p2p"
+
+
+def test_groups_that_do_not_divide_over_ulysses_are_refused() -> None:
+    layout = {"context_parallel": 4, "ulysses": 4}
+    model = {"language": {"num_attention_heads": 8, "num_query_groups": 2}}
+    config = tiny_config(layout=layout, model=model, training={"precision": "bf16"})
+    assert "cannot share the 8 heads and 2 groups" in told(WithEngine(), config)["layout.ulysses"]
+    assert told(WithoutEngine(), config) == {}
+
+
+def test_an_engine_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """megatron-core would go on without it, silently."""
+    package = tmp_path / "transformer_engine" / "pytorch"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text("raise OSError('libcublas.so.12: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(PlatformError, match=r"cannot be loaded: libcublas.*pip install"):
+        WithEngine().activate()
+    sys.modules.pop("transformer_engine", None)
+
+
+def test_the_page_has_the_command_that_installs_the_engine() -> None:
+    page = (REPOSITORY / "docs" / "hardware.md").read_text(encoding="utf-8")
+    assert f"\n{INSTALL_ENGINE}\n" in page
+
+
+def test_settings_are_written_out_and_may_be_set_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    platform = CUDAPlatform()
+    for name in platform.environment():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
+    told = processes.with_defaults(platform.environment())
+    assert told["NCCL_NVLS_ENABLE"] == "1" and told["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert platforms.get("cpu").environment() == {}
+
+
+def test_the_other_apex_is_not_taken_for_nvidias(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importable.cache_clear()
+    assert importable("apex") and not importable(APEX)
+    importable.cache_clear()
+    sys.modules.pop("apex", None)
+    assert not importable("nothing.of.the.kind")
+
+
+def test_flash_attn_4_alone_is_not_taken_for_its_elder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importable.cache_clear()
+    assert importable("flash_attn") and not importable(FLASH_ATTN)
+    assert isinstance(CUDAPlatform().kernel(), TorchFlashKernel)
+    importable.cache_clear()
+    sys.modules.pop("flash_attn")  # looking for what is in it has imported it
+
+
+def test_peaks_are_those_of_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert CUDAPlatform().peak_flops(torch.bfloat16) == 989.4e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
+    assert CUDAPlatform().peak_flops(torch.bfloat16) == 756e12
+    for name, peak in {"H200": 989.4, "H200 NVL": 835.5, "H20": 148.0, "GB200": 2500.0, "GH200 480GB": 989.4}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: f"NVIDIA {name}")
+        assert CUDAPlatform().peak_flops(torch.bfloat16) == peak * 1e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "something else")
+    monkeypatch.setattr(cuda, "_measured_flops", lambda dtype: 1.0)
+    assert CUDAPlatform().peak_flops(torch.bfloat16) == 1.0
+
+
+def test_memory_is_the_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"memory_allocated": 3, "max_memory_allocated": 5, "memory_reserved": 8}
+    for name, value in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10, 20))
+    assert CUDAPlatform().memory() == {"used": 3, "peak": 5, "free": 15, "total": 20}

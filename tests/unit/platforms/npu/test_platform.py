@@ -1,0 +1,266 @@
+"""What the Ascend platform answers before MindSpeed is there, and what MindSpeed is told."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from longvita.commands import doctor
+from longvita.config import ConfigError, load
+from longvita.data.cp_shard import SplitBatch
+from longvita.parallel.sequence_layout import zigzag
+from longvita.platforms import requirements
+from longvita.platforms.base import PlatformError
+from longvita.platforms.npu.platform import NPUPlatform, repatch_arguments
+from megatron_patches.npu import adaptor
+from megatron_patches.patch import PatchError
+from tests.conftest import REPOSITORY
+from tests.stubs import ascend_platform
+from tests.tiny import tiny_config
+
+NPU = NPUPlatform()
+
+
+@pytest.fixture
+def npu_library() -> Iterator[Any]:
+    with ascend_platform.torch_npu_alone() as library:
+        yield library
+
+
+def test_a_machine_without_it() -> None:
+    assert not NPU.is_available()
+    with pytest.raises(PlatformError, match="before megatron-core"):
+        NPU.activate()  # this process has imported megatron-core long ago
+
+
+def test_without_mindspeed_the_way_to_install_it_is_said() -> None:
+    code = "from longvita.platforms.npu.platform import NPUPlatform; NPUPlatform().activate()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert "PlatformError" in result.stderr and "core_r0.16.0" in result.stderr
+    assert "placeholders" in result.stderr and "longvita doctor" in result.stderr
+
+
+def test_what_mindspeed_imports_is_asked_for() -> None:
+    asked = {need.name: need for need in requirements.ascend_needs()}
+    for name in ("einops", "scipy", "triton-ascend"):
+        assert asked[name].required and asked[name].remedy == f"pip install {name}"
+    # Its requirements pin a numpy below this project's.
+    assert "--no-deps" in asked["mindspeed"].remedy and "core_r0.16.0" in asked["mindspeed"].remedy
+
+
+def test_the_recipe_of_other_platforms_runs_here() -> None:
+    config = tiny_config(layout={"context_parallel": 2})
+    assert NPU.problems(config) == []
+    assert NPU.ulysses_size(config) == 1
+    arguments = repatch_arguments(config)
+    adaptor.check(arguments)
+    assert arguments["context_parallel_size"] == 2 and arguments["seq_length"] == config.data.sequence_length
+
+
+RECIPES = sorted(path for path in (REPOSITORY / "configs" / "train").glob("stage*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_runs_here(recipe: Path) -> None:
+    """One YAML for both accelerators: what differs is decided by the platform."""
+    config = load(recipe)
+    assert config.platform == "auto"
+    assert NPU.problems(config) == []
+    adaptor.check(repatch_arguments(config))
+    assert config.data.sequence_length % (2 * config.layout.context_parallel) == 0
+
+
+def test_ulysses_is_refused_with_the_reason() -> None:
+    config = tiny_config(layout={"context_parallel": 2, "ulysses": 2})
+    (problem,) = NPU.problems(config)
+    assert problem.field == "layout.ulysses" and "loss is wrong" in problem.message and problem.way_out
+    with pytest.raises(ConfigError, match="IndexError"):
+        NPU.configure(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context_parallel_algo": "ulysses_cp_algo"}, "IndexError"),
+        ({"context_parallel_algo": "kvallgather_cp_algo"}, "contiguous shares"),
+        ({"context_parallel_algo": "hybrid_cp_algo"}, "not been checked"),
+        ({"context_parallel_algo": "new_cp_algo"}, "not known"),
+        ({"attention_mask_type": "general"}, "attention_mask_type must be 'causal'"),
+        ({"use_flash_attn": False}, "use_flash_attn must be True"),
+        ({"transformer_impl": "local"}, "transformer_impl"),
+        ({"reset_attention_mask": True}, "reset_attention_mask"),
+        ({"context_parallel_size": "2"}, "whole number"),
+        ({"seq_length": None}, "whole number"),
+    ],
+)
+def test_arguments_that_mindspeed_takes_and_gets_wrong(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(PatchError, match=message):
+        adaptor.check(repatch_arguments(tiny_config()) | change)
+
+
+NEEDED = (
+    "use_flash_attn",
+    "attention_mask_type",
+    "reset_attention_mask",
+    "reset_position_ids",
+    "use_legacy_models",
+    "transformer_impl",
+    "context_parallel_size",
+    "context_parallel_algo",
+    "seq_length",
+    "micro_batch_size",
+)
+"""What MindSpeed reads without a default, or gets wrong without a word."""
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_an_argument_that_is_missing(name: str) -> None:
+    arguments = repatch_arguments(tiny_config())
+    del arguments[name]
+    with pytest.raises(PatchError, match=name):
+        adaptor.check(arguments)
+
+
+def test_the_optimizer_s_format_is_the_one_that_loads() -> None:
+    assert NPU.optimizer_sharding_type == "dp_reshardable"
+    assert NPU.backend == "hccl"
+
+
+def test_all_four_fields_hold_the_padded_bounds(npu_library: Any) -> None:
+    from longvita.platforms.npu.layers import padded_bounds
+
+    layout = zigzag((5, 0, 13), 2, 1)
+    rows = torch.zeros(layout.local_length, dtype=torch.int64)
+    params = padded_bounds(SplitBatch(layout, layout, rows))
+    assert params.cu_seqlens_q.tolist() == params.cu_seqlens_kv.tolist() == [0, layout.local_length]
+    attention = params.attention
+    for name in ("cu_seqlens_q", "cu_seqlens_kv", "cu_seqlens_q_padded", "cu_seqlens_kv_padded"):
+        assert getattr(attention, name).tolist() == [0, 8, 24]
+
+
+def test_figures_come_from_torch_npu(npu_library: Any) -> None:
+    npu = npu_library.npu
+    assert NPU.is_available()
+    assert NPU.memory() == {"used": npu.ALLOCATED, "peak": npu.PEAK, "free": npu.FREE, "total": npu.TOTAL}
+    NPU.set_device(3)
+    assert npu.current_device() == 3
+    assert NPU.describe() == "8 x Ascend910B3"
+
+
+def test_the_kernel_for_generation(npu_library: Any) -> None:
+    """Against the CPU's: documents with their logsumexps, and queries over all keys."""
+    from longvita.platforms.cpu.attention import FlashKernel
+    from longvita.platforms.npu.layers import FusedKernel
+
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(9, 4, 8, generator=generator)
+    k, v = (torch.randn(9, 2, 8, generator=generator) for _ in range(2))
+    ours, cpu = FusedKernel(), FlashKernel()
+    for found, right in zip(
+        ours.causal_forward(q, k, v, [0, 4, 9], 0.3), cpu.causal_forward(q, k, v, [0, 4, 9], 0.3), strict=True
+    ):
+        torch.testing.assert_close(found, right)
+    for found, right in zip(ours.full_forward(q[:2], k, v, 0.3), cpu.full_forward(q[:2], k, v, 0.3), strict=True):
+        torch.testing.assert_close(found, right)
+
+
+def test_a_tensor_is_put_away_and_brought_back(npu_library: Any) -> None:
+    from longvita.platforms.pinned_offload import PinnedStore
+
+    tensor = torch.randn(3, 5)
+    put_away = PinnedStore(npu_library.npu, pinned=False).put(tensor)
+    put_away.start()
+    assert torch.equal(put_away.fetch(), tensor)
+
+
+def test_doctor_prints_what_is_decided_here() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    doctor._print_decisions(console, NPU)
+    text = console.file.getvalue()
+    for decision in ("ring", "dp_reshardable", "Ulysses"):
+        assert decision in text
+
+
+STOP = """
+import sys
+from longvita import platforms
+
+
+class Door:
+    name = "door"
+
+    def is_available(self):
+        return True
+
+    def activate(self):
+        found = [name for name in sys.modules if name.split(".")[0] == "megatron"]
+        print("megatron before the door:", found[:3])
+        raise SystemExit(0)
+
+
+platforms.get = platforms.named = lambda name="auto": Door()
+"""
+CONFIG = "from longvita.config.schema import Config; config = Config().model_dump(mode='json')\n"
+SETTINGS = """
+from longvita.inference.settings import Settings
+Settings.from_payload = classmethod(lambda cls, payload: type("S", (), {"config": type("C", (), {"platform": "door"})}))
+"""
+ENTRIES = {
+    "train": CONFIG + "from longvita.commands.train import run; run({'stages': [config]})",
+    "generate": SETTINGS + "from longvita.commands.generate import run_generate; run_generate({'settings': {}})",
+    "chat": SETTINGS + "from longvita.commands.chat import run_chat; run_chat({'settings': {}})",
+    "evaluate": SETTINGS + "from longvita.commands.evaluate import run_evaluate; run_evaluate({'settings': {}})",
+    "verify": CONFIG + "from longvita.commands.verify import verify_process; verify_process({'config': config})",
+    "convert": CONFIG + "from longvita.commands.convert import convert_process; convert_process({'config': config})",
+    "doctor": "from longvita.commands import doctor; doctor.run('door')",
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_no_process_imports_megatron_before_its_platform_is_active(entry: str) -> None:
+    """MindSpeed comes too late otherwise."""
+    code = STOP + ENTRIES[entry]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert "megatron before the door: []" in result.stdout, result.stdout + result.stderr[-2000:]
+
+
+def test_importing_the_library_imports_no_megatron() -> None:
+    code = (
+        "import sys, longvita, longvita.cli, longvita.commands.doctor, longvita.platforms.base, "
+        "longvita.platforms.cpu.platform, longvita.platforms.npu.platform, longvita.processes; "
+        "print([name for name in sys.modules if name.split('.')[0] == 'megatron'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_tests_on_mindspeed_s_source_are_listed_where_it_is_not_at_hand() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "tests/distributed/platforms/test_mindspeed_source.py",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "MINDSPEED_SOURCE"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert "deselected" in result.stdout and "test_too_late" in result.stdout
+    environment["MINDSPEED_SOURCE"] = "somewhere"
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert result.returncode == 0 and "deselected" not in result.stdout
+
+
+def test_the_sources_of_the_stubs_are_named() -> None:
+    mindspeed = (Path(ascend_platform.ROOT) / "mindspeed" / "__init__.py").read_text(encoding="utf-8")
+    library = (Path(ascend_platform.ROOT) / "torch_npu" / "schemas.py").read_text(encoding="utf-8")
+    assert "core_r0.16.0" in mindspeed and "torch_npu 2.13.0" in library

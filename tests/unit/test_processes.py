@@ -1,0 +1,141 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from longvita import processes
+from longvita.processes import LaunchError, current_place, launch
+
+TARGETS = "tests.unit.launcher_targets"
+
+
+def clear_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.delenv(name)
+
+
+def wait_for(condition, seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a zombie has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def start_parent(target: str, folder: Path) -> subprocess.Popen:
+    arguments = (target, {"folder": str(folder)}, 2)
+    call = f"import sys; from longvita.processes import launch; sys.exit(launch(*{arguments!r}))"
+    return subprocess.Popen([sys.executable, "-c", call])
+
+
+def test_processes_find_each_other(tmp_path, monkeypatch):
+    clear_launchers(monkeypatch)
+    assert launch(f"{TARGETS}:write_rank", {"folder": str(tmp_path)}, 2) == 0
+    assert (tmp_path / "0").read_text() == "0 2 1"
+    assert (tmp_path / "1").read_text() == "1 2 1"
+
+
+def test_one_process_runs_in_place(tmp_path, monkeypatch):
+    clear_launchers(monkeypatch)
+    assert launch(f"{TARGETS}:write_rank", {"folder": str(tmp_path)}, 1) == 0
+    assert (tmp_path / "0").read_text() == "0 1 0"
+
+
+def test_failure_of_one_ends_the_others_with_its_code(tmp_path, monkeypatch):
+    clear_launchers(monkeypatch)
+    monkeypatch.setattr(processes, "FAILURE_GRACE_SECONDS", 0.5)
+    assert launch(f"{TARGETS}:fail_on_rank_one", {"folder": str(tmp_path), "code": 3}, 2) == 3
+    assert not alive(int((tmp_path / "0.pid").read_text()))
+
+
+def test_sigterm_reaches_every_process(tmp_path, monkeypatch):
+    clear_launchers(monkeypatch)
+    parent = start_parent(f"{TARGETS}:wait_for_sigterm", tmp_path)
+    wait_for(lambda: (tmp_path / "0.pid").exists() and (tmp_path / "1.pid").exists())
+    parent.terminate()
+    assert parent.wait(timeout=60) == 7
+
+
+def test_no_orphans_after_kill_9(tmp_path, monkeypatch):
+    clear_launchers(monkeypatch)
+    parent = start_parent(f"{TARGETS}:wait_for_sigterm", tmp_path)
+    wait_for(lambda: (tmp_path / "0.pid").exists() and (tmp_path / "1.pid").exists())
+    parent.send_signal(signal.SIGKILL)
+    assert parent.wait(timeout=60) == -signal.SIGKILL
+    for rank in range(2):
+        wait_for(lambda pid=int((tmp_path / f"{rank}.pid").read_text()): not alive(pid), seconds=10)
+
+
+def test_refuses_no_processes():
+    with pytest.raises(LaunchError, match="processes is 0"):
+        launch(f"{TARGETS}:write_rank", {}, 0)
+
+
+def test_place_under_torchrun(monkeypatch):
+    clear_launchers(monkeypatch)
+    variables = {"RANK": 3, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "MASTER_ADDR": "node", "MASTER_PORT": 99}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    place = current_place()
+    assert (place.rank, place.world_size, place.local_rank) == (3, 4, 1)
+    assert (place.master_address, place.master_port) == ("node", 99)
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(LaunchError, match="MASTER_PORT is missing"):
+        current_place()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("n[1-2]", "n1"), ("gpu[003-005,9]", "gpu003"), ("a1,b2", "a1"), ("host", "host")]
+)
+def test_place_under_srun(monkeypatch, nodes, first):
+    clear_launchers(monkeypatch)
+    variables = {"PROCID": 1, "NTASKS": 2, "LOCALID": 0, "STEP_ID": 0, "JOB_ID": 12345, "NNODES": 2}
+    monkeypatch.setenv("SLURM_STEP_NODELIST", nodes)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    place = current_place()
+    assert (place.rank, place.world_size, place.local_rank) == (1, 2, 0)
+    assert (place.master_address, place.master_port) == (first, 22345)
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert current_place().master_port == 22442, "two steps of a job run side by side"
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "5")
+    assert (current_place().master_address, current_place().master_port) == ("10.0.0.1", 5)
+
+
+def test_a_batch_script_is_not_an_srun_task(monkeypatch):
+    clear_launchers(monkeypatch)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert current_place() is None
+
+
+def test_a_shell_that_srun_started_alone_is_not_a_task_of_a_run(monkeypatch):
+    clear_launchers(monkeypatch)
+    for name, value in {"PROCID": 0, "NTASKS": 1, "LOCALID": 0, "STEP_ID": 0, "JOB_ID": 7}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert current_place() is None
+
+
+def test_defaults_give_way_to_what_the_user_has_set(tmp_path, monkeypatch):
+    clear_launchers(monkeypatch)
+    monkeypatch.setenv("LONGVITA_TEST_SET", "user")
+    monkeypatch.setenv("LONGVITA_TEST_FREE", "to be put back")
+    monkeypatch.delenv("LONGVITA_TEST_FREE")
+    defaults = {"LONGVITA_TEST_SET": "default", "LONGVITA_TEST_FREE": "default"}
+    for count in (2, 1):
+        assert launch(f"{TARGETS}:write_variables", {"folder": str(tmp_path)}, count, defaults) == 0
+        assert (tmp_path / "variables").read_text() == "user default"
+    assert processes.with_defaults(defaults) == {"LONGVITA_TEST_SET": "user", "LONGVITA_TEST_FREE": "default"}

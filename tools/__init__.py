@@ -1,0 +1,1 @@
+"""Commands that people expect by name: the demo, the converter, the quickstart, benchmarks."""
