@@ -10,7 +10,7 @@ if not (3, 11) <= sys.version_info[:2] < (3, 13):
         "longvita needs Python 3.11 or 3.12, and this is Python {}.{}.\n"
         "Reason: it is built on and tested with megatron-core 0.16.1, the newest release that runs on both; the code\n"
         "uses 3.11's syntax, and 3.13 has not been tested.\n"
-        "Way out: make an environment with python3.11 or python3.12, for instance by\n"
+        "Fix: make an environment with python3.11 or python3.12, for instance by\n"
         "    PYTHON=python3.11 bash scripts/setup.sh".format(*sys.version_info[:2])
     )
 
@@ -23,6 +23,7 @@ CORE = [
     "pydantic>=2.11,<3",
     "pyyaml>=6",
     "typer>=0.16",
+    "typing-extensions>=4.12",
     "rich>=13",
     "decord2>=3.4",  # the maintained decord; imports as decord
     "av>=14",

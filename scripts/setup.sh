@@ -29,7 +29,7 @@ find_python() {
         fi
     done
     fail "Python 3.11 or 3.12 is needed (megatron-core 0.16.1 is tested there) and none is on PATH." \
-        "Way out: install one (Debian 12: apt-get install python3.11 python3.11-venv) or name it: PYTHON=/path/to/python3.11 $0"
+        "Fix: install one (Debian 12: apt-get install python3.11 python3.11-venv) or name it: PYTHON=/path/to/python3.11 $0"
 }
 
 missing_packages() {
@@ -49,7 +49,7 @@ install_system() {
     if ((${#missing[@]} == 0)); then
         say "Debian packages are there: ${DEBIAN_PACKAGES[*]}"
     elif ((EUID != 0)); then
-        say "skipped Debian packages (${missing[*]}): not root. Way out: sudo apt-get install ${missing[*]}"
+        say "skipped Debian packages (${missing[*]}): not root. Fix: sudo apt-get install ${missing[*]}"
     else
         say "installing Debian packages: ${missing[*]}"
         export DEBIAN_FRONTEND=noninteractive
@@ -64,7 +64,7 @@ make_environment() {
         return
     fi
     if [[ -e .venv ]]; then
-        fail ".venv is there, but its Python is not a working 3.11 or 3.12. Way out: remove .venv and run this again"
+        fail ".venv is there, but its Python is not a working 3.11 or 3.12. Fix: remove .venv and run this again"
     fi
     python=$(find_python)
     say "making .venv with $("$python" --version)"

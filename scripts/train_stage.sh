@@ -49,7 +49,7 @@ fi
 [[ ${#options[@]} -eq 0 ]] || fail "${options[*]}: options of sbatch, and the run is to be on this machine"
 python=${LONGVITA_PYTHON:-.venv/bin/python}
 [[ -n ${LONGVITA_PYTHON:-} || -x $python ]] || python=python
-command -v "$python" >/dev/null || fail "$python is no program here; way out: bash scripts/setup.sh, or LONGVITA_PYTHON=PATH"
+command -v "$python" >/dev/null || fail "$python is no program here; fix: bash scripts/setup.sh, or LONGVITA_PYTHON=PATH"
 code=0
 checked=$("$python" -m longvita train --check "$config" "$@") || code=$?
 processes=$(sed -n 's/^processes=//p' <<<"$checked")
@@ -60,5 +60,5 @@ if [[ $dry_run == true && -n $checked ]]; then
 fi
 [[ $code -eq 0 ]] || exit "$code"
 ((processes <= DEVICES_HERE)) || fail "$config takes $processes devices, $((processes / DEVICES_HERE)) nodes of" \
-    "$DEVICES_HERE; way out: Slurm, torchrun on each node (docs/train.md), or layout.FIELD=SIZE for a smaller layout"
+    "$DEVICES_HERE; fix: Slurm, torchrun on each node (docs/train.md), or layout.FIELD=SIZE for a smaller layout"
 [[ $dry_run == true ]] || exec "$python" -m longvita train "$config" "$@"

@@ -116,7 +116,7 @@ def _file_damage(path: Path, expected: Digest) -> str | None:
     return None
 
 
-def newest_whole(
+def newest_intact(
     root: Path,
     warn: Callable[[str], None],
     check: Callable[[Path], list[str]] = find_damage,

@@ -30,7 +30,7 @@ from longvita.checkpoint.snapshot import BackgroundWrite, SnapshotStrategy
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config import dump
 from longvita.config.schema import Config
-from longvita.data.audit.sample_accounting import Account
+from longvita.data.audit.sample_accounting import SampleAccounting
 from longvita.model.long_vita import EXTRA_STATE, LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
@@ -231,7 +231,7 @@ def _run_facts(state: TrainingState) -> dict[str, Any]:
     return {
         "iteration": state.iteration,
         "consumed_sequences": state.consumed_sequences,
-        "account": state.account.to_facts(),
+        "account": state.sample_accounting.to_facts(),
         "scheduler": state.scheduler.state_dict(),
         "layout": _layout(state.groups),
         "platform": state.platform.name,
@@ -251,7 +251,7 @@ def find_newest(root: Path) -> Path | None:
             logger.warning("%s", message)
 
     dist.barrier()
-    return manifest.newest_whole(root, warn, _shared_damage)
+    return manifest.newest_intact(root, warn, _shared_damage)
 
 
 def resume_point(root: Path) -> Path | None:
@@ -306,7 +306,7 @@ def load_state(state: TrainingState, folder: Path, foreign: bool = False) -> Non
     state.scheduler.num_steps = 0
     state.scheduler.load_state_dict(facts["scheduler"])
     state.iteration, state.consumed_sequences = facts["iteration"], facts["consumed_sequences"]
-    state.account = Account.from_facts(facts.get("account"), state.consumed_sequences)
+    state.sample_accounting = SampleAccounting.from_facts(facts.get("account"), state.consumed_sequences)
     if (facts["layout"], _platform(facts)) == (_layout(state.groups), state.platform.name):
         state.platform.set_rng_state(facts["random_states"][dist.get_rank()])
 
@@ -348,7 +348,7 @@ def _load_weights(models: list[LongVITA], loaded: dict[str, Any]) -> None:
             raise KeyError(f"weights that are on one side only: {', '.join(wrong)}")
 
 
-def whole_checkpoint(folder: Path) -> Path:
+def intact_checkpoint(folder: Path) -> Path:
     """The checkpoint that `folder` is, or the newest whole one in it or in its `checkpoints` folder; a collective.
 
     Raises CheckpointError when there is none, or when `folder` itself is damaged.
@@ -434,27 +434,27 @@ def _check_format(sharding_type: str, facts: dict[str, Any], state: TrainingStat
     """Formats other than the fully reshardable one hold the optimizer's state as one platform's process held it: cut
     for the layout it was saved at, with parameters in the order of that platform's layers.
     """
-    platform, way_out = state.platform, f"or start from the weights (checkpoint.initial={folder})"
+    platform, fix = state.platform, f"or start from the weights (checkpoint.initial={folder})"
     if sharding_type == FULLY_RESHARDABLE:
         if sharding_type == platform.optimizer_sharding_type or foreign:
             return
         convert = f"longvita convert --from {folder} --to FOLDER --format checkpoint --optimizer"
         raise CheckpointError(
             f"platform {platform.name} cannot load the optimizer of {folder}, which is {sharding_type}: make one that "
-            f"it can by `{convert} {platform.optimizer_sharding_type} --layout LAYOUT`, {way_out}"
+            f"it can by `{convert} {platform.optimizer_sharding_type} --layout LAYOUT`, {fix}"
         )
     if _platform(facts) != platform.name:
         raise CheckpointError(
             f"{folder} was saved on platform {_platform(facts)} as {sharding_type}, in the order of its own layers: on "
             f"that platform `longvita convert --from {folder} --to FOLDER --format checkpoint --optimizer "
-            f"{FULLY_RESHARDABLE} --layout LAYOUT` makes one for all, {way_out}"
+            f"{FULLY_RESHARDABLE} --layout LAYOUT` makes one for all, {fix}"
         )
     saved, current = facts["layout"], _layout(state.groups)
     fixed = [name for name in ("tp", "pp") if saved[name] != current[name]]
     if fixed:
         raise CheckpointError(
             f"{folder} was saved at {saved} as {sharding_type}, this run has {current}: that format can go on at "
-            f"another dp only; keep {' and '.join(fixed)}, {way_out}"
+            f"another dp only; keep {' and '.join(fixed)}, {fix}"
         )
 
 

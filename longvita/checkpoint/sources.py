@@ -51,7 +51,7 @@ def load_weights(models: Sequence[LongVITA], source: str | Path, groups: Paralle
     if is_training_checkpoint(source):
         from longvita.checkpoint import native
 
-        native.load_weights(list(models), native.whole_checkpoint(Path(source).expanduser()), platform)
+        native.load_weights(list(models), native.intact_checkpoint(Path(source).expanduser()), platform)
     else:
         from longvita.checkpoint.hf.weights import read_weights
 

@@ -9,7 +9,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from longvita.config.schema import Config
-from longvita.data.audit.sample_accounting import Account
+from longvita.data.audit.sample_accounting import SampleAccounting
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
@@ -32,7 +32,7 @@ class TrainingState:
     """Optimizer steps done."""
     consumed_sequences: int = 0
     """Packed sequences that these steps took from the data, over all processes."""
-    account: Account = field(default_factory=Account)
+    sample_accounting: SampleAccounting = field(default_factory=SampleAccounting)
     """What became of the samples of these sequences, as of the newest checkpoint."""
 
     @property

@@ -31,9 +31,9 @@ def check_world_size(config: Config, world_size: int) -> int:
     return world_size // replica_size(config)
 
 
-def _problem(config: Config, field: str, message: str, way_out: str = "", related: tuple[str, ...] = ()) -> Problem:
+def _problem(config: Config, field: str, message: str, fix: str = "", related: tuple[str, ...] = ()) -> Problem:
     others = tuple((name, _value(config, name), Source()) for name in related)
-    return Problem(message, field, _value(config, field), way_out=way_out, related=others)
+    return Problem(message, field, _value(config, field), fix=fix, related=others)
 
 
 def _value(config: Config, dotted: str) -> Any:
@@ -44,7 +44,7 @@ def _value(config: Config, dotted: str) -> Any:
 
 
 def _divisors(*numbers: int) -> str:
-    """The numbers that divide all of `numbers`, for a way out."""
+    """The numbers that divide all of `numbers`, for a fix."""
     common = [d for d in range(1, min(numbers) + 1) if all(number % d == 0 for number in numbers)]
     return ", ".join(str(d) for d in common[:12])
 
@@ -53,33 +53,33 @@ def _check_vision(config: Config) -> Iterator[Problem]:
     vision, downsample = config.model.vision, config.model.projector.downsample
     prefix = "model.vision."
     if vision.hidden_size % vision.num_attention_heads:
-        way_out = f"num_attention_heads of {_divisors(vision.hidden_size)}"
+        fix = f"num_attention_heads of {_divisors(vision.hidden_size)}"
         related: tuple[str, ...] = (prefix + "hidden_size",)
-        yield _problem(config, prefix + "num_attention_heads", "does not divide the hidden size", way_out, related)
+        yield _problem(config, prefix + "num_attention_heads", "does not divide the hidden size", fix, related)
     if vision.image_size % vision.patch_size:
         fitting = vision.image_size // vision.patch_size * vision.patch_size
-        way_out = f"image_size={fitting} or {fitting + vision.patch_size}"
+        fix = f"image_size={fitting} or {fitting + vision.patch_size}"
         related = (prefix + "patch_size",)
-        yield _problem(config, prefix + "image_size", "is not a multiple of the patch size", way_out, related)
+        yield _problem(config, prefix + "image_size", "is not a multiple of the patch size", fix, related)
     elif vision.patches_per_side % downsample:
         message = f"does not divide the {vision.patches_per_side} patches along a tile's side"
-        way_out = f"downsample of {_divisors(vision.patches_per_side)}"
+        fix = f"downsample of {_divisors(vision.patches_per_side)}"
         related = (prefix + "image_size", prefix + "patch_size")
-        yield _problem(config, "model.projector.downsample", message, way_out, related)
+        yield _problem(config, "model.projector.downsample", message, fix, related)
 
 
 def _check_language(config: Config) -> Iterator[Problem]:
     language = config.model.language
     heads, groups = "model.language.num_attention_heads", "model.language.num_query_groups"
     if language.kv_channels is None and language.hidden_size % language.num_attention_heads:
-        way_out = f"num_attention_heads of {_divisors(language.hidden_size)}, or kv_channels"
-        yield _problem(config, heads, "does not divide the hidden size", way_out, ("model.language.hidden_size",))
+        fix = f"num_attention_heads of {_divisors(language.hidden_size)}, or kv_channels"
+        yield _problem(config, heads, "does not divide the hidden size", fix, ("model.language.hidden_size",))
     elif language.head_dim % 2:
         message = f"gives heads of odd width {language.head_dim}, and RoPE turns pairs"
         yield _problem(config, heads, message, "another head count", ("model.language.hidden_size",))
     if language.num_attention_heads % language.num_query_groups:
-        way_out = f"num_query_groups of {_divisors(language.num_attention_heads)}"
-        yield _problem(config, groups, "does not divide the attention heads", way_out, (heads,))
+        fix = f"num_query_groups of {_divisors(language.num_attention_heads)}"
+        yield _problem(config, groups, "does not divide the attention heads", fix, (heads,))
 
 
 def _check_tensor_parallel(config: Config) -> Iterator[Problem]:
@@ -88,19 +88,19 @@ def _check_tensor_parallel(config: Config) -> Iterator[Problem]:
     wrong = [name for name in split if getattr(language, name) % tp]
     if wrong:
         message = f"does not divide the model's {', '.join(wrong)}: every TP rank holds an equal, whole share"
-        way_out = f"tensor_parallel of {_divisors(*(getattr(language, name) for name in split))}"
-        yield _problem(config, field, message, way_out, tuple(f"model.language.{name}" for name in wrong))
+        fix = f"tensor_parallel of {_divisors(*(getattr(language, name) for name in split))}"
+        yield _problem(config, field, message, fix, tuple(f"model.language.{name}" for name in wrong))
     if config.layout.sequence_parallel and tp == 1:
-        way_out = "layout.sequence_parallel=false, or tensor_parallel above 1"
-        yield _problem(config, "layout.sequence_parallel", "needs tensor parallelism", way_out, (field,))
+        fix = "layout.sequence_parallel=false, or tensor_parallel above 1"
+        yield _problem(config, "layout.sequence_parallel", "needs tensor parallelism", fix, (field,))
 
 
 def _check_pipeline(config: Config) -> Iterator[Problem]:
     layout, layers = config.layout, config.model.language.num_layers
     pp, virtual, field = layout.pipeline_parallel, layout.virtual_pipeline, "layout.pipeline_parallel"
     if virtual > 1 and pp == 1:
-        way_out = "layout.virtual_pipeline=1, or pipeline_parallel above 1"
-        yield _problem(config, "layout.virtual_pipeline", "needs pipeline parallelism", way_out, (field,))
+        fix = "layout.virtual_pipeline=1, or pipeline_parallel above 1"
+        yield _problem(config, "layout.virtual_pipeline", "needs pipeline parallelism", fix, (field,))
         return
     ends = [
         f"layout.num_layers_in_{end}_pipeline_stage"
@@ -114,18 +114,18 @@ def _check_pipeline(config: Config) -> Iterator[Problem]:
     related = ("model.language.num_layers", *ends)
     if middle < stages or (stages and middle % stages) or (not stages and middle):
         left = f"{middle} layers left for {stages} stages" if ends else f"{layers} layers over {pp} stages"
-        way_out = (
+        fix = (
             "first and last stage sizes that leave a multiple of the stages between them"
             if ends
             else f"pipeline_parallel of {_divisors(layers)}, or num_layers_in_first_pipeline_stage for an uneven split"
         )
-        yield _problem(config, field, f"the layers do not fit the stages: {left}", way_out, related)
+        yield _problem(config, field, f"the layers do not fit the stages: {left}", fix, related)
         return
     uneven = [count for count in layers_per_stage(config) if count % virtual]
     if uneven:
         message = f"does not divide the {uneven[0]} layers of a stage"
-        way_out = f"virtual_pipeline of {_divisors(*layers_per_stage(config))}"
-        yield _problem(config, "layout.virtual_pipeline", message, way_out, (field, *related))
+        fix = f"virtual_pipeline of {_divisors(*layers_per_stage(config))}"
+        yield _problem(config, "layout.virtual_pipeline", message, fix, (field, *related))
 
 
 def _check_context_parallel(config: Config) -> Iterator[Problem]:
@@ -139,8 +139,8 @@ def _check_context_parallel(config: Config) -> Iterator[Problem]:
     ):
         if number % layout.ulysses:
             message = f"does not divide the {number} {what}"
-            way_out = f"ulysses of {_divisors(layout.context_parallel, local_heads)}"
-            yield _problem(config, "layout.ulysses", message, way_out, (field, "layout.tensor_parallel"))
+            fix = f"ulysses of {_divisors(layout.context_parallel, local_heads)}"
+            yield _problem(config, "layout.ulysses", message, fix, (field, "layout.tensor_parallel"))
 
 
 def _check_sequence(config: Config) -> Iterator[Problem]:
@@ -151,9 +151,9 @@ def _check_sequence(config: Config) -> Iterator[Problem]:
         rule = "2 x CP" if layout.context_parallel > 1 else ""
         rule += (" x " if rule else "") + "TP (sequence parallel)" if sharers > 1 else ""
         lower = length // unit * unit
-        way_out = f"sequence_length={lower} or {lower + unit}" if lower else f"sequence_length={unit}"
+        fix = f"sequence_length={lower} or {lower + unit}" if lower else f"sequence_length={unit}"
         related: tuple[str, ...] = ("layout.context_parallel", "layout.tensor_parallel", "layout.sequence_parallel")
-        yield _problem(config, field, f"is not a multiple of {unit} = {rule}", way_out, related)
+        yield _problem(config, field, f"is not a multiple of {unit} = {rule}", fix, related)
     limit = config.model.language.max_position_embeddings
     if length > limit:
         related = ("model.language.max_position_embeddings",)
@@ -171,8 +171,8 @@ def _check_tiles(config: Config) -> Iterator[Problem]:
         # A picture of one tile has no thumbnail, so one tile may fill the sequence.
         if value > limit and not (field == "max_num_tiles" and value == 1 and fit >= 1):
             message = f"so many {what} do not fit the sequence: {cost}, so at most {max(limit, 0)} fit"
-            way_out = f"data.{field}={limit} or a longer data.sequence_length" if limit > 0 else "a longer sequence"
-            yield _problem(config, f"data.{field}", message, way_out, related)
+            fix = f"data.{field}={limit} or a longer data.sequence_length" if limit > 0 else "a longer sequence"
+            yield _problem(config, f"data.{field}", message, fix, related)
 
 
 def _check_inference(config: Config) -> Iterator[Problem]:
@@ -185,12 +185,12 @@ def _check_inference(config: Config) -> Iterator[Problem]:
     if inference.max_num_frames > fit:
         cost = config.model.tokens_per_tile + TILE_MARKERS
         message = f"so many frames do not fit: {cost} tokens each with their markers, so at most {fit} fit"
-        way_out = f"inference.max_num_frames={fit} or a larger inference.max_seq_len"
-        yield _problem(config, "inference.max_num_frames", message, way_out, ("inference.max_seq_len",))
+        fix = f"inference.max_num_frames={fit} or a larger inference.max_seq_len"
+        yield _problem(config, "inference.max_num_frames", message, fix, ("inference.max_seq_len",))
     if inference.max_new_tokens >= inference.max_seq_len:
         message = "leaves no room for a prompt"
-        way_out = f"less than {inference.max_seq_len}"
-        yield _problem(config, "inference.max_new_tokens", message, way_out, ("inference.max_seq_len",))
+        fix = f"less than {inference.max_seq_len}"
+        yield _problem(config, "inference.max_new_tokens", message, fix, ("inference.max_seq_len",))
 
 
 def _check_batch(config: Config) -> Iterator[Problem]:
@@ -208,8 +208,8 @@ def _world_size_problems(config: Config, world_size: int, field: str = "") -> It
     if world_size % replica:
         message = f"{world_size} processes are not a multiple of a model replica's {replica} = TP x PP x CP"
         lower = world_size // replica * replica
-        way_out = f"start {f'{lower} or ' if lower else ''}{lower + replica} processes, or another layout"
-        yield _problem(config, field or sizes[0], message, way_out, sizes if field else sizes[1:])
+        fix = f"start {f'{lower} or ' if lower else ''}{lower + replica} processes, or another layout"
+        yield _problem(config, field or sizes[0], message, fix, sizes if field else sizes[1:])
         return
     batch, micro = config.training.global_batch_size, config.training.micro_batch_size
     data_parallel, pp = world_size // replica, config.layout.pipeline_parallel
@@ -223,8 +223,8 @@ def _world_size_problems(config: Config, world_size: int, field: str = "") -> It
         related = (*related, "layout.virtual_pipeline")
     if batch % unit:
         lower = batch // unit * unit
-        way_out = f"global_batch_size={f'{lower} or ' if lower else ''}{lower + unit}"
-        yield _problem(config, "training.global_batch_size", message, way_out, (*related, *sizes))
+        fix = f"global_batch_size={f'{lower} or ' if lower else ''}{lower + unit}"
+        yield _problem(config, "training.global_batch_size", message, fix, (*related, *sizes))
 
 
 def _check_training(config: Config) -> Iterator[Problem]:
@@ -232,11 +232,11 @@ def _check_training(config: Config) -> Iterator[Problem]:
     if len(set(training.trainable)) < len(training.trainable):
         yield _problem(config, "training.trainable", "names a part twice", "name each part once")
     if optimizer.min_lr > optimizer.lr:
-        way_out = f"optimizer.min_lr of at most {optimizer.lr}"
-        yield _problem(config, "optimizer.min_lr", "is above the highest rate", way_out, ("optimizer.lr",))
+        fix = f"optimizer.min_lr of at most {optimizer.lr}"
+        yield _problem(config, "optimizer.min_lr", "is above the highest rate", fix, ("optimizer.lr",))
     if training.fp8 is not None and training.precision != "bf16":
-        message, way_out = "goes with bf16 alone", "training.precision=bf16"
-        yield _problem(config, "training.fp8", message, way_out, ("training.precision",))
+        message, fix = "goes with bf16 alone", "training.precision=bf16"
+        yield _problem(config, "training.fp8", message, fix, ("training.precision",))
     if recompute.granularity == "full" and config.model.language.num_layers >= config.layout.pipeline_parallel:
         most = max(layers_per_stage(config)) // config.layout.virtual_pipeline
         if recompute.num_layers > max(most, 1):
@@ -245,9 +245,9 @@ def _check_training(config: Config) -> Iterator[Problem]:
             yield _problem(config, "training.recompute.num_layers", message, f"at most {most}", related)
     if recompute.offload and not _all_layers_recomputed(config):
         message = "puts away the inputs of recomputed layers, but some layers are not recomputed"
-        way_out = "training.recompute.granularity=full and training.recompute.method=uniform"
+        fix = "training.recompute.granularity=full and training.recompute.method=uniform"
         fields = tuple(f"training.recompute.{name}" for name in ("granularity", "method", "num_layers"))
-        yield _problem(config, "training.recompute.offload", message, way_out, fields)
+        yield _problem(config, "training.recompute.offload", message, fix, fields)
 
 
 def _all_layers_recomputed(config: Config) -> bool:

@@ -1,4 +1,4 @@
-"""The error of a wrong configuration: what is wrong, where it is written, and the way out."""
+"""The error of a wrong configuration: what is wrong, where it is written, and the fix."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Problem:
         field: dotted name of the field, "" where there is none.
         value: what was given; ABSENT where nothing was.
         source: where it was given.
-        way_out: what to do about it.
+        fix: what to do about it.
         related: (dotted name, value, source) of the other fields that play a part.
     """
 
@@ -58,15 +58,15 @@ class Problem:
     field: str = ""
     value: Any = ABSENT
     source: Source = Source()
-    way_out: str = ""
+    fix: str = ""
     related: tuple[tuple[str, Any, Source], ...] = ()
 
     def __str__(self) -> str:
         head = self.field if self.value is ABSENT else f"{self.field} = {show_value(self.value)}"
         lines = [": ".join(part for part in (str(self.source), head, self.message) if part)]
         lines += [f"    {name} = {show_value(value)} ({source})" for name, value, source in self.related]
-        if self.way_out:
-            lines.append(f"    Way out: {self.way_out}")
+        if self.fix:
+            lines.append(f"    Fix: {self.fix}")
         return "\n".join(lines)
 
 

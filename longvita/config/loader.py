@@ -52,7 +52,7 @@ def load(path: str | Path, overrides: list[str] | None = None, more_checks: Sequ
         more_checks: called with the config; their problems are reported together with the schema's own.
 
     Raises:
-        ConfigError: with all problems found, each with file, line, value and the way out.
+        ConfigError: with all problems found, each with file, line, value and the fix.
     """
     return load_with_sources(path, overrides, more_checks).config
 
@@ -118,8 +118,8 @@ def merge_override(tree: Node, text: str) -> Node:
     name, equals, value_text = text.partition("=")
     steps = split_name(name.strip())
     if not equals or not steps or any(step == "" for step in steps):
-        way_out = "write section.field=value, for instance training.train_iterations=5"
-        raise ConfigError([Problem("is not an override", source=OVERRIDE, field=text, way_out=way_out)])
+        fix = "write section.field=value, for instance training.train_iterations=5"
+        raise ConfigError([Problem("is not an override", source=OVERRIDE, field=text, fix=fix)])
     value = parse(value_text, kind="override")
     if not value_text.strip():
         value = Node(None, OVERRIDE)
@@ -173,8 +173,8 @@ def _include_entries(include: Node | None) -> list[Node]:
     entries = include.value if isinstance(include.value, list) else [include]
     for entry in entries:
         if not isinstance(entry.value, str):
-            way_out = "include: [../model/long_vita_14b.yaml], paths relative to this file"
-            raise ConfigError([Problem("must be a list of files", INCLUDE, include.plain(), include.source, way_out)])
+            fix = "include: [../model/long_vita_14b.yaml], paths relative to this file"
+            raise ConfigError([Problem("must be a list of files", INCLUDE, include.plain(), include.source, fix)])
     return entries
 
 
@@ -182,15 +182,15 @@ def _missing_file(path: Path, entry: Node | None = None) -> Problem:
     siblings = sorted(str(other.name) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.4)
     if close:
-        way_out = f"did you mean {short_path(path.parent / close[0])}?"
+        fix = f"did you mean {short_path(path.parent / close[0])}?"
     elif siblings:
-        way_out = f"{short_path(path.parent)} holds {', '.join(siblings)}"
+        fix = f"{short_path(path.parent)} holds {', '.join(siblings)}"
     else:
-        way_out = "includes are relative to the file that names them" if entry else ""
+        fix = "includes are relative to the file that names them" if entry else ""
     message = f"there is no file {short_path(path)}"
     if entry is None:
-        return Problem(message, source=Source(""), way_out=way_out)
-    return Problem(message, INCLUDE, entry.value, entry.source, way_out)
+        return Problem(message, source=Source(""), fix=fix)
+    return Problem(message, INCLUDE, entry.value, entry.source, fix)
 
 
 def _schema_problem(detail: dict[str, Any], tree: Node) -> Problem:
@@ -213,7 +213,7 @@ def _schema_problem(detail: dict[str, Any], tree: Node) -> Problem:
         return Problem("must be a section of `name: value` lines", dotted, value, source, known)
     if detail["type"].endswith("_type"):
         message = f"must be {wanted}, and this is {_type_of(value)}" if wanted else detail["msg"].lower()
-        return Problem(message, dotted, value, source, _type_way_out(value, info))
+        return Problem(message, dotted, value, source, _type_fix(value, info))
     message = (
         detail["msg"].replace("Input should", "must").replace("List should", "must").replace("must be at", "be at")
     )
@@ -241,7 +241,7 @@ def _type_of(value: Any) -> str:
     return words.get(type(value), "null" if value is None else type(value).__name__)
 
 
-def _type_way_out(value: Any, info: Any) -> str:
+def _type_fix(value: Any, info: Any) -> str:
     wanted = names.type_name(info.annotation) if info is not None else ""
     if isinstance(value, float) and value.is_integer() and "int" in wanted:
         return f"write {int(value)}"
@@ -268,6 +268,4 @@ def with_sources(loaded: Loaded) -> Iterator[None]:
 def placed(problem: Problem, loaded: Loaded) -> Problem:
     """A cross-field problem with the sources of its fields filled in."""
     related = tuple((name, value, loaded.source(name)) for name, value, _ in problem.related)
-    return Problem(
-        problem.message, problem.field, problem.value, loaded.source(problem.field), problem.way_out, related
-    )
+    return Problem(problem.message, problem.field, problem.value, loaded.source(problem.field), problem.fix, related)

@@ -158,7 +158,7 @@ class _Reader:
         for key, child in node.value:
             name = self.loader.construct_object(key)
             if not isinstance(name, str):
-                problem = Problem("a name must be text", str(key.value), source=self.source(key), way_out="quote it")
+                problem = Problem("a name must be text", str(key.value), source=self.source(key), fix="quote it")
                 raise ConfigError([problem])
             result[name] = self.convert(child, self.source(key), above)
         return result
@@ -169,5 +169,5 @@ class _Reader:
             line = key.start_mark.line + 1
             if key.value in first and key.value != "<<":
                 message = f"stands twice in one section, first in line {first[key.value]}"
-                raise ConfigError([Problem(message, key.value, source=self.source(key), way_out="keep one of them")])
+                raise ConfigError([Problem(message, key.value, source=self.source(key), fix="keep one of them")])
             first[key.value] = line

@@ -26,11 +26,11 @@ def resave(
     Raises CheckpointError, see longvita.checkpoint.native.load_state.
     """
     from longvita.checkpoint.manifest import checkpoint_root
-    from longvita.checkpoint.native import Checkpointer, load_state, whole_checkpoint
+    from longvita.checkpoint.native import Checkpointer, intact_checkpoint, load_state
     from longvita.model.build import build_model
     from longvita.training.state import build_state
 
-    folder = whole_checkpoint(source)
+    folder = intact_checkpoint(source)
     state = build_state(config, groups, platform, build_model(config, groups, platform, fresh=False))
     load_state(state, folder, foreign=True)
     checkpointer = Checkpointer(checkpoint_root(target), keep=1, platform=platform, sharding_type=sharding_type)

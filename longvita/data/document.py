@@ -20,7 +20,7 @@ from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
 from longvita.data.media.source import resolve
 from longvita.data.sample import Sample, media_names
-from longvita.data.storage.retries import WAITS, patiently
+from longvita.data.storage.retries import WAITS, with_retries
 
 if TYPE_CHECKING:
     from longvita.config.schema import Config
@@ -108,14 +108,14 @@ class DocumentReader:
             request.facts,
         )
         limit, wanted = request.max_num_frames, request.wanted
-        return patiently(lambda: decode_tiles(items, self.settings, limit, wanted, beat, out), request.name, beat)
+        return with_retries(lambda: decode_tiles(items, self.settings, limit, wanted, beat, out), request.name, beat)
 
 
 def _read_sample(request: DocumentRequest, beat: Callable[[], None]) -> Sample:
     """The sample that was indexed."""
     format = make_format(request.format, request.options)
     try:
-        sample = patiently(lambda: format.read(request.path, request.place), request.name, beat)
+        sample = with_retries(lambda: format.read(request.path, request.place), request.name, beat)
     except SampleError as error:
         raise _changed(request, error.detail) from error
     except OSError as error:

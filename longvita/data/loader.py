@@ -20,14 +20,14 @@ import numpy as np
 import torch.distributed as dist
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.audit.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
-from longvita.data.audit.sample_accounting import PlannedSamples, Tally
+from longvita.data.audit.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, count_reasons
+from longvita.data.audit.sample_accounting import OutcomeCounts, PlannedSamples
 from longvita.data.batch import LocalBatch
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import DataError, SampleError
 from longvita.data.loading.assemble import PlacedDocument, assemble
-from longvita.data.loading.micro_batch import MicroBatch, owners_of_tiles, tally_of
+from longvita.data.loading.micro_batch import MicroBatch, count_outcomes, owners_of_tiles
 from longvita.data.loading.replica_agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
 from longvita.data.loading.tile_memory import Arena
 from longvita.data.loading.worker import WorkerSetup
@@ -106,14 +106,14 @@ class Loader(Iterator[LocalBatch]):
         self._ahead = max(1, 2 * config.data.num_workers)
         self._under_way: collections.deque[MicroBatch] = collections.deque()
         self._next = 0
-        self._tally: Tally = collections.Counter()
+        self._counts: OutcomeCounts = collections.Counter()
         self._planned = PlannedSamples(catalog, stream, start_sequence)
         step = config.training.global_batch_size if end_sequence is None else 0
         self._round = max(step, ranks.dp_size * config.training.micro_batch_size)
         self._division = StepDivision(catalog, stream, WorkModel.of(config), config.data.isolate_documents)
         self._shares: dict[int, list[int]] = {}
         if ranks.leads_replica and ranks.dp_rank == 0:
-            self._report_set_aside()
+            self._report_quarantined()
             self._report_missing()
 
     def __next__(self) -> LocalBatch:
@@ -136,7 +136,7 @@ class Loader(Iterator[LocalBatch]):
             tries.append((micro_batch, findings))
         self._next += 1
         if self.ranks.leads_replica:
-            self._tally.update(tally_of(tries))
+            self._counts.update(count_outcomes(tries))
         return self._assemble(micro_batch, results, findings)
 
     @property
@@ -144,13 +144,13 @@ class Loader(Iterator[LocalBatch]):
         """Where another loader would go on after a whole step: sequences that all replicas have taken."""
         return self._start + self._next * self.ranks.dp_size * self.config.training.micro_batch_size
 
-    def tally(self) -> Tally:
+    def outcome_counts(self) -> OutcomeCounts:
         """What became of the samples that this loader's replica took, after a whole step; that of all replicas together
         is the sum of all processes' tallies. The first replica alone counts what the plan took.
         """
         if self.ranks.leads_replica and self.ranks.dp_rank == 0:
-            return self._tally + self._planned.tally_up_to(self.consumed_sequences)
-        return self._tally
+            return self._counts + self._planned.counts_up_to(self.consumed_sequences)
+        return self._counts
 
     def close(self) -> None:
         """Ends the workers."""
@@ -170,7 +170,7 @@ class Loader(Iterator[LocalBatch]):
         return {
             "samples": sum(file.num_samples for file in files),
             "taken": len(self.catalog.taken),
-            "set_aside": count_reasons(self.catalog.set_aside),
+            "quarantined": count_reasons(self.catalog.quarantined),
             "missing_files": count_missing(self.catalog.missing),
             "resampled": sum(
                 int((file.measured.frame_limits < self.config.data.max_num_frames).sum()) for file in files
@@ -232,7 +232,7 @@ class Loader(Iterator[LocalBatch]):
         findings = self._agreement.agree(micro_batch.task, own, deciders)
         for position, error in findings.items():
             request = micro_batch.requests[position]
-            entry = SetAside.because(error, request.source, request.path, request.place.line)
+            entry = QuarantinedSample.because(error, request.source, request.path, request.place.line)
             if self._quarantine is not None and self._quarantine.add([entry]):
                 logger.warning("%s is left out: %s", request.name, error.detail)
         return findings
@@ -257,9 +257,9 @@ class Loader(Iterator[LocalBatch]):
             arena=self._arena,
         )
 
-    def _report_set_aside(self) -> None:
+    def _report_quarantined(self) -> None:
         """Writes what the catalog leaves out to the quarantine file and says how much that is."""
-        entries = self.catalog.set_aside
+        entries = self.catalog.quarantined
         if self._quarantine is not None and self._quarantine.add(entries):
             logger.warning(
                 "%d samples are set aside: %s; see %s", len(entries), count_reasons(entries), self._quarantine.path

@@ -44,7 +44,7 @@ def _problems(model: ModelConfig, layout: LayoutConfig) -> list[str]:
     """What keeps the layout from the model, in the words of the config checks."""
     config = Config(model=model, layout=layout)
     return [
-        f"{problem.field}={problem.value} {problem.message}" + (f" (use {problem.way_out})" if problem.way_out else "")
+        f"{problem.field}={problem.value} {problem.message}" + (f" (use {problem.fix})" if problem.fix else "")
         for problem in checks.find_problems(config)
         if problem.field.startswith("layout.")
     ]

@@ -50,8 +50,8 @@ def _flags(config: Config, own: dict[str, Any]) -> dict[str, Any]:
             )
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3)
-            way_out = f"did you mean {' or '.join(close)}?" if close else "see its TransformerConfig for the names"
-            raise FlagError(f"training.megatron.{name}: megatron-core's TransformerConfig has no such field; {way_out}")
+            fix = f"did you mean {' or '.join(close)}?" if close else "see its TransformerConfig for the names"
+            raise FlagError(f"training.megatron.{name}: megatron-core's TransformerConfig has no such field; {fix}")
     return dict(config.training.megatron)
 
 

@@ -15,6 +15,6 @@ def find_problems(config: Config, hardware: Hardware) -> list[Problem]:
     fp8 = config.training.fp8
     if fp8 is not None and not hardware.fp8_flops and all(problem.field != "training.fp8" for problem in problems):
         able = ", ".join(sorted(one.name for one in HARDWARE.values() if one.fp8_flops))
-        message, way_out = f"{hardware.name} has no FP8 products", f"leave it out, or --hardware of {able}"
-        problems = [*problems, Problem(message, "training.fp8", fp8, way_out=way_out)]
+        message, fix = f"{hardware.name} has no FP8 products", f"leave it out, or --hardware of {able}"
+        problems = [*problems, Problem(message, "training.fp8", fp8, fix=fix)]
     return problems

@@ -55,4 +55,4 @@ def name_problems(config: Config) -> list[Problem]:
         return []
     close = difflib.get_close_matches(config.platform, known, n=1, cutoff=0.75)
     fix = f"did you mean {close[0]}?" if close else ""
-    return [Problem(f"is not a platform; known: {', '.join(known)}", "platform", config.platform, way_out=fix)]
+    return [Problem(f"is not a platform; known: {', '.join(known)}", "platform", config.platform, fix=fix)]

@@ -125,7 +125,7 @@ class Platform(ABC):
     # Config
 
     def problems(self, config: Config) -> list[Problem]:
-        """What this platform refuses of a config, each with the reason and the way out.
+        """What this platform refuses of a config, each with the reason and the fix.
 
         To be asked on any machine: what depends on the device or a library of this one counts where the device is.
         """
@@ -134,7 +134,7 @@ class Platform(ABC):
         if config.training.fp8 is None:
             return []
         message = f"needs an Nvidia GPU with FP8 matrix units and Transformer Engine; platform {self.name} has neither"
-        return [Problem(message, "training.fp8", config.training.fp8, way_out="leave fp8 out")]
+        return [Problem(message, "training.fp8", config.training.fp8, fix="leave fp8 out")]
 
     def configure(self, config: Config) -> None:
         """Makes ready for a config, before process groups and models are made for it. Again for each config.

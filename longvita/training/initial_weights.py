@@ -6,7 +6,7 @@ from pathlib import Path
 
 from longvita.checkpoint.hf.weights import read_weights
 from longvita.checkpoint.manifest import is_checkpoint
-from longvita.checkpoint.native import load_weights, whole_checkpoint
+from longvita.checkpoint.native import intact_checkpoint, load_weights
 from longvita.config.schema import Config
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
@@ -23,7 +23,7 @@ def read_initial_weights(models: list[LongVITA], config: Config, groups: Paralle
     if sources.initial is not None:
         folder = Path(sources.initial)
         if is_checkpoint(folder):
-            load_weights(models, whole_checkpoint(folder), platform)
+            load_weights(models, intact_checkpoint(folder), platform)
         else:
             read_weights(models, sources.initial, groups)
     if sources.initial_language is not None:

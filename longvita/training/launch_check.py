@@ -28,8 +28,8 @@ def check(config: Config, made_before: Sequence[str] = ()) -> None:
         if name in (None, *made_before):
             continue
         if not Path(name).is_dir() and not _is_hub_id(name):
-            message, way_out = "is neither a folder here nor a Hub id (OWNER/NAME)", "check the path"
-            problems.append(Problem(message, f"checkpoint.{field}", name, way_out=way_out))
+            message, fix = "is neither a folder here nor a Hub id (OWNER/NAME)", "check the path"
+            problems.append(Problem(message, f"checkpoint.{field}", name, fix=fix))
     caches = {"data.index_cache": config.data.index_cache, "data.frame_cache": config.data.frame_cache}
     for field, folder in {"output": config.output, **caches}.items():
         if folder is not None:
@@ -44,7 +44,7 @@ def _folder_problems(field: str, name: str) -> Iterator[Problem]:
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         message = f"cannot be made: {place} is {'not writable' if place.is_dir() else 'not a folder'}"
-        yield Problem(message, field, name, way_out="another folder")
+        yield Problem(message, field, name, fix="another folder")
 
 
 def _is_hub_id(name: str) -> bool:

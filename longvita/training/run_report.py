@@ -15,7 +15,7 @@ from longvita.config.schema import Config
 from longvita.data.audit.quarantine import FILE_NAME as QUARANTINE_FILE
 from longvita.data.audit.quarantine import count_reasons, read_quarantine, reasons_text
 from longvita.data.audit.sample_accounting import FILE_NAME as ACCOUNTING_FILE
-from longvita.data.audit.sample_accounting import Account, Tally
+from longvita.data.audit.sample_accounting import OutcomeCounts, SampleAccounting
 from longvita.files import write_atomically
 from longvita.training.metrics import read_metrics
 
@@ -24,20 +24,20 @@ PICTURE = "loss.png"
 _WINDOW = 20
 
 
-def add_up(account: Account, own: Tally) -> Account:
+def add_up(account: SampleAccounting, own: OutcomeCounts) -> SampleAccounting:
     """The account with the tallies of all processes; a collective over the whole world."""
     tallies: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(tallies, own)
     return account.plus(tallies)
 
 
-def write_account(output: Path, report: dict[str, Any]) -> None:
-    """Writes account.json of a run."""
+def write_sample_accounting(output: Path, report: dict[str, Any]) -> None:
+    """Writes sample_accounting.json of a run."""
     write_atomically(output / ACCOUNTING_FILE, json.dumps(report, indent=1) + "\n")
 
 
-def account_table(report: dict[str, Any]) -> Table:
-    """What account.json holds, one row a source."""
+def sample_accounting_table(report: dict[str, Any]) -> Table:
+    """What sample_accounting.json holds, one row a source."""
     first, end = report["sequences"]
     table = Table(
         "source",
@@ -50,7 +50,7 @@ def account_table(report: dict[str, Any]) -> Table:
         table.add_column(name)
     for source, counts in report["sources"].items():
         numbers = (f"{counts[name]:,}" for name in ("planned", "delivered", "repeated"))
-        table.add_row(source, *numbers, reasons_text(counts["set_aside"]), reasons_text(counts["unusable"]))
+        table.add_row(source, *numbers, reasons_text(counts["quarantined"]), reasons_text(counts["unusable"]))
     return table
 
 

@@ -26,7 +26,7 @@ from longvita.platforms.base import Platform
 from longvita.training.data_wait import TimedBatches
 from longvita.training.initial_weights import read_initial_weights
 from longvita.training.metrics import Metrics
-from longvita.training.run_report import account_table, add_up, write_account, write_report
+from longvita.training.run_report import add_up, sample_accounting_table, write_report, write_sample_accounting
 from longvita.training.signals import StopReason, StopWatch
 from longvita.training.state import build_state
 from longvita.training.step import StepFigures, TrainingError, train_step
@@ -69,7 +69,7 @@ class Run:
         self.loader: Loader | None = None
         self.resumed = resume_point(root)
         self.state = self._build_state()
-        self.counted_before = self.state.account
+        self.counted_before = self.state.sample_accounting
         self.metrics = self._build_metrics()
 
     def _build_state(self) -> TrainingState:
@@ -130,12 +130,13 @@ class Run:
 
     def _note_data(self, loader: Loader) -> None:
         state = self.state
-        before, state.account = state.account, state.account.over(loader.data_hash, state.consumed_sequences)
-        if self.metrics is not None and state.account.changes != before.changes:
+        before = state.sample_accounting
+        state.sample_accounting = before.over(loader.data_hash, state.consumed_sequences)
+        if self.metrics is not None and state.sample_accounting.changes != before.changes:
             self.metrics.say(
                 f"the data are not those that {self.resumed} was trained on (files grew, changed or were mended). From "
                 f"sequence {state.consumed_sequences:,} on the order is another one; samples of this epoch may come "
-                "twice or never; account.json keeps it"
+                "twice or never; sample_accounting.json keeps it"
             )
 
     def _step(self, batches: Iterator[LocalBatch]) -> tuple[StepFigures, float]:
@@ -163,7 +164,7 @@ class Run:
         if self.state.iteration in (0, self.saved):
             return
         if self.loader is not None:
-            self.state.account = add_up(self.counted_before, self.loader.tally())
+            self.state.sample_accounting = add_up(self.counted_before, self.loader.outcome_counts())
         self.checkpointer.save(self.state)
         self.saved = self.state.iteration
         if not self.config.checkpoint.asynchronous:
@@ -185,9 +186,9 @@ class Run:
         word = "complete" if reason is StopReason.NONE else reason.name.lower()
         write_report(self.output, self.config, self.state.iteration, word)
         if self.loader is not None and self.metrics is not None:
-            account = self.state.account.report(self.loader.catalog, self.state.consumed_sequences)
-            write_account(self.output, account)
-            self.metrics.say(account_table(account))
+            account = self.state.sample_accounting.report(self.loader.catalog, self.state.consumed_sequences)
+            write_sample_accounting(self.output, account)
+            self.metrics.say(sample_accounting_table(account))
         if reason is not StopReason.NONE and self.metrics is not None:
             self.metrics.say(
                 f"stopped by {word.replace('_', ' ')} after step {self.state.iteration}, saved; "

@@ -16,7 +16,7 @@ from longvita.checkpoint import manifest, native
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.native import Checkpointer, find_newest, load_state, load_weights, resume_point
 from longvita.checkpoint.snapshot import SnapshotWriter
-from longvita.data.audit.sample_accounting import Account
+from longvita.data.audit.sample_accounting import SampleAccounting
 from longvita.training import state as state_module
 from tests.distributed.helpers import run_distributed
 from tests.distributed.training_runs import go_on, run_config, start, tensors, unequal
@@ -124,7 +124,7 @@ def without_an_account(rank, world_size, folder):
     for name, left_out in (("new", ()), ("old", ("account",))):
         state = start(config)
         go_on(state, STEPS)
-        state.account = state.account.plus([Counter({("words", "planned"): 5})])
+        state.sample_accounting = state.sample_accounting.plus([Counter({("words", "planned"): 5})])
         checkpointer = Checkpointer(Path(folder) / name, keep=2, platform=state.platform)
         with pytest.MonkeyPatch.context() as patch:
             facts = {key: value for key, value in native._run_facts(state).items() if key not in left_out}
@@ -137,8 +137,8 @@ def without_an_account(rank, world_size, folder):
 
 def test_an_older_checkpoint_begins_an_account(tmp_path):
     for new, old in run_distributed(without_an_account, 2, str(tmp_path)):
-        assert new == Account(0, Counter({("words", "planned"): 5}))
-        assert old == Account(4 * STEPS)
+        assert new == SampleAccounting(0, Counter({("words", "planned"): 5}))
+        assert old == SampleAccounting(4 * STEPS)
 
 
 def four_processes(rank, world_size, folder):

@@ -61,5 +61,5 @@ def test_goes_on_as_if_it_had_never_stopped(tmp_path: Path):
     assert errors[done + 1] <= 1e-6
     assert max(errors.values()) <= 1e-4
 
-    accounts = [json.loads((output / "account.json").read_text()) for output in (whole, same, other)]
+    accounts = [json.loads((output / "sample_accounting.json").read_text()) for output in (whole, same, other)]
     assert accounts[0] == accounts[1] == accounts[2]

@@ -43,7 +43,7 @@ def data(command, *arguments):
 
 
 def account_of(output):
-    return json.loads((output / "account.json").read_text())
+    return json.loads((output / "sample_accounting.json").read_text())
 
 
 def test_the_account_is_the_same_at_every_layout_and_over_a_stop(tmp_path):
@@ -59,11 +59,11 @@ def test_the_account_is_the_same_at_every_layout_and_over_a_stop(tmp_path):
     assert account == account_of(tmp_path / "alone")
     assert account["sequences"] == [0, 4 * STEPS]
     for one in (half, account):
-        assert one["planned"] == one["delivered"] + one["set_aside"]
+        assert one["planned"] == one["delivered"] + one["quarantined"]
     broken = account["sources"]["films"]
-    assert broken["set_aside"] == {"broken_video": account["set_aside"]}
+    assert broken["quarantined"] == {"broken_video": account["quarantined"]}
     # Of six films one breaks, each time that an epoch takes it.
-    assert account["set_aside"] > half["set_aside"] > 0
+    assert account["quarantined"] > half["quarantined"] > 0
     assert broken["planned"] - broken["repeated"] == 6
     assert account["sources"]["pictures"]["unusable"] == {"missing_file": 1}
 
@@ -72,7 +72,7 @@ def test_index_retry_report_and_view(tmp_path):
     config = write_films(tmp_path)
     code, text = data("index", config, "--json")
     assert code == 0
-    assert json.loads(text)["training"]["pictures"]["set_aside"] == {"missing_file": 1}
+    assert json.loads(text)["training"]["pictures"]["quarantined"] == {"missing_file": 1}
     train(config, "layout.processes=1", "training.train_iterations=4")
     quarantine = tmp_path / "run" / "quarantine.jsonl"
     assert len(quarantine.read_text().splitlines()) == 2
@@ -84,7 +84,7 @@ def test_index_retry_report_and_view(tmp_path):
     write_video(tmp_path / "media" / "cut.mp4", count=40, fps=4)
     assert data("retry", quarantine, config)[0] == 0
     assert quarantine.read_text() == ""
-    assert json.loads(data("index", config, "--json")[1])["training"]["pictures"]["set_aside"] == {}
+    assert json.loads(data("index", config, "--json")[1])["training"]["pictures"]["quarantined"] == {}
 
     page = tmp_path / "report.html"
     assert data("report", config, "--output", page)[0] == 0

@@ -72,8 +72,8 @@ def test_stopped_and_resumed_under_another_launcher_is_the_same_run(tmp_path):
 
 def check_account(output, whole):
     """The account of a run that was stopped is that of the run that was not."""
-    account = json.loads((output / "account.json").read_text())
-    assert account == json.loads((whole / "account.json").read_text())
+    account = json.loads((output / "sample_accounting.json").read_text())
+    assert account == json.loads((whole / "sample_accounting.json").read_text())
     assert account["sequences"] == [0, 2 * STEPS]
     assert account["planned"] == account["delivered"] > account["repeated"] > 0
     assert account["sources"]["pictures"]["unusable"] == {"missing_file": 1}

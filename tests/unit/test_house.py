@@ -163,5 +163,5 @@ def test_the_pins_cover_what_setup_asks_for():
 def test_other_pythons_are_refused_with_the_reason(monkeypatch):
     namespace = {"__name__": "__main__", "__file__": str(REPOSITORY / "setup.py")}
     monkeypatch.setattr("sys.version_info", (3, 10, 12, "final", 0))
-    with pytest.raises(SystemExit, match=r"(?s)Python 3.11 or 3.12, and this is Python 3.10.*Reason: .*Way out: "):
+    with pytest.raises(SystemExit, match=r"(?s)Python 3.11 or 3.12, and this is Python 3.10.*Reason: .*Fix: "):
         exec(compile(read("setup.py"), "setup.py", "exec"), namespace)

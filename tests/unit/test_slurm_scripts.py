@@ -172,7 +172,7 @@ def test_nodes_that_are_asked_for(folder, options, processes, nodes, ranks):
         (["-N", "2", "my.yaml"], "-N: options of sbatch are written as --name=value"),
         (["--ntasks-per-node=3", "my.yaml"], "8 processes do not fill nodes of 3"),
         (["--nodes=abc", "my.yaml"], "--nodes=abc: a whole number from 1 on is needed"),
-        (["--nodes", "2", "my.yaml"], "--nodes: way out: --nodes=NUMBER"),
+        (["--nodes", "2", "my.yaml"], "--nodes: fix: --nodes=NUMBER"),
     ],
 )
 def test_what_is_not_submitted(folder, arguments, said):

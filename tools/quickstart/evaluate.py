@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from longvita import platforms
-from longvita.checkpoint.native import load_weights, whole_checkpoint
+from longvita.checkpoint.native import intact_checkpoint, load_weights
 from longvita.config import load
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
@@ -68,7 +68,7 @@ def _sit(exams: list[tuple[Exam, Config]], platform: Any) -> None:
     groups = initialize(exams[0][1], platform)
     for exam, config in exams:
         models = build_model(config, groups, platform, fresh=False)
-        load_weights(models, whole_checkpoint(exam.checkpoint), platform)
+        load_weights(models, intact_checkpoint(exam.checkpoint), platform)
         counts = {source: count_right(models[0], config, groups, source) for source in config.data.validation}
         if dist.get_rank() == 0:
             write_atomically(exam.result, json.dumps(counts))

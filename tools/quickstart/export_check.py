@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from longvita import platforms
-from longvita.checkpoint.native import load_weights, whole_checkpoint
+from longvita.checkpoint.native import intact_checkpoint, load_weights
 from longvita.config import load
 from longvita.data.loader import VALIDATION, build_loader
 from longvita.model.build import build_model
@@ -51,7 +51,7 @@ def run(payload: dict[str, Any]) -> int:
     init_distributed(platform.backend, platform.set_device)
     groups = initialize(config, platform)
     model = build_model(config, groups, platform, fresh=False)[0].eval()
-    load_weights([model], whole_checkpoint(Path(payload["checkpoint"])), platform)
+    load_weights([model], intact_checkpoint(Path(payload["checkpoint"])), platform)
     batch = next(build_loader(config, groups, 0, VALIDATION + payload["source"]))
     ours = model(batch, mode="logits")
     export = Path(payload["export"])

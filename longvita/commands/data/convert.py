@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvita.commands.support.config_file import load_config
-from longvita.data.audit.quarantine import FILE_NAME, QuarantineFile, SetAside, count_reasons
+from longvita.data.audit.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, count_reasons
 from longvita.data.errors import DataError, SampleError
 from longvita.data.formats import read_samples
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
@@ -87,7 +87,7 @@ def convert(options: ConvertOptions) -> int:
     return SOME_BROKEN if broken else ALL_WRITTEN
 
 
-def _convert_source(source: Source, options: ConvertOptions, draft: Path, target: Path) -> list[SetAside]:
+def _convert_source(source: Source, options: ConvertOptions, draft: Path, target: Path) -> list[QuarantinedSample]:
     """Writes one source; what is broken in it."""
     writer = _writer(source, options, draft, target)
     written, broken = 0, []
@@ -100,7 +100,7 @@ def _convert_source(source: Source, options: ConvertOptions, draft: Path, target
                     writer.add(written + 1, sample)
                     written += 1
                 except SampleError as error:
-                    broken.append(SetAside.because(error, source.name, file, place.line))
+                    broken.append(QuarantinedSample.because(error, source.name, file, place.line))
     finally:
         writer.close()
     print(f"{source.name}: {written} samples written; their media_root is {writer.media_root}", file=sys.stderr)

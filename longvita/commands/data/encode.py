@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvita.data.audit.quarantine import SetAside, count_reasons
+from longvita.data.audit.quarantine import QuarantinedSample, count_reasons
 from longvita.data.chat_template import IGNORED_LABEL, ChatTemplate, EncodedSample, mark_order
 from longvita.data.document import probe_sample
 from longvita.data.errors import SampleError
@@ -55,7 +55,7 @@ def encode(options: EncodeOptions) -> int:
     for file, line, result in _encode_lines(files, options, template):
         where = f"{file}: " if len(files) > 1 else ""
         if isinstance(result, SampleError):
-            broken.append(SetAside.because(result, "", file, line))
+            broken.append(QuarantinedSample.because(result, "", file, line))
             _print_broken(broken[-1], where, options.as_json)
             continue
         encoded += 1
@@ -108,7 +108,7 @@ def _as_text(line: int, encoded: EncodedSample) -> str:
     return f"line {line}: {len(encoded.input_ids)} tokens, {loss} with loss, {encoded.num_tiles} tiles"
 
 
-def _print_broken(entry: SetAside, where: str, as_json: bool) -> None:
+def _print_broken(entry: QuarantinedSample, where: str, as_json: bool) -> None:
     if as_json:
         about = {"path": entry.path, "line": entry.line, "reason": entry.reason, "detail": entry.detail}
         print(json.dumps(about), file=sys.stderr)

@@ -38,7 +38,7 @@ class SourceIndex:
     files: int
     samples: int
     """Those set aside among them."""
-    set_aside: dict[str, int]
+    quarantined: dict[str, int]
     """Samples that cannot be used, by reason word."""
     pictures: int
     videos: int
@@ -52,7 +52,7 @@ class SourceIndex:
     @property
     def bytes_a_sample(self) -> float:
         """Bytes of index for each sample that can be used."""
-        return self.index_bytes / max(self.samples - sum(self.set_aside.values()), 1)
+        return self.index_bytes / max(self.samples - sum(self.quarantined.values()), 1)
 
 
 def index(config: Config, as_json: bool, anew: bool = False) -> int:
@@ -95,12 +95,12 @@ def _tell(config: Config, files: Sequence[CatalogFile], missing: Sequence[Missin
     for file in files:
         if not len(file.measured.usable):
             print(f"{file.path} of source {file.source!r} gives no sample that can be used", file=sys.stderr)
-    firsts = [file.set_aside[0] for file in files if file.set_aside]
+    firsts = [file.quarantined[0] for file in files if file.quarantined]
     for entry in firsts[:FIRSTS_SHOWN]:
         print(f"set aside first: {entry.path}:{entry.line}: {entry.reason}: {entry.detail}", file=sys.stderr)
     if firsts:
         quarantine = QuarantineFile(Path(config.output) / FILE_NAME)
-        quarantine.add(entry for file in files for entry in file.set_aside)
+        quarantine.add(entry for file in files for entry in file.quarantined)
         print(f"all that is set aside stands in {quarantine.path}; longvita data retry looks again", file=sys.stderr)
 
 
@@ -123,8 +123,8 @@ def source_index(files: Sequence[CatalogFile], template: ChatTemplate, settings:
         sums["frames"] += int((file.measured.tiles[usable] - picture_tiles[usable]).sum())
         sums["tokens"] += int(file.measured.lengths[usable].sum(dtype="int64"))
         sums["index_bytes"] += columns.rows.nbytes + columns.media.nbytes + columns.rates.nbytes
-    set_aside = count_reasons(entry for file in files for entry in file.set_aside)
-    return SourceIndex(len(files), sum(file.num_samples for file in files), set_aside, **sums)
+    quarantined = count_reasons(entry for file in files for entry in file.quarantined)
+    return SourceIndex(len(files), sum(file.num_samples for file in files), quarantined, **sums)
 
 
 def _as_json(figures: SourceIndex) -> dict:
@@ -140,6 +140,6 @@ def _table(figures: dict[str, dict[str, SourceIndex]]) -> Table:
     for mix, sources in figures.items():
         for source, one in sources.items():
             counts = (one.files, one.samples, one.pictures, one.videos, one.frames, one.tokens)
-            texts = [*(f"{count:,}" for count in counts), f"{one.bytes_a_sample:.1f}", reasons_text(one.set_aside)]
+            texts = [*(f"{count:,}" for count in counts), f"{one.bytes_a_sample:.1f}", reasons_text(one.quarantined)]
             table.add_row(mix.replace("_", " "), source, *texts)
     return table

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from longvita.config.schema import Config
-from longvita.data.audit.quarantine import SetAside, count_reasons, read_lines, reasons_text, write_quarantine
+from longvita.data.audit.quarantine import QuarantinedSample, count_reasons, read_lines, reasons_text, write_quarantine
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentRequest, media_settings
 from longvita.data.errors import DataError, Reason, SampleError
@@ -35,7 +35,7 @@ from longvita.data.sample import Sample, media_names
 ALL_MENDED, SOME_LEFT = 0, 1
 """Exit codes."""
 
-Outcome = tuple[SetAside, SampleError | None]
+Outcome = tuple[QuarantinedSample, SampleError | None]
 """An entry and why it still can't be used; None if it can."""
 
 
@@ -75,10 +75,10 @@ def retry(quarantine: str | Path, config: Config) -> int:
 
 
 def _sort_out(
-    entries: Sequence[SetAside], files: dict[tuple[str, str], _File], config: Config, template: ChatTemplate
-) -> tuple[list[SetAside], list[SetAside]]:
+    entries: Sequence[QuarantinedSample], files: dict[tuple[str, str], _File], config: Config, template: ChatTemplate
+) -> tuple[list[QuarantinedSample], list[QuarantinedSample]]:
     """The entries that can be used now, and those that can't with what is wrong with them now."""
-    of_file: dict[tuple[str, str], list[SetAside]] = {}
+    of_file: dict[tuple[str, str], list[QuarantinedSample]] = {}
     for entry in entries:
         of_file.setdefault((entry.source, entry.path), []).append(entry)
     mended, left = [], [entry for key, own in of_file.items() if key not in files for entry in own]
@@ -103,7 +103,9 @@ def _files(config: Config, processes: IndexProcesses) -> dict[tuple[str, str], _
     return {(file.source, file.path): file for file in files}
 
 
-def _look_again(file: _File, entries: Sequence[SetAside], config: Config, pool: WorkerPool) -> Iterator[Outcome]:
+def _look_again(
+    file: _File, entries: Sequence[QuarantinedSample], config: Config, pool: WorkerPool
+) -> Iterator[Outcome]:
     """The outcome of each entry of a file, in any order."""
     errors: dict[int, SampleError] = {}
     builder = IndexBuilder()
@@ -171,7 +173,9 @@ def _pieces(request: DocumentRequest) -> list[tuple[int, ...]]:
     return [tuple(piece.tolist()) for piece in np.split(tiles, range(DECODED_AT_ONCE, len(tiles), DECODED_AT_ONCE))]
 
 
-def _tell(mended: Sequence[SetAside], left: Sequence[SetAside], known: Collection[tuple[str, str]]) -> None:
+def _tell(
+    mended: Sequence[QuarantinedSample], left: Sequence[QuarantinedSample], known: Collection[tuple[str, str]]
+) -> None:
     for entry in mended:
         print(f"{entry.path}:{entry.line}: can be used now ({entry.reason} before)")
     for entry in left:

@@ -44,7 +44,7 @@ def source_table(title: str, sources: Sequence[SourceFigures]) -> Table:
     table = Table("source", "samples", "taken", "tokens", "tiles", "resampled", "set aside", title=title)
     for one in sources:
         figures = (one.samples, one.taken, one.tokens, one.tiles, one.resampled)
-        table.add_row(escape(one.source), *(f"{figure:,}" for figure in figures), reasons_text(one.set_aside))
+        table.add_row(escape(one.source), *(f"{figure:,}" for figure in figures), reasons_text(one.quarantined))
     return table
 
 

@@ -49,7 +49,7 @@ def as_json(rehearsal: Rehearsal, comparisons: Sequence[Comparison] = ()) -> dic
                 "field": problem.field,
                 "source": str(problem.source),
                 "message": problem.message,
-                "way_out": problem.way_out,
+                "fix": problem.fix,
             }
             for problem in rehearsal.problems
         ],

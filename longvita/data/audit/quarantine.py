@@ -18,7 +18,7 @@ FILE_NAME = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
-class SetAside:
+class QuarantinedSample:
     """A sample that is not trained on."""
 
     source: str
@@ -33,7 +33,7 @@ class SetAside:
     """What is wrong, for a person."""
 
     @classmethod
-    def because(cls, error: SampleError, source: str, path: str, line: int) -> SetAside:
+    def because(cls, error: SampleError, source: str, path: str, line: int) -> QuarantinedSample:
         """The entry of a sample that raised `error`."""
         return cls(source, path, line, error.reason, error.detail)
 
@@ -47,7 +47,7 @@ class SetAside:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, line: str | bytes) -> SetAside:
+    def from_json(cls, line: str | bytes) -> QuarantinedSample:
         """The entry that `to_json` wrote. Raises ValueError for anything else."""
         value = json.loads(line)
         kinds = {field.name: int if field.name == "line" else str for field in dataclasses.fields(cls)}
@@ -66,7 +66,7 @@ class QuarantineFile:
         self.path = Path(path)
         self._known = {entry.key for entry in read_quarantine(self.path)}
 
-    def add(self, entries: Iterable[SetAside]) -> int:
+    def add(self, entries: Iterable[QuarantinedSample]) -> int:
         """Writes the entries that are new; their number."""
         new = []
         for entry in entries:
@@ -86,21 +86,21 @@ class QuarantineFile:
         return len(new)
 
 
-def read_quarantine(path: str | Path) -> list[SetAside]:
+def read_quarantine(path: str | Path) -> list[QuarantinedSample]:
     """The entries of a quarantine file, each once; none if there is no file. Other lines are passed over."""
     return read_lines(path)[0] if Path(path).exists() else []
 
 
-def read_lines(path: str | Path) -> tuple[list[SetAside], list[bytes]]:
+def read_lines(path: str | Path) -> tuple[list[QuarantinedSample], list[bytes]]:
     """The entries of a quarantine file, each once, and its lines that are none: a crash may have cut one.
 
     Raises OSError.
     """
-    entries: dict[tuple, SetAside] = {}
+    entries: dict[tuple, QuarantinedSample] = {}
     others = []
     for line in filter(bytes.strip, Path(path).read_bytes().split(b"\n")):
         try:
-            entry = SetAside.from_json(line)
+            entry = QuarantinedSample.from_json(line)
         except ValueError:
             others.append(line)
         else:
@@ -108,7 +108,7 @@ def read_lines(path: str | Path) -> tuple[list[SetAside], list[bytes]]:
     return list(entries.values()), others
 
 
-def write_quarantine(path: str | Path, entries: Iterable[SetAside], others: Iterable[bytes] = ()) -> None:
+def write_quarantine(path: str | Path, entries: Iterable[QuarantinedSample], others: Iterable[bytes] = ()) -> None:
     """Writes a quarantine file anew, in one step. Not while a run adds to it: what it adds meanwhile would be lost.
 
     others: lines that are no entries, to be kept.
@@ -127,7 +127,7 @@ def _ends_amid_a_line(path: Path) -> bool:
         return file.read() != b"\n"
 
 
-def count_reasons(entries: Iterable[SetAside]) -> dict[str, int]:
+def count_reasons(entries: Iterable[QuarantinedSample]) -> dict[str, int]:
     """Number of entries by reason word, the most frequent first."""
     return dict(Counter(str(entry.reason) for entry in entries).most_common())
 

@@ -20,75 +20,77 @@ from longvita.data.audit.quarantine import count_reasons
 from longvita.data.mix.catalog import Catalog
 from longvita.data.packing.packer import SequenceStream
 
-FILE_NAME = "account.json"
+FILE_NAME = "sample_accounting.json"
 """Name of the file below a run's output folder."""
 PLANNED, REPEATED, DELIVERED, STOOD_IN = "planned", "repeated", "delivered", "stood_in"
 """A sample that the plan took; one of those that it took before (a ratio above 1, a later epoch); one that a batch
 held; one of a sequence that stood in for another, of which nothing could be read, before its own turn."""
 OUTCOMES = (PLANNED, DELIVERED, REPEATED, STOOD_IN)
 
-Tally = Counter[tuple[str, str]]
+OutcomeCounts = Counter[tuple[str, str]]
 """Numbers of samples by source, and by one of OUTCOMES or a reason word for those set aside."""
 
 
 @dataclass(frozen=True)
-class Account:
+class SampleAccounting:
     """Counts of one stage, summed over its replicas and over the processes that it was stopped and started in."""
 
     first_sequence: int = 0
     """Sequence of the stream from which on samples are counted: 0, unless the stage began before accounts were kept."""
-    tally: Tally = field(default_factory=Counter)
+    counts: OutcomeCounts = field(default_factory=Counter)
     data: str = ""
     """Hash of what the plans are made of (plan_cache.plan_name); empty before the first start."""
     changes: tuple[int, ...] = ()
     """Sequences at which the stage was started again with other data: from there on the order is another one, and in
     that epoch samples may come twice or never."""
 
-    def plus(self, tallies: Iterable[Tally]) -> Account:
+    def plus(self, parts: Iterable[OutcomeCounts]) -> SampleAccounting:
         """With the counts of more sequences."""
-        total = Counter(self.tally)
-        for tally in tallies:
-            total.update(tally)
-        return dataclasses.replace(self, tally=total)
+        total = Counter(self.counts)
+        for counts in parts:
+            total.update(counts)
+        return dataclasses.replace(self, counts=total)
 
-    def over(self, data: str, sequence: int) -> Account:
+    def over(self, data: str, sequence: int) -> SampleAccounting:
         """Going on at a sequence, over data of this hash."""
         changes = (*self.changes, sequence) if self.data not in ("", data) else self.changes
         return dataclasses.replace(self, data=data, changes=changes)
 
     def to_facts(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        counts = [[source, word, number] for (source, word), number in sorted(self.tally.items())]
+        counts = [[source, word, number] for (source, word), number in sorted(self.counts.items())]
         kept = {"first_sequence": self.first_sequence, "data": self.data, "changes": list(self.changes)}
         return {**kept, "counts": counts}
 
     @classmethod
-    def from_facts(cls, facts: dict[str, Any] | None, consumed_sequences: int) -> Account:
+    def from_facts(cls, facts: dict[str, Any] | None, consumed_sequences: int) -> SampleAccounting:
         """The inverse; an account that begins here where a checkpoint has none, as older ones do."""
         if facts is None:
             return cls(consumed_sequences)
-        tally = Counter({(source, word): n for source, word, n in facts["counts"]})
-        return cls(facts["first_sequence"], tally, facts.get("data", ""), tuple(facts.get("changes", ())))
+        counts = Counter({(source, word): n for source, word, n in facts["counts"]})
+        return cls(facts["first_sequence"], counts, facts.get("data", ""), tuple(facts.get("changes", ())))
 
     def of_source(self, source: str) -> dict[str, Any]:
-        """The counts of one source: each of OUTCOMES, and `set_aside` by reason word."""
-        reasons = {word: n for (name, word), n in sorted(self.tally.items()) if name == source and word not in OUTCOMES}
-        return {**{word: self.tally[source, word] for word in OUTCOMES}, "set_aside": reasons}
+        """The counts of one source: each of OUTCOMES, and `quarantined` by reason word."""
+        reasons = {
+            word: n for (name, word), n in sorted(self.counts.items()) if name == source and word not in OUTCOMES
+        }
+        return {**{word: self.counts[source, word] for word in OUTCOMES}, "quarantined": reasons}
 
     def report(self, catalog: Catalog, consumed_sequences: int) -> dict[str, Any]:
-        """account.json: sums over all sources, and each source with what no plan could take of it (`unusable`).
+        """sample_accounting.json: sums over all sources, and each source with the samples that no plan could use.
 
-        `quarantine` names the file beside it that tells each sample of both kinds that are not trained on.
+        `quarantine` names the file that lists each sample of both kinds that are not trained on.
         """
         unusable: dict[str, list] = {file.source: [] for file in catalog.files}
-        for entry in catalog.set_aside:
+        for entry in catalog.quarantined:
             unusable[entry.source].append(entry)
         sources = {
             source: {**self.of_source(source), "unusable": count_reasons(entries)}
             for source, entries in unusable.items()
         }
         sums: dict[str, int] = {word: sum(one[word] for one in sources.values()) for word in OUTCOMES}
-        for word in ("set_aside", "unusable"):
+        for word in ("quarantined", "unusable"):
             sums[word] = sum(sum(one[word].values()) for one in sources.values())
         place: dict[str, Any] = {"sequences": [self.first_sequence, consumed_sequences], "quarantine": QUARANTINE}
         place["data_changed_at"] = list(self.changes)
@@ -104,18 +106,18 @@ class PlannedSamples:
         self._seen = np.zeros(0, bool)
         self._counts = np.zeros((2, len(catalog.files)), np.int64)
 
-    def tally_up_to(self, end: int) -> Tally:
+    def counts_up_to(self, end: int) -> OutcomeCounts:
         """Samples planned and repeated in the sequences from `start` to before `end`, which never goes back."""
         if self._end == self._start < end:
             self._seen = self._seen_before()
         for number in range(self._end, end):
             self._take(self._stream.sequence(number))
         self._end = max(self._end, end)
-        tally: Tally = Counter()
+        counts: OutcomeCounts = Counter()
         for file, planned, repeated in zip(self._catalog.files, *self._counts.tolist()):
-            tally[file.source, PLANNED] += planned
-            tally[file.source, REPEATED] += repeated
-        return tally
+            counts[file.source, PLANNED] += planned
+            counts[file.source, REPEATED] += repeated
+        return counts
 
     def _seen_before(self) -> np.ndarray:
         """[n] bool: the samples of the sequences before `start`."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longvita.data.audit.quarantine import SetAside
+from longvita.data.audit.quarantine import QuarantinedSample
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.errors import SampleError
 from longvita.data.formats import make_format
@@ -86,7 +86,9 @@ class Piece:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays["about"].tobytes())
-        broken = tuple(SetAside.from_json(line) for line in arrays["broken"].tobytes().decode().split("\n") if line)
+        broken = tuple(
+            QuarantinedSample.from_json(line) for line in arrays["broken"].tobytes().decode().split("\n") if line
+        )
         index = FileIndex(arrays["rows"], arrays["media"], arrays["rates"], broken)
         return cls(Part(**about["part"]), about["digest"], about["lines"], index)
 
@@ -104,7 +106,7 @@ def index_part(path: str, part: Part, template: ChatTemplate, settings: IndexSet
                 facts = probe.facts(sample, place.line, f"{path}[{part.start}-{part.end}]:{place.line}")
                 builder.add(place, media_names(sample), template.text_length(sample.turns), facts)
         except SampleError as error:
-            builder.set_aside(SetAside.because(error, settings.source, path, place.line))
+            builder.quarantined(QuarantinedSample.because(error, settings.source, path, place.line))
     return Piece(part, digest, lines, builder.index())
 
 

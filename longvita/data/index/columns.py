@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvita.data.audit.quarantine import SetAside
+from longvita.data.audit.quarantine import QuarantinedSample
 from longvita.data.formats.base import Place
 from longvita.data.media.item import MediaFacts, PictureFacts
 from longvita.data.media.video import VideoFacts
@@ -48,7 +48,7 @@ class FileIndex:
     """[m] MEDIUM, in the order of the samples, of each its pictures first."""
     rates: np.ndarray
     """[r] float64, the frame rates of the file's videos, each once, 1/s."""
-    broken: Sequence[SetAside]
+    broken: Sequence[QuarantinedSample]
     """Samples that cannot be used, by their lines."""
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class IndexBuilder:
         self._rows: list[tuple[int, ...]] = []
         self._media: list[tuple[int, int]] = []
         self._rates: dict[float, int] = {}
-        self._broken: list[SetAside] = []
+        self._broken: list[QuarantinedSample] = []
 
     def add(self, place: Place, names: int, text_tokens: int, facts: MediaFacts) -> None:
         """A sample that can be used."""
@@ -96,7 +96,7 @@ class IndexBuilder:
             self._media.append((kind << KIND_BITS | min(video.num_frames, EXTENT), rate))
         self._rows.append((place.offset, names, place.size, place.line, text_tokens, len(self._media)))
 
-    def set_aside(self, entry: SetAside) -> None:
+    def quarantined(self, entry: QuarantinedSample) -> None:
         """A sample that can't."""
         self._broken.append(entry)
 

@@ -15,7 +15,7 @@ from longvita.data.loading.process_limits import ends_process_after
 from longvita.data.media.item import MediaFacts
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
-from longvita.data.storage.retries import patiently, store_failure
+from longvita.data.storage.retries import store_failure, with_retries
 
 ENDS_TO_BLAME = 2
 """Times that a process ended at a sample before it is set aside: the first may have had another cause."""
@@ -109,7 +109,7 @@ class HeaderProbe:
             raise blamed(sample, f"ended or took too long, {ENDS_TO_BLAME} times")
         try:
             with self._mark.at(line):
-                facts = patiently(lambda: self._open(sample), name)
+                facts = with_retries(lambda: self._open(sample), name)
         except MediaError as error:
             if error.reason == Reason.MISSING_FILE and not remote.exists(self._media_root):
                 raise DataError(

@@ -9,11 +9,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from longvita.data.audit.quarantine import SetAside
+from longvita.data.audit.quarantine import QuarantinedSample
 from longvita.data.index.columns import LEAST_MAPPED
 
 
-class SetAsideFile(Sequence[SetAside]):
+class QuarantinedEntries(Sequence[QuarantinedSample]):
     """Entries in their mapped file, parsed when one is asked for: few who open an index want more than their number.
 
     Raises ValueError for a file of another number.
@@ -34,10 +34,10 @@ class SetAsideFile(Sequence[SetAside]):
         return self._entries[place]
 
     @cached_property
-    def _entries(self) -> tuple[SetAside, ...]:
-        return tuple(SetAside.from_json(line) for line in self._content.tobytes().decode().splitlines())
+    def _entries(self) -> tuple[QuarantinedSample, ...]:
+        return tuple(QuarantinedSample.from_json(line) for line in self._content.tobytes().decode().splitlines())
 
 
-def write_set_aside(file: BinaryIO, entries: Iterable[SetAside]) -> None:
-    """Writes the file of a SetAsideFile."""
+def write_quarantined(file: BinaryIO, entries: Iterable[QuarantinedSample]) -> None:
+    """Writes the file of a QuarantinedEntries."""
     file.writelines(f"{entry.to_json()}\n".encode() for entry in entries)

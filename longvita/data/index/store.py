@@ -30,7 +30,7 @@ from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
 from longvita.data.index.build import PART_BYTES, UNREADABLE, IndexSettings, Piece
 from longvita.data.index.columns import LEAST_MAPPED, FileIndex, join, piece_of
-from longvita.data.index.quarantined import SetAsideFile, write_set_aside
+from longvita.data.index.quarantined import QuarantinedEntries, write_quarantined
 from longvita.data.index.worker_processes import IndexProcesses
 from longvita.data.loading.process_limits import open_more_files
 from longvita.data.storage import remote
@@ -53,7 +53,7 @@ class IndexProgress:
     """Units of all of them."""
     samples: int
     """Samples of the parts that are done and can be used."""
-    set_aside: int
+    quarantined: int
     """Those that can't."""
 
 
@@ -189,7 +189,7 @@ def _progress(made: Sequence[Piece], whole: int) -> IndexProgress:
         done=sum(piece.part.end - piece.part.start for piece in made),
         whole=whole,
         samples=sum(len(piece.index) for piece in made),
-        set_aside=sum(len(piece.index.broken) for piece in made),
+        quarantined=sum(len(piece.index.broken) for piece in made),
     )
 
 
@@ -217,12 +217,12 @@ def write_edition(folder: Path, pieces: Sequence[Piece], state: list[Any], editi
     index = join([(piece.index, before) for piece, before in zip(pieces, lines_before)])
     for name in COLUMNS:
         _put(folder / f"{name}-{edition}.npy", functools.partial(np.save, arr=getattr(index, name)))
-    _put(folder / f"broken-{edition}.jsonl", functools.partial(write_set_aside, entries=index.broken))
+    _put(folder / f"broken-{edition}.jsonl", functools.partial(write_quarantined, entries=index.broken))
     parts = [
         {"start": p.part.start, "end": p.part.end, "digest": p.digest, "lines": p.lines, "rows": len(p.index)}
         for p in pieces
     ]
-    meta = {"edition": edition, "state": state, "set_aside": len(index.broken), "parts": parts}
+    meta = {"edition": edition, "state": state, "quarantined": len(index.broken), "parts": parts}
     _put(folder / META, lambda file: file.write(json.dumps(meta).encode()))
     # The edition before stays: a process may have read its number and not opened it yet.
     for name in (*(f"{column}-{edition - 2}.npy" for column in COLUMNS), f"broken-{edition - 2}.jsonl"):
@@ -249,7 +249,7 @@ def open_edition(folder: Path) -> FileIndex:
     meta = _meta(folder)
     edition = meta["edition"]
     columns = {name: _column(folder / f"{name}-{edition}.npy") for name in COLUMNS}
-    return FileIndex(**columns, broken=SetAsideFile(folder / f"broken-{edition}.jsonl", meta["set_aside"]))
+    return FileIndex(**columns, broken=QuarantinedEntries(folder / f"broken-{edition}.jsonl", meta["quarantined"]))
 
 
 def _column(path: Path) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvita.data.audit.sample_accounting import DELIVERED, STOOD_IN, Tally
+from longvita.data.audit.sample_accounting import DELIVERED, STOOD_IN, OutcomeCounts
 from longvita.data.document import DocumentRequest
 from longvita.data.loading.replica_agreement import Findings
 
@@ -37,22 +37,22 @@ def owners_of_tiles(requests: Sequence[DocumentRequest], vision_size: int) -> li
     return np.split(owner_of_tile, np.cumsum(counts)[:-1]) if requests else []
 
 
-def tally_of(tries: Sequence[tuple[MicroBatch, Findings]]) -> Tally:
+def count_outcomes(tries: Sequence[tuple[MicroBatch, Findings]]) -> OutcomeCounts:
     """What became of the documents of a micro batch that was read once or, with spare sequences in it, several times.
 
     A sequence that another stood in for was set aside as it was found when it was last read; what stood in for it is
     counted apart, since it comes again in its turn.
     """
     planned = tries[0][0].numbers
-    lost: dict[int, Tally] = {}
+    lost: dict[int, OutcomeCounts] = {}
     for micro_batch, findings in tries:
         own = {position for position, number in enumerate(micro_batch.numbers) if number == planned[position]}
         lost |= {position: Counter() for position in own}
         for document, error in findings.items():
             if (position := micro_batch.sequences[document]) in own:
                 lost[position][micro_batch.requests[document].source, str(error.reason)] += 1
-    tally: Tally = sum(lost.values(), Counter())
+    counts: OutcomeCounts = sum(lost.values(), Counter())
     for document, (request, position) in enumerate(zip(micro_batch.requests, micro_batch.sequences)):
         if document not in findings:
-            tally[request.source, DELIVERED if position in own else STOOD_IN] += 1
-    return tally
+            counts[request.source, DELIVERED if position in own else STOOD_IN] += 1
+    return counts

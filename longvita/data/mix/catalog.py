@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.audit.quarantine import SetAside, count_reasons
+from longvita.data.audit.quarantine import QuarantinedSample, count_reasons
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentRequest, media_settings
 from longvita.data.errors import DataError
@@ -51,7 +51,7 @@ class CatalogFile:
         return len(self.index) + len(self.index.broken)
 
     @property
-    def set_aside(self) -> list[SetAside]:
+    def quarantined(self) -> list[QuarantinedSample]:
         """Its samples that cannot be used."""
         return [*self.index.broken, *self.measured.too_long]
 
@@ -72,9 +72,9 @@ class Catalog:
         """[k] int64, the samples that the mix takes, file after file."""
 
     @property
-    def set_aside(self) -> list[SetAside]:
+    def quarantined(self) -> list[QuarantinedSample]:
         """Every sample of the files that cannot be used."""
-        return [entry for file in self.files for entry in file.set_aside]
+        return [entry for file in self.files for entry in file.quarantined]
 
     def file_numbers(self, samples: np.ndarray) -> np.ndarray:
         """[k] int64: for each of `samples`, the number of its file among `files`."""
@@ -134,7 +134,7 @@ def build_catalog(
     with IndexProcesses.of(config, template) as processes:
         files = [(open_one or open_file)(config, *place, processes) for place in places]
     if sum(len(file.taken) for file in files) == 0:
-        entries = [entry for file in files for entry in file.set_aside]
+        entries = [entry for file in files for entry in file.quarantined]
         fitting = sum(len(file.measured.usable) for file in files)
         raise DataError(
             f"no sample to train on in {', '.join(sources) or 'an empty mix'}: {fitting} can be used, set aside are "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvita.data.audit.quarantine import SetAside
+from longvita.data.audit.quarantine import QuarantinedSample
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.errors import Reason
 from longvita.data.index.columns import EXTENT, KIND_BITS, PICTURE, FileIndex
@@ -31,7 +31,7 @@ class Measured:
     """[n] int32, most frames of each of a sample's videos."""
     usable: np.ndarray
     """[k] int64, numbers of the samples that fit a sequence."""
-    too_long: tuple[SetAside, ...]
+    too_long: tuple[QuarantinedSample, ...]
     """The others."""
 
 
@@ -51,7 +51,7 @@ def measure(
         tiles[number] += fewer - frames[number]
     fits = lengths <= sequence_length
     too_long = tuple(
-        SetAside(source, path, line, Reason.TOO_LONG, _why(length, limit, settings, sequence_length))
+        QuarantinedSample(source, path, line, Reason.TOO_LONG, _why(length, limit, settings, sequence_length))
         for line, length, limit in zip(index.rows["line"][~fits].tolist(), lengths[~fits], limits[~fits])
     )
     return Measured(lengths.astype(np.int32), tiles.astype(np.int32), limits, np.flatnonzero(fits), too_long)

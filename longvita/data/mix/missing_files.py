@@ -64,11 +64,11 @@ def find_training_problems(config: Config) -> list[Problem]:
     """What a training run lacks: data, a tokenizer, files that are there."""
     problems = []
     if not config.data.dataset:
-        way_out = "include a data file, for instance ../data/stage1.yaml, or give data.dataset.NAME.data_paths"
-        problems.append(Problem("no training data", "data.dataset", ABSENT, way_out=way_out))
+        fix = "include a data file, for instance ../data/stage1.yaml, or give data.dataset.NAME.data_paths"
+        problems.append(Problem("no training data", "data.dataset", ABSENT, fix=fix))
     if not config.data.tokenizer:
-        way_out = "data.tokenizer=FOLDER, the tokenizer folder of Qwen2.5 or of a Long-VITA checkpoint"
-        problems.append(Problem("no tokenizer", "data.tokenizer", ABSENT, way_out=way_out))
+        fix = "data.tokenizer=FOLDER, the tokenizer folder of Qwen2.5 or of a Long-VITA checkpoint"
+        problems.append(Problem("no tokenizer", "data.tokenizer", ABSENT, fix=fix))
     elif not Path(config.data.tokenizer).is_dir():
         problems.append(Problem("there is no such folder", "data.tokenizer", config.data.tokenizer))
     problems += _missing_data(config, "dataset", config.data.dataset)
@@ -88,8 +88,8 @@ def _missing_data(config: Config, field: str, sources: dict[str, DatasetConfig])
         return
     for name, paths in missing.items():
         more = f" (and {len(paths) - 1} more of this source)" if len(paths) > 1 else ""
-        way_out = (
+        fix = (
             "longvita data fetch CONFIG, data.data_root=FOLDER that holds the data sets, ratio: 0 to leave the source "
             "out, or data.allow_missing=true to leave out what is not there"
         )
-        yield Problem(f"there is no file {paths[0]}{more}", f"data.{field}.{name}.data_paths", ABSENT, way_out=way_out)
+        yield Problem(f"there is no file {paths[0]}{more}", f"data.{field}.{name}.data_paths", ABSENT, fix=fix)

@@ -40,7 +40,7 @@ def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
         DownloadColumn(), TransferSpeedColumn(), TextColumn("{task.fields[found]}"), TimeRemainingColumn()
     ) as bar:
         task = bar.add_task("indexing", total=total_bytes, found="")
-        before, set_aside = 0, 0
+        before, quarantined = 0, 0
 
         def open_one(
             config: Config,
@@ -49,17 +49,17 @@ def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
             path: str,
             processes: IndexProcesses,
         ) -> CatalogFile:
-            nonlocal before, set_aside
+            nonlocal before, quarantined
             size = size_of(data_file(config.data, path))
 
             def show(progress: IndexProgress) -> None:
                 done = before + size * progress.done // max(progress.whole, 1)
-                bar.update(task, completed=done, found=f"{set_aside + progress.set_aside:,} set aside")
+                bar.update(task, completed=done, found=f"{quarantined + progress.quarantined:,} set aside")
 
             bar.update(task, description=f"indexing {source}")
             file = open_file(config, source, dataset, path, processes, show)
-            before, set_aside = before + size, set_aside + len(file.index.broken)
-            bar.update(task, completed=before, found=f"{set_aside:,} set aside")
+            before, quarantined = before + size, quarantined + len(file.index.broken)
+            bar.update(task, completed=before, found=f"{quarantined:,} set aside")
             return file
 
         yield open_one

@@ -41,7 +41,7 @@ class SourceFigures:
     """Pictures' tiles and frames, of what is taken."""
     resampled: int
     """Taken with fewer frames than data.max_num_frames allows, to fit a sequence."""
-    set_aside: dict[str, int]
+    quarantined: dict[str, int]
     """Samples that cannot be used, by reason word."""
     lengths: Histogram
     """Tokens of what is taken."""
@@ -66,7 +66,7 @@ def _source_figures(source: str, files: Sequence[CatalogFile], catalog: Catalog)
         tokens=int(lengths.sum(dtype=np.int64)),
         tiles=sum(int(file.measured.tiles[file.taken].sum(dtype=np.int64)) for file in files),
         resampled=sum(int((file.measured.frame_limits[file.taken] < limit).sum()) for file in files),
-        set_aside=count_reasons(entry for file in files for entry in file.set_aside),
+        quarantined=count_reasons(entry for file in files for entry in file.quarantined),
         lengths=length_classes(lengths),
     )
 

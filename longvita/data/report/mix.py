@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.audit.quarantine import SetAside
+from longvita.data.audit.quarantine import QuarantinedSample
 from longvita.data.index.store import size_of
 from longvita.data.mix.catalog import Catalog, build_catalog, files_of, make_template, plan_epoch
 from longvita.data.mix.missing_files import Missing
@@ -40,7 +40,7 @@ class MixReport:
     """Of training steps; the held-out sources have none."""
     examples: dict[str, list[Example]]
     """By source."""
-    set_aside: Sequence[SetAside]
+    quarantined: Sequence[QuarantinedSample]
     missing: Missing
     """Data files that data.allow_missing leaves out."""
 
@@ -78,7 +78,7 @@ def gather(title: str, sources: dict[str, DatasetConfig], config: Config, option
         packing=packing_figures(catalog, plan, length),
         imbalance=_imbalance(catalog, plan, config, options.replicas) if sources == config.data.dataset else None,
         examples={source: [next(read) for _ in own] for source, own in chosen.items()},
-        set_aside=catalog.set_aside,
+        quarantined=catalog.quarantined,
         missing=catalog.missing,
     )
 

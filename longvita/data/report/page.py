@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longvita.data.audit.quarantine import SetAside, reasons_text
+from longvita.data.audit.quarantine import QuarantinedSample, reasons_text
 from longvita.data.errors import DataError
 from longvita.data.mix.missing_files import describe_missing
 from longvita.data.report import spans
@@ -65,7 +65,7 @@ def _mix(mix: MixReport) -> list[str]:
         *(_imbalance(mix.imbalance) if mix.imbalance is not None else ()),
         *(part for source in mix.sources for part in _source(source, mix.examples[source.source], mix.title)),
         f"<h3>Set aside ({html.escape(mix.title)})</h3>",
-        *_set_aside(mix.set_aside),
+        *_quarantined(mix.quarantined),
     ]
 
 
@@ -87,7 +87,7 @@ def _sources(sources: Sequence[SourceFigures]) -> str:
 
 def _source_row(one: SourceFigures) -> str:
     numbers = (one.samples, one.taken, one.tokens, one.tiles, one.resampled)
-    cells = [html.escape(one.source), *(f"{number:,}" for number in numbers), reasons_text(one.set_aside)]
+    cells = [html.escape(one.source), *(f"{number:,}" for number in numbers), reasons_text(one.quarantined)]
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
@@ -132,7 +132,7 @@ def _example(example: Example) -> str:
     return f"<article><p><small>{html.escape(head)}</small></p>{figures}{problem}{text}</article>"
 
 
-def _set_aside(entries: Sequence[SetAside]) -> list[str]:
+def _quarantined(entries: Sequence[QuarantinedSample]) -> list[str]:
     if not entries:
         return ["<p>Nothing.</p>"]
     ordered = sorted(entries, key=lambda entry: (entry.source, entry.reason))
@@ -140,7 +140,7 @@ def _set_aside(entries: Sequence[SetAside]) -> list[str]:
     return [_group(source, str(reason), list(group)) for (source, reason), group in groups]
 
 
-def _group(source: str, reason: str, entries: Sequence[SetAside]) -> str:
+def _group(source: str, reason: str, entries: Sequence[QuarantinedSample]) -> str:
     shown = entries[:MOST_ENTRIES]
     more = f", the first {len(shown)} of them here" if len(shown) < len(entries) else ""
     items = "".join(f"<li>{html.escape(f'{one.path}:{one.line}: {one.detail}')}</li>" for one in shown)

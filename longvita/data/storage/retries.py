@@ -38,7 +38,7 @@ def store_failure(error: BaseException | None) -> OSError | None:
     return None
 
 
-def patiently(read: Callable[[], T], name: str, beat: Callable[[], None] = lambda: None) -> T:
+def with_retries(read: Callable[[], T], name: str, beat: Callable[[], None] = lambda: None) -> T:
     """What `read` gives, which is called again where the store failed, len(WAITS) + 1 times at most.
 
     Any OSError of its own is the store's, and a MediaError if it comes of one; the last one is raised. `name` is for

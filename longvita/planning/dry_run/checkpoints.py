@@ -75,8 +75,8 @@ def _another_run(root: Path, config: Config) -> Iterator[Problem]:
             "differs from that of the checkpoint" if isinstance(saved, dict) else f"is {saved!r} in the checkpoint"
         )
         shown = ABSENT if isinstance(saved, dict) else value
-        way_out = f"the old value, or another output folder, from these weights if wanted (checkpoint.initial={newest})"
-        yield Problem(f"{message} {newest}, from which the run would go on", field, shown, way_out=way_out)
+        fix = f"the old value, or another output folder, from these weights if wanted (checkpoint.initial={newest})"
+        yield Problem(f"{message} {newest}, from which the run would go on", field, shown, fix=fix)
 
 
 def hugging_face_problems(

@@ -44,7 +44,7 @@ def find_problems(config: Config) -> list[Problem]:
     limit = config.data.sequence_length
     if lengths and min(lengths) > limit:
         message = f"none of the first samples of the mix fits, the shortest takes {min(lengths):,} tokens"
-        problems.append(Problem(message, "data.sequence_length", limit, way_out="longer sequences"))
+        problems.append(Problem(message, "data.sequence_length", limit, fix="longer sequences"))
     return problems
 
 

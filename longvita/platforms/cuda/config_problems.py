@@ -28,7 +28,7 @@ def find_problems(config: Config, engine: bool, capability: tuple[int, int] | No
                     "needs buffers that nobody has set up here",
                     "training.megatron.tp_comm_overlap",
                     config.training.megatron["tp_comm_overlap"],
-                    way_out="leave it out",
+                    fix="leave it out",
                 )
             )
     if config.training.fp8 is not None:
@@ -46,7 +46,7 @@ def _of_context_parallelism(config: Config) -> Iterator[Problem]:
             f"has no kernel in Transformer Engine's attention with layout.context_parallel {layout.context_parallel}",
             "training.precision",
             config.training.precision,
-            way_out="use bf16, or context_parallel 1",
+            fix="use bf16, or context_parallel 1",
         )
     heads = language.num_attention_heads // layout.tensor_parallel
     groups, ulysses = language.num_query_groups // layout.tensor_parallel, ulysses_size(config)
@@ -55,7 +55,7 @@ def _of_context_parallelism(config: Config) -> Iterator[Problem]:
             f"ranks cannot share the {heads} heads and {groups} groups of a TP rank in Transformer Engine's attention",
             "layout.ulysses",
             ulysses,
-            way_out="leave layout.ulysses out, or take one that divides both",
+            fix="leave layout.ulysses out, or take one that divides both",
         )
 
 
@@ -63,14 +63,14 @@ def _of_fp8(config: Config, engine: bool, capability: tuple[int, int] | None) ->
     kind, chunk = str(config.training.fp8), config.training.mlp_chunk_size
     unit, tp = FP8_UNITS[kind], config.layout.tensor_parallel
     if not engine:
-        yield Problem("needs Transformer Engine", "training.fp8", kind, way_out=f"install it with {INSTALL_ENGINE}")
+        yield Problem("needs Transformer Engine", "training.fp8", kind, fix=f"install it with {INSTALL_ENGINE}")
     if capability is not None and capability < FP8_CAPABILITY[kind]:
         needed, there = (".".join(map(str, one)) for one in (FP8_CAPABILITY[kind], capability))
         yield Problem(
             f"needs a GPU of compute capability {needed}, this one has {there}",
             "training.fp8",
             kind,
-            way_out="another scaling, or leave fp8 out",
+            fix="another scaling, or leave fp8 out",
         )
     rows = unit * (tp if config.layout.sequence_parallel else 1)
     # Under context parallelism the layout of the sequence pads it.
@@ -92,10 +92,10 @@ def _of_fp8(config: Config, engine: bool, capability: tuple[int, int] | None) ->
                 f"makes {width} columns on a TP rank; training.fp8 {kind} takes multiples of {unit}",
                 f"model.language.{name}",
                 getattr(language, name),
-                way_out="another layout.tensor_parallel or scaling, or leave fp8 out",
+                fix="another layout.tensor_parallel or scaling, or leave fp8 out",
             )
 
 
 def _no_multiple(value: int, field: str, kind: str, unit: int) -> Problem:
-    way_out = f"{value // unit * unit or unit}, or {value // unit * unit + unit}"
-    return Problem(f"must be a multiple of {unit} with training.fp8 {kind}", field, value, way_out=way_out)
+    fix = f"{value // unit * unit or unit}, or {value // unit * unit + unit}"
+    return Problem(f"must be a multiple of {unit} with training.fp8 {kind}", field, value, fix=fix)

@@ -91,7 +91,7 @@ class NPUPlatform(Platform):
     def activate(self) -> list[AppliedPatch]:
         """MindSpeed first, before anything of megatron-core is imported, then the patches; see Platform.activate.
 
-        Raises PlatformError with the way out where MindSpeed is missing or comes too late.
+        Raises PlatformError with the fix where MindSpeed is missing or comes too late.
         """
         try:
             adaptor.activate()
@@ -115,7 +115,7 @@ class NPUPlatform(Platform):
                 f"is refused on {self.name}: {adaptor.REFUSED_ALGORITHMS['ulysses_cp_algo']}",
                 "layout.ulysses",
                 config.layout.ulysses,
-                way_out="leave layout.ulysses out, or layout.ulysses=1: the ring is right on packed documents",
+                fix="leave layout.ulysses out, or layout.ulysses=1: the ring is right on packed documents",
             ),
         ]
 

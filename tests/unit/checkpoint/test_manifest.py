@@ -4,7 +4,7 @@ import pytest
 
 from longvita.checkpoint import manifest
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.manifest import find_damage, folders_to_remove, newest_whole, step_folder, step_folders
+from longvita.checkpoint.manifest import find_damage, folders_to_remove, newest_intact, step_folder, step_folders
 
 
 def make(root, step):
@@ -53,10 +53,10 @@ def halve(path):
 )
 def test_damage_is_found_and_the_one_before_used(tmp_path, harm, words):
     older, newer = make(tmp_path, 20), make(tmp_path, 100)
-    assert newest_whole(tmp_path, pytest.fail) == newer
+    assert newest_intact(tmp_path, pytest.fail) == newer
     harm(newer / "a.distcp")
     warnings = []
-    assert newest_whole(tmp_path, warnings.append) == older
+    assert newest_intact(tmp_path, warnings.append) == older
     assert len(warnings) == 1
     assert "step_00000100" in warnings[0] and words in warnings[0]
 
@@ -64,9 +64,9 @@ def test_damage_is_found_and_the_one_before_used(tmp_path, harm, words):
 def test_all_damaged(tmp_path):
     truncate(make(tmp_path, 3) / "a.distcp")
     warnings = []
-    assert newest_whole(tmp_path, warnings.append) is None
+    assert newest_intact(tmp_path, warnings.append) is None
     assert len(warnings) == 1
-    assert newest_whole(tmp_path / "absent", pytest.fail) is None
+    assert newest_intact(tmp_path / "absent", pytest.fail) is None
 
 
 def test_ranks_share_the_files_out(tmp_path):

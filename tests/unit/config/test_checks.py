@@ -1,4 +1,4 @@
-"""Sizes that do not fit each other, each with its fields, their sources and the way out."""
+"""Sizes that do not fit each other, each with its fields, their sources and the fix."""
 
 from __future__ import annotations
 
@@ -182,12 +182,12 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_refused(write_yaml, case):
-    overrides, words, way_out = CASES[case]
+    overrides, words, fix = CASES[case]
     with pytest.raises(ConfigError) as caught:
         load(write_yaml("name: x"), overrides)
     text = str(caught.value)
     assert words in text
-    assert way_out in text
+    assert fix in text
 
 
 def test_related_fields_carry_value_and_place(write_yaml):

@@ -161,7 +161,7 @@ def test_an_unknown_name_in_a_data_source(write_yaml):
 
 
 @pytest.mark.parametrize(
-    "text, words, way_out",
+    "text, words, fix",
     [
         ("training: {micro_batch_size: 2.0}", "must be int, and this is a float", "write 2"),
         ("training: {micro_batch_size: two}", "must be int, and this is text", ""),
@@ -181,11 +181,11 @@ def test_an_unknown_name_in_a_data_source(write_yaml):
         ("checkpoint: {initial: 3}", "must be text or null, and this is an int", ""),
     ],
 )
-def test_wrong_values(write_yaml, text, words, way_out):
+def test_wrong_values(write_yaml, text, words, fix):
     message = error(write_yaml(text))
     assert "config.yaml:1: " in message
     assert words in message
-    assert way_out in message
+    assert fix in message
 
 
 def test_all_problems_at_once_in_the_file_s_order(write_yaml):

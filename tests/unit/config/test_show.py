@@ -62,7 +62,7 @@ def test_an_error_is_one_clean_message_and_exit_code_2(write_yaml):
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
         f"error: {path}:1: optimizer.lrr = 0.001: this name is not known",
-        "    Way out: did you mean optimizer.lr?",
+        "    Fix: did you mean optimizer.lr?",
     ]
 
 

@@ -154,10 +154,10 @@ def test_every_sample_is_delivered_or_accounted_for(tmp_path, config):
             most = max([most, *held])
     finally:
         loader.close()
-    set_aside = {entry.line - 1 for entry in read_quarantine(Path(config.output) / "quarantine.jsonl")}
+    quarantined = {entry.line - 1 for entry in read_quarantine(Path(config.output) / "quarantine.jsonl")}
     good = {number for number, kind in enumerate(kinds) if kind in GOOD}
     bad = {number for number, kind in enumerate(kinds) if kind in BAD | RARE}
-    told = {number: kinds[number] for number in (good - delivered) | (bad - set_aside) | (delivered & set_aside)}
+    told = {number: kinds[number] for number in (good - delivered) | (bad - quarantined) | (delivered & quarantined)}
     assert told == {}, "good ones that are missing, bad ones that are not set aside, or both"
-    assert delivered | set_aside == set(range(SAMPLES))
+    assert delivered | quarantined == set(range(SAMPLES))
     assert most < MEMORY, f"a worker held {most >> 20} MiB"

@@ -118,7 +118,7 @@ def test_an_epoch_holds_each_sample_of_the_mix_once(config):
     summary = loader.summary()
     assert summary["samples"] == 80
     assert summary["taken"] == 70
-    assert summary["set_aside"] == {}
+    assert summary["quarantined"] == {}
     assert 0.9 < summary["fill"] <= 1
     seen = [source for _ in range(summary["sequences_per_epoch"]) for source in next(loader).document_sources if source]
     assert sorted(seen) == ["a"] * 60 + ["b"] * 10

@@ -62,7 +62,7 @@ def test_one_object(config):
     assert set(figures["training"]) == {"a"}
     a = figures["training"]["a"]
     assert (a["files"], a["samples"]) == (2, 9)
-    assert a["set_aside"] == {"invalid_json": 1, "too_long": 1}
+    assert a["quarantined"] == {"invalid_json": 1, "too_long": 1}
     assert (a["pictures"], a["videos"], a["frames"]) == (1, 2, 16)
     rows, media, rates = 8 * 32, 3 * 8, 2 * 8
     assert a["index_bytes"] == rows + media + rates
@@ -181,7 +181,7 @@ def test_the_bar_counts_bytes_and_what_is_set_aside(folder, monkeypatch):
     monkeypatch.setattr(data_progress.Progress, "update", lambda self, task, **fields: bar.update(task, **fields))
 
     def open_file(config, source, dataset, path, processes, show):
-        show(IndexProgress(done=1, whole=2, samples=5, set_aside=3))
+        show(IndexProgress(done=1, whole=2, samples=5, quarantined=3))
         return SimpleNamespace(index=SimpleNamespace(broken=[0] * 4))
 
     monkeypatch.setattr(data_progress, "open_file", open_file)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from longvita.cli import app
 from longvita.commands.data import retry
 from longvita.config import load
-from longvita.data.audit.quarantine import FILE_NAME, QuarantineFile, SetAside, read_quarantine
+from longvita.data.audit.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, read_quarantine
 from longvita.data.errors import DataError
 from longvita.data.formats import make_format
 from longvita.data.formats.record import NO_OPTIONS
@@ -41,7 +41,7 @@ def config(folder, media):
     write_jsonl(folder / "a.jsonl", [*GOOD[:2], *BROKEN, *GOOD[2:]])
     path = write_config(folder, {"a": {"data_paths": ["a.jsonl"]}})
     assert taken(path) == 4
-    assert set_aside(folder) == {3: "missing_file", 4: "broken_video", 5: "invalid_json", 6: "too_long"}
+    assert quarantined(folder) == {3: "missing_file", 4: "broken_video", 5: "invalid_json", 6: "too_long"}
     return path
 
 
@@ -52,7 +52,7 @@ def taken(config):
     return sum(source == "a" for batch in batches for source in batch.document_sources)
 
 
-def set_aside(folder):
+def quarantined(folder):
     return {entry.line: str(entry.reason) for entry in read_quarantine(folder / "run" / FILE_NAME)}
 
 
@@ -74,11 +74,11 @@ def test_what_was_mended_is_taken_by_the_next_run(folder, config, media):
     shutil.copy(media / "clip.mp4", media / "cut.mp4")
     result = run(folder, config)
     assert result.exit_code == 1
-    assert set_aside(folder) == {5: "invalid_json", 6: "too_long"}
+    assert quarantined(folder) == {5: "invalid_json", 6: "too_long"}
     assert "a.jsonl:3: can be used now (missing_file before)" in result.stdout
     assert "2 samples can be used now, 2 are left: invalid_json 1, too_long 1" in result.stdout
     assert taken(config) == 6
-    assert set_aside(folder) == {5: "invalid_json", 6: "too_long"}
+    assert quarantined(folder) == {5: "invalid_json", 6: "too_long"}
 
 
 def test_a_mended_line_and_a_longer_sequence(folder, config, media):
@@ -97,7 +97,7 @@ def test_a_video_that_opens_and_does_not_decode_stays(folder, config, media):
     (media / "late.png").write_bytes((media / "wide.jpg").read_bytes()[:-200])
     result = run(folder, config)
     assert result.exit_code == 1
-    assert set_aside(folder)[3] == "broken_picture"
+    assert quarantined(folder)[3] == "broken_picture"
     assert taken(config) == 4
 
 
@@ -107,7 +107,7 @@ def test_a_header_that_ends_its_process_stays(folder, config, media, monkeypatch
     shutil.copy(media / "clip.mp4", media / "cut.mp4")
     result = run(folder, config, "data.index_processes=1")
     assert result.exit_code == 1
-    assert set_aside(folder) == {4: "broken_video", 5: "invalid_json", 6: "too_long"}
+    assert quarantined(folder) == {4: "broken_video", 5: "invalid_json", 6: "too_long"}
     assert "a.jsonl:4: broken_video: the process that opened its headers ended or took too long" in result.stdout
 
 
@@ -153,7 +153,7 @@ def test_decodes_under_the_limits_of_the_run(folder, config, media):
     shutil.copy(media / "wide.jpg", media / "late.png")
     result = run(folder, config, "data.sample_timeout_seconds=1.0e-9")
     assert result.exit_code == 1
-    assert set_aside(folder)[3] == "broken_picture"
+    assert quarantined(folder)[3] == "broken_picture"
 
 
 def test_only_the_parts_that_hold_them_are_indexed_anew(folder, config, media, monkeypatch, caplog):
@@ -178,15 +178,18 @@ def test_tiles_are_decoded_in_pieces(folder, config, media, monkeypatch):
     monkeypatch.setattr(retry, "DECODED_AT_ONCE", 3)
     shutil.copy(media / "one.png", media / "late.png")
     run(folder, config)
-    assert 4 in set_aside(folder)
-    assert 3 not in set_aside(folder)
+    assert 4 in quarantined(folder)
+    assert 3 not in quarantined(folder)
 
 
 def test_entries_of_no_file_and_of_no_line(folder, config):
     path = folder / "run" / FILE_NAME
     reason = read_quarantine(path)[0].reason
     QuarantineFile(path).add(
-        [SetAside("b", "other.jsonl", 1, reason, "gone"), SetAside("a", str(folder / "a.jsonl"), 99, reason, "gone")]
+        [
+            QuarantinedSample("b", "other.jsonl", 1, reason, "gone"),
+            QuarantinedSample("a", str(folder / "a.jsonl"), 99, reason, "gone"),
+        ]
     )
     result = run(folder, config)
     assert "other.jsonl:1: missing_file: gone (no file of source 'b' in this config)" in result.stdout

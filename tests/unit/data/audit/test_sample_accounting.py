@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 import torch.distributed as dist
 
-from longvita.data.audit.sample_accounting import DELIVERED, PLANNED, REPEATED, STOOD_IN, Account
+from longvita.data.audit.sample_accounting import DELIVERED, PLANNED, REPEATED, STOOD_IN, SampleAccounting
 from longvita.data.errors import Reason, SampleError
 from longvita.data.loader import LoaderRanks, build_loader
-from longvita.data.loading.micro_batch import MicroBatch, tally_of
+from longvita.data.loading.micro_batch import MicroBatch, count_outcomes
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
 BATCH = 4
@@ -29,14 +29,14 @@ def make_config(folder, num_workers=0, micro_batch_size=1):
     return config.model_copy(update={"training": config.training.model_copy(update=training)})
 
 
-def tally(config, steps, replicas=1, start=0):
+def counts_of(config, steps, replicas=1, start=0):
     """The sum of all replicas' tallies after some steps."""
     total = Counter()
     for rank in range(replicas):
         loader = build_loader(config, LoaderRanks(rank, replicas), start)
         for _ in range(steps * BATCH // replicas // config.training.micro_batch_size):
             next(loader)
-        total.update(loader.tally())
+        total.update(loader.outcome_counts())
         loader.close()
     return total
 
@@ -47,9 +47,9 @@ def sequences_of_an_epoch(config):
 
 def balanced(counts):
     """Whether each source's sides are the same."""
-    account = Account(tally=counts)
+    account = SampleAccounting(counts=counts)
     of_sources = [account.of_source(source) for source in ("a", "b")]
-    return all(one[PLANNED] == one[DELIVERED] + sum(one["set_aside"].values()) for one in of_sources)
+    return all(one[PLANNED] == one[DELIVERED] + sum(one["quarantined"].values()) for one in of_sources)
 
 
 def test_data_that_changed_between_two_starts(folder):
@@ -59,11 +59,11 @@ def test_data_that_changed_between_two_starts(folder):
         file.write(json.dumps(conversation("one more")) + "\n")
     hashes.append(build_loader(config, LoaderRanks()).data_hash)
     assert hashes[0] == hashes[1] != hashes[2]
-    account = Account().over(hashes[0], 0).over(hashes[1], 10)
+    account = SampleAccounting().over(hashes[0], 0).over(hashes[1], 10)
     assert account.changes == ()
-    account = Account.from_facts(json.loads(json.dumps(account.to_facts())), 20).over(hashes[2], 20).plus([])
+    account = SampleAccounting.from_facts(json.loads(json.dumps(account.to_facts())), 20).over(hashes[2], 20).plus([])
     assert account.changes == (20,)
-    assert Account.from_facts({"first_sequence": 0, "counts": []}, 3).over(hashes[0], 3).changes == ()
+    assert SampleAccounting.from_facts({"first_sequence": 0, "counts": []}, 3).over(hashes[0], 3).changes == ()
     assert account.report(build_loader(config, LoaderRanks()).catalog, 30)["data_changed_at"] == [20]
 
 
@@ -71,9 +71,9 @@ def test_of_an_epoch(folder):
     config = make_config(folder)
     steps, rest = divmod(sequences_of_an_epoch(config), BATCH)
     assert steps >= 2
-    counts = tally(config, steps + bool(rest))
+    counts = counts_of(config, steps + bool(rest))
     assert balanced(counts)
-    whole = tally(config, 3 * BATCH * steps)
+    whole = counts_of(config, 3 * BATCH * steps)
     assert balanced(whole)
     # Twelve epochs and more: all but the first time that each of the 31 and 5 samples is taken.
     for source, samples in (("a", 31), ("b", 5)):
@@ -86,7 +86,7 @@ def test_an_epoch_takes_b_twice_and_leaves_the_broken_video_out(folder):
     loader = build_loader(config, LoaderRanks())
     for _ in range(sequences_of_an_epoch(config)):
         next(loader)
-    assert loader.tally() == {
+    assert loader.outcome_counts() == {
         ("a", PLANNED): 31,
         ("a", DELIVERED): 30,
         ("a", "broken_video"): 1,
@@ -100,26 +100,28 @@ def test_an_epoch_takes_b_twice_and_leaves_the_broken_video_out(folder):
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_replicas_change_nothing(folder, steps, micro_batch_size):
     config = make_config(folder, micro_batch_size=micro_batch_size)
-    assert tally(config, steps, replicas=2) == tally(config, steps)
+    assert counts_of(config, steps, replicas=2) == counts_of(config, steps)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 8])
 def test_a_stop_changes_nothing(folder, stop):
     """Before, within and after the first epoch, by workers that read ahead, at another number of replicas."""
     config = make_config(folder, num_workers=1)
-    first = tally(config, stop)
-    rest = tally(config, 9 - stop, replicas=2, start=stop * BATCH)
-    account = Account.from_facts(json.loads(json.dumps(Account().plus([first]).to_facts())), stop * BATCH)
-    assert account.plus([rest]).tally == tally(config, 9)
+    first = counts_of(config, stop)
+    rest = counts_of(config, 9 - stop, replicas=2, start=stop * BATCH)
+    account = SampleAccounting.from_facts(
+        json.loads(json.dumps(SampleAccounting().plus([first]).to_facts())), stop * BATCH
+    )
+    assert account.plus([rest]).counts == counts_of(config, 9)
     assert account.first_sequence == 0
 
 
 def test_an_older_checkpoint_has_no_account(folder):
     config = make_config(folder)
-    account = Account.from_facts(None, 8).plus([tally(config, 2, start=8)])
+    account = SampleAccounting.from_facts(None, 8).plus([counts_of(config, 2, start=8)])
     assert account.first_sequence == 8
-    assert balanced(account.tally)
-    assert account.tally[("a", PLANNED)] < tally(config, 4)[("a", PLANNED)]
+    assert balanced(account.counts)
+    assert account.counts[("a", PLANNED)] < counts_of(config, 4)[("a", PLANNED)]
 
 
 def test_only_the_process_that_leads_a_replica_counts(folder):
@@ -127,7 +129,7 @@ def test_only_the_process_that_leads_a_replica_counts(folder):
     follower = build_loader(make_config(folder), LoaderRanks(stage=1, num_stages=2), store=store)
     for _ in range(2):
         next(follower)
-    assert follower.tally() == {}
+    assert follower.outcome_counts() == {}
 
 
 class _SilentStore:
@@ -151,9 +153,9 @@ def test_the_report_of_a_run(folder):
     loader = build_loader(config, LoaderRanks())
     for _ in range(BATCH):
         next(loader)
-    report = Account().plus([loader.tally()]).report(loader.catalog, BATCH)
+    report = SampleAccounting().plus([loader.outcome_counts()]).report(loader.catalog, BATCH)
     assert report["sequences"] == [0, BATCH]
-    assert report["planned"] == report["delivered"] + report["set_aside"]
+    assert report["planned"] == report["delivered"] + report["quarantined"]
     assert report["planned"] == sum(source["planned"] for source in report["sources"].values())
     assert report["sources"]["a"]["unusable"] == {"invalid_json": 1}
     assert report["unusable"] == 1
@@ -170,7 +172,7 @@ class TestStandingIn:
         config = config.model_copy(update={"training": config.training.model_copy(update=training)})
         loader = build_loader(config, LoaderRanks())
         batches = [next(loader) for _ in range(8 // micro_batch_size)]
-        assert loader.tally() == {
+        assert loader.outcome_counts() == {
             ("a", PLANNED): 2,
             ("a", "broken_video"): 2,
             ("b", PLANNED): 6,
@@ -187,7 +189,7 @@ class TestStandingIn:
         error = SampleError(Reason.BROKEN_VIDEO, "cut")
         first = MicroBatch(0, [4, 5], [request, request], [0, 1], [])
         second = MicroBatch(1, [5, 5], [request, request], [0, 1], [])
-        assert tally_of([(first, {0: error}), (second, {1: error})]) == {
+        assert count_outcomes([(first, {0: error}), (second, {1: error})]) == {
             ("a", "broken_video"): 2,
             ("a", STOOD_IN): 1,
         }

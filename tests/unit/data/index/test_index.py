@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from longvita.data.audit.quarantine import QuarantineFile, SetAside, count_reasons, read_quarantine
+from longvita.data.audit.quarantine import QuarantinedSample, QuarantineFile, count_reasons, read_quarantine
 from longvita.data.errors import DataError, Reason
 from longvita.data.index import build, store
 from longvita.data.index import worker_processes as index_processes
@@ -455,8 +455,8 @@ class TestCatalog:
 
 class TestQuarantineFile:
     ENTRIES = [
-        SetAside("a", "a.jsonl", 3, Reason.EMPTY_TURN, "turn 0 has\u2028no text"),
-        SetAside("a", "a.jsonl", 4, Reason.BROKEN_VIDEO, "图 cannot be decoded\nat all"),
+        QuarantinedSample("a", "a.jsonl", 3, Reason.EMPTY_TURN, "turn 0 has\u2028no text"),
+        QuarantinedSample("a", "a.jsonl", 4, Reason.BROKEN_VIDEO, "图 cannot be decoded\nat all"),
     ]
 
     def test_each_entry_once_over_restarts(self, tmp_path):

@@ -61,7 +61,7 @@ def test_sources_are_those_of_a_count_sample_by_sample(catalog):
         assert figures.tokens == sum(request.length for request in requests)
         assert figures.tiles == sum(request.num_tiles for request in requests)
     assert by_source["a"].samples == 66
-    assert by_source["a"].set_aside == {"invalid_json": 1, "missing_file": 1, "too_long": 1}
+    assert by_source["a"].quarantined == {"invalid_json": 1, "missing_file": 1, "too_long": 1}
     assert by_source["b & c"].taken == 60
 
 

@@ -205,7 +205,7 @@ def test_a_mix_at_an_address_is_read_as_the_local_one_is(folder, memory):
         config = data_config(folder, sources, **places)
         template = make_template(config)
         catalog = build_catalog(config, template, config.data.dataset)
-        assert catalog.set_aside == []
+        assert catalog.quarantined == []
         reader = DocumentReader(template, media_settings(config))
         for sample in range(len(catalog.lengths)):
             request = catalog.request(sample)

@@ -177,7 +177,7 @@ def test_an_output_folder_of_another_run(run: Path, tiny) -> None:
     told = {problem.field: placed(problem, loaded) for problem in checkpoints.look(loaded.config, {})[0]}
     assert told.keys() == {"seed", "data.dataset"}
     assert str(told["seed"]).startswith(f"override: seed = 8: is 7 in the checkpoint {folder}")
-    assert told["data.dataset"].source.file == run and "checkpoint.initial=" in told["seed"].way_out
+    assert told["data.dataset"].source.file == run and "checkpoint.initial=" in told["seed"].fix
 
 
 def test_a_training_checkpoint_that_was_cut(run: Path, tiny, tmp_path: Path) -> None:

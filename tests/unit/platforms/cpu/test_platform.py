@@ -50,7 +50,7 @@ def test_auto_takes_the_first_device_that_is_there(monkeypatch: pytest.MonkeyPat
 
 def test_a_config_of_an_unknown_platform_is_refused() -> None:
     (problem,) = platforms.name_problems(Config(platform="cpuu"))
-    assert problem.field == "platform" and problem.way_out == "did you mean cpu?"
+    assert problem.field == "platform" and problem.fix == "did you mean cpu?"
     assert "is not a platform; known: auto" in problem.message
     assert platforms.name_problems(Config(platform="auto")) == []
 

@@ -153,7 +153,7 @@ def test_messages_between_stages_have_any_length_where_documents_are_padded() ->
 
 def told(platform: Any, config: Any) -> dict[str, str]:
     """What a platform refuses: the way it is told, by field."""
-    return {problem.field: f"{problem.message}; {problem.way_out}" for problem in platform.problems(config)}
+    return {problem.field: f"{problem.message}; {problem.fix}" for problem in platform.problems(config)}
 
 
 def test_attention_of_split_sequences_is_bf16_s_alone() -> None:

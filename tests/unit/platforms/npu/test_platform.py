@@ -82,7 +82,7 @@ def test_every_shipped_recipe_runs_here(recipe: Path) -> None:
 def test_ulysses_is_refused_with_the_reason() -> None:
     config = tiny_config(layout={"context_parallel": 2, "ulysses": 2})
     (problem,) = NPU.problems(config)
-    assert problem.field == "layout.ulysses" and "loss is wrong" in problem.message and problem.way_out
+    assert problem.field == "layout.ulysses" and "loss is wrong" in problem.message and problem.fix
     with pytest.raises(ConfigError, match="IndexError"):
         NPU.configure(config)
 
