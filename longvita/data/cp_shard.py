@@ -1,9 +1,9 @@
-"""A micro batch as one context-parallel rank sees it."""
+"""The rows of a micro batch that one context-parallel rank holds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,38 +13,42 @@ from longvita.parallel.document_placement import chunk_layout
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import SequenceLayout
 
+PlaceDocuments = Callable[[tuple[int, ...], int, int, int], tuple[SequenceLayout, SequenceLayout]]
+"""Platform.sequence_layout: (document lengths, ring size, Ulysses size, TP size) -> sequence layouts of ring and CP."""
+
 
 @dataclass(frozen=True)
-class SplitBatch:
+class CPShard:
     """The rows of a micro batch that this process's context-parallel rank holds."""
 
     layout: SequenceLayout
     """Over all context-parallel ranks."""
     ring_layout: SequenceLayout
-    """Over the groups of them in which Ulysses trades rows for heads."""
+    """Over the groups of ranks in which Ulysses exchanges rows for heads."""
     tokens: Tensor
-    """[t] int64, place in the whole micro batch of each row's token; -1 for padding."""
+    """[t] int64, position in the micro batch of each row's token; -1 for padding."""
 
     def take(self, values: Tensor, padding: int) -> Tensor:
-        """[t]: values [whole micro batch] of this rank's rows, `padding` where a row holds no token."""
+        """Select this rank's rows [t] of `values` [tokens of the micro batch]; `padding` where a row has no token."""
         return torch.where(self.tokens >= 0, values[self.tokens.clamp(min=0)], padding)
 
     def labels(self, batch: LocalBatch) -> Tensor:
-        """[t] int64, the target of each row."""
+        """Return the target of each row, [t] int64."""
         return self.take(batch.labels[0], IGNORED_LABEL)
 
 
-def split_batch(batch: LocalBatch, groups: ParallelGroups, platform: Any, sequence_parallel: bool) -> SplitBatch:
-    """The share of this rank of a micro batch, which every rank of the replica holds whole but for the tiles.
+def shard_batch(
+    batch: LocalBatch, groups: ParallelGroups, place_documents: PlaceDocuments, sequence_parallel: bool
+) -> CPShard:
+    """Select this rank's CP shard of a micro batch. Every rank of the replica holds all its tokens.
 
-    The platform says where documents lie; in generation they lie as our own attention over the KV cache takes them.
+    In training, `place_documents` decides where documents lie. In generation they lie where our own attention over the
+    KV cache expects them.
     """
     tp_size = groups.tp_size if sequence_parallel else 1
     if batch.kv_cache is None:
         lengths = tuple(batch.cu_seqlens.diff().tolist())
-        ring_layout, layout = platform.sequence_layout(
-            lengths, groups.cp_ring.size(), groups.cp_ulysses.size(), tp_size
-        )
+        ring_layout, layout = place_documents(lengths, groups.cp_ring.size(), groups.cp_ulysses.size(), tp_size)
     else:
         layout = ring_layout = chunk_layout(batch.input_ids.shape[1], groups.cp_size, tp_size)
-    return SplitBatch(layout, ring_layout, layout.tokens(groups.cp_rank).to(batch.input_ids.device))
+    return CPShard(layout, ring_layout, layout.tokens(groups.cp_rank).to(batch.input_ids.device))

@@ -15,7 +15,7 @@ from longvita.attention.seq_params import CachedSeqParams, SplitSeqParams
 from longvita.attention.split import ReplicatedAttention
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.data.cp_shard import SplitBatch, split_batch
+from longvita.data.cp_shard import CPShard, shard_batch
 from longvita.model.chunked_mlp import chunk_mlps
 from longvita.model.feature_exchange import exchange_rows
 from longvita.model.language import LanguageModel
@@ -116,31 +116,32 @@ class LongVITA(MegatronModule):
         every TP rank.
         """
         split = self.groups.cp_size > 1 and not batch.replicated
-        share = split_batch(batch, self.groups, self.platform, self.config.sequence_parallel) if split else None
-        decoder_input = self._embed(batch, share) if self.pre_process else None
-        if share is None:
+        placement = self.platform.sequence_layout
+        shard = shard_batch(batch, self.groups, placement, self.config.sequence_parallel) if split else None
+        decoder_input = self._embed(batch, shard) if self.pre_process else None
+        if shard is None:
             hidden = self.language_model(decoder_input, packed_seq_params(batch, self.groups), batch.position_offset)
         else:
-            params = self.platform.split_seq_params(share, self.groups, batch.kv_cache)
-            hidden = self.language_model(decoder_input, params, positions=share.take(batch.position_ids[0], 0))
+            params = self.platform.split_seq_params(shard, self.groups, batch.kv_cache)
+            hidden = self.language_model(decoder_input, params, positions=shard.take(batch.position_ids[0], 0))
         if not self.post_process:
             return hidden
         if mode == "loss":
-            return self._loss(hidden, batch, share)
+            return self._loss(hidden, batch, shard)
         positions = torch.arange(batch.input_ids.shape[1], device=hidden.device)
         if mode == "last":
             if batch.logit_positions is None:
                 raise ValueError('mode "last" needs batch.logit_positions, the positions whose logits are wanted')
             positions = batch.logit_positions
-        if share is not None:
-            return self._split_logits(hidden, positions, share)
+        if shard is not None:
+            return self._split_logits(hidden, positions, shard)
         rows = select_rows(hidden, positions, self.groups.tp, self.config.sequence_parallel)
         return gathered_logits(rows, self.language_model.output_weight(), self.groups.tp)
 
-    def _split_logits(self, hidden: Tensor, positions: Tensor, share: SplitBatch) -> Tensor:
+    def _split_logits(self, hidden: Tensor, positions: Tensor, shard: CPShard) -> Tensor:
         """Logits [k, v] at positions of the whole micro batch, from the ranks that hold them; without a gradient."""
-        cp_rank, tp_rank, row = share.layout.rows_of_tokens(positions.cpu())
-        rows = tp_rank * (share.layout.local_length // share.layout.tp_size) + row
+        cp_rank, tp_rank, row = shard.layout.rows_of_tokens(positions.cpu())
+        rows = tp_rank * (shard.layout.local_length // shard.layout.tp_size) + row
         mine = torch.nonzero(cp_rank == self.groups.cp_rank)[:, 0]
         mine = mine[torch.argsort(rows[mine])]
         selected = select_rows(hidden, rows[mine].to(hidden.device), self.groups.tp, self.config.sequence_parallel)
@@ -150,17 +151,17 @@ class LongVITA(MegatronModule):
         dist.all_reduce(logits, group=self.groups.cp)
         return logits
 
-    def _embed(self, batch: LocalBatch, share: SplitBatch | None) -> Tensor:
+    def _embed(self, batch: LocalBatch, shard: CPShard | None) -> Tensor:
         """Word embeddings of this rank's rows with the feature rows of the tiles in their places.
 
         Tiles are encoded, and their rows travel, `training.vision_chunk_size` of each rank at a time.
         """
-        ids = batch.input_ids if share is None else share.take(batch.input_ids[0], 0)[None]
+        ids = batch.input_ids if shard is None else shard.take(batch.input_ids[0], 0)[None]
         embeddings = self.language_model.embed(ids)
         if not len(batch.tile_owners):
             return embeddings + self._blank_rows(batch).sum() * 0.0 if self._vision_is_trained() else embeddings
         tp_size = self.groups.tp_size if self.config.sequence_parallel else 1
-        layout = undivided(ids.shape[1], tp_size) if share is None else share.layout
+        layout = undivided(ids.shape[1], tp_size) if shard is None else shard.layout
         chunk = self.settings.training.vision_chunk_size
         rounds = tile_rounds(batch.tile_owners, chunk)
         rows = self._rows_without_tiles(batch)
@@ -201,8 +202,8 @@ class LongVITA(MegatronModule):
         size = self.settings.model.vision.image_size
         return self._encode(batch.tiles.new_zeros((1, 3, size, size)))[0]
 
-    def _loss(self, hidden: Tensor, batch: LocalBatch, share: SplitBatch | None) -> tuple[Tensor, Tensor, Tensor]:
-        labels = batch.labels[0] if share is None else share.labels(batch)
+    def _loss(self, hidden: Tensor, batch: LocalBatch, shard: CPShard | None) -> tuple[Tensor, Tensor, Tensor]:
+        labels = batch.labels[0] if shard is None else shard.labels(batch)
         positions = torch.nonzero(labels != IGNORED_LABEL)[:, 0]
         rows = select_rows(hidden, positions, self.groups.tp, self.config.sequence_parallel)
         loss, losses = chunked_cross_entropy(
@@ -212,7 +213,7 @@ class LongVITA(MegatronModule):
             self.groups.tp,
             self.settings.training.loss_chunk_size,
         )
-        return loss, losses, positions if share is None else share.tokens[positions]
+        return loss, losses, positions if shard is None else shard.tokens[positions]
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from longvita.attention.kv_cache import KVCache
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
-    from longvita.data.cp_shard import SplitBatch
+    from longvita.data.cp_shard import CPShard
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
     from megatron_patches.patch import AppliedPatch, Patch
@@ -211,7 +211,7 @@ class Platform(ABC):
         return compact_layouts(lengths, ring_size, ulysses_size, tp_size)
 
     def split_seq_params(
-        self, share: SplitBatch, groups: ParallelGroups, kv_cache: KVCache | None = None
+        self, shard: CPShard, groups: ParallelGroups, kv_cache: KVCache | None = None
     ) -> PackedSeqParams:
         """What core attention takes for this rank's rows of a micro batch: for all else they are one run, [0, t].
 
@@ -221,8 +221,8 @@ class Platform(ABC):
         from longvita.attention.seq_params import SplitSeqParams, one_run
         from longvita.attention.split import SplitAttention
 
-        split = SplitAttention(share.layout, share.ring_layout, groups)
-        return SplitSeqParams(**one_run(share.tokens), split=split, kv_cache=kv_cache)
+        split = SplitAttention(shard.layout, shard.ring_layout, groups)
+        return SplitSeqParams(**one_run(shard.tokens), split=split, kv_cache=kv_cache)
 
     # Optimizer
 

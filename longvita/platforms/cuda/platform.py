@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from longvita.attention.kv_cache import KVCache
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
-    from longvita.data.cp_shard import SplitBatch
+    from longvita.data.cp_shard import CPShard
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
     from megatron_patches.patch import AppliedPatch, Patch
@@ -254,14 +254,14 @@ class CUDAPlatform(Platform):
         return layout, layout
 
     def split_seq_params(
-        self, share: SplitBatch, groups: ParallelGroups, kv_cache: KVCache | None = None
+        self, shard: CPShard, groups: ParallelGroups, kv_cache: KVCache | None = None
     ) -> PackedSeqParams:
         """For Transformer Engine the whole sequence's bounds, real and padded."""
         if not self.has_engine() or kv_cache is not None:
-            return super().split_seq_params(share, groups, kv_cache)
+            return super().split_seq_params(shard, groups, kv_cache)
         from longvita.attention.seq_params import padded_seq_params
 
-        return padded_seq_params(share.tokens, share.layout, self.pads_between_documents())
+        return padded_seq_params(shard.tokens, shard.layout, self.pads_between_documents())
 
     def pads_between_documents(self) -> bool:
         """Whether attention leaves out the padding behind documents.

@@ -25,7 +25,7 @@ from longvita.platforms import norms
 from longvita.platforms.base import PlatformError
 
 if TYPE_CHECKING:
-    from longvita.data.cp_shard import SplitBatch
+    from longvita.data.cp_shard import CPShard
 
 MASK_SIDE = 2048
 """Side of the triangular mask that the fused operator takes for a causal mask of any size (sparse modes 2 and 3)."""
@@ -50,13 +50,13 @@ def language_layer_spec() -> ModuleSpec:
     return spec
 
 
-def padded_bounds(share: SplitBatch) -> LibrarySeqParams:
+def padded_bounds(shard: CPShard) -> LibrarySeqParams:
     """Parameters for this rank's rows of a micro batch in a zigzag layout, padding and all.
 
     All four fields of bounds hold the padded ones: MindSpeed's ring reads cu_seqlens_q_padded and divides it by CP,
     and its attention without CP reads cu_seqlens_q alone, which would miss the padding.
     """
-    params = padded_seq_params(share.tokens, share.layout)
+    params = padded_seq_params(shard.tokens, shard.layout)
     attention = params.attention
     if attention is not None:
         attention.cu_seqlens_q = attention.cu_seqlens_q_padded

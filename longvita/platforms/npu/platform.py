@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from longvita.attention.kv_cache import KVCache
     from longvita.config.schema import Config
-    from longvita.data.cp_shard import SplitBatch
+    from longvita.data.cp_shard import CPShard
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
     from megatron_patches.patch import AppliedPatch, Patch
@@ -151,14 +151,14 @@ class NPUPlatform(Platform):
         return layout, layout
 
     def split_seq_params(
-        self, share: SplitBatch, groups: ParallelGroups, kv_cache: KVCache | None = None
+        self, shard: CPShard, groups: ParallelGroups, kv_cache: KVCache | None = None
     ) -> PackedSeqParams:
         """The padded bounds of the documents in all four fields: MindSpeed's ring reads cu_seqlens_q_padded alone."""
         if kv_cache is not None:
-            return super().split_seq_params(share, groups, kv_cache)
+            return super().split_seq_params(shard, groups, kv_cache)
         from longvita.platforms.npu.layers import padded_bounds
 
-        return padded_bounds(share)
+        return padded_bounds(shard)
 
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
         """MindSpeed's fused SwiGLU, no fused kernels that it has none of, no pipeline messages that mix.

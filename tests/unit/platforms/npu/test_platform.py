@@ -16,7 +16,7 @@ from rich.console import Console
 
 from longvita.commands import doctor
 from longvita.config import ConfigError, load
-from longvita.data.cp_shard import SplitBatch
+from longvita.data.cp_shard import CPShard
 from longvita.parallel.sequence_layout import zigzag
 from longvita.platforms import requirements
 from longvita.platforms.base import PlatformError
@@ -140,7 +140,7 @@ def test_all_four_fields_hold_the_padded_bounds(npu_library: Any) -> None:
 
     layout = zigzag((5, 0, 13), 2, 1)
     rows = torch.zeros(layout.local_length, dtype=torch.int64)
-    params = padded_bounds(SplitBatch(layout, layout, rows))
+    params = padded_bounds(CPShard(layout, layout, rows))
     assert params.cu_seqlens_q.tolist() == params.cu_seqlens_kv.tolist() == [0, layout.local_length]
     attention = params.attention
     for name in ("cu_seqlens_q", "cu_seqlens_kv", "cu_seqlens_q_padded", "cu_seqlens_kv_padded"):
