@@ -16,7 +16,7 @@ FRAMES = range(0, 330, 41)
 """Every 41st frame; frame 164 holds the digit."""
 SIDE, GAP = 72, 4
 LOSS_SIZE = (640, 360)
-COLOURS = 64
+COLOURS = 200
 """Colours of the palette, which keeps the files small."""
 
 
