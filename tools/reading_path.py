@@ -3,9 +3,9 @@
     python tools/reading_path.py [--json]
 
 It runs `longvita train` and `longvita generate` in two processes (CP 2, ring) on what `bash scripts/quickstart.sh` left
-in runs/quickstart, and notes on rank 0 each function of longvita/ and megatron_patches/ that runs in the second training
-step (the data loader left out), in the second decode step, and in the second call of core attention in that training
-step. A file has work of its own when the body of one of these functions is more than a single return or call.
+in runs/quickstart. On rank 0 it notes each function of longvita/ and megatron_patches/ that runs in the second training
+step (without the data loader), in the second call of language attention in that step, and in the second decode step. A
+file has work of its own when the body of one of these functions is more than a single return or call.
 Run in the root of a checkout: that checkout's code is traced.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 
 FOLDERS = ("longvita", "megatron_patches")
 TRAINING, DECODE, ATTENTION = "training step", "decode step", "attention call"
-RUNS = {
+RUNS: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {TRAINING: ("train_step",), ATTENTION: ("CoreAttention.forward", "PackedAttention.forward")},
     "generate": {DECODE: ("decode",)},
 }
@@ -112,10 +112,8 @@ def traced(command: list[str]) -> dict[str, list[Function]]:
         call = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--trace", str(found), *command]
         place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         common = {**os.environ, **place, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        processes = [
-            subprocess.Popen(call, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.DEVNULL)
-            for rank in range(2)
-        ]
+        ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        processes = [subprocess.Popen(call, env=rank, stdout=subprocess.DEVNULL) for rank in ranks]
         codes = [process.wait() for process in processes]
         if any(codes):
             sys.exit(f"longvita {command[0]} ended with {codes}; run bash scripts/quickstart.sh first")
