@@ -7,7 +7,7 @@ A new command is a function here of a few lines:
         '''Train one stage.'''
         from longvita.training import command
 
-        raise typer.Exit(evaluate.train(load_config_with_sources(config, overrides, training=True).config))
+        raise typer.Exit(evaluate.train(load_config_with_origins(config, overrides, training=True).config))
 
 Errors that a user can mend (longvita.errors.UserError, missing files) end the command with one clean message and exit
 code 2.
@@ -58,16 +58,16 @@ def train(
 ) -> None:
     """Train one stage, or go on with it where it stopped."""
     from longvita.commands import train as train_command
-    from longvita.commands.support.config_file import load_config, load_config_with_sources
-    from longvita.config.loader import with_sources
+    from longvita.commands.support.config_file import load_config, load_config_with_origins
+    from longvita.config.loader import with_origins
 
     if processes is not None and not check:
         raise typer.BadParameter("goes with --check; layout.processes=N starts so many", param_hint="--processes")
     if check:
         # What would start is told of a config whose files are elsewhere too.
         train_command.report_launch(load_config(config, overrides), processes)
-    loaded = load_config_with_sources(config, overrides, training=True)
-    with with_sources(loaded):
+    loaded = load_config_with_origins(config, overrides, training=True)
+    with with_origins(loaded):
         if check:
             train_command.check_launch(loaded.config, processes)
             return
@@ -108,7 +108,7 @@ def plan(
     With --rehearse, build some of its ranks at full size by shape; exit code 2 if the launch would fail at something.
     """
     from longvita.commands import plan as plan_command
-    from longvita.commands.support.config_file import load_config_with_sources
+    from longvita.commands.support.config_file import load_config_with_origins
 
     options = plan_command.PlanOptions(
         devices, memory, host_memory, hardware, search, as_json, page, tiles, loss_tokens, documents
@@ -118,7 +118,7 @@ def plan(
     if rehearse and (search or page is not None or (tiles, loss_tokens, documents) != (None, None, 1)):
         given = "--search, --html, --tiles, --loss-tokens, --documents"
         raise typer.BadParameter("go without --rehearse", param_hint=given)
-    loaded = load_config_with_sources(config, overrides)
+    loaded = load_config_with_origins(config, overrides)
     if rehearse:
         raise typer.Exit(plan_command.rehearse(loaded, options, rank or (), not no_files))
     raise typer.Exit(plan_command.plan(loaded, options))
@@ -133,10 +133,10 @@ def config_show(
     """Print the resolved configuration and where each value comes from."""
     from rich.console import Console
 
-    from longvita.commands.support.config_file import load_config_with_sources
+    from longvita.commands.support.config_file import load_config_with_origins
     from longvita.config.show import show
 
-    show(load_config_with_sources(config, overrides), Console(), docs)
+    show(load_config_with_origins(config, overrides), Console(), docs)
 
 
 DataFile = Annotated[

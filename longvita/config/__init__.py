@@ -2,7 +2,7 @@
 
 from longvita.config.checks import check_world_size
 from longvita.config.errors import ConfigError
-from longvita.config.loader import dump, load, load_with_sources, to_yaml
+from longvita.config.loader import dump, load, load_with_origins, to_yaml
 from longvita.config.schema import Config
 
-__all__ = ["Config", "ConfigError", "check_world_size", "dump", "load", "load_with_sources", "to_yaml"]
+__all__ = ["Config", "ConfigError", "check_world_size", "dump", "load", "load_with_origins", "to_yaml"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from longvita.config.errors import ConfigError, Problem, Source
+from longvita.config.errors import ConfigError, Problem, ValueOrigin
 from longvita.config.schema import TILE_MARKERS, Config
 from longvita.config.sizes import frames_that_fit, layers_per_stage, replica_size
 
@@ -32,7 +32,7 @@ def check_world_size(config: Config, world_size: int) -> int:
 
 
 def _problem(config: Config, field: str, message: str, fix: str = "", related: tuple[str, ...] = ()) -> Problem:
-    others = tuple((name, _value(config, name), Source()) for name in related)
+    others = tuple((name, _value(config, name), ValueOrigin()) for name in related)
     return Problem(message, field, _value(config, field), fix=fix, related=others)
 
 

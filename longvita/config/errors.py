@@ -22,7 +22,7 @@ ABSENT = _Absent()
 
 
 @dataclass(frozen=True)
-class Source:
+class ValueOrigin:
     """Where a value was written: a file and line, an override on the command line, or the schema's default.
 
     Attributes:
@@ -49,22 +49,22 @@ class Problem:
         message: what is wrong, a sentence without the field's name.
         field: dotted name of the field, "" where there is none.
         value: what was given; ABSENT where nothing was.
-        source: where it was given.
+        origin: where it was given.
         fix: what to do about it.
-        related: (dotted name, value, source) of the other fields that play a part.
+        related: (dotted name, value, origin) of the other fields that play a part.
     """
 
     message: str
     field: str = ""
     value: Any = ABSENT
-    source: Source = Source()
+    origin: ValueOrigin = ValueOrigin()
     fix: str = ""
-    related: tuple[tuple[str, Any, Source], ...] = ()
+    related: tuple[tuple[str, Any, ValueOrigin], ...] = ()
 
     def __str__(self) -> str:
         head = self.field if self.value is ABSENT else f"{self.field} = {show_value(self.value)}"
-        lines = [": ".join(part for part in (str(self.source), head, self.message) if part)]
-        lines += [f"    {name} = {show_value(value)} ({source})" for name, value, source in self.related]
+        lines = [": ".join(part for part in (str(self.origin), head, self.message) if part)]
+        lines += [f"    {name} = {show_value(value)} ({origin})" for name, value, origin in self.related]
         if self.fix:
             lines.append(f"    Fix: {self.fix}")
         return "\n".join(lines)
@@ -78,7 +78,7 @@ class ConfigError(UserError, ValueError):
     """
 
     def __init__(self, problems: str | list[Problem]):
-        self.problems = [Problem(problems, source=Source(""))] if isinstance(problems, str) else list(problems)
+        self.problems = [Problem(problems, origin=ValueOrigin(""))] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

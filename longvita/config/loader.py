@@ -14,12 +14,12 @@ import yaml
 from pydantic import ValidationError
 
 from longvita.config import checks, names
-from longvita.config.errors import ABSENT, ConfigError, Problem, Source, short_path
-from longvita.config.nodes import Node, Path_, merge, parse, read_file
+from longvita.config.errors import ABSENT, ConfigError, Problem, ValueOrigin, short_path
+from longvita.config.nodes import FieldPath, Node, merge, parse, read_file
 from longvita.config.schema import Config
 
 INCLUDE = "include"
-OVERRIDE = Source("override")
+OVERRIDE = ValueOrigin("override")
 NUMBER = re.compile(r"^[-+]?\d+(\.\d*)?([eE][-+]?\d+)?$")
 Check = Callable[[Config], list[Problem]]
 """Finds problems of a config that are known to a layer above this one: its platform, its data."""
@@ -31,16 +31,16 @@ class Loaded:
 
     Attributes:
         config: the validated configuration.
-        tree: what was written, with sources.
+        tree: what was written, with origins.
     """
 
     config: Config
     tree: Node
 
-    def source(self, dotted: str | Path_) -> Source:
-        """Where a field's value was written; the default source where it was not."""
+    def origin(self, dotted: str | FieldPath) -> ValueOrigin:
+        """Where a field's value was written; the default origin where it was not."""
         node = self.tree.find(split_name(dotted) if isinstance(dotted, str) else dotted)
-        return node.source if node is not None else Source()
+        return node.origin if node is not None else ValueOrigin()
 
 
 def load(path: str | Path, overrides: list[str] | None = None, more_checks: Sequence[Check] = ()) -> Config:
@@ -54,13 +54,13 @@ def load(path: str | Path, overrides: list[str] | None = None, more_checks: Sequ
     Raises:
         ConfigError: with all problems found, each with file, line, value and the fix.
     """
-    return load_with_sources(path, overrides, more_checks).config
+    return load_with_origins(path, overrides, more_checks).config
 
 
-def load_with_sources(
+def load_with_origins(
     path: str | Path, overrides: list[str] | None = None, more_checks: Sequence[Check] = ()
 ) -> Loaded:
-    """`load`, with the sources of the values beside the configuration."""
+    """`load`, with the origins of the values beside the configuration."""
     tree = read_with_includes(Path(path))
     for text in overrides or []:
         tree = merge_override(tree, text)
@@ -94,15 +94,15 @@ def read_with_includes(path: Path, above: tuple[Path, ...] = ()) -> Node:
         raise ConfigError([_missing_file(path)])
     tree = read_file(path)
     if not isinstance(tree.value, dict):
-        raise ConfigError([Problem("the file must hold `name: value` lines", source=tree.source)])
+        raise ConfigError([Problem("the file must hold `name: value` lines", origin=tree.origin)])
     include = tree.value.pop(INCLUDE, None)
     _accept_published_mix(tree)
-    result = Node({}, Source("file", path, 1))
+    result = Node({}, ValueOrigin("file", path, 1))
     for entry in _include_entries(include):
         target = (path.parent / entry.value).resolve()
         if target in (*above, path):
             message = "files include each other: " + " -> ".join(short_path(step) for step in (*above, path, target))
-            raise ConfigError([Problem(message, INCLUDE, entry.value, entry.source)])
+            raise ConfigError([Problem(message, INCLUDE, entry.value, entry.origin)])
         if not target.is_file():
             raise ConfigError([_missing_file(target, entry)])
         result = merge(result, read_with_includes(target, (*above, path)))
@@ -119,14 +119,14 @@ def merge_override(tree: Node, text: str) -> Node:
     steps = split_name(name.strip())
     if not equals or not steps or any(step == "" for step in steps):
         fix = "write section.field=value, for instance training.train_iterations=5"
-        raise ConfigError([Problem("is not an override", source=OVERRIDE, field=text, fix=fix)])
+        raise ConfigError([Problem("is not an override", origin=OVERRIDE, field=text, fix=fix)])
     value = parse(value_text, kind="override")
     if not value_text.strip():
         value = Node(None, OVERRIDE)
     return _with_value(tree, steps, value)
 
 
-def split_name(dotted: str) -> Path_:
+def split_name(dotted: str) -> FieldPath:
     """The steps of a dotted name; a step with dots in it stands in double quotes: data.dataset."a.b".ratio."""
     steps = [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|([^."]+)', dotted)]
     rebuilt = re.sub(r'"[^"]*"|[^."]+', "x", dotted)
@@ -147,24 +147,24 @@ def validate(tree: Node) -> Config:
 
 
 def _place(problem: Problem) -> tuple[str, int]:
-    return str(problem.source.file or ""), problem.source.line
+    return str(problem.origin.file or ""), problem.origin.line
 
 
-def _with_value(tree: Node, steps: Path_, value: Node) -> Node:
+def _with_value(tree: Node, steps: FieldPath, value: Node) -> Node:
     """A copy of the tree in which `steps` leads to `value`."""
     if not steps:
         return value
     children = dict(tree.value) if isinstance(tree.value, dict) else {}
     below = children.get(steps[0], Node({}, OVERRIDE))
     children[str(steps[0])] = _with_value(below, steps[1:], value)
-    return Node(children, tree.source)
+    return Node(children, tree.origin)
 
 
 def _accept_published_mix(tree: Node) -> None:
     """A mix file of the published form has `dataset:` at its top: it means data.dataset."""
     if "dataset" in tree.value and "data" not in tree.value:
         dataset = tree.value.pop("dataset")
-        tree.value["data"] = Node({"dataset": dataset}, dataset.source)
+        tree.value["data"] = Node({"dataset": dataset}, dataset.origin)
 
 
 def _include_entries(include: Node | None) -> list[Node]:
@@ -174,7 +174,7 @@ def _include_entries(include: Node | None) -> list[Node]:
     for entry in entries:
         if not isinstance(entry.value, str):
             fix = "include: [../model/long_vita_14b.yaml], paths relative to this file"
-            raise ConfigError([Problem("must be a list of files", INCLUDE, include.plain(), include.source, fix)])
+            raise ConfigError([Problem("must be a list of files", INCLUDE, include.plain(), include.origin, fix)])
     return entries
 
 
@@ -189,35 +189,35 @@ def _missing_file(path: Path, entry: Node | None = None) -> Problem:
         fix = "includes are relative to the file that names them" if entry else ""
     message = f"there is no file {short_path(path)}"
     if entry is None:
-        return Problem(message, source=Source(""), fix=fix)
-    return Problem(message, INCLUDE, entry.value, entry.source, fix)
+        return Problem(message, origin=ValueOrigin(""), fix=fix)
+    return Problem(message, INCLUDE, entry.value, entry.origin, fix)
 
 
 def _schema_problem(detail: dict[str, Any], tree: Node) -> Problem:
     """One of pydantic's errors in our words."""
-    path: Path_ = tuple(detail["loc"])
+    path: FieldPath = tuple(detail["loc"])
     dotted = ".".join(str(step) for step in path)
-    source = tree.source_of(path)
+    origin = tree.origin_of(path)
     value = detail["input"]
     if detail["type"] == "extra_forbidden":
-        return Problem("this name is not known", dotted, value, source, names.nearest(path))
+        return Problem("this name is not known", dotted, value, origin, names.nearest(path))
     if detail["type"] == "missing":
-        return Problem("must be given", dotted, ABSENT, source)
+        return Problem("must be given", dotted, ABSENT, origin)
     info = names.field_at(path)
     wanted = names.type_name(info.annotation) if info is not None else ""
     if detail["type"] == "literal_error":
-        return Problem(f"must be {_allowed(info, detail)}", dotted, value, source, _nearest_choice(value, info))
+        return Problem(f"must be {_allowed(info, detail)}", dotted, value, origin, _nearest_choice(value, info))
     if detail["type"] == "model_type":
         section = names.section_at(path)
         known = f"known in it: {', '.join(section.model_fields)}" if section is not None else ""
-        return Problem("must be a section of `name: value` lines", dotted, value, source, known)
+        return Problem("must be a section of `name: value` lines", dotted, value, origin, known)
     if detail["type"].endswith("_type"):
         message = f"must be {wanted}, and this is {_type_of(value)}" if wanted else detail["msg"].lower()
-        return Problem(message, dotted, value, source, _type_fix(value, info))
+        return Problem(message, dotted, value, origin, _type_fix(value, info))
     message = (
         detail["msg"].replace("Input should", "must").replace("List should", "must").replace("must be at", "be at")
     )
-    return Problem(message[0].lower() + message[1:], dotted, value, source)
+    return Problem(message[0].lower() + message[1:], dotted, value, origin)
 
 
 def _allowed(info: Any, detail: dict[str, Any]) -> str:
@@ -257,8 +257,8 @@ def _type_fix(value: Any, info: Any) -> str:
 
 
 @contextlib.contextmanager
-def with_sources(loaded: Loaded) -> Iterator[None]:
-    """Gives the problems of a ConfigError that is raised inside the sources of their fields."""
+def with_origins(loaded: Loaded) -> Iterator[None]:
+    """Gives the problems of a ConfigError that is raised inside the origins of their fields."""
     try:
         yield
     except ConfigError as error:
@@ -266,6 +266,6 @@ def with_sources(loaded: Loaded) -> Iterator[None]:
 
 
 def placed(problem: Problem, loaded: Loaded) -> Problem:
-    """A cross-field problem with the sources of its fields filled in."""
-    related = tuple((name, value, loaded.source(name)) for name, value, _ in problem.related)
-    return Problem(problem.message, problem.field, problem.value, loaded.source(problem.field), problem.fix, related)
+    """A cross-field problem with the origins of its fields filled in."""
+    related = tuple((name, value, loaded.origin(name)) for name, value, _ in problem.related)
+    return Problem(problem.message, problem.field, problem.value, loaded.origin(problem.field), problem.fix, related)

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from longvita.config.errors import ConfigError, Problem, Source
+from longvita.config.errors import ConfigError, Problem, ValueOrigin
 
-Path_ = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 
 
 @dataclass
@@ -21,14 +21,14 @@ class Node:
 
     Attributes:
         value: a scalar, a dict of name to Node, or a list of Nodes.
-        source: where it was written.
+        origin: where it was written.
     """
 
     value: Any
-    source: Source
+    origin: ValueOrigin
 
     def plain(self) -> Any:
-        """The value without sources: plain dicts, lists and scalars."""
+        """The value without origins: plain dicts, lists and scalars."""
         if isinstance(self.value, dict):
             return {name: child.plain() for name, child in self.value.items()}
         if isinstance(self.value, list):
@@ -49,15 +49,15 @@ class Node:
                 return None
         return node
 
-    def source_of(self, path: Iterable[str | int]) -> Source:
-        """The source of the value at `path`, else of the nearest section around it that was written."""
+    def origin_of(self, path: Iterable[str | int]) -> ValueOrigin:
+        """The origin of the value at `path`, else of the nearest section around it that was written."""
         steps = list(path)
         while steps:
             node = self.find(steps)
             if node is not None:
-                return node.source
+                return node.origin
             steps.pop()
-        return Source()
+        return ValueOrigin()
 
 
 def merge(base: Node, over: Node) -> Node:
@@ -67,7 +67,7 @@ def merge(base: Node, over: Node) -> Node:
     merged = dict(base.value)
     for name, child in over.value.items():
         merged[name] = merge(merged[name], child) if name in merged else child
-    return Node(merged, over.source)
+    return Node(merged, over.origin)
 
 
 # libyaml's parser where PyYAML was built with it: ten times faster on a mix of many files.
@@ -107,26 +107,28 @@ def read_file(path: Path) -> Node:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError([Problem(f"cannot be read: {error.strerror}", source=Source("file", path, 0))]) from error
+        raise ConfigError(
+            [Problem(f"cannot be read: {error.strerror}", origin=ValueOrigin("file", path, 0))]
+        ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([Problem("is not a text file in UTF-8", source=Source("file", path, 0))]) from error
+        raise ConfigError([Problem("is not a text file in UTF-8", origin=ValueOrigin("file", path, 0))]) from error
     return parse(text, path)
 
 
 def parse(text: str, file: Path | None = None, kind: str = "file") -> Node:
-    """Parse YAML text; `file` and `kind` make up the sources. Raises ConfigError as read_file does."""
+    """Parse YAML text; `file` and `kind` make up the origins. Raises ConfigError as read_file does."""
     reader = _Reader(_Loader(text), file, kind)
     try:
         root = reader.loader.get_single_node()
         if root is None:
-            return Node({}, Source(kind, file, 1))
-        return reader.convert(root, reader.source(root), ())
+            return Node({}, ValueOrigin(kind, file, 1))
+        return reader.convert(root, reader.origin(root), ())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 1
         reason = getattr(error, "problem", None) or str(error)
         message = f"is not valid YAML: {reason}"
-        raise ConfigError([Problem(message, source=Source(kind, file, line))]) from error
+        raise ConfigError([Problem(message, origin=ValueOrigin(kind, file, line))]) from error
     finally:
         reader.loader.dispose()
 
@@ -139,17 +141,17 @@ class _Reader:
         self.file = file
         self.kind = kind
 
-    def source(self, node: yaml.Node) -> Source:
-        return Source(self.kind, self.file, node.start_mark.line + 1)
+    def origin(self, node: yaml.Node) -> ValueOrigin:
+        return ValueOrigin(self.kind, self.file, node.start_mark.line + 1)
 
-    def convert(self, node: yaml.Node, source: Source, above: tuple[yaml.Node, ...]) -> Node:
+    def convert(self, node: yaml.Node, origin: ValueOrigin, above: tuple[yaml.Node, ...]) -> Node:
         if any(node is other for other in above):
-            raise ConfigError([Problem("an alias contains itself", source=source)])
+            raise ConfigError([Problem("an alias contains itself", origin=origin)])
         if isinstance(node, yaml.MappingNode):
-            return Node(self._convert_mapping(node, (*above, node)), source)
+            return Node(self._convert_mapping(node, (*above, node)), origin)
         if isinstance(node, yaml.SequenceNode):
-            return Node([self.convert(child, self.source(child), (*above, node)) for child in node.value], source)
-        return Node(self.loader.construct_object(node), source)
+            return Node([self.convert(child, self.origin(child), (*above, node)) for child in node.value], origin)
+        return Node(self.loader.construct_object(node), origin)
 
     def _convert_mapping(self, node: yaml.MappingNode, above: tuple[yaml.Node, ...]) -> dict[str, Node]:
         self._refuse_duplicates(node)
@@ -158,9 +160,9 @@ class _Reader:
         for key, child in node.value:
             name = self.loader.construct_object(key)
             if not isinstance(name, str):
-                problem = Problem("a name must be text", str(key.value), source=self.source(key), fix="quote it")
+                problem = Problem("a name must be text", str(key.value), origin=self.origin(key), fix="quote it")
                 raise ConfigError([problem])
-            result[name] = self.convert(child, self.source(key), above)
+            result[name] = self.convert(child, self.origin(key), above)
         return result
 
     def _refuse_duplicates(self, node: yaml.MappingNode) -> None:
@@ -169,5 +171,5 @@ class _Reader:
             line = key.start_mark.line + 1
             if key.value in first and key.value != "<<":
                 message = f"stands twice in one section, first in line {first[key.value]}"
-                raise ConfigError([Problem(message, key.value, source=self.source(key), fix="keep one of them")])
+                raise ConfigError([Problem(message, key.value, origin=self.origin(key), fix="keep one of them")])
             first[key.value] = line

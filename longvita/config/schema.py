@@ -16,7 +16,7 @@ PROMPT = "Describe what you see."
 TILE_MARKERS = 2
 """Tokens around a tile's own: <img> </img>, <patch> </patch> or <vid> </vid>."""
 
-Place = Annotated[str, AfterValidator(os.path.expanduser)]
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path on this machine; a ~ at its start is the home folder."""
 
 
@@ -157,7 +157,7 @@ class DatasetConfig(Section):
     """Share of each file's samples to take; above 1 repeats samples, 0 leaves the source out."""
     num: int = Field(999999999, ge=1)
     """Most samples to take from each file."""
-    data_paths: list[Place] = Field(min_length=1)
+    data_paths: list[PathText] = Field(min_length=1)
     """Data files of the source, relative to data.data_root: paths, folders, patterns with * ? [ ] and ranges such as
     shard-{000..127}.tar."""
     format: DataFormat | None = None
@@ -175,26 +175,26 @@ class DatasetConfig(Section):
     absent. Empty where each path starts with the OWNER/NAME of its own data set."""
     licence: str = ""
     """Licence of the source, as its own card states it."""
-    media_root: Place | None = None
+    media_root: PathText | None = None
     """Folder, or address, that the samples' picture and video paths are relative to; data.media_root when absent."""
 
 
 class DataConfig(Section):
     """What is read, how it is cut into tiles, frames and tokens, and how samples are packed."""
 
-    tokenizer: Place = ""
+    tokenizer: PathText = ""
     """Folder of the tokenizer (Hugging Face layout), with the 17 added tokens or without them."""
     dataset: dict[str, DatasetConfig] = {}
     """Training mix: source name to its files, ratio and cap."""
     validation: dict[str, DatasetConfig] = {}
     """Held-out sources, each with a loss of its own in the log."""
-    data_root: Place = "."
+    data_root: PathText = "."
     """Folder that data_paths are relative to, or an address such as s3://BUCKET/FOLDER."""
     files_at: str = ""
     """Where the data_paths of all sources lie on the Hugging Face Hub: OWNER/NAME/FOLDER, put before each path."""
     allow_missing: bool = False
     """Whether a data file that is not there is left out and counted; otherwise it is an error."""
-    media_root: Place = "."
+    media_root: PathText = "."
     """Folder, or address, that picture and video paths are relative to and may not lead out of; / allows any path."""
     sequence_length: int = Field(16384, ge=2)
     """Length of a packed sequence, tokens."""
@@ -221,13 +221,13 @@ class DataConfig(Section):
     """Whether a JPEG picture is read at a half, a quarter or an eighth of its size where that still has as many pixels
     in each direction as its grid of tiles. Faster for large photographs; the tiles differ a little from the published
     ones."""
-    frame_cache: Place | None = None
+    frame_cache: PathText | None = None
     """Folder of a cache of decoded frames that processes, epochs and runs share; no cache when absent."""
     frame_cache_bytes: int = Field(100 * 1024**3, ge=1)
     """Most bytes of the files in frame_cache; the frames that were not used for longest go first."""
     index_processes: int = Field(2, ge=0)
     """Processes that index a data file together; 0 does it in the command's own, which a broken header may end."""
-    index_cache: Place | None = None
+    index_cache: PathText | None = None
     """Folder for the indexes of the data files; "index" below output when absent."""
 
 
@@ -347,11 +347,11 @@ class OptimizerConfig(Section):
 class CheckpointConfig(Section):
     """Where weights come from and where checkpoints go."""
 
-    initial: Place | None = None
+    initial: PathText | None = None
     """Starting weights: a checkpoint folder of ours, a published Long-VITA folder or Hub id; fresh when absent."""
-    initial_language: Place | None = None
+    initial_language: PathText | None = None
     """Starting weights of the language model alone: a Qwen2.5 folder or Hub id."""
-    initial_vision: Place | None = None
+    initial_vision: PathText | None = None
     """Starting weights of the vision tower alone: an InternViT folder or Hub id."""
     save_interval: int = Field(0, ge=0)
     """Steps between checkpoints; 0 saves at the end only."""
@@ -397,7 +397,7 @@ class Config(Section):
 
     name: str = "run"
     """Name of the run."""
-    output: Place = "runs/default"
+    output: PathText = "runs/default"
     """Folder for checkpoints, metrics, the quarantine file and pictures."""
     platform: str = "auto"
     """Device platform, a name of longvita.platforms; auto takes the first one present."""

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from longvita.config import names
 from longvita.config.loader import Loaded, dump
-from longvita.config.nodes import Path_
+from longvita.config.nodes import FieldPath
 
 LONGEST_LIST = 80
 COMMENT_COLUMN = 52
@@ -48,13 +48,13 @@ def lines(loaded: Loaded, docs: bool = False) -> Iterator[Line]:
     yield from _section(dump(loaded.config), (), loaded, docs)
 
 
-def _section(section: dict[str, Any], path: Path_, loaded: Loaded, docs: bool) -> Iterator[Line]:
+def _section(section: dict[str, Any], path: FieldPath, loaded: Loaded, docs: bool) -> Iterator[Line]:
     indent = "  " * len(path)
     for name, value in section.items():
         here = (*path, name)
         if docs:
             yield from _doc(here, indent)
-        source = str(loaded.source(here))
+        source = str(loaded.origin(here))
         key = f"{indent}{_scalar(name)}:"
         if isinstance(value, dict) and value:
             yield Line(key)
@@ -66,7 +66,7 @@ def _section(section: dict[str, Any], path: Path_, loaded: Loaded, docs: bool) -
             yield Line(f"{key} {_scalar(value)}", source)
 
 
-def _doc(path: Path_, indent: str) -> Iterator[Line]:
+def _doc(path: FieldPath, indent: str) -> Iterator[Line]:
     info = names.field_at(path)
     if info is not None and info.description:
         kind = names.type_name(info.annotation)

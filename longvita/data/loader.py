@@ -27,9 +27,9 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import DataError, SampleError
 from longvita.data.loading.assemble import PlacedDocument, assemble
+from longvita.data.loading.broken_documents import Findings, LocalFindings, ReplicaFindings, SharedFindings, Store
 from longvita.data.loading.micro_batch import MicroBatch, count_outcomes, owners_of_tiles
-from longvita.data.loading.replica_agreement import Agreement, Findings, SoloAgreement, Store, StoreAgreement
-from longvita.data.loading.tile_memory import Arena
+from longvita.data.loading.tile_memory import TilePool
 from longvita.data.loading.worker import WorkerSetup
 from longvita.data.loading.worker_pool import InlineReader, WorkerPool
 from longvita.data.mix.catalog import Catalog, build_catalog, make_template, plan_epoch
@@ -91,7 +91,7 @@ class Loader(Iterator[LocalBatch]):
         catalog: Catalog,
         template: ChatTemplate,
         stream: SequenceStream,
-        agreement: Agreement,
+        agreement: ReplicaFindings,
         start_sequence: int,
         end_sequence: int | None = None,
     ):
@@ -101,7 +101,7 @@ class Loader(Iterator[LocalBatch]):
         self._start, self._end = start_sequence, end_sequence
         self._quarantine = QuarantineFile(Path(config.output) / FILE_NAME) if ranks.leads_replica else None
         self._source = _start_reading(config, catalog, template)
-        self._arena = Arena()
+        self._pool = TilePool()
         self._closer = weakref.finalize(self, self._source.close)
         self._ahead = max(1, 2 * config.data.num_workers)
         self._under_way: collections.deque[MicroBatch] = collections.deque()
@@ -254,7 +254,7 @@ class Loader(Iterator[LocalBatch]):
             padding_id=self._template.tokenizer.padding,
             isolate=data.isolate_documents,
             image_size=self.config.model.vision.image_size,
-            arena=self._arena,
+            pool=self._pool,
         )
 
     def _report_quarantined(self) -> None:
@@ -317,16 +317,16 @@ def _start_reading(config: Config, catalog: Catalog, template: ChatTemplate) -> 
     return WorkerPool(WorkerSetup.of(config, template), config.data.num_workers)
 
 
-def _make_agreement(config: Config, ranks: LoaderRanks, split: str, store: Store | None) -> Agreement:
+def _make_agreement(config: Config, ranks: LoaderRanks, split: str, store: Store | None) -> ReplicaFindings:
     if ranks.is_alone:
-        return SoloAgreement()
+        return LocalFindings()
     if store is None:
         if not dist.is_initialized():
             raise RuntimeError("a replica of several processes needs torch.distributed, or a store, to agree through")
         store = dist.distributed_c10d._get_default_store()
     training = config.training
     step = training.global_batch_size // (training.micro_batch_size * ranks.dp_size)
-    return StoreAgreement(
+    return SharedFindings(
         store,
         # Of this run alone: another one in the same processes may have another layout.
         name=f"longvita/data/{config.output}/{split}/{ranks.dp_rank}",

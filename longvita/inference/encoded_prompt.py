@@ -15,7 +15,7 @@ from longvita.data.media.image import normalise
 from longvita.data.media.item import (
     MediaItem,
     MediaSettings,
-    Source,
+    MediaSource,
     decode_tiles,
     order_media,
     probe_media,
@@ -49,7 +49,7 @@ class Prompt:
 
 def encode_prompt(
     messages: Sequence[Any],
-    images: Sequence[Source],
+    images: Sequence[MediaSource],
     videos: Sequence[str | os.PathLike],
     template: ChatTemplate,
     settings: MediaSettings,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from longvita.config.schema import Config
-from longvita.data.media.item import Source
+from longvita.data.media.item import MediaSource
 from longvita.data.tokenizer import LongVITATokenizer
 from longvita.inference.decode import decode
 from longvita.inference.detokenizer import StreamingDetokenizer
@@ -62,7 +62,7 @@ class Engine:
         self.documents.clear()
 
     def encode(
-        self, messages: Sequence[Any], images: Sequence[Source] = (), videos: Sequence[str | os.PathLike] = ()
+        self, messages: Sequence[Any], images: Sequence[MediaSource] = (), videos: Sequence[str | os.PathLike] = ()
     ) -> Prompt:
         """The prompt of {"role", "content"} messages; see PromptEncoder.encode for what it raises."""
         return self.encoder.encode(messages, images, videos)
@@ -77,7 +77,7 @@ class Engine:
     def generate(
         self,
         messages: Sequence[Any],
-        images: Sequence[Source] = (),
+        images: Sequence[MediaSource] = (),
         videos: Sequence[str | os.PathLike] = (),
         sampling: Sampling | None = None,
     ) -> Iterator[str]:

@@ -15,7 +15,7 @@ from longvita.config.schema import Config
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import media_settings
 from longvita.data.errors import SampleError
-from longvita.data.media.item import MediaItem, MediaSettings, Source, decode_tiles
+from longvita.data.media.item import MediaItem, MediaSettings, MediaSource, decode_tiles
 from longvita.data.media.video import VideoFacts, chosen_frames
 from longvita.data.tokenizer import LongVITATokenizer
 from longvita.errors import UserError
@@ -75,7 +75,7 @@ class PromptEncoder:
     def encode(
         self,
         messages: Sequence[Any],
-        images: Sequence[Source] = (),
+        images: Sequence[MediaSource] = (),
         videos: Sequence[str | os.PathLike] = (),
         max_num_frames: int | None = None,
     ) -> Prompt:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from longvita import platforms
-from longvita.config.loader import Check, Loaded, load_with_sources
+from longvita.config.loader import Check, Loaded, load_with_origins
 from longvita.config.schema import Config
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Load a config of any purpose. Raises ConfigError with every problem found."""
-    return load_config_with_sources(path, overrides).config
+    return load_config_with_origins(path, overrides).config
 
 
-def load_config_with_sources(path: str | Path, overrides: list[str] | None = None, training: bool = False) -> Loaded:
+def load_config_with_origins(path: str | Path, overrides: list[str] | None = None, training: bool = False) -> Loaded:
     """Load a config with the file and line of each value.
 
     training: also report what a training run cannot do without (data, tokenizer, their files). Raises ConfigError with
@@ -25,4 +25,4 @@ def load_config_with_sources(path: str | Path, overrides: list[str] | None = Non
         from longvita.data.mix.missing_files import find_training_problems
 
         checks.append(find_training_problems)
-    return load_with_sources(path, overrides, checks)
+    return load_with_origins(path, overrides, checks)

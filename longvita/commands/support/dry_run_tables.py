@@ -47,7 +47,7 @@ def as_json(rehearsal: Rehearsal, comparisons: Sequence[Comparison] = ()) -> dic
         "problems": [
             {
                 "field": problem.field,
-                "source": str(problem.source),
+                "source": str(problem.origin),
                 "message": problem.message,
                 "fix": problem.fix,
             }

@@ -22,10 +22,10 @@ from longvita.data.packing.packer import SequenceStream
 
 FILE_NAME = "sample_accounting.json"
 """Name of the file below a run's output folder."""
-PLANNED, REPEATED, DELIVERED, STOOD_IN = "planned", "repeated", "delivered", "stood_in"
+PLANNED, REPEATED, DELIVERED, SUBSTITUTED = "planned", "repeated", "delivered", "substituted"
 """A sample that the plan took; one of those that it took before (a ratio above 1, a later epoch); one that a batch
 held; one of a sequence that stood in for another, of which nothing could be read, before its own turn."""
-OUTCOMES = (PLANNED, DELIVERED, REPEATED, STOOD_IN)
+OUTCOMES = (PLANNED, DELIVERED, REPEATED, SUBSTITUTED)
 
 OutcomeCounts = Counter[tuple[str, str]]
 """Numbers of samples by source, and by one of OUTCOMES or a reason word for those set aside."""

@@ -10,7 +10,7 @@ import torch
 
 from longvita.data.batch import LocalBatch
 from longvita.data.chat_template import IGNORED_LABEL, EncodedSample
-from longvita.data.loading.tile_memory import Arena
+from longvita.data.loading.tile_memory import TilePool
 from longvita.data.media.image import normalise
 
 PADDING_PIECE = 4096
@@ -40,11 +40,11 @@ def assemble(
     padding_id: int,
     isolate: bool,
     image_size: int,
-    arena: Arena | None = None,
+    pool: TilePool | None = None,
 ) -> LocalBatch:
     """Joins documents, in order, into one batch of `length` tokens, padded at the end.
 
-    isolate: whether each document is a context of its own; if not, the documents of a sequence share one. arena: where
+    isolate: whether each document is a context of its own; if not, the documents of a sequence share one. pool: where
     the memory for the tiles comes from, and where it goes when the batch is gone; it may be new when absent. The last
     position of a document never carries loss: nothing comes after it. Raises ValueError if they are longer than
     `length`.
@@ -77,7 +77,7 @@ def assemble(
         tile_owners=torch.from_numpy(
             np.concatenate([np.zeros(0, np.int64), *(document.tile_owners for document in documents)])
         ),
-        tiles=torch.from_numpy(_tiles(documents, image_size, arena or Arena())),
+        tiles=torch.from_numpy(_tiles(documents, image_size, pool or TilePool())),
         document_sources=sources,
         padding_tokens=length - used,
     )
@@ -106,10 +106,10 @@ def _positions(bounds: Sequence[int]) -> np.ndarray:
     return np.arange(bounds[-1], dtype=np.int64) - np.repeat(np.asarray(bounds[:-1], np.int64), lengths)
 
 
-def _tiles(documents: Sequence[PlacedDocument], image_size: int, arena: Arena) -> np.ndarray:
+def _tiles(documents: Sequence[PlacedDocument], image_size: int, pool: TilePool) -> np.ndarray:
     """float32 [n_local, 3, S, S]: this rank's tiles, filled document by document to spare a second copy."""
     count = sum(len(document.pixels) for document in documents)
-    tiles = arena.array((count, 3, image_size, image_size), np.float32)
+    tiles = pool.array((count, 3, image_size, image_size), np.float32)
     slot = 0
     for document in documents:
         end = slot + len(document.pixels)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvita.data.audit.sample_accounting import DELIVERED, STOOD_IN, OutcomeCounts
+from longvita.data.audit.sample_accounting import DELIVERED, SUBSTITUTED, OutcomeCounts
 from longvita.data.document import DocumentRequest
-from longvita.data.loading.replica_agreement import Findings
+from longvita.data.loading.broken_documents import Findings
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ def count_outcomes(tries: Sequence[tuple[MicroBatch, Findings]]) -> OutcomeCount
     counts: OutcomeCounts = sum(lost.values(), Counter())
     for document, (request, position) in enumerate(zip(micro_batch.requests, micro_batch.sequences)):
         if document not in findings:
-            counts[request.source, DELIVERED if position in own else STOOD_IN] += 1
+            counts[request.source, DELIVERED if position in own else SUBSTITUTED] += 1
     return counts

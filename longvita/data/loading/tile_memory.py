@@ -23,7 +23,7 @@ KEPT_BLOCKS = 2
 """Free blocks that are kept: one comes back before the next is asked for."""
 
 
-class Block:
+class MemoryBlock:
     """Memory of this process alone."""
 
     def __init__(self, size: int):
@@ -32,7 +32,7 @@ class Block:
         self.mapping = mmap.mmap(-1, size)
 
 
-class SharedBlock(Block):
+class SharedBlock(MemoryBlock):
     """Memory that another process can be given access to."""
 
     def __init__(self, size: int, descriptor: int | None = None):
@@ -59,14 +59,14 @@ class SharedBlock(Block):
         return cls(size, reduction.recv_handle(connection))
 
 
-class Arena:
+class TilePool:
     """Gives memory to arrays, and takes it back from those that are gone."""
 
-    def __init__(self, kind: type[Block] = Block):
+    def __init__(self, kind: type[MemoryBlock] = MemoryBlock):
         self._kind = kind
-        self._free: collections.deque[Block] = collections.deque(maxlen=KEPT_BLOCKS)
+        self._free: collections.deque[MemoryBlock] = collections.deque(maxlen=KEPT_BLOCKS)
 
-    def take(self, size: int) -> Block:
+    def take(self, size: int) -> MemoryBlock:
         """A block of at least `size` bytes, above 0; smaller ones that are free are given up."""
         while self._free:
             block = self._free.popleft()
@@ -74,7 +74,7 @@ class Arena:
                 return block
         return self._kind(size)
 
-    def array(self, shape: tuple[int, ...], dtype: type[np.generic], block: Block | None = None) -> np.ndarray:
+    def array(self, shape: tuple[int, ...], dtype: type[np.generic], block: MemoryBlock | None = None) -> np.ndarray:
         """An array of any content, upon `block` if given; the block comes back when no view of the array is left."""
         if math.prod(shape) == 0:
             return np.zeros(shape, dtype)

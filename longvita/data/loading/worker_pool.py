@@ -27,7 +27,7 @@ import numpy as np
 from longvita.data.chat_template import ChatTemplate, EncodedSample
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import SampleError
-from longvita.data.loading.tile_memory import Arena, SharedBlock
+from longvita.data.loading.tile_memory import SharedBlock, TilePool
 from longvita.data.loading.worker import WorkerSetup, WorkItem
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ class InlineReader:
 class _Task:
     """Documents that are asked for together, and the memory for their tiles."""
 
-    def __init__(self, requests: Sequence[DocumentRequest], image_size: int, arena: Arena):
+    def __init__(self, requests: Sequence[DocumentRequest], image_size: int, pool: TilePool):
         firsts = np.cumsum([0, *(len(request.wanted) for request in requests)]).tolist()
         self.work = [WorkItem(number, request, first) for number, (request, first) in enumerate(zip(requests, firsts))]
         shape = (firsts[-1], image_size, image_size, 3)
-        block = arena.take(math.prod(shape)) if firsts[-1] else None
-        self.tiles = arena.array(shape, np.uint8, block)
+        block = pool.take(math.prod(shape)) if firsts[-1] else None
+        self.tiles = pool.array(shape, np.uint8, block)
         self.block = block if isinstance(block, SharedBlock) else None
         self.results: dict[int, Result] = {}
         self.tried: set[int] = set()
@@ -132,7 +132,7 @@ class WorkerPool:
     def __init__(self, setup: WorkerSetup, num_workers: int):
         self._setup = setup
         self._silence = setup.settings.stall_seconds + GRACE_SECONDS
-        self._arena = Arena(SharedBlock)
+        self._pool = TilePool(SharedBlock)
         self._changed = threading.Condition()
         self._tasks: dict[int, _Task] = {}
         self._waiting: collections.deque[tuple[int, list[WorkItem]]] = collections.deque()
@@ -147,7 +147,7 @@ class WorkerPool:
     def submit(self, task: int, requests: Sequence[DocumentRequest]) -> None:
         """Announces a task; it is begun as soon as a worker is free."""
         with self._changed:
-            entry = self._tasks[task] = _Task(requests, self._setup.settings.image_size, self._arena)
+            entry = self._tasks[task] = _Task(requests, self._setup.settings.image_size, self._pool)
             if requests:
                 self._waiting.append((task, entry.work))
         self._wake_out.send(None)

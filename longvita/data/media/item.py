@@ -26,9 +26,9 @@ from longvita.data.media.image import (
 from longvita.data.media.source import Stored
 from longvita.data.media.video import STALL_SECONDS, VideoFacts, chosen_frames, count_frames, probe_video, read_frames
 
-Source = str | os.PathLike | Image.Image
+MediaSource = str | os.PathLike | Image.Image
 """A picture of a prompt: its path, or the picture itself."""
-PictureSource = Source | Stored
+PictureSource = MediaSource | Stored
 DECODED_AT_ONCE = 64
 """Tiles that are decoded and dropped together where they are only looked at: what bounds memory."""
 

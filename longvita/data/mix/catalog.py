@@ -27,7 +27,7 @@ from longvita.data.mix.measure import Measured, measure
 from longvita.data.mix.missing_files import Missing, describe_missing, files_of_mix, holds_nothing, missing_files
 from longvita.data.mix.mixture import shuffle, take
 from longvita.data.mix.paths import data_file, format_of
-from longvita.data.packing.packer import EpochPlan, Plan
+from longvita.data.packing.packer import EpochPlan, PackingPlan
 from longvita.data.packing.plan_cache import cached_plan, plan_name
 from longvita.data.tokenizer import load_tokenizer
 
@@ -145,7 +145,7 @@ def build_catalog(
     return Catalog(files, media_settings(config), missing_files(config, sources))
 
 
-def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> Plan:
+def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> PackingPlan:
     """The sequences of one epoch of a catalog, from the folder of the indexes where they have been packed before."""
     length, taken = config.data.sequence_length, catalog.taken
 

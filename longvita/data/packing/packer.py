@@ -25,7 +25,7 @@ LONG_SHARE = 1 / 8
 """Share of a sequence above which a document counts as long."""
 
 
-class Plan(Protocol):
+class PackingPlan(Protocol):
     """The sequences of one epoch."""
 
     @property
@@ -74,7 +74,7 @@ class EpochPlan:
         return self._sequences[number]
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """See Plan."""
+        """See PackingPlan."""
         bounds = np.zeros(self.num_sequences + 1, np.int64)
         np.cumsum([len(samples) for samples in self._sequences], out=bounds[1:])
         return np.concatenate([np.zeros(0, np.int64), *self._sequences]), bounds
@@ -144,11 +144,11 @@ def best_fit(lengths: list[int], room: int) -> list[np.ndarray]:
 class SequenceStream:
     """The endless stream of training sequences: epoch after epoch, each a plan of its own."""
 
-    def __init__(self, plan_epoch: Callable[[int], Plan]):
+    def __init__(self, plan_epoch: Callable[[int], PackingPlan]):
         """`plan_epoch(epoch)` gives an epoch's plan; it must hold at least one sequence."""
         self._plan_epoch = plan_epoch
         self._starts = [0]
-        self._plans: dict[int, Plan] = {}
+        self._plans: dict[int, PackingPlan] = {}
 
     def sequence(self, number: int) -> np.ndarray:
         """[k] int64: the samples of sequence `number` of the stream, counted from the start of training."""
@@ -167,7 +167,7 @@ class SequenceStream:
         self.sequence(number)
         return bisect.bisect_right(self._starts, number) - 1
 
-    def _plan(self, epoch: int) -> Plan:
+    def _plan(self, epoch: int) -> PackingPlan:
         if epoch not in self._plans:
             self._plans = {epoch: self._plan_epoch(epoch)}
         return self._plans[epoch]

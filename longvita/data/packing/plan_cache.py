@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longvita.data.packing.packer import PACKER_VERSION, EpochPlan, Plan
+from longvita.data.packing.packer import PACKER_VERSION, EpochPlan, PackingPlan
 
 PAUSE_SECONDS = 0.005
 """Between two windows of the thread: the process that it is in has other work."""
@@ -53,7 +53,7 @@ class StoredPlan:
         return np.asarray(self._samples[self._starts[number] : self._starts[number + 1]])
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """See Plan; mapped."""
+        """See PackingPlan; mapped."""
         return self._samples, self._starts
 
 
@@ -66,7 +66,7 @@ def plan_name(taken: np.ndarray, lengths: np.ndarray, sequence_length: int, seed
     return f"plan-{digest.hexdigest()}"
 
 
-def cached_plan(folder: Path, name: str, num_samples: int, make: Callable[[], EpochPlan]) -> Plan:
+def cached_plan(folder: Path, name: str, num_samples: int, make: Callable[[], EpochPlan]) -> PackingPlan:
     """The plan of this name from the folder; else the one that `make` gives, which goes there in the meantime."""
     path = folder / name
     with contextlib.suppress(OSError):  # It is not there, or another process has just taken it away.

@@ -13,7 +13,7 @@ from longvita.data.audit.quarantine import count_reasons
 from longvita.data.errors import DataError
 from longvita.data.mix.catalog import Catalog, CatalogFile
 from longvita.data.packing.balance import WorkModel, divide
-from longvita.data.packing.packer import WINDOW_SEQUENCES, Plan
+from longvita.data.packing.packer import WINDOW_SEQUENCES, PackingPlan
 
 FILL_STEPS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 """Bounds of the classes of fill."""
@@ -95,7 +95,7 @@ class PackingFigures:
     """[k] tokens each: the documents of the first sequences."""
 
 
-def packing_figures(catalog: Catalog, plan: Plan, sequence_length: int) -> PackingFigures:
+def packing_figures(catalog: Catalog, plan: PackingPlan, sequence_length: int) -> PackingFigures:
     """Of an epoch's plan."""
     samples, bounds = plan.flat()
     lengths = catalog.lengths[samples]
@@ -113,7 +113,7 @@ def packing_figures(catalog: Catalog, plan: Plan, sequence_length: int) -> Packi
     )
 
 
-def pack(plan: Plan, show: Callable[[int], None]) -> None:
+def pack(plan: PackingPlan, show: Callable[[int], None]) -> None:
     """Has all windows of a plan packed, and shows how many sequences are."""
     number = 0
     while plan.sequence(number) is not None:
@@ -138,12 +138,14 @@ class Imbalance:
     """How many steps are how uneven."""
 
 
-def steps_of(plan: Plan, config: Config) -> int:
+def steps_of(plan: PackingPlan, config: Config) -> int:
     """How many steps `imbalance` looks at."""
     return min(max(plan.num_sequences // config.training.global_batch_size, 1), MOST_STEPS)
 
 
-def imbalance(catalog: Catalog, plan: Plan, config: Config, replicas: int, show: Callable[[int], None]) -> Imbalance:
+def imbalance(
+    catalog: Catalog, plan: PackingPlan, config: Config, replicas: int, show: Callable[[int], None]
+) -> Imbalance:
     """Of steps of the first epoch, divided as training does; `show` is called with the steps done.
 
     Raises DataError if a step cannot be divided among so many replicas.
@@ -167,7 +169,7 @@ def imbalance(catalog: Catalog, plan: Plan, config: Config, replicas: int, show:
     return Imbalance(replicas, len(work), mean, float(found[:, 0].max()), in_order, list(zip(names, counts)))
 
 
-def _work_of_steps(catalog: Catalog, plan: Plan, config: Config) -> np.ndarray:
+def _work_of_steps(catalog: Catalog, plan: PackingPlan, config: Config) -> np.ndarray:
     """[steps, global_batch_size] float64: work of each sequence. An epoch below one step is gone through again."""
     samples, bounds = plan.flat()
     size, count = config.training.global_batch_size, steps_of(plan, config)

@@ -13,7 +13,7 @@ from longvita.data.mix.catalog import Catalog, build_catalog, files_of, make_tem
 from longvita.data.mix.missing_files import Missing
 from longvita.data.mix.paths import data_file
 from longvita.data.mix.progress import counting, indexing
-from longvita.data.packing.packer import Plan
+from longvita.data.packing.packer import PackingPlan
 from longvita.data.report.examples import Example, choose, read_examples
 from longvita.data.report.figures import (
     Imbalance,
@@ -83,7 +83,7 @@ def gather(title: str, sources: dict[str, DatasetConfig], config: Config, option
     )
 
 
-def _imbalance(catalog: Catalog, plan: Plan, config: Config, replicas: int | None) -> Imbalance:
+def _imbalance(catalog: Catalog, plan: PackingPlan, config: Config, replicas: int | None) -> Imbalance:
     with counting("dividing steps", steps_of(plan, config)) as show:
         replicas = replicas or math.gcd(config.training.global_batch_size, USUAL_REPLICAS)
         return imbalance(catalog, plan, config, replicas, show)

@@ -7,7 +7,7 @@ import itertools
 import tarfile
 from collections.abc import Iterator, Sequence
 
-from longvita.config.errors import Problem, Source
+from longvita.config.errors import Problem, ValueOrigin
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import media_settings, probe_sample
@@ -57,7 +57,7 @@ def _template(config: Config) -> tuple[ChatTemplate | None, list[Problem]]:
     except TokenizerError as error:
         return None, [Problem(str(error), "data.tokenizer", config.data.tokenizer)]
     except DataError as error:
-        vocabulary = "model.language.vocab_size", config.model.language.vocab_size, Source()
+        vocabulary = "model.language.vocab_size", config.model.language.vocab_size, ValueOrigin()
         return None, [Problem(str(error), "data.tokenizer", config.data.tokenizer, related=(vocabulary,))]
 
 

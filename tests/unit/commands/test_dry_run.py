@@ -13,7 +13,7 @@ from rich.console import Console
 
 from longvita.commands.plan import planned_figures
 from longvita.commands.support import dry_run_tables
-from longvita.config import ConfigError, load_with_sources
+from longvita.config import ConfigError, load_with_origins
 from longvita.planning.dry_run.compare import compare, counted_figures
 from longvita.planning.dry_run.run import Failure, Rehearsal, _merged, chosen_ranks, field_named_in, rehearse
 from longvita.planning.hardware import HARDWARE
@@ -172,7 +172,7 @@ def test_inputs_that_are_put_away_do_not_stay(tmp_path: Path) -> None:
 
 
 def test_the_default_is_what_train_would_start(tmp_path: Path) -> None:
-    loaded = load_with_sources(write_run(tmp_path))
+    loaded = load_with_origins(write_run(tmp_path))
     assert rehearse(loaded.config, 2, [1]).ranks[0].places["dp"] == 1
 
 

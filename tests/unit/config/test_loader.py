@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from longvita.config import Config, ConfigError, dump, load, load_with_sources, to_yaml
+from longvita.config import Config, ConfigError, dump, load, load_with_origins, to_yaml
 from longvita.config.loader import split_name
 from longvita.data.mix.missing_files import find_training_problems
 
@@ -119,11 +119,11 @@ def test_a_mix_of_the_published_form(write_yaml):
 def test_sources(write_yaml):
     model = write_yaml("model:\n  language:\n    num_layers: 4\n", "model.yaml")
     path = write_yaml("include: model.yaml\noptimizer:\n  lr: 1e-3\n  min_lr: 1e-4\n")
-    loaded = load_with_sources(path, ["optimizer.min_lr=1e-5"])
-    assert str(loaded.source("model.language.num_layers")) == f"{model}:3"
-    assert str(loaded.source("optimizer.lr")) == f"{path}:3"
-    assert str(loaded.source("optimizer.min_lr")) == "override"
-    assert str(loaded.source("optimizer.clip_grad")) == "default"
+    loaded = load_with_origins(path, ["optimizer.min_lr=1e-5"])
+    assert str(loaded.origin("model.language.num_layers")) == f"{model}:3"
+    assert str(loaded.origin("optimizer.lr")) == f"{path}:3"
+    assert str(loaded.origin("optimizer.min_lr")) == "override"
+    assert str(loaded.origin("optimizer.clip_grad")) == "default"
 
 
 def test_dump_and_yaml_come_back(write_yaml, repository):

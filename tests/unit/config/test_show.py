@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from longvita import cli
-from longvita.config import dump, load, load_with_sources
+from longvita.config import dump, load, load_with_origins
 from longvita.config.show import lines
 
 runner = CliRunner()
@@ -23,7 +23,7 @@ def text(loaded, docs=False) -> str:
 @pytest.mark.parametrize("docs", [False, True])
 @pytest.mark.parametrize("name", ["train/stage2_general_72b_ascend.yaml", "inference/long_vita_14b_1m.yaml"])
 def test_the_listing_is_the_config(repository, name, docs, write_yaml):
-    loaded = load_with_sources(repository / "configs" / name, ['name="a: b # c"', "checkpoint.initial=null"])
+    loaded = load_with_origins(repository / "configs" / name, ['name="a: b # c"', "checkpoint.initial=null"])
     listing = text(loaded, docs)
     assert load(write_yaml(listing)) == loaded.config
     assert yaml.safe_load(listing)["name"] == "a: b # c"
@@ -32,7 +32,7 @@ def test_the_listing_is_the_config(repository, name, docs, write_yaml):
 def test_each_value_has_its_source(write_yaml):
     model = write_yaml("model:\n  name: small\n", "model.yaml")
     path = write_yaml("include: model.yaml\noptimizer:\n  lr: 1e-3\n")
-    by_name = {line.text.strip(): line.comment for line in lines(load_with_sources(path, ["seed=7"]))}
+    by_name = {line.text.strip(): line.comment for line in lines(load_with_origins(path, ["seed=7"]))}
     assert by_name["name: small"] == f"{model}:2"
     assert by_name["lr: 0.001"] == f"{path}:3"
     assert by_name["seed: 7"] == "override"
@@ -40,7 +40,7 @@ def test_each_value_has_its_source(write_yaml):
 
 
 def test_docs_tell_meaning_unit_and_type(write_yaml):
-    listing = text(load_with_sources(write_yaml("")), docs=True)
+    listing = text(load_with_origins(write_yaml("")), docs=True)
     assert "# Length of a packed sequence, tokens. (int)" in listing
     assert "# Compute precision; bf16 keeps fp32 main parameters and gradients. (one of bf16, fp32)" in listing
 

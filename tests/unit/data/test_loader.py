@@ -18,7 +18,7 @@ from longvita.data.audit.quarantine import FILE_NAME, read_quarantine
 from longvita.data.batch import IGNORED_LABEL
 from longvita.data.errors import DataError
 from longvita.data.loader import LoaderRanks, build_loader
-from longvita.data.loading import replica_agreement
+from longvita.data.loading import broken_documents
 from longvita.data.mix.catalog import make_template
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
@@ -199,7 +199,7 @@ def on_ranks(config, ranks, count):
 @pytest.fixture
 def short_timeout(monkeypatch):
     """A rank that fails leaves the others waiting for seconds only."""
-    monkeypatch.setattr(replica_agreement, "TIMEOUT_SECONDS", 30.0)
+    monkeypatch.setattr(broken_documents, "TIMEOUT_SECONDS", 30.0)
 
 
 @pytest.mark.usefixtures("short_timeout")

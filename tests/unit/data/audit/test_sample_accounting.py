@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch.distributed as dist
 
-from longvita.data.audit.sample_accounting import DELIVERED, PLANNED, REPEATED, STOOD_IN, SampleAccounting
+from longvita.data.audit.sample_accounting import DELIVERED, PLANNED, REPEATED, SUBSTITUTED, SampleAccounting
 from longvita.data.errors import Reason, SampleError
 from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.loading.micro_batch import MicroBatch, count_outcomes
@@ -177,7 +177,7 @@ class TestStandingIn:
             ("a", "broken_video"): 2,
             ("b", PLANNED): 6,
             ("b", DELIVERED): 6,
-            ("b", STOOD_IN): 2,
+            ("b", SUBSTITUTED): 2,
         }
         assert sum(source == "b" for batch in batches for source in batch.document_sources) == 8
 
@@ -191,5 +191,5 @@ class TestStandingIn:
         second = MicroBatch(1, [5, 5], [request, request], [0, 1], [])
         assert count_outcomes([(first, {0: error}), (second, {1: error})]) == {
             ("a", "broken_video"): 2,
-            ("a", STOOD_IN): 1,
+            ("a", SUBSTITUTED): 1,
         }

@@ -13,7 +13,7 @@ from longvita.checkpoint import manifest
 from longvita.checkpoint.hf.safetensors_folder import FolderReader, ShardedWriter
 from longvita.checkpoint.hf.tensor_inventory import hf_tensors
 from longvita.checkpoint.hf.tensor_names import LONG_VITA
-from longvita.config import dump, load_with_sources
+from longvita.config import dump, load_with_origins
 from longvita.config.errors import Problem
 from longvita.config.loader import placed
 from longvita.planning.dry_run import checkpoints, inputs
@@ -24,7 +24,7 @@ from tests.tiny_folder import write_tiny_model
 
 def problems_of(path: Path, *overrides: str) -> list[Problem]:
     """With their places in the config."""
-    loaded = load_with_sources(path, list(overrides))
+    loaded = load_with_origins(path, list(overrides))
     return [placed(problem, loaded) for problem in inputs.find_problems(loaded.config)]
 
 
@@ -56,13 +56,13 @@ def test_a_data_file_of_another_format(run: Path, text: str, says: str) -> None:
     (problem,) = problems_of(run)
     assert problem.field == "data.dataset.words.data_paths"
     assert says in problem.message
-    assert (problem.source.file, problem.source.line) == (run, line_of(run, "words.jsonl") - 1)
+    assert (problem.origin.file, problem.origin.line) == (run, line_of(run, "words.jsonl") - 1)
 
 
 def test_samples_that_all_are_too_long(run: Path) -> None:
     (problem,) = problems_of(run, "data.sequence_length=8", "data.max_num_frames=1")
     assert problem.field == "data.sequence_length" and "none of the first samples of the mix fits" in problem.message
-    assert str(problem.source) == "override"
+    assert str(problem.origin) == "override"
 
 
 def test_a_mix_of_nothing(run: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_tokenizer_folder_without_a_tokenizer(run: Path) -> None:
     (run.parent / "tokenizer" / "tokenizer.json").write_text("{}")
     (problem,) = problems_of(run)
     assert problem.field == "data.tokenizer"
-    assert problem.source.line == line_of(run, "tokenizer:")
+    assert problem.origin.line == line_of(run, "tokenizer:")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def initial(run: Path, tiny, folder: Path, *overrides: str, shapes=None) -> tupl
     """What is said of weights to start from, at the sizes of the tiny model."""
     config = json.loads((tiny.checkpoint / "config.json").read_text())["model"]["language"]
     sizes = [f"model.language.{name}={config[name]}" for name in ("vocab_size", "max_position_embeddings")]
-    loaded = load_with_sources(run, [*sizes, f"checkpoint.initial={folder}", *overrides])
+    loaded = load_with_origins(run, [*sizes, f"checkpoint.initial={folder}", *overrides])
     return checkpoints.look(loaded.config, shapes or {})
 
 
@@ -138,7 +138,7 @@ def test_a_folder_with_more_layers(run: Path, tiny) -> None:
 
 
 def test_every_wrong_tensor_is_counted(run: Path, tiny, tmp_path: Path) -> None:
-    loaded = load_with_sources(run)
+    loaded = load_with_origins(run)
     folder = tmp_path / "other"
     shutil.copytree(tiny.folder, folder)
     reader = FolderReader(tiny.folder)
@@ -163,7 +163,7 @@ def test_a_training_checkpoint_that_fits_and_one_that_does_not(run: Path, tiny) 
 
 
 def test_an_output_folder_of_another_run(run: Path, tiny) -> None:
-    loaded = load_with_sources(run, ["seed=8"])
+    loaded = load_with_origins(run, ["seed=8"])
     folder = run.parent / "run" / "checkpoints" / "step_00000001"
     shutil.copytree(tiny.checkpoint, folder)
     (problem,), notes = checkpoints.look(loaded.config, {})
@@ -177,7 +177,7 @@ def test_an_output_folder_of_another_run(run: Path, tiny) -> None:
     told = {problem.field: placed(problem, loaded) for problem in checkpoints.look(loaded.config, {})[0]}
     assert told.keys() == {"seed", "data.dataset"}
     assert str(told["seed"]).startswith(f"override: seed = 8: is 7 in the checkpoint {folder}")
-    assert told["data.dataset"].source.file == run and "checkpoint.initial=" in told["seed"].fix
+    assert told["data.dataset"].origin.file == run and "checkpoint.initial=" in told["seed"].fix
 
 
 def test_a_training_checkpoint_that_was_cut(run: Path, tiny, tmp_path: Path) -> None:

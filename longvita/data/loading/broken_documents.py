@@ -48,14 +48,14 @@ class Store(Protocol):
         """Removes a key."""
 
 
-class Agreement(Protocol):
+class ReplicaFindings(Protocol):
     """How the ranks of a replica agree."""
 
     def agree(self, micro_batch: int, own: Findings, deciders: Sequence[int]) -> Findings:
         """The findings of all `deciders` (vision ranks) on one micro batch, this rank's `own` among them."""
 
 
-class SoloAgreement:
+class LocalFindings:
     """For a replica of one process."""
 
     def agree(self, micro_batch: int, own: Findings, deciders: Sequence[int]) -> Findings:
@@ -63,7 +63,7 @@ class SoloAgreement:
         return own
 
 
-class StoreAgreement:
+class SharedFindings:
     """Through a store that all ranks of the replica share."""
 
     def __init__(self, store: Store, name: str, process: str, vision_rank: int | None, history: int):
@@ -79,7 +79,7 @@ class StoreAgreement:
         self._written: collections.deque[int] = collections.deque()
 
     def agree(self, micro_batch: int, own: Findings, deciders: Sequence[int]) -> Findings:
-        """See Agreement. Raises TimeoutError, naming the rank that is waited for."""
+        """See ReplicaFindings. Raises TimeoutError, naming the rank that is waited for."""
         if self._vision_rank is not None and self._vision_rank in deciders:
             self._store.set(self._key(micro_batch, self._vision_rank), _write(own))
             self._written.append(micro_batch)

@@ -6,15 +6,15 @@ import pytest
 import torch.distributed as dist
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.loading import replica_agreement as module
-from longvita.data.loading.replica_agreement import SoloAgreement, StoreAgreement
+from longvita.data.loading import broken_documents as module
+from longvita.data.loading.broken_documents import LocalFindings, SharedFindings
 
 BROKEN = SampleError(Reason.BROKEN_VIDEO, "frame 3 is damaged")
 
 
 def ranks(store, decoders=2, later=1, history=100):
-    first = [StoreAgreement(store, "data", f"0/{rank}", rank, history) for rank in range(decoders)]
-    return first + [StoreAgreement(store, "data", f"{stage + 1}/0", None, history) for stage in range(later)]
+    first = [SharedFindings(store, "data", f"0/{rank}", rank, history) for rank in range(decoders)]
+    return first + [SharedFindings(store, "data", f"{stage + 1}/0", None, history) for stage in range(later)]
 
 
 def ask_all(agreements, own, deciders, number=0):
@@ -31,7 +31,7 @@ def readable(findings):
 
 
 def test_one_process_agrees_with_itself():
-    assert SoloAgreement().agree(0, {3: BROKEN}, [0]) == {3: BROKEN}
+    assert LocalFindings().agree(0, {3: BROKEN}, [0]) == {3: BROKEN}
 
 
 def test_all_ranks_and_later_stages_hear_of_all_findings():
@@ -62,7 +62,7 @@ def test_a_loader_does_not_read_what_an_earlier_one_wrote():
 
 def test_old_findings_are_removed():
     store = dist.HashStore()
-    agreement = StoreAgreement(store, "data", "0/0", 0, history=4)
+    agreement = SharedFindings(store, "data", "0/0", 0, history=4)
     sizes = []
     for number in range(20):
         agreement.agree(number, {}, [0] if number % 3 else [])
