@@ -20,7 +20,6 @@ import numpy as np
 import torch.distributed as dist
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.audit.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, count_reasons
 from longvita.data.audit.sample_accounting import OutcomeCounts, PlannedSamples
 from longvita.data.batch import LocalBatch
 from longvita.data.chat_template import ChatTemplate
@@ -32,11 +31,12 @@ from longvita.data.loading.micro_batch import MicroBatch, count_outcomes, owners
 from longvita.data.loading.tile_memory import TilePool
 from longvita.data.loading.worker import WorkerSetup
 from longvita.data.loading.worker_pool import InlineReader, WorkerPool
-from longvita.data.mix.catalog import Catalog, build_catalog, make_template, plan_epoch
+from longvita.data.mix.catalog import Catalog, build_catalog, make_template
 from longvita.data.mix.missing_files import count_missing, describe_missing
 from longvita.data.packing.balance import StepDivision, WorkModel
 from longvita.data.packing.packer import SequenceStream
-from longvita.data.packing.plan_cache import plan_name
+from longvita.data.packing.plan_cache import plan_epoch, plan_name
+from longvita.data.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, count_reasons
 
 VALIDATION = "validation/"
 """Start of the split names of held-out sources."""

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from rich.table import Table
 
 from longvita.config.schema import Config
-from longvita.data.audit.quarantine import FILE_NAME as QUARANTINE_FILE
-from longvita.data.audit.quarantine import count_reasons, read_quarantine, reasons_text
 from longvita.data.audit.sample_accounting import FILE_NAME as ACCOUNTING_FILE
 from longvita.data.audit.sample_accounting import OutcomeCounts, SampleAccounting
+from longvita.data.quarantine import FILE_NAME as QUARANTINE_FILE
+from longvita.data.quarantine import count_reasons, read_quarantine, reasons_text
 from longvita.files import write_atomically
 from longvita.training.metrics import read_metrics
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from longvita import platforms
-from longvita.data.audit.quarantine import FILE_NAME, read_quarantine
 from longvita.data.loader import build_loader
+from longvita.data.quarantine import FILE_NAME, read_quarantine
 from longvita.parallel import groups as parallel_groups
 from tests.distributed.helpers import run_distributed
 from tests.unit.data.material import conversation, data_config, write_jsonl, write_media, write_tokenizer

@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 
 LAYERS = (
     ("errors",),
-    ("files", "pages", "processes", "megatron_patches"),
+    ("files", "pages", "process_limits", "processes", "megatron_patches"),
     ("config",),
     ("parallel",),
     ("data",),

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvita.commands.support.config_file import load_config
-from longvita.data.audit.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, count_reasons
 from longvita.data.errors import DataError, SampleError
 from longvita.data.formats import read_samples
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
@@ -18,6 +17,7 @@ from longvita.data.formats.writers import JsonlWriter, WebDatasetWriter, Writer
 from longvita.data.mix.catalog import files_of
 from longvita.data.mix.missing_files import describe_missing, missing_files
 from longvita.data.mix.paths import data_file, files_of_entry
+from longvita.data.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, count_reasons
 from longvita.data.storage import remote
 
 TARGETS = ("jsonl", "webdataset")

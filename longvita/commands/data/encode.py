@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvita.data.audit.quarantine import QuarantinedSample, count_reasons
 from longvita.data.chat_template import IGNORED_LABEL, ChatTemplate, EncodedSample, mark_order
 from longvita.data.document import probe_sample
 from longvita.data.errors import SampleError
@@ -18,6 +17,7 @@ from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.media.item import DECODED_AT_ONCE, MediaSettings, decode_tiles, order_media
 from longvita.data.media.source import resolve
 from longvita.data.mix.paths import files_of_entry
+from longvita.data.quarantine import QuarantinedSample, count_reasons
 from longvita.data.sample import Sample
 from longvita.data.tokenizer import load_tokenizer
 

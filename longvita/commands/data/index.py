@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.audit.quarantine import FILE_NAME, QuarantineFile, count_reasons, reasons_text
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import media_settings
 from longvita.data.index.columns import KIND_BITS, PICTURE
@@ -26,6 +25,7 @@ from longvita.data.mix.measure import of_media
 from longvita.data.mix.missing_files import Missing, describe_missing, missing_files
 from longvita.data.mix.paths import data_file
 from longvita.data.mix.progress import indexing
+from longvita.data.quarantine import FILE_NAME, QuarantineFile, count_reasons, reasons_text
 
 FIRSTS_SHOWN = 10
 """Files of which the first sample that is set aside is told."""

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from longvita.config.schema import Config
-from longvita.data.audit.quarantine import QuarantinedSample, count_reasons, read_lines, reasons_text, write_quarantine
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentRequest, media_settings
 from longvita.data.errors import DataError, Reason, SampleError
@@ -30,6 +29,7 @@ from longvita.data.mix.catalog import Catalog, CatalogFile, files_of, index_job,
 from longvita.data.mix.measure import measure
 from longvita.data.mix.paths import data_file
 from longvita.data.mix.progress import counting
+from longvita.data.quarantine import QuarantinedSample, count_reasons, read_lines, reasons_text, write_quarantine
 from longvita.data.sample import Sample, media_names
 
 ALL_MENDED, SOME_LEFT = 0, 1

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from longvita.data.audit.quarantine import reasons_text
 from longvita.data.mix.missing_files import describe_missing
+from longvita.data.quarantine import reasons_text
 from longvita.data.report.figures import Histogram, SourceFigures, imbalance_text
 from longvita.data.report.mix import MixReport
 

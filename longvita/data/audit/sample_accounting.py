@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from longvita.data.audit.quarantine import FILE_NAME as QUARANTINE
-from longvita.data.audit.quarantine import count_reasons
 from longvita.data.mix.catalog import Catalog
 from longvita.data.packing.packer import SequenceStream
+from longvita.data.quarantine import FILE_NAME as QUARANTINE
+from longvita.data.quarantine import count_reasons
 
 FILE_NAME = "sample_accounting.json"
 """Name of the file below a run's output folder."""

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from longvita.data.audit.quarantine import QuarantinedSample
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.errors import SampleError
 from longvita.data.formats import make_format
@@ -23,6 +22,7 @@ from longvita.data.formats.base import Format, Part
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.index.columns import FileIndex, IndexBuilder
 from longvita.data.index.probe import HeaderProbe, ProbeMark
+from longvita.data.quarantine import QuarantinedSample
 from longvita.data.sample import media_names
 
 PART_BYTES = 32 << 20

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvita.data.audit.quarantine import QuarantinedSample
 from longvita.data.formats.base import Place
 from longvita.data.media.item import MediaFacts, PictureFacts
 from longvita.data.media.video import VideoFacts
+from longvita.data.quarantine import QuarantinedSample
 
 ROW = np.dtype(
     [

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from longvita.data.document import probe_sample
 from longvita.data.errors import DataError, MediaError, Reason, SampleError
-from longvita.data.loading.process_limits import ends_process_after
 from longvita.data.media.item import MediaFacts
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 from longvita.data.storage.retries import store_failure, with_retries
+from longvita.process_limits import ends_process_after
 
 ENDS_TO_BLAME = 2
 """Times that a process ended at a sample before it is set aside: the first may have had another cause."""

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from longvita.data.audit.quarantine import QuarantinedSample
 from longvita.data.index.columns import LEAST_MAPPED
+from longvita.data.quarantine import QuarantinedSample
 
 
 class QuarantinedEntries(Sequence[QuarantinedSample]):

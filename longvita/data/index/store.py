@@ -32,8 +32,8 @@ from longvita.data.index.build import PART_BYTES, UNREADABLE, IndexSettings, Pie
 from longvita.data.index.columns import LEAST_MAPPED, FileIndex, join, piece_of
 from longvita.data.index.quarantined import QuarantinedEntries, write_quarantined
 from longvita.data.index.worker_processes import IndexProcesses
-from longvita.data.loading.process_limits import open_more_files
 from longvita.data.storage import remote
+from longvita.process_limits import open_more_files
 
 VERSION = 3
 """Raised when the files' contents change."""

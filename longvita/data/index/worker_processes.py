@@ -17,10 +17,10 @@ from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
 from longvita.data.index.build import IndexSettings, Piece, index_part_once, piece_file
 from longvita.data.index.probe import USUAL_LIMITS, ProbeLimits, blamed, ends_noted
-from longvita.data.loading.process_limits import ends_process_after, limit_memory
 from longvita.data.media.item import MediaFacts
 from longvita.data.sample import Sample
 from longvita.data.tokenizer import LongVITATokenizer
+from longvita.process_limits import ends_process_after, limit_memory
 from longvita.processes import die_with_parent
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ import numpy as np
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentReader, DocumentRequest, media_settings
 from longvita.data.errors import SampleError, tell
-from longvita.data.loading.process_limits import limit_memory
 from longvita.data.loading.tile_memory import SharedBlock
 from longvita.data.media.item import MediaSettings
 from longvita.data.tokenizer import LongVITATokenizer
+from longvita.process_limits import limit_memory
 from longvita.processes import die_with_parent
 
 if TYPE_CHECKING:

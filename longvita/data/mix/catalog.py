@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.audit.quarantine import QuarantinedSample, count_reasons
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentRequest, media_settings
 from longvita.data.errors import DataError
@@ -25,10 +24,9 @@ from longvita.data.index.worker_processes import IndexProcesses
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.measure import Measured, measure
 from longvita.data.mix.missing_files import Missing, describe_missing, files_of_mix, holds_nothing, missing_files
-from longvita.data.mix.mixture import shuffle, take
+from longvita.data.mix.mixture import take
 from longvita.data.mix.paths import data_file, format_of
-from longvita.data.packing.packer import EpochPlan, PackingPlan
-from longvita.data.packing.plan_cache import cached_plan, plan_name
+from longvita.data.quarantine import QuarantinedSample, count_reasons
 from longvita.data.tokenizer import load_tokenizer
 
 
@@ -143,18 +141,6 @@ def build_catalog(
             "looks again, with --anew, at pictures and videos that were not there"
         )
     return Catalog(files, media_settings(config), missing_files(config, sources))
-
-
-def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> PackingPlan:
-    """The sequences of one epoch of a catalog, from the folder of the indexes where they have been packed before."""
-    length, taken = config.data.sequence_length, catalog.taken
-
-    def pack() -> EpochPlan:
-        samples = shuffle(taken, config.seed, epoch)
-        return EpochPlan(samples, catalog.lengths[samples], length, config.seed, epoch)
-
-    name = plan_name(taken, catalog.lengths[taken], length, config.seed, epoch)
-    return cached_plan(index_folder(config), name, len(taken), pack)
 
 
 def index_folder(config: Config) -> Path:

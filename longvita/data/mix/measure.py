@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longvita.data.audit.quarantine import QuarantinedSample
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.errors import Reason
 from longvita.data.index.columns import EXTENT, KIND_BITS, PICTURE, FileIndex
 from longvita.data.media.image import choose_grid
 from longvita.data.media.item import MediaFacts, MediaSettings
 from longvita.data.media.video import count_frames, most_frames_that_fit
+from longvita.data.quarantine import QuarantinedSample
 
 
 @dataclass(frozen=True)

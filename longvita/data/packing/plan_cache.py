@@ -20,6 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from longvita.config.schema import Config
+from longvita.data.mix.catalog import Catalog, index_folder
+from longvita.data.mix.mixture import shuffle
 from longvita.data.packing.packer import PACKER_VERSION, EpochPlan, PackingPlan
 
 PAUSE_SECONDS = 0.005
@@ -55,6 +58,18 @@ class StoredPlan:
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
         """See PackingPlan; mapped."""
         return self._samples, self._starts
+
+
+def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> PackingPlan:
+    """Return the sequences of one epoch of a catalog: stored next to the indexes if packed before, else packed now."""
+    length, taken = config.data.sequence_length, catalog.taken
+
+    def pack() -> EpochPlan:
+        samples = shuffle(taken, config.seed, epoch)
+        return EpochPlan(samples, catalog.lengths[samples], length, config.seed, epoch)
+
+    name = plan_name(taken, catalog.lengths[taken], length, config.seed, epoch)
+    return cached_plan(index_folder(config), name, len(taken), pack)
 
 
 def plan_name(taken: np.ndarray, lengths: np.ndarray, sequence_length: int, seed: int, epoch: int) -> str:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from longvita.config.schema import Config
-from longvita.data.audit.quarantine import count_reasons
 from longvita.data.errors import DataError
 from longvita.data.mix.catalog import Catalog, CatalogFile
 from longvita.data.packing.balance import WorkModel, divide
 from longvita.data.packing.packer import WINDOW_SEQUENCES, PackingPlan
+from longvita.data.quarantine import count_reasons
 
 FILL_STEPS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 """Bounds of the classes of fill."""

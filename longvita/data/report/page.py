@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from longvita.data.audit.quarantine import QuarantinedSample, reasons_text
 from longvita.data.errors import DataError
 from longvita.data.mix.missing_files import describe_missing
+from longvita.data.quarantine import QuarantinedSample, reasons_text
 from longvita.data.report import spans
 from longvita.data.report.examples import Example
 from longvita.data.report.figures import Histogram, Imbalance, SourceFigures, imbalance_text

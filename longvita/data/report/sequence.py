@@ -11,9 +11,10 @@ from longvita.config.sizes import replica_size
 from longvita.data.document import DocumentReader, DocumentRequest
 from longvita.data.errors import DataError
 from longvita.data.loading.micro_batch import owners_of_tiles
-from longvita.data.mix.catalog import build_catalog, make_template, plan_epoch
+from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.packing.balance import StepDivision, WorkModel
 from longvita.data.packing.packer import SequenceStream
+from longvita.data.packing.plan_cache import plan_epoch
 from longvita.data.report.spans import Span, loss_tokens, spans_of
 
 

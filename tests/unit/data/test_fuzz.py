@@ -14,10 +14,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from longvita.data.audit.quarantine import read_quarantine
 from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.loading import worker_pool as pool_module
 from longvita.data.mix.catalog import make_template
+from longvita.data.quarantine import read_quarantine
 from tests.unit.data.material import (
     conversation,
     cut_file,

@@ -14,12 +14,12 @@ import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from longvita.data.audit.quarantine import FILE_NAME, read_quarantine
 from longvita.data.batch import IGNORED_LABEL
 from longvita.data.errors import DataError
 from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.loading import broken_documents
 from longvita.data.mix.catalog import make_template
+from longvita.data.quarantine import FILE_NAME, read_quarantine
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
 LIMITS = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

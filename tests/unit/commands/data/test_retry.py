@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from longvita.cli import app
 from longvita.commands.data import retry
 from longvita.config import load
-from longvita.data.audit.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, read_quarantine
 from longvita.data.errors import DataError
 from longvita.data.formats import make_format
 from longvita.data.formats.record import NO_OPTIONS
 from longvita.data.index import build
 from longvita.data.loader import LoaderRanks, build_loader
+from longvita.data.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, read_quarantine
 from tests.unit.commands.data.test_index import write_config
 from tests.unit.data.index.test_index import install_harmful_headers
 from tests.unit.data.material import conversation, write_jsonl

@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-from longvita.data.audit.quarantine import QuarantinedSample, QuarantineFile, count_reasons, read_quarantine
 from longvita.data.errors import DataError, Reason
 from longvita.data.index import build, store
 from longvita.data.index import worker_processes as index_processes
@@ -21,6 +20,7 @@ from longvita.data.media import image, video
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.mix.measure import measure
+from longvita.data.quarantine import QuarantinedSample, QuarantineFile, count_reasons, read_quarantine
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
 SETTINGS = MediaSettings(image_size=28, max_num_tiles=4, max_num_frames=8)

@@ -16,9 +16,10 @@ from longvita.cli import app
 from longvita.config import load
 from longvita.data.chat_template import IGNORED_LABEL
 from longvita.data.errors import DataError
-from longvita.data.mix.catalog import build_catalog, make_template, plan_epoch
+from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.packing.balance import StepDivision, WorkModel
 from longvita.data.packing.packer import SequenceStream
+from longvita.data.packing.plan_cache import plan_epoch
 from longvita.data.report.examples import choose, read_examples
 from longvita.data.report.figures import imbalance, length_classes, pack, packing_figures, source_figures
 from longvita.data.report.spans import LOSS, TEXT, as_html, as_text, spans_of
