@@ -90,22 +90,22 @@ def plan(
     loss_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens with loss of a sequence.")] = None,
     documents: Annotated[int, typer.Option(min=1, help="Documents of a sequence.")] = 1,
     page: Annotated[Path | None, typer.Option("--html", help="Write this page with the memory picture.")] = None,
-    rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="Build ranks by shape and look at every file, before a launch.")
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build ranks by shape and look at every file, before a launch.")
     ] = False,
     rank: Annotated[
         list[int] | None,
-        typer.Option(help="Rank to rehearse; may be repeated. Three of them when absent."),
+        typer.Option(help="Rank to build; may be repeated. Three of them when absent."),
     ] = None,
     no_files: Annotated[
-        bool, typer.Option("--no-files", help="Rehearse without data, tokenizer, checkpoints and output folder.")
+        bool, typer.Option("--no-files", help="Dry run without data, tokenizer, checkpoints and output folder.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a run takes in memory and time, and which layouts fit; exit code 1 if it does not fit (with --search, if
     no layout does).
 
-    With --rehearse, build some of its ranks at full size by shape; exit code 2 if the launch would fail at something.
+    With --dry-run, build some of its ranks at full size by shape; exit code 2 if the launch would fail at something.
     """
     from longvita.commands import plan as plan_command
     from longvita.commands.support.config_file import load_config_with_origins
@@ -113,14 +113,14 @@ def plan(
     options = plan_command.PlanOptions(
         devices, memory, host_memory, hardware, search, as_json, page, tiles, loss_tokens, documents
     )
-    if not rehearse and (rank or no_files):
-        raise typer.BadParameter("go with --rehearse", param_hint="--rank, --no-files")
-    if rehearse and (search or page is not None or (tiles, loss_tokens, documents) != (None, None, 1)):
+    if not dry_run and (rank or no_files):
+        raise typer.BadParameter("go with --dry-run", param_hint="--rank, --no-files")
+    if dry_run and (search or page is not None or (tiles, loss_tokens, documents) != (None, None, 1)):
         given = "--search, --html, --tiles, --loss-tokens, --documents"
-        raise typer.BadParameter("go without --rehearse", param_hint=given)
+        raise typer.BadParameter("go without --dry-run", param_hint=given)
     loaded = load_config_with_origins(config, overrides)
-    if rehearse:
-        raise typer.Exit(plan_command.rehearse(loaded, options, rank or (), not no_files))
+    if dry_run:
+        raise typer.Exit(plan_command.dry_run(loaded, options, rank or (), not no_files))
     raise typer.Exit(plan_command.plan(loaded, options))
 
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable
 
 from longvita import platforms
-from longvita.planning.dry_run import patches as dry_run
+from longvita.planning.dry_run import meta_patches
 from longvita.platforms.layer_memory import NVIDIA
 from megatron_patches.patch import Patch
 
@@ -25,7 +25,7 @@ def patches_by_section() -> dict[str, list[Patch]]:
     """The patches of each platform, the CPU's first, and those of a dry run."""
     names = sorted(platforms.NAMES, key=lambda name: (name != "cpu", name))
     found = {name: importlib.import_module(f"megatron_patches.{name}").patches() for name in names}
-    return {**found, DRY_RUN: dry_run.patches(NVIDIA)}
+    return {**found, DRY_RUN: meta_patches.patches(NVIDIA)}
 
 
 def page() -> str:
@@ -34,7 +34,7 @@ def page() -> str:
     shared = {(patch.target, patch.why) for patch in found["cpu"]}
     parts = [HEAD]
     for name, patches in found.items():
-        module = dry_run if name == DRY_RUN else importlib.import_module(f"megatron_patches.{name}")
+        module = meta_patches if name == DRY_RUN else importlib.import_module(f"megatron_patches.{name}")
         about = (module.__doc__ or "").strip().splitlines()[0]
         own = [patch for patch in patches if name == "cpu" or (patch.target, patch.why) not in shared]
         same = len(patches) - len(own)

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from longvita.commands.support import dry_run as rehearsal
+from longvita.commands.support import dry_run as dry_run_command
 from longvita.config import ConfigError
 from longvita.config.loader import Loaded, placed
 from longvita.config.schema import Config
 from longvita.config.sizes import replica_size
 from longvita.planning import platform_refusals
 from longvita.planning.batch_contents import Contents, worst_contents
-from longvita.planning.dry_run.compare import Figures
-from longvita.planning.dry_run.figures import RankRehearsal
+from longvita.planning.dry_run.plan_comparison import Figures
+from longvita.planning.dry_run.rank_counts import RankDryRun
 from longvita.planning.hardware import Hardware, PlanError, find_hardware, hardware_of
 from longvita.planning.memory import plan_generation, plan_memory, stage_memories
-from longvita.planning.plan import Plan, as_data, describe, gib, show, verdict
+from longvita.planning.plan import RunPlan, as_data, describe, gib, show, verdict
 from longvita.planning.plan_page import write_plan
 from longvita.planning.search import nearest, search
 from longvita.planning.throughput import step_time
@@ -79,34 +79,34 @@ def plan(loaded: Loaded, options: PlanOptions) -> int:
     return 0 if found.fits or (options.search and found.candidates) else EXIT_DOES_NOT_FIT
 
 
-def rehearse(loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_files: bool) -> int:
-    """Prints a rehearsal beside the plan's figures; 0, 2 if the launch would fail at something, or 1 if it would not,
+def dry_run(loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_files: bool) -> int:
+    """Prints a dry run beside the plan's figures; 0, 2 if the launch would fail at something, or 1 if it would not,
     but takes more memory by plan than there is.
 
     ranks: those to build by shape, the usual ones when empty. Raises PlanError, and ConfigError for ranks beyond the
     world.
     """
-    _refuse_answering(loaded.config, "--rehearse")
+    _refuse_answering(loaded.config, "--dry-run")
     config, hardware = loaded.config, _hardware(loaded.config, options)
     world_size = options.devices or config.layout.processes or replica_size(config)
 
-    def planned(built: Sequence[RankRehearsal]) -> Figures:
+    def planned(built: Sequence[RankDryRun]) -> Figures:
         return {rank.rank: planned_figures(config, world_size, hardware, rank) for rank in built}
 
-    asked = rehearsal.RehearsalOptions(world_size, ranks, with_files, options.as_json, hardware.kernels)
+    asked = dry_run_command.DryRunOptions(world_size, ranks, with_files, options.as_json, hardware.layer_memory)
     made = _memory_plan(config, world_size, hardware)
     notes = [f"by plan, on {hardware.name} of {gib(hardware.memory)}: {verdict(made)}"] if made else []
-    code = rehearsal.run(loaded, asked, planned, platform_refusals.find_problems(config, hardware), notes)
+    code = dry_run_command.run(loaded, asked, planned, platform_refusals.find_problems(config, hardware), notes)
     return EXIT_DOES_NOT_FIT if code == 0 and made is not None and not made.fits else code
 
 
-def _memory_plan(config: Config, world_size: int, hardware: Hardware) -> Plan | None:
-    """Memory of the stages; None where the processes do not go with the layout, which a rehearsal tells by itself."""
+def _memory_plan(config: Config, world_size: int, hardware: Hardware) -> RunPlan | None:
+    """Memory of the stages; None where the processes do not go with the layout, which a dry run tells by itself."""
     try:
         stages = plan_memory(config, world_size, hardware)
     except ConfigError:
         return None
-    return Plan(config.name, world_size, hardware, describe(config), stages, None, [])
+    return RunPlan(config.name, world_size, hardware, describe(config), stages, None, [])
 
 
 def _refuse_answering(config: Config, option: str) -> None:
@@ -114,8 +114,8 @@ def _refuse_answering(config: Config, option: str) -> None:
         raise PlanError(f"{option} is for a run that trains; {config.name} has no data (data.dataset=MIX)")
 
 
-def planned_figures(config: Config, world_size: int, hardware: Hardware, rank: RankRehearsal) -> dict[str, int]:
-    """What the plan says of a rehearsed rank, by the names of longvita.planning.dry_run.compare."""
+def planned_figures(config: Config, world_size: int, hardware: Hardware, rank: RankDryRun) -> dict[str, int]:
+    """What the plan says of a rehearsed rank, by the names of longvita.planning.dry_run.plan_comparison."""
     figures: dict[str, int] = {}
     # It is rehearsed in bf16.
     config = config.model_copy(update={"training": config.training.model_copy(update={"fp8": None})})
@@ -132,12 +132,12 @@ def _hardware(config: Config, options: PlanOptions) -> Hardware:
     return find_hardware(options.hardware or hardware_of(config.platform).name, options.memory, options.host_memory)
 
 
-def make_plan(loaded: Loaded, hardware: Hardware, options: PlanOptions) -> Plan:
+def make_plan(loaded: Loaded, hardware: Hardware, options: PlanOptions) -> RunPlan:
     """The plan of a config that trains; of one without training data, as it answers. Raises ConfigError."""
     config = loaded.config
     world_size = options.devices or config.layout.processes or replica_size(config)
     if not config.data.dataset:
-        return Plan(config.name, world_size, hardware, describe(config), plan_generation(config, hardware), None, [])
+        return RunPlan(config.name, world_size, hardware, describe(config), plan_generation(config, hardware), None, [])
     contents = _contents(config, options)
     problem = ""
     try:
@@ -151,7 +151,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, options: PlanOptions) -> Plan:
         if not options.search:
             raise told from None
         stages, time, problem = [], None, str(told)
-    made = Plan(config.name, world_size, hardware, describe(config), stages, time, [], problem)
+    made = RunPlan(config.name, world_size, hardware, describe(config), stages, time, [], problem)
     if not options.search and made.fits:
         return made
     every = search(config, world_size, hardware)

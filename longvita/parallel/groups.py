@@ -122,7 +122,7 @@ def initialize(config: Config, platform: Any) -> ParallelGroups:
         pipeline_model_parallel_size=layout.pipeline_parallel,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
         context_parallel_size=layout.context_parallel,
-        # Gloo groups beside the device's; a rehearsal's groups send nothing.
+        # Gloo groups beside the device's; a dry run's groups send nothing.
         create_gloo_process_groups=platform.backend not in ("gloo", "fake"),
     )
     collection = ProcessGroupCollection.use_mpu_process_groups()

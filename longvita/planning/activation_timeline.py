@@ -1,7 +1,7 @@
 """Autograd in bytes: what a forward and a backward pass hold, operator by operator, without computing anything.
 
 A model is written down as the operators it calls, each with the tensors it makes, those it keeps for its backward pass
-and the scratch that it needs; the tape then knows the bytes that live at every moment, and so the peak.
+and the scratch that it needs; the timeline then knows the bytes that live at every moment, and so the peak.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Node:
 
 
 @dataclass
-class Tape:
+class ActivationTimeline:
     """Live bytes by kind, the history of their sum, and the operators to go back through."""
 
     live: Counter[str] = field(default_factory=Counter)

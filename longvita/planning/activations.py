@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from longvita.config.schema import Config
 from longvita.config.sizes import layers_per_stage
-from longvita.planning.activation_timeline import Moment, Storage, Tape, Tensor
+from longvita.planning.activation_timeline import ActivationTimeline, Moment, Storage, Tensor
 from longvita.planning.batch_contents import Contents
-from longvita.planning.layer_activations import Decoder, Rows
+from longvita.planning.decoder_activations import Decoder, Rows
 from longvita.planning.parameters import ELEMENT_BYTES
 from longvita.planning.vision_activations import place_features, tiles_of_a_rank
 from longvita.platforms.layer_memory import LayerMemory
@@ -51,7 +51,7 @@ def rows_of_a_rank(config: Config, contents: Contents) -> Rows:
 class History:
     """One micro batch on one stage, alone."""
 
-    tape: Tape
+    timeline: ActivationTimeline
     kept: list[Counter[str]]
     """For each model chunk, bytes by kind between its forward and its backward pass, without buffers that all micro
     batches share."""
@@ -60,41 +60,41 @@ class History:
         """Activations when others of `micro_batches` micro batches wait for their backward pass."""
         sizes = [sum(kept.values()) for kept in self.kept]
         others = waiting(config, stage, micro_batches, sizes)
-        by_kind = Counter(self.tape.at_peak)
+        by_kind = Counter(self.timeline.at_peak)
         for kept, count in zip(self.kept, others, strict=True):
             for kind, size in kept.items():
                 by_kind[kind] += size * count
         base = sum(size * count for size, count in zip(sizes, others, strict=True))
-        moments = [Moment(moment.label, moment.size + base) for moment in self.tape.moments]
+        moments = [Moment(moment.label, moment.size + base) for moment in self.timeline.moments]
         number = sum(others) / max(len(others), 1)
-        return Activations(self.tape.peak + base, dict(+by_kind), moments, number, self.tape.made)
+        return Activations(self.timeline.peak + base, dict(+by_kind), moments, number, self.timeline.made)
 
 
 def history(
-    config: Config, kernels: LayerMemory, contents: Contents, stage: int, forward_only: bool = False
+    config: Config, layer_memory: LayerMemory, contents: Contents, stage: int, forward_only: bool = False
 ) -> History:
     """A micro batch of these contents on a rank of pipeline stage `stage`.
 
     forward_only: a pass that keeps nothing, as in generation, with logits of one position.
     """
-    tape = Tape()
-    run = _MicroBatch(tape, config, kernels, contents, stage)
+    timeline = ActivationTimeline()
+    run = _MicroBatch(timeline, config, layer_memory, contents, stage)
     if forward_only:
         run.forward_only()
-        return History(tape, [Counter()])
+        return History(timeline, [Counter()])
     run.forward()
     run.chunk_ends()
     run.backward()
     for before, after in reversed(list(itertools.pairwise(run.ends))):
         after.subtract(before)
-    return History(tape, run.ends)
+    return History(timeline, run.ends)
 
 
 def activations(
-    config: Config, kernels: LayerMemory, contents: Contents, stage: int, micro_batches: int
+    config: Config, layer_memory: LayerMemory, contents: Contents, stage: int, micro_batches: int
 ) -> Activations:
     """Activations of a rank of pipeline stage `stage`, `micro_batches` a step, all with the same contents."""
-    return history(config, kernels, contents, stage).with_others(config, stage, micro_batches)
+    return history(config, layer_memory, contents, stage).with_others(config, stage, micro_batches)
 
 
 def waiting(config: Config, stage: int, micro_batches: int, sizes: Sequence[int]) -> list[int]:
@@ -128,11 +128,13 @@ def waiting(config: Config, stage: int, micro_batches: int, sizes: Sequence[int]
 class _MicroBatch:
     """Forward and backward pass of one micro batch through a stage."""
 
-    def __init__(self, tape: Tape, config: Config, kernels: LayerMemory, contents: Contents, stage: int):
-        self.tape, self.config, self.kernels, self.contents = tape, config, kernels, contents
+    def __init__(
+        self, timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, contents: Contents, stage: int
+    ):
+        self.timeline, self.config, self.layer_memory, self.contents = timeline, config, layer_memory, contents
         self.stage, self.rows = stage, rows_of_a_rank(config, contents)
         self.first, self.last = stage == 0, stage == config.layout.pipeline_parallel - 1
-        self.decoder = Decoder(tape, config, kernels, self.rows)
+        self.decoder = Decoder(timeline, config, layer_memory, self.rows)
         self.element = ELEMENT_BYTES[config.training.precision]
         self.output: Tensor | None = None
         self.received: Tensor | None = None
@@ -140,68 +142,68 @@ class _MicroBatch:
         """Bytes by kind that live after the forward pass of each chunk."""
 
     def forward(self) -> None:
-        tape = self.tape
-        tape.hold(Storage(self.decoder.fp8_weights(layers_per_stage(self.config)[self.stage]), FP8_WEIGHTS))
-        if self.kernels.batch_on_device and self.first:
+        timeline = self.timeline
+        timeline.hold(Storage(self.decoder.fp8_weights(layers_per_stage(self.config)[self.stage]), FP8_WEIGHTS))
+        if self.layer_memory.batch_on_device and self.first:
             tiles = tiles_of_a_rank(self.config, self.contents)
-            tape.hold(Storage(tiles * TILE_BYTES * self.config.model.vision.image_size**2, "vision"))
+            timeline.hold(Storage(tiles * TILE_BYTES * self.config.model.vision.image_size**2, "vision"))
         hidden = self._input()
         hidden = self._layers(hidden)
         self.output = self._loss(hidden) if self.last else hidden
-        if not self.last and self.kernels.frees_stage_outputs:
-            tape.drop(hidden)  # it has been sent
+        if not self.last and self.layer_memory.frees_stage_outputs:
+            timeline.drop(hidden)  # it has been sent
 
     def chunk_ends(self) -> None:
         """Notes what lives now, at the end of a chunk's forward pass."""
-        live = Counter(self.tape.live)
-        live["communication"] -= self.tape.gathered
+        live = Counter(self.timeline.live)
+        live["communication"] -= self.timeline.gathered
         del live[FP8_WEIGHTS]
         self.ends.append(live)
 
     def forward_only(self) -> None:
-        with self.tape.without_gradients():
+        with self.timeline.without_gradients():
             self._layers(self._input())
 
     def backward(self) -> None:
-        tape, output = self.tape, self.output
+        timeline, output = self.timeline, self.output
         if output is None:
             raise RuntimeError("the backward pass comes after the forward pass")
-        tape.kind = "pipeline"
-        tape.backward(output)
+        timeline.kind = "pipeline"
+        timeline.backward(output)
         if self.received is not None:
-            tape.take_gradient(self.received)
-            tape.drop(self.received)
+            timeline.take_gradient(self.received)
+            timeline.drop(self.received)
 
     def _input(self) -> Tensor:
-        tape = self.tape
+        timeline = self.timeline
         if not self.first:
-            with tape.part("pipeline"):
-                self.received = tape.tensor(self.decoder.hidden)
-                tape.hold(self.received.storage)  # the schedule keeps it for its gradient
+            with timeline.part("pipeline"):
+                self.received = timeline.tensor(self.decoder.hidden)
+                timeline.hold(self.received.storage)  # the schedule keeps it for its gradient
                 return self.received
-        tape.label = "embedding"
+        timeline.label = "embedding"
         language = self.config.model.language
         trained = "language" in self.config.training.trainable
-        with tape.part("embedding"):
+        with timeline.part("embedding"):
             weight = language.vocab_size // self.config.layout.tensor_parallel * language.hidden_size * self.element
             scattered = self.decoder.full_hidden if self.config.layout.sequence_parallel else 0
-            ids = tape.tensor(0, differentiable=False)
-            embeddings = tape.operator(
+            ids = timeline.tensor(0, differentiable=False)
+            embeddings = timeline.operator(
                 [ids],
                 self.decoder.hidden,
-                scratch=scattered * (3 if self.kernels.copying_collectives else 1),
-                backward_scratch=scattered * (2 if self.kernels.copying_collectives else 1),
+                scratch=scattered * (3 if self.layer_memory.copying_collectives else 1),
+                backward_scratch=scattered * (2 if self.layer_memory.copying_collectives else 1),
                 weight_gradient=weight if trained else 0,
                 trained=trained,
             )
-        return place_features(tape, self.config, self.kernels, self.contents, embeddings)
+        return place_features(timeline, self.config, self.layer_memory, self.contents, embeddings)
 
     def _layers(self, hidden: Tensor) -> Tensor:
-        tape, config = self.tape, self.config
+        timeline, config = self.timeline, self.config
         recompute, count = config.training.recompute, layers_per_stage(config)[self.stage]
-        with tape.part("attention"):
+        with timeline.part("attention"):
             # Rotary angles, fp32.
-            tape.tensor(4 * self.rows.attention * config.model.language.head_dim, differentiable=False)
+            timeline.tensor(4 * self.rows.attention * config.model.language.head_dim, differentiable=False)
         full = recompute.granularity == "full"
         each = recompute.num_layers if full and recompute.method == "uniform" else 1
         # Each model chunk has its own.
@@ -211,11 +213,11 @@ class _MicroBatch:
         while layer < count:
             if layer and layer % chunk == 0:
                 self.chunk_ends()
-            tape.label = f"layer {layer + 1}"
+            timeline.label = f"layer {layer + 1}"
             if layer % chunk < recomputed:
                 group = min(each, chunk - layer % chunk)
-                with tape.part("layer inputs"):
-                    hidden = tape.checkpoint(self._some_layers(group), hidden, away=recompute.offload)
+                with timeline.part("layer inputs"):
+                    hidden = timeline.checkpoint(self._some_layers(group), hidden, away=recompute.offload)
                 layer += group
             else:
                 hidden = self.decoder.layer(hidden)
@@ -232,19 +234,19 @@ class _MicroBatch:
 
     def _loss(self, hidden: Tensor) -> Tensor:
         """Final norm, selected rows, cross-entropy in chunks whose gradients are computed at once."""
-        tape, config = self.tape, self.config
+        timeline, config = self.timeline, self.config
         language, layout = config.model.language, config.layout
         trained = "language" in config.training.trainable
-        tape.label = "loss"
-        with tape.part("head"):
+        timeline.label = "loss"
+        with timeline.part("head"):
             normed = self.decoder.norm(hidden)
-            tape.drop(hidden)
+            timeline.drop(hidden)
             rows = min(-(-self.contents.loss_tokens // layout.context_parallel), self.rows.attention)
             if rows > 0 and layout.context_parallel > 1:
                 rows = min(self.contents.loss_tokens, self.rows.attention)
             selected = rows * language.hidden_size * self.element
             gathers = layout.sequence_parallel and layout.tensor_parallel > 1
-            picked = tape.operator([normed], selected, scratch=2 * selected if gathers else 0, last=())
+            picked = timeline.operator([normed], selected, scratch=2 * selected if gathers else 0, last=())
             vocabulary = language.vocab_size // layout.tensor_parallel
             chunk = min(config.training.loss_chunk_size, rows)
             # The logits of a chunk live until those of the next one are there.
@@ -252,6 +254,6 @@ class _MicroBatch:
             weight = vocabulary * language.hidden_size
             product = self.element * weight if trained and self.element != 4 else 0
             # The gradients of rows and weight are there already when the backward pass begins.
-            loss = tape.loss(picked, 4 * weight if trained else 0, logits + product, product)
-            tape.drop(normed)
+            loss = timeline.loss(picked, 4 * weight if trained else 0, logits + product, product)
+            timeline.drop(normed)
         return loss

@@ -37,7 +37,7 @@ class Hardware:
     """To another device of the node, one direction, bytes/s."""
     network: float
     """Of one device to another node, one direction, bytes/s."""
-    kernels: LayerMemory
+    layer_memory: LayerMemory
     devices_per_node: int = 8
     host_memory: int | None = TIB
     """Bytes of a node for what its devices put away, beside the system, data workers and caches (assumption: half of
@@ -53,7 +53,7 @@ class Hardware:
     link_efficiency: float = 0.7
     """Share of a link's rate that collectives reach (assumption)."""
     reserved: int = 3 * GIB
-    """Bytes that the driver, kernels, libraries and collectives take for themselves (assumption)."""
+    """Bytes that the driver, layer_memory, libraries and collectives take for themselves (assumption)."""
     fragmentation: float = 0.05
     """Bytes lost between the allocator's blocks over those of activations (assumption)."""
 

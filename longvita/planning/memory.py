@@ -104,7 +104,7 @@ def stage_memories(
             # The stages between the ends are alike but for the micro batches that wait.
             key = (stage == 0, stage == len(layers) - 1, layers[stage], each)
             if key not in histories:
-                histories[key] = history(config, hardware.kernels, each, stage)
+                histories[key] = history(config, hardware.layer_memory, each, stage)
             found.append((histories[key].with_others(config, stage, micro_batches), each.name))
         worst, name = max(found, key=lambda item: item[0].peak)
         held = _stage(stage, layers[stage], state_bytes(config, world_size, stage), worst, name, hardware)
@@ -172,7 +172,10 @@ def plan_generation(config: Config, hardware: Hardware | None = None) -> list[St
         state = state_bytes(answering, config.layout.tensor_parallel * config.layout.pipeline_parallel
                             * config.layout.context_parallel, stage)  # fmt: skip
         passes = [
-            (history(answering, hardware.kernels, each, stage, forward_only=True).with_others(alone, 0, 1), each.name)
+            (
+                history(answering, hardware.layer_memory, each, stage, forward_only=True).with_others(alone, 0, 1),
+                each.name,
+            )
             for each in worst_contents(answering)
         ]
         worst, name = max(passes, key=lambda item: item[0].peak)

@@ -32,7 +32,7 @@ COLUMNS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What `longvita plan` found out."""
 
     name: str
@@ -91,7 +91,7 @@ def describe(config: Config) -> str:
     return ", ".join(parts)
 
 
-def as_data(plan: Plan) -> dict[str, Any]:
+def as_data(plan: RunPlan) -> dict[str, Any]:
     """Plain data for --json; bytes and seconds."""
     return {
         "config": plan.name,
@@ -122,7 +122,7 @@ def _candidate_data(candidate: Candidate, candidates: Sequence[Candidate]) -> di
     }
 
 
-def show(plan: Plan, console: Console) -> None:
+def show(plan: RunPlan, console: Console) -> None:
     """Prints tables and the verdict."""
     say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
     say(f"{plan.name} on {plan.world_size} x {plan.hardware.name} of {gib(plan.hardware.memory)}: {plan.layout}")
@@ -142,7 +142,7 @@ def show(plan: Plan, console: Console) -> None:
         say("The first as overrides:\n" + " ".join(plan.candidates[0].overrides))
 
 
-def verdict(plan: Plan) -> str:
+def verdict(plan: RunPlan) -> str:
     """Whether the plan fits, and by how much."""
     fullest = max(plan.stages, key=lambda stage: stage.total)
     left = plan.hardware.memory - fullest.total
@@ -159,7 +159,7 @@ def verdict(plan: Plan) -> str:
     return f"It does not fit: stage {fullest.stage} lacks {gib(-left)}{others}."
 
 
-def heading(plan: Plan) -> str:
+def heading(plan: RunPlan) -> str:
     """What the layouts below it are."""
     return f"{plan.fitting} layouts fit, each with its fastest recomputation; here {plan.order}:"
 

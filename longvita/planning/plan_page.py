@@ -9,7 +9,7 @@ from pathlib import Path
 from longvita.pages import write_page
 from longvita.planning.activation_timeline import Moment
 from longvita.planning.memory import StageMemory
-from longvita.planning.plan import Plan, describe, duration, gib, heading, time_text, verdict
+from longvita.planning.plan import RunPlan, describe, duration, gib, heading, time_text, verdict
 from longvita.planning.search import Candidate
 
 COLOURS = {
@@ -37,7 +37,7 @@ POINTS = 600
 _STYLE = "svg { font: 12px system-ui, sans-serif; } .key { display: inline-block; margin-right: 1em; }"
 
 
-def write_plan(path: Path, plan: Plan) -> None:
+def write_plan(path: Path, plan: RunPlan) -> None:
     """Writes the page."""
     parts = [f"<p>{plan.world_size} devices, {html.escape(plan.hardware.name)} of {gib(plan.hardware.memory)}: "
              f"{html.escape(plan.layout)}.</p>"]  # fmt: skip

@@ -10,7 +10,7 @@ from longvita.planning.hardware import HARDWARE, Hardware
 
 def find_problems(config: Config, hardware: Hardware) -> list[Problem]:
     """Problems of a config that names a platform there, and of platform auto on that of the hardware."""
-    name = hardware.kernels.platform if config.platform == "auto" else config.platform
+    name = hardware.layer_memory.platform if config.platform == "auto" else config.platform
     problems = platforms.named(name).problems(config)
     fp8 = config.training.fp8
     if fp8 is not None and not hardware.fp8_flops and all(problem.field != "training.fp8" for problem in problems):

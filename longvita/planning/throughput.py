@@ -195,7 +195,7 @@ def _ring(config: Config, hardware: Hardware, contents: Contents, layers: int) -
     layout, language = config.layout, config.model.language
     if layout.context_parallel == 1:
         return 0.0
-    ulysses = ulysses_size(config) if hardware.kernels.ulysses else 1
+    ulysses = ulysses_size(config) if hardware.layer_memory.ulysses else 1
     element = ELEMENT_BYTES[config.training.precision]
     rate = _rate(hardware, layout.tensor_parallel * layout.context_parallel)
     rows = contents.tokens / layout.context_parallel

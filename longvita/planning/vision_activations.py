@@ -1,4 +1,4 @@
-"""The operators of the vision tower and the projector, and the way of the features to their rows, as calls on a tape.
+"""Operators of the vision encoder and the projector, and of the exchange of their feature rows, on a timeline.
 
 They follow longvita/model/vision.py, layer_specs.py, projector.py and LongVITA._embed.
 """
@@ -6,7 +6,7 @@ They follow longvita/model/vision.py, layer_specs.py, projector.py and LongVITA.
 from __future__ import annotations
 
 from longvita.config.schema import Config
-from longvita.planning.activation_timeline import Tape, Tensor
+from longvita.planning.activation_timeline import ActivationTimeline, Tensor
 from longvita.planning.batch_contents import Contents
 from longvita.planning.parameters import ELEMENT_BYTES
 from longvita.platforms.layer_memory import LayerMemory
@@ -15,8 +15,8 @@ from longvita.platforms.layer_memory import LayerMemory
 class Tower:
     """Vision tower and projector over `tiles` tiles at once; whole on each rank of a first pipeline stage."""
 
-    def __init__(self, tape: Tape, config: Config, kernels: LayerMemory, tiles: int):
-        self.tape, self.config, self.kernels = tape, config, kernels
+    def __init__(self, timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, tiles: int):
+        self.timeline, self.config, self.layer_memory = timeline, config, layer_memory
         vision, trainable = config.model.vision, config.training.trainable
         self.element = ELEMENT_BYTES[config.training.precision]
         self.trained, self.projector_trained = "vision" in trainable, "projector" in trainable
@@ -27,70 +27,70 @@ class Tower:
 
     def encode(self) -> Tensor:
         """Feature rows of the tiles."""
-        tape = self.tape
-        with tape.part("vision"):
+        timeline = self.timeline
+        with timeline.part("vision"):
             if self.trained:
                 hidden = self._tower()
             else:
-                with tape.without_gradients():
+                with timeline.without_gradients():
                     hidden = self._tower()
-        with tape.part("vision features"):
+        with timeline.part("vision features"):
             return self._project(hidden)
 
     def _tower(self) -> Tensor:
-        tape = self.tape
+        timeline = self.timeline
         hidden = self._patches()
         for layer in range(self.config.model.vision.num_layers):
-            tape.label = f"vision layer {layer + 1}"
+            timeline.label = f"vision layer {layer + 1}"
             if self.config.training.recompute.vision:
-                hidden = tape.checkpoint(self._layer, hidden)
+                hidden = timeline.checkpoint(self._layer, hidden)
             else:
                 hidden = self._layer(hidden)
         return hidden
 
     def _patches(self) -> Tensor:
         """Convolution, class token, positions."""
-        tape, vision = self.tape, self.config.model.vision
-        tape.label = "patches"
+        timeline, vision = self.timeline, self.config.model.vision
+        timeline.label = "patches"
         cast = self.tiles * 3 * vision.image_size**2 * self.element
         if self.element != 4:
-            tiles = tape.tensor(cast, differentiable=False)
+            tiles = timeline.tensor(cast, differentiable=False)
         else:
-            tiles = tape.tensor(0, differentiable=False)  # the batch's own
+            tiles = timeline.tensor(0, differentiable=False)  # the batch's own
         weight = 3 * vision.patch_size**2 * vision.hidden_size * self.element
-        patches = tape.operator(
+        patches = timeline.operator(
             [tiles], self.hidden, keeps=[tiles], weight_gradient=weight if self.trained else 0, trained=self.trained
         )
-        with_class = tape.operator([patches], self.hidden)
-        placed = tape.operator([with_class], self.hidden, shares_gradient=True)
-        return tape.operator([placed], self.hidden, shares_gradient=True)
+        with_class = timeline.operator([patches], self.hidden)
+        placed = timeline.operator([with_class], self.hidden, shares_gradient=True)
+        return timeline.operator([placed], self.hidden, shares_gradient=True)
 
     def _layer(self, x: Tensor) -> Tensor:
-        tape = self.tape
+        timeline = self.timeline
         normed = self._norm(x)
         mixed = self._linear(normed, 3 * self.hidden, bias=True)
-        parts = tape.views(mixed, [self.hidden] * 3)
+        parts = timeline.views(mixed, [self.hidden] * 3)
         vision = self.config.model.vision
-        statistics = self.positions * vision.num_attention_heads * self.kernels.statistics_bytes
-        out = tape.operator(parts, self.hidden, keeps=parts, keeps_output=True, keeps_new=statistics, last=())
+        statistics = self.positions * vision.num_attention_heads * self.layer_memory.statistics_bytes
+        out = timeline.operator(parts, self.hidden, keeps=parts, keeps_output=True, keeps_new=statistics, last=())
         projected = self._linear(out, self.hidden, copies=self.hidden)
-        tape.drop(out, normed, *parts)
+        timeline.drop(out, normed, *parts)
         middle = self._scale_and_add(projected, x)
         normed = self._norm(middle)
         wide = self._linear(normed, self.ffn)
-        biased = tape.operator([wide], self.ffn, shares_gradient=True)
-        activated = tape.operator([biased], self.ffn, keeps=[biased])
+        biased = timeline.operator([wide], self.ffn, shares_gradient=True)
+        activated = timeline.operator([biased], self.ffn, keeps=[biased])
         narrow = self._linear(activated, self.hidden)
-        tape.drop(activated, normed)
+        timeline.drop(activated, normed)
         return self._scale_and_add(narrow, middle)
 
     def _norm(self, x: Tensor) -> Tensor:
-        return self.tape.operator([x], self.hidden, keeps=[x], trained=self.trained, last=())
+        return self.timeline.operator([x], self.hidden, keeps=[x], trained=self.trained, last=())
 
     def _linear(self, x: Tensor, size: int, bias: bool = False, copies: int = 0) -> Tensor:
         """A linear layer; x stays with its holder. copies: bytes of rows that are copied to lie in order."""
         weight = x.size // max(self.positions, 1) * size // max(self.positions, 1) // self.element
-        return self.tape.operator(
+        return self.timeline.operator(
             [x],
             size,
             keeps=[x] if self.trained else [],
@@ -103,28 +103,28 @@ class Tower:
 
     def _scale_and_add(self, output: Tensor, residual: Tensor) -> Tensor:
         """Bias, layer scale and residual sum: keeps the biased output, for the scale's gradient."""
-        tape = self.tape
-        biased = tape.operator([output], self.hidden, shares_gradient=True)
+        timeline = self.timeline
+        biased = timeline.operator([output], self.hidden, shares_gradient=True)
         # One kernel computes scale and sum; what is apart here is the gradient alone.
-        scaled = tape.operator([biased], 0, keeps=[biased], backward_scratch=self.hidden, trained=self.trained)
-        return tape.operator([scaled, residual], self.hidden, shares_gradient=True)
+        scaled = timeline.operator([biased], 0, keeps=[biased], backward_scratch=self.hidden, trained=self.trained)
+        return timeline.operator([scaled, residual], self.hidden, shares_gradient=True)
 
     def _project(self, hidden: Tensor) -> Tensor:
-        tape, model = self.tape, self.config.model
-        tape.label = "projector"
+        timeline, model = self.timeline, self.config.model
+        timeline.label = "projector"
         rows = self.tiles * model.tokens_per_tile
         width = model.vision.hidden_size * model.projector.downsample**2
         wide, middle = rows * width * self.element, rows * model.projector.hidden_size * self.element
-        shuffled = tape.operator([hidden], wide, scratch=wide, backward_scratch=2 * wide)
+        shuffled = timeline.operator([hidden], wide, scratch=wide, backward_scratch=2 * wide)
         trained, weight = self.projector_trained, 0
-        normed = tape.operator([shuffled], wide, keeps=[shuffled], trained=trained)
+        normed = timeline.operator([shuffled], wide, keeps=[shuffled], trained=trained)
         weight = width * model.projector.hidden_size * self.element if trained else 0
-        first = tape.operator(
+        first = timeline.operator(
             [normed], middle, keeps=[normed] if trained else [], weight_gradient=weight, trained=trained
         )
-        activated = tape.operator([first], middle, keeps=[first])
+        activated = timeline.operator([first], middle, keeps=[first])
         weight = model.projector.hidden_size * model.language.hidden_size * self.element if trained else 0
-        return tape.operator(
+        return timeline.operator(
             [activated],
             rows * model.language.hidden_size * self.element,
             keeps=[activated] if trained else [],
@@ -139,13 +139,15 @@ def tiles_of_a_rank(config: Config, contents: Contents) -> int:
     return -(-contents.tiles // sharers)
 
 
-def place_features(tape: Tape, config: Config, kernels: LayerMemory, contents: Contents, embeddings: Tensor) -> Tensor:
+def place_features(
+    timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, contents: Contents, embeddings: Tensor
+) -> Tensor:
     """Encodes the rank's tiles, some at a time, carries their rows to where they belong and puts them there.
 
     A micro batch without any has a blank tile encoded, times zero, where tower or projector are trained.
     """
     if not contents.tiles:
-        return _with_blank_tile(tape, config, kernels, embeddings)
+        return _with_blank_tile(timeline, config, layer_memory, embeddings)
     left, chunk = tiles_of_a_rank(config, contents), config.training.vision_chunk_size
     sharers = config.layout.tensor_parallel * config.layout.context_parallel
     row = config.model.tokens_per_tile * config.model.language.hidden_size * ELEMENT_BYTES[config.training.precision]
@@ -153,21 +155,23 @@ def place_features(tape: Tape, config: Config, kernels: LayerMemory, contents: C
     while left > 0:
         tiles = min(left, chunk)
         left -= tiles
-        rows = Tower(tape, config, kernels, tiles).encode()
-        with tape.part("vision features"):
+        rows = Tower(timeline, config, layer_memory, tiles).encode()
+        with timeline.part("vision features"):
             received = tiles * row * copies
             if sharers > 1:
-                sent = tape.operator([rows], received)
-                rows = tape.operator([sent], received, backward_scratch=tiles * row)
-            embeddings = tape.operator([embeddings, rows], embeddings.size)
+                sent = timeline.operator([rows], received)
+                rows = timeline.operator([sent], received, backward_scratch=tiles * row)
+            embeddings = timeline.operator([embeddings, rows], embeddings.size)
     return embeddings
 
 
-def _with_blank_tile(tape: Tape, config: Config, kernels: LayerMemory, embeddings: Tensor) -> Tensor:
+def _with_blank_tile(
+    timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, embeddings: Tensor
+) -> Tensor:
     """LongVITA._embed without tiles: gradients go back through the embeddings for the blank tile's sake."""
     if not {"vision", "projector"} & set(config.training.trainable):
         return embeddings
-    rows = Tower(tape, config, kernels, 1).encode()
-    with tape.part("vision features"):
-        nothing = tape.operator([rows], 0)
-        return tape.operator([embeddings, nothing], embeddings.size, shares_gradient=True)
+    rows = Tower(timeline, config, layer_memory, 1).encode()
+    with timeline.part("vision features"):
+        nothing = timeline.operator([rows], 0)
+        return timeline.operator([embeddings, nothing], embeddings.size, shares_gradient=True)

@@ -35,7 +35,7 @@ def tensor_cuda(
 def tensor_type(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
     """Without dtype the type's name (`TypeName`), otherwise the tensor in that type."""
     result = _tensor_type(self, dtype, non_blocking, **kwargs)
-    # A rehearsal's tensors are "torch.meta.FloatTensor".
+    # A dry run's tensors are "torch.meta.FloatTensor".
     return TypeName(result.replace("torch.meta.", "torch.")) if isinstance(result, str) else result
 
 

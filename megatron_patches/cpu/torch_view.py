@@ -2,7 +2,7 @@
 
 megatron-core names "cuda" in place: `torch.cuda.current_device()`, `torch.zeros(1, device="cuda")`. Its modules get
 this view for their name `torch` (`torch_names.py`), so torch itself stays as it is for everybody else. What the view
-does not answer comes from torch. A rehearsal takes it on the meta device (`megatron_patches/meta`).
+does not answer comes from torch. A dry run uses it with the meta device (longvita/planning/dry_run/meta_patches.py).
 """
 
 from __future__ import annotations

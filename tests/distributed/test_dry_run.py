@@ -8,10 +8,10 @@ import pytest
 
 from longvita.config.schema import Config
 from longvita.parallel import groups as parallel_groups
-from longvita.planning.dry_run.batch import heaviest_loads, make_batch
 from longvita.planning.dry_run.collectives import CollectiveRecorder, followed
+from longvita.planning.dry_run.micro_batch import heaviest_loads, make_batch
 from longvita.planning.dry_run.rank import checkpoint_shapes, counted_saves, state_bytes
-from longvita.planning.dry_run.run import rehearse
+from longvita.planning.dry_run.run import dry_run
 from longvita.platforms import get
 from longvita.training.state import build_state
 from longvita.training.step import train_step
@@ -39,7 +39,7 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def _measure(rank: int, world: int, settings: dict) -> dict:
-    """The same figures as a RankRehearsal's, of a step that is really made."""
+    """The same figures as a RankDryRun's, of a step that is really made."""
     config = Config.model_validate(settings)
     platform = get("cpu")
     platform.activate()
@@ -68,14 +68,14 @@ def _measure(rank: int, world: int, settings: dict) -> dict:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_rehearsed_ranks_equal_real_ones(name: str) -> None:
+def test_dry_run_ranks_equal_real_ones(name: str) -> None:
     world, sections = RUNS[name]
     config = tiny_config(**sections)
-    rehearsal = rehearse(config, world, range(world), with_files=False)
-    assert not rehearsal.problems, rehearsal.traces
+    found = dry_run(config, world, range(world), with_files=False)
+    assert not found.problems, found.traces
     real = run_distributed(_measure, world, config.model_dump(mode="python"))
-    assert [one.rank for one in rehearsal.ranks] == list(range(world))
-    for rehearsed, measured in zip(rehearsal.ranks, real, strict=True):
+    assert [one.rank for one in found.ranks] == list(range(world))
+    for rehearsed, measured in zip(found.ranks, real, strict=True):
         assert {field: getattr(rehearsed, field) for field in STATE} == {field: measured[field] for field in STATE}
         assert rehearsed.collectives == measured["collectives"]
         assert rehearsed.shapes == measured["shapes"]

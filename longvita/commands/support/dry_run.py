@@ -1,4 +1,4 @@
-"""`longvita plan CONFIG --rehearse`: a rehearsal, its problems with file and line, and the exit code."""
+"""`longvita plan CONFIG --dry-run`: a dry run, its problems with file and line, and the exit code."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rich.console import Console
 from longvita.commands.support import dry_run_tables
 from longvita.config.errors import Problem
 from longvita.config.loader import Loaded, placed
-from longvita.planning.dry_run.compare import Figures, compare, counted_figures
-from longvita.planning.dry_run.figures import RankRehearsal
-from longvita.planning.dry_run.run import default_world_size, rehearse
+from longvita.planning.dry_run.plan_comparison import Figures, compare, counted_figures
+from longvita.planning.dry_run.rank_counts import RankDryRun
+from longvita.planning.dry_run.run import default_world_size, dry_run
 from longvita.platforms.layer_memory import LayerMemory
 
 EXIT_REFUSED = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class RehearsalOptions:
+class DryRunOptions:
     """How a config is rehearsed."""
 
     world_size: int | None = None
@@ -30,30 +30,30 @@ class RehearsalOptions:
     with_files: bool = True
     """Whether data, tokenizer, checkpoints and output folder are looked at."""
     as_json: bool = False
-    kernels: LayerMemory | None = None
+    layer_memory: LayerMemory | None = None
     """Those whose layers are rehearsed; the config's platform's when absent."""
 
 
 def run(
     loaded: Loaded,
-    options: RehearsalOptions,
-    planned: Callable[[Sequence[RankRehearsal]], Figures] | None = None,
+    options: DryRunOptions,
+    planned: Callable[[Sequence[RankDryRun]], Figures] | None = None,
     refused: Sequence[Problem] = (),
     notes: Sequence[str] = (),
 ) -> int:
-    """Rehearses, prints, and returns 0, or 2 if the launch would fail at something.
+    """Dry-runs, prints, and returns 0, or 2 if the launch would fail at something.
 
     planned: gives figures of a plan for ranks, to be compared with what is counted on them. refused: what the platform
     of the run refuses of the config. notes: what else is to be told. Raises ConfigError for ranks beyond the world.
     """
     world_size = options.world_size or default_world_size(loaded.config)
-    rehearsal = rehearse(loaded.config, world_size, options.ranks or None, options.with_files, refused, options.kernels)
-    problems = tuple(placed(problem, loaded) for problem in rehearsal.problems)
-    rehearsal = dataclasses.replace(rehearsal, problems=problems, notes=(*rehearsal.notes, *notes))
-    figures = planned(rehearsal.ranks) if planned is not None else {}
-    comparisons = compare(figures, counted_figures(rehearsal.ranks))
+    found = dry_run(loaded.config, world_size, options.ranks or None, options.with_files, refused, options.layer_memory)
+    problems = tuple(placed(problem, loaded) for problem in found.problems)
+    found = dataclasses.replace(found, problems=problems, notes=(*found.notes, *notes))
+    figures = planned(found.ranks) if planned is not None else {}
+    comparisons = compare(figures, counted_figures(found.ranks))
     if options.as_json:
-        print(json.dumps(dry_run_tables.as_json(rehearsal, comparisons)))
+        print(json.dumps(dry_run_tables.as_json(found, comparisons)))
     else:
-        dry_run_tables.show(rehearsal, Console(width=max(Console().width, 130)), comparisons)
+        dry_run_tables.show(found, Console(width=max(Console().width, 130)), comparisons)
     return EXIT_REFUSED if problems else 0

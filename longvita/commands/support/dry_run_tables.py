@@ -1,4 +1,4 @@
-"""A rehearsal as tables, or as one JSON object."""
+"""A dry run as tables, or as one JSON object."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from longvita.planning.dry_run.compare import Comparison
-from longvita.planning.dry_run.figures import Collective, RankRehearsal
-from longvita.planning.dry_run.run import Rehearsal
+from longvita.planning.dry_run.plan_comparison import Comparison
+from longvita.planning.dry_run.rank_counts import Collective, RankDryRun
+from longvita.planning.dry_run.run import DryRun
 
 GIB = 2**30
 
 
-def show(rehearsal: Rehearsal, console: Console, comparisons: Sequence[Comparison] = ()) -> None:
+def show(found: DryRun, console: Console, comparisons: Sequence[Comparison] = ()) -> None:
     """Prints ranks, activations, collectives, the comparison with a plan where there is one, notes and problems."""
-    if rehearsal.ranks:
-        console.print(_ranks(rehearsal))
-        console.print(_activations(rehearsal))
-        console.print(_collectives(rehearsal))
+    if found.ranks:
+        console.print(_ranks(found))
+        console.print(_activations(found))
+        console.print(_collectives(found))
     if comparisons:
         console.print(_comparison(comparisons))
-    for note in rehearsal.notes:
+    for note in found.notes:
         console.print(Text(f"Note: {note}"), soft_wrap=True)
-    for problem in rehearsal.problems:
+    for problem in found.problems:
         console.print(Text(str(problem), style="red"), soft_wrap=True)
-    count = len(rehearsal.problems)
+    count = len(found.problems)
     verdict = "nothing found that a launch would fail at" if not count else f"{count} problem{'s' * (count > 1)}"
-    console.print(Text(f"Rehearsed in {rehearsal.seconds:.0f} s and {rehearsal.peak_bytes / GIB:.1f} GiB: {verdict}."))
+    console.print(Text(f"Dry run took {found.seconds:.0f} s and {found.peak_bytes / GIB:.1f} GiB: {verdict}."))
 
 
-def as_json(rehearsal: Rehearsal, comparisons: Sequence[Comparison] = ()) -> dict[str, Any]:
+def as_json(found: DryRun, comparisons: Sequence[Comparison] = ()) -> dict[str, Any]:
     """The same as plain values; bytes and counts are whole numbers."""
     return {
-        "world_size": rehearsal.world_size,
-        "seconds": round(rehearsal.seconds, 1),
-        "peak_bytes": rehearsal.peak_bytes,
-        "ranks": [_rank_json(rank) for rank in rehearsal.ranks],
+        "world_size": found.world_size,
+        "seconds": round(found.seconds, 1),
+        "peak_bytes": found.peak_bytes,
+        "ranks": [_rank_json(rank) for rank in found.ranks],
         "comparison": [{**dataclasses.asdict(one), "error": round(one.error, 6)} for one in comparisons],
-        "notes": list(rehearsal.notes),
+        "notes": list(found.notes),
         "problems": [
             {
                 "field": problem.field,
@@ -51,12 +51,12 @@ def as_json(rehearsal: Rehearsal, comparisons: Sequence[Comparison] = ()) -> dic
                 "message": problem.message,
                 "fix": problem.fix,
             }
-            for problem in rehearsal.problems
+            for problem in found.problems
         ],
     }
 
 
-def _rank_json(rank: RankRehearsal) -> dict[str, Any]:
+def _rank_json(rank: RankDryRun) -> dict[str, Any]:
     plain = {
         name: getattr(rank, name)
         for name in (
@@ -90,10 +90,10 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
-def _ranks(rehearsal: Rehearsal) -> Table:
+def _ranks(found: DryRun) -> Table:
     numbers = ("parameters", "trained", "weights GiB", "gradients GiB", "optimizer GiB", "s")
-    table = _table(f"Ranks of {rehearsal.world_size}, by shape", ("rank", "stage", "place"), numbers)
-    for rank in rehearsal.ranks:
+    table = _table(f"Ranks of {found.world_size}, by shape", ("rank", "stage", "place"), numbers)
+    for rank in found.ranks:
         place = " ".join(f"{name}{number}" for name, number in rank.places.items() if name != "pp")
         sizes = (rank.parameter_bytes, rank.gradient_bytes, rank.optimizer_bytes)
         table.add_row(
@@ -108,10 +108,10 @@ def _ranks(rehearsal: Rehearsal) -> Table:
     return table
 
 
-def _activations(rehearsal: Rehearsal) -> Table:
+def _activations(found: DryRun) -> Table:
     numbers = ("tokens", "tiles", "with loss", "saved GiB", "peak GiB", "waiting", "in all GiB", "offloaded GiB")
     table = _table("Activations of a micro batch", ("rank", "load"), numbers)
-    for rank in rehearsal.ranks:
+    for rank in found.ranks:
         for each in rank.activations:
             load = each.load
             table.add_row(
@@ -127,12 +127,12 @@ def _activations(rehearsal: Rehearsal) -> Table:
     return table
 
 
-def _collectives(rehearsal: Rehearsal) -> Table:
+def _collectives(found: DryRun) -> Table:
     """Calls of one kind in one phase are one row, whatever their sizes."""
     table = _table(
         "Collectives of an optimizer step", ("rank", "phase", "kind", "group"), ("ranks", "calls", "largest", "GiB")
     )
-    for rank in rehearsal.ranks:
+    for rank in found.ranks:
         for (phase, kind, group, size), (calls, most, total) in _gathered(rank.collectives).items():
             largest = f"{most / 2**20:,.1f} MiB" if most >= 2**20 else f"{most:,} B"
             table.add_row(str(rank.rank), phase, kind, group, str(size), f"{calls:,}", largest, f"{total / GIB:,.2f}")

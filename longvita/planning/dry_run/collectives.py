@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longvita.parallel.groups import ParallelGroups
-from longvita.planning.dry_run.figures import Collective
+from longvita.planning.dry_run.rank_counts import Collective
 
 KINDS = {
     "allreduce_": "all-reduce",

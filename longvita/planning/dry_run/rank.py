@@ -16,16 +16,16 @@ from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
-from longvita.planning.dry_run.batch import heaviest_loads, make_batch
 from longvita.planning.dry_run.collectives import followed
-from longvita.planning.dry_run.figures import EACH_MICRO_BATCH, ActivationBytes, Collective, Load, RankRehearsal
-from longvita.planning.dry_run.platform import MetaPlatform
-from longvita.planning.dry_run.shapes import ShapeMode
+from longvita.planning.dry_run.meta_platform import MetaPlatform
+from longvita.planning.dry_run.micro_batch import heaviest_loads, make_batch
+from longvita.planning.dry_run.rank_counts import EACH_MICRO_BATCH, ActivationBytes, Collective, Load, RankDryRun
+from longvita.planning.dry_run.shape_mode import ShapeMode
 from longvita.training.state import build_state
 from longvita.training.step import train_step
 
 
-def rehearse_rank(config: Config, platform: MetaPlatform, rank: int, world_size: int) -> RankRehearsal:
+def dry_run_rank(config: Config, platform: MetaPlatform, rank: int, world_size: int) -> RankDryRun:
     """Builds rank `rank` of `world_size` and runs a step for each of the two heaviest loads.
 
     The platform must be active, and this process be in no group yet. Raises whatever the launch would.
@@ -41,7 +41,7 @@ def rehearse_rank(config: Config, platform: MetaPlatform, rank: int, world_size:
         video, text = heaviest_loads(config)
         collectives, first = _step(state, platform, video)
         _, second = _step(state, platform, text)
-        return RankRehearsal(
+        return RankDryRun(
             rank=rank,
             stage=groups.pp_rank,
             places={"tp": groups.tp_rank, "cp": groups.cp_rank, "dp": groups.dp_rank, "pp": groups.pp_rank},

@@ -1,4 +1,4 @@
-"""The rehearsal of a run: ranks by shape in a process of their own, files looked at in this one."""
+"""The dry run of a run: ranks by shape in a process of their own, files looked at in this one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from longvita.config.errors import ABSENT, ConfigError, Problem
 from longvita.config.schema import Config
 from longvita.config.sizes import replica_size
 from longvita.data.mix.missing_files import find_training_problems
-from longvita.planning.dry_run.figures import RankRehearsal
+from longvita.planning.dry_run.rank_counts import RankDryRun
 from longvita.planning.hardware import hardware_of
 from longvita.platforms.layer_memory import LayerMemory
 
-PROCESS = "longvita.planning.dry_run.process"
+PROCESS = "longvita.planning.dry_run.rank_process"
 _FIELD = re.compile(r"\b[a-z_]+(?:\.\w+)+\b")
 
 
@@ -40,18 +40,18 @@ class Failure:
 class Outcome:
     """What the process of the ranks hands back."""
 
-    ranks: tuple[RankRehearsal, ...]
+    ranks: tuple[RankDryRun, ...]
     failures: tuple[Failure, ...]
     peak_bytes: int
     """Most memory that the process took."""
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What a rehearsal found."""
+class DryRun:
+    """What a dry run found."""
 
     world_size: int
-    ranks: tuple[RankRehearsal, ...]
+    ranks: tuple[RankDryRun, ...]
     """Those that could be rehearsed."""
     problems: tuple[Problem, ...]
     """What the launch would fail at; the run is ready where there are none."""
@@ -75,41 +75,41 @@ def chosen_ranks(config: Config, world_size: int) -> list[int]:
     return sorted({0, *middle, world_size - 1})
 
 
-def rehearse(
+def dry_run(
     config: Config,
     world_size: int,
     ranks: Sequence[int] | None = None,
     with_files: bool = True,
     refused: Sequence[Problem] = (),
-    kernels: LayerMemory | None = None,
-) -> Rehearsal:
-    """Rehearse a run of `world_size` processes.
+    layer_memory: LayerMemory | None = None,
+) -> DryRun:
+    """Dry-run a run of `world_size` processes.
 
     ranks: those to build by shape; `chosen_ranks` when absent. with_files: whether data, tokenizer, checkpoints and the
     output folder are looked at. refused: problems of the config that the platform of the run finds, which the ranks
-    here, on another one, do not. kernels: those whose layers are rehearsed; the config's platform's when absent.
+    here, on another one, do not. layer_memory: those whose layers are rehearsed; the config's platform's when absent.
     What the launch would fail at is returned, not raised. Patches act on whole processes, so the ranks have one of
     their own.
     """
-    from longvita.planning.dry_run import checkpoints, inputs
+    from longvita.planning.dry_run import data_check, weight_check
 
     started = time.perf_counter()
     problems = _world_size_problems(config, world_size)
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="longvita-") as folder:
-        process = None if problems else _start(config, world_size, ranks, kernels, Path(folder))
+        process = None if problems else _start(config, world_size, ranks, layer_memory, Path(folder))
         problems += refused
         if with_files:
-            problems += find_training_problems(config) + inputs.find_problems(config)
+            problems += find_training_problems(config) + data_check.find_problems(config)
         outcome = _outcome(process, Path(folder)) if process else Outcome((), (), 0)
     if with_files:
         shapes = {name: shape for rank in outcome.ranks for name, shape in rank.shapes.items()}
-        found, notes = checkpoints.look(config, shapes)
+        found, notes = weight_check.look(config, shapes)
         problems += found
     problems += _merged(outcome.failures)
     if config.training.fp8 is not None:
-        notes.append("training.fp8: rehearsed in bf16; `longvita plan` counts what FP8 keeps")
-    return Rehearsal(
+        notes.append("training.fp8: the dry run computes in bf16; `longvita plan` counts what FP8 keeps")
+    return DryRun(
         world_size=world_size,
         ranks=outcome.ranks,
         problems=tuple(problems),
@@ -129,15 +129,15 @@ def _world_size_problems(config: Config, world_size: int) -> list[Problem]:
 
 
 def _start(
-    config: Config, world_size: int, ranks: Sequence[int] | None, kernels: LayerMemory | None, folder: Path
+    config: Config, world_size: int, ranks: Sequence[int] | None, layer_memory: LayerMemory | None, folder: Path
 ) -> subprocess.Popen:
     wanted = list(ranks) if ranks is not None else chosen_ranks(config, world_size)
     beyond = [rank for rank in wanted if not 0 <= rank < world_size]
     if beyond:
         raise ConfigError(f"--rank: {', '.join(map(str, beyond))} not among the ranks 0 to {world_size - 1}")
     call = folder / "call.pickle"
-    kernels = kernels or hardware_of(config.platform).kernels
-    call.write_bytes(pickle.dumps((sys.path, config.model_dump(mode="python"), world_size, wanted, kernels)))
+    layer_memory = layer_memory or hardware_of(config.platform).layer_memory
+    call.write_bytes(pickle.dumps((sys.path, config.model_dump(mode="python"), world_size, wanted, layer_memory)))
     command = [sys.executable, "-m", PROCESS, str(call), str(folder / "outcome.pickle")]
     with open(folder / "errors.txt", "wb") as errors:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)

@@ -1,4 +1,4 @@
-"""`longvita plan CONFIG --rehearse` as a whole, and what it makes of ranks that fail."""
+"""`longvita plan CONFIG --dry-run` as a whole, and what it makes of ranks that fail."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rich.console import Console
 from longvita.commands.plan import planned_figures
 from longvita.commands.support import dry_run_tables
 from longvita.config import ConfigError, load_with_origins
-from longvita.planning.dry_run.compare import compare, counted_figures
-from longvita.planning.dry_run.run import Failure, Rehearsal, _merged, chosen_ranks, field_named_in, rehearse
+from longvita.planning.dry_run.plan_comparison import compare, counted_figures
+from longvita.planning.dry_run.run import DryRun, Failure, _merged, chosen_ranks, dry_run, field_named_in
 from longvita.planning.hardware import HARDWARE
 from tests.conftest import REPOSITORY
 from tests.e2e.training_material import environment, write_run
@@ -23,7 +23,7 @@ from tests.tiny import tiny_config
 
 
 def plan(config: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "longvita", "plan", str(config), "--rehearse", *arguments]
+    command = [sys.executable, "-m", "longvita", "plan", str(config), "--dry-run", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
 
 
@@ -55,22 +55,22 @@ def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
 
 def test_ranks_beyond_the_world_are_refused() -> None:
     with pytest.raises(ConfigError, match="--rank: 2 not among the ranks 0 to 1"):
-        rehearse(tiny_config(), 2, [2], with_files=False)
+        dry_run(tiny_config(), 2, [2], with_files=False)
 
 
 def test_what_the_platform_of_the_run_refuses(tmp_path: Path) -> None:
-    ascend = HARDWARE["ascend-910b-64"].kernels.platform
+    ascend = HARDWARE["ascend-910b-64"].layer_memory.platform
     layout = ["layout.processes=null", "layout.tensor_parallel=1", "layout.context_parallel=2", "layout.ulysses=2"]
     done = plan(write_run(tmp_path), *layout, f"platform={ascend}", "training.precision=bf16", "--no-files")
     assert done.returncode == 2 and f"override: layout.ulysses = 2: is refused on {ascend}" in done.stdout, done.stdout
     assert "1 problem" in done.stdout
 
 
-def test_fp8_is_rehearsed_in_bf16(tmp_path: Path) -> None:
+def test_fp8_is_dry_run_in_bf16(tmp_path: Path) -> None:
     fp8 = tiny_config(training={"precision": "bf16", "fp8": "tensorwise"})
-    rehearsal = rehearse(fp8, 1, with_files=False)
-    assert not rehearsal.problems and rehearsal.ranks[0].activations[0].saved > 0
-    assert any("bf16" in note for note in rehearsal.notes)
+    found = dry_run(fp8, 1, with_files=False)
+    assert not found.problems and found.ranks[0].activations[0].saved > 0
+    assert any("bf16" in note for note in found.notes)
 
 
 def test_plan_and_count_agree_where_nothing_but_the_projector_learns() -> None:
@@ -92,7 +92,7 @@ def test_plan_and_count_agree_on_an_interleaved_pipeline(recomputed: int) -> Non
         layout={"pipeline_parallel": 2, "virtual_pipeline": 2},
         training={"global_batch_size": 16, "precision": "bf16", "recompute": recompute},
     )
-    ranks = rehearse(config, 2, [0, 1], with_files=False).ranks
+    ranks = dry_run(config, 2, [0, 1], with_files=False).ranks
     figures = {rank.rank: planned_figures(config, 2, HARDWARE["h100-80"], rank) for rank in ranks}
     errors = {(one.rank, one.name): one.error for one in compare(figures, counted_figures(ranks))}
     assert all(abs(errors[rank, "activations of text"]) < 0.1 for rank in (0, 1))
@@ -121,8 +121,8 @@ def test_fields_that_an_error_names() -> None:
 
 
 def test_figures_beside_a_plan() -> None:
-    rehearsal = rehearse(tiny_config(), 1, with_files=False)
-    counted = counted_figures(rehearsal.ranks)
+    found = dry_run(tiny_config(), 1, with_files=False)
+    counted = counted_figures(found.ranks)
     planned = {0: {"parameters": counted[0]["parameters"], "activations of text": 1, "other": 2}}
     found = compare(planned, counted)
     assert [(one.name, one.planned == one.counted) for one in found] == [
@@ -130,20 +130,20 @@ def test_figures_beside_a_plan() -> None:
         ("activations of text", False),
     ]
     assert found[0].error == 0 and -1 < found[1].error < 0
-    text = shown(rehearsal, found)
+    text = shown(found, found)
     assert "Plan and count" in text and "nothing found that a launch would fail at" in text
 
 
-def shown(rehearsal: Rehearsal, comparisons: list) -> str:
+def shown(found: DryRun, comparisons: list) -> str:
     console = Console(file=io.StringIO(), width=140)
-    dry_run_tables.show(rehearsal, console, comparisons)
+    dry_run_tables.show(found, console, comparisons)
     return console.file.getvalue()
 
 
 def test_layers_of_accelerators_keep_less_than_plain_ones(tmp_path: Path) -> None:
     config = tiny_config(training={"precision": "bf16"})
-    fused = rehearse(config, 1, with_files=False).ranks[0]
-    plain = rehearse(config.model_copy(update={"platform": "cpu"}), 1, with_files=False).ranks[0]
+    fused = dry_run(config, 1, with_files=False).ranks[0]
+    plain = dry_run(config.model_copy(update={"platform": "cpu"}), 1, with_files=False).ranks[0]
     assert fused.parameters == plain.parameters and fused.shapes == plain.shapes
     assert all(a.saved < b.saved for a, b in zip(fused.activations, plain.activations, strict=True))
 
@@ -153,9 +153,9 @@ def test_each_accelerator_s_kernels_keep_their_own(tmp_path: Path) -> None:
     config = tiny_config(training={"precision": "bf16", "trainable": ["language"]})
     saved = {}
     for hardware in (HARDWARE["h100-80"], HARDWARE["ascend-910b-64"]):
-        rank = rehearse(config, 1, with_files=False, kernels=hardware.kernels).ranks[0]
+        rank = dry_run(config, 1, with_files=False, layer_memory=hardware.layer_memory).ranks[0]
         text = next(each for each in rank.activations if each.load.name == "text")
-        saved[hardware.kernels.name] = text.saved
+        saved[hardware.layer_memory.name] = text.saved
     language, rows = config.model.language, text.load.tokens
     statistics = 60 * language.num_attention_heads * rows
     angles = 2 * 2 * language.head_dim * 2 * rows
@@ -164,8 +164,8 @@ def test_each_accelerator_s_kernels_keep_their_own(tmp_path: Path) -> None:
 
 def test_inputs_that_are_put_away_do_not_stay(tmp_path: Path) -> None:
     recompute = {"granularity": "full", "method": "uniform", "num_layers": 1}
-    kept = rehearse(tiny_config(training={"recompute": recompute}), 1, with_files=False).ranks[0]
-    away = rehearse(tiny_config(training={"recompute": recompute | {"offload": True}}), 1, with_files=False).ranks[0]
+    kept = dry_run(tiny_config(training={"recompute": recompute}), 1, with_files=False).ranks[0]
+    away = dry_run(tiny_config(training={"recompute": recompute | {"offload": True}}), 1, with_files=False).ranks[0]
     for before, after in zip(kept.activations, away.activations, strict=True):
         assert before.saved - after.saved >= after.offloaded > 0
         assert after.peak <= before.peak  # Of so few layers the head and the tower take most.
@@ -173,7 +173,7 @@ def test_inputs_that_are_put_away_do_not_stay(tmp_path: Path) -> None:
 
 def test_the_default_is_what_train_would_start(tmp_path: Path) -> None:
     loaded = load_with_origins(write_run(tmp_path))
-    assert rehearse(loaded.config, 2, [1]).ranks[0].places["dp"] == 1
+    assert dry_run(loaded.config, 2, [1]).ranks[0].places["dp"] == 1
 
 
 def test_a_run_that_by_plan_does_not_fit_is_no_success(tmp_path: Path) -> None:

@@ -1,16 +1,16 @@
-"""The patches of a rehearsal: fit what is installed, and make shapes."""
+"""The patches of a dry run: fit what is installed, and make shapes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from longvita.planning.dry_run import patches
+from longvita.planning.dry_run import meta_patches
 from longvita.platforms.layer_memory import ASCEND, LOCAL, NVIDIA
 from megatron_patches import cpu, patch
 from megatron_patches.cpu.torch_view import TorchView
 
-PATCHES = patches.patches(NVIDIA)
+PATCHES = meta_patches.patches(NVIDIA)
 
 
 @pytest.mark.parametrize("one", PATCHES, ids=[one.target for one in PATCHES])
@@ -20,7 +20,7 @@ def test_target_is_what_the_patch_was_written_for(one: patch.Patch) -> None:
 
 
 def test_plain_layers_take_the_patches_of_the_cpu_alone() -> None:
-    plain, no_rotary = ({one.target for one in patches.patches(kernels)} for kernels in (LOCAL, ASCEND))
+    plain, no_rotary = ({one.target for one in meta_patches.patches(layer_memory)} for layer_memory in (LOCAL, ASCEND))
     fused = {one.target for one in PATCHES}
     assert plain == {one.target for one in cpu.patches()}
     assert fused - no_rotary == {"megatron.core.transformer.attention:apply_rotary_pos_emb"}
@@ -48,8 +48,8 @@ def test_fused_functions_keep_what_they_say() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = patches.swiglu_by_shape(patches.rotated_by_shape(x, None, None), None)
+        out = meta_patches.swiglu_by_shape(meta_patches.rotated_by_shape(x, None, None), None)
     assert out.shape == (5, 1, 4) and kept == [(5, 1, 8)]
     out.sum().backward()
     assert x.grad is not None and x.grad.shape == x.shape
-    assert patches.gathered_anew(None, (2, 3), torch.bfloat16, "mpu").dtype == torch.bfloat16
+    assert meta_patches.gathered_anew(None, (2, 3), torch.bfloat16, "mpu").dtype == torch.bfloat16

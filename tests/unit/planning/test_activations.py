@@ -53,8 +53,8 @@ def test_the_peak_is_that_of_a_measured_step(processes, layout, training):
         assert planned.peak == pytest.approx(peak, rel=0.1)
 
 
-def planned(contents=MIXED, kernels=LOCAL, layout=None, stage=0, micro_batches=1, **training) -> int:
-    return activations(config_of(layout, **training), kernels, contents, stage, micro_batches).peak
+def planned(contents=MIXED, layer_memory=LOCAL, layout=None, stage=0, micro_batches=1, **training) -> int:
+    return activations(config_of(layout, **training), layer_memory, contents, stage, micro_batches).peak
 
 
 def test_each_saving_saves():
@@ -67,7 +67,7 @@ def test_each_saving_saves():
     assert planned(recompute={"vision": True}) < plain
     assert planned(trainable=["projector", "language"]) < plain
     assert planned(trainable=["projector"]) < planned(trainable=["projector", "language"])
-    assert planned(kernels=NVIDIA) < plain
+    assert planned(layer_memory=NVIDIA) < plain
 
 
 def test_a_text_has_gradients_go_back_to_the_embeddings_where_the_projector_is_trained():

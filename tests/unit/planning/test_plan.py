@@ -175,7 +175,7 @@ def test_a_device_of_80_gb_has_more_than_74_gib():
     sizes = {name: one.memory / 2**30 for name, one in HARDWARE.items()}
     assert 79 < sizes["h100-80"] < 79.65 and 79 < sizes["a100-80"] < 80 and 60 < sizes["ascend-910b-64"] < 61
     assert 139 < sizes["h200-141"] < 140.4 and 94 < sizes["h20-96"] < 95.6
-    assert all(hardware_of(one.kernels.platform).kernels == one.kernels for one in HARDWARE.values())
+    assert all(hardware_of(one.layer_memory.platform).layer_memory == one.layer_memory for one in HARDWARE.values())
     with pytest.raises(PlanError, match="3 GiB of it are reserved"):
         find_hardware("h100-80", "2GiB")
 
@@ -196,7 +196,7 @@ def test_what_the_platform_refuses_is_refused_with_its_line():
     assert run(path, "layout.ulysses=1", "--hardware", "ascend-910b-64").exit_code == 0
     four = ["layout.tensor_parallel=4", "layout.context_parallel=4", "layout.ulysses=2"]
     assert run(path, *four).exit_code in (0, 1)
-    ascend = find_hardware("ascend-910b-64").kernels.platform
+    ascend = find_hardware("ascend-910b-64").layer_memory.platform
     for where in (["--hardware", "ascend-910b-64"], [f"platform={ascend}"]):
         refused = run(path, *four, *where)
         assert isinstance(refused.exception, ConfigError)
@@ -232,9 +232,9 @@ def test_each_layout_says_what_it_costs_more_than_the_first():
 
 def test_options_that_would_have_no_effect_are_refused(tmp_path):
     recipe = TRAIN / "stage1_align.yaml"
-    for options in (["--rank", "1"], ["--no-files"], ["--rehearse", "--search"], ["--rehearse", "--tiles", "3"]):
+    for options in (["--rank", "1"], ["--no-files"], ["--dry-run", "--search"], ["--dry-run", "--tiles", "3"]):
         refused = run(recipe, *options)
-        assert refused.exit_code == 2 and "--rehearse" in refused.output
+        assert refused.exit_code == 2 and "--dry-run" in refused.output
     refused = run(recipe, "--html", tmp_path / "nowhere" / "plan.html")
     assert isinstance(refused.exception, PlanError) and "--html" in str(refused.exception)
 
@@ -251,7 +251,7 @@ def test_a_page_that_is_a_folder_is_refused(tmp_path):
     assert isinstance(result.exception, PlanError) and "is a folder; name a file" in str(result.exception)
 
 
-@pytest.mark.parametrize("option", ["--search", "--rehearse"])
+@pytest.mark.parametrize("option", ["--search", "--dry-run"])
 def test_a_model_that_answers_is_not_searched_for_as_if_it_trained(option):
     config = str(REPOSITORY / "configs/inference/long_vita_72b_1m.yaml")
     result = CliRunner().invoke(app, ["plan", config, option])

@@ -38,7 +38,7 @@ def test_processes_that_make_no_replicas_are_told_with_their_lines(tmp_path: Pat
 
 
 def test_what_the_named_platform_refuses_is_refused_where_one_types(tmp_path: Path) -> None:
-    ascend = HARDWARE["ascend-910b-64"].kernels.platform
+    ascend = HARDWARE["ascend-910b-64"].layer_memory.platform
     layout = ["layout.processes=null", "layout.context_parallel=2", "layout.ulysses=2"]
     text = refused(write_run(tmp_path), *layout, f"platform={ascend}")
     assert text.startswith(f"override: layout.ulysses = 2: is refused on {ascend}")

@@ -1,4 +1,4 @@
-"""What a rehearsal says of data files, tokenizers and checkpoints that a launch would fail at."""
+"""What a dry run says of data files, tokenizers and checkpoints that a launch would fail at."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from longvita.checkpoint.hf.tensor_names import LONG_VITA
 from longvita.config import dump, load_with_origins
 from longvita.config.errors import Problem
 from longvita.config.loader import placed
-from longvita.planning.dry_run import checkpoints, inputs
+from longvita.planning.dry_run import data_check, weight_check
 from longvita.planning.dry_run.run import field_named_in
 from tests.e2e.training_material import write_run
 from tests.tiny_folder import write_tiny_model
@@ -25,7 +25,7 @@ from tests.tiny_folder import write_tiny_model
 def problems_of(path: Path, *overrides: str) -> list[Problem]:
     """With their places in the config."""
     loaded = load_with_origins(path, list(overrides))
-    return [placed(problem, loaded) for problem in inputs.find_problems(loaded.config)]
+    return [placed(problem, loaded) for problem in data_check.find_problems(loaded.config)]
 
 
 def line_of(path: Path, words: str) -> int:
@@ -119,7 +119,7 @@ def initial(run: Path, tiny, folder: Path, *overrides: str, shapes=None) -> tupl
     config = json.loads((tiny.checkpoint / "config.json").read_text())["model"]["language"]
     sizes = [f"model.language.{name}={config[name]}" for name in ("vocab_size", "max_position_embeddings")]
     loaded = load_with_origins(run, [*sizes, f"checkpoint.initial={folder}", *overrides])
-    return checkpoints.look(loaded.config, shapes or {})
+    return weight_check.look(loaded.config, shapes or {})
 
 
 def test_a_folder_that_fits(run: Path, tiny) -> None:
@@ -166,7 +166,7 @@ def test_an_output_folder_of_another_run(run: Path, tiny) -> None:
     loaded = load_with_origins(run, ["seed=8"])
     folder = run.parent / "run" / "checkpoints" / "step_00000001"
     shutil.copytree(tiny.checkpoint, folder)
-    (problem,), notes = checkpoints.look(loaded.config, {})
+    (problem,), notes = weight_check.look(loaded.config, {})
     assert "the run goes on from the checkpoints" in notes[0]
     assert problem.field == "output" and "holds weights alone" in problem.message
     common = torch.load(folder / "common.pt", weights_only=False)
@@ -174,7 +174,7 @@ def test_an_output_folder_of_another_run(run: Path, tiny) -> None:
     saved["data"] = saved["data"] | {"dataset": {}}
     torch.save(common | {"run": {"config": saved}}, folder / "common.pt")
     manifest.write_manifest(folder, {})
-    told = {problem.field: placed(problem, loaded) for problem in checkpoints.look(loaded.config, {})[0]}
+    told = {problem.field: placed(problem, loaded) for problem in weight_check.look(loaded.config, {})[0]}
     assert told.keys() == {"seed", "data.dataset"}
     assert str(told["seed"]).startswith(f"override: seed = 8: is 7 in the checkpoint {folder}")
     assert told["data.dataset"].origin.file == run and "checkpoint.initial=" in told["seed"].fix

@@ -1,6 +1,6 @@
-"""A rehearsal's platform: the meta device, whose tensors have shapes and no values, and groups that send nothing.
+"""A dry run's platform: the meta device, whose tensors have shapes and no values, and groups that send nothing.
 
-`longvita plan CONFIG --rehearse` builds a rank of a large run with it, in a process of its own. It is no platform that
+`longvita plan CONFIG --dry-run` builds a rank of a large run with it, in a process of its own. It is no platform that
 a config can name.
 """
 
@@ -52,15 +52,15 @@ class AwayByShape:
 class MetaPlatform(CPUPlatform):
     """See the module.
 
-    kernels: those whose layers it takes the place of: the CPU's own ones, or fused ones that keep for their backward
-    pass what an accelerator's keep (longvita.planning.dry_run.layers).
+    layer_memory: the platform whose layers are substituted. For one with fused kernels, layers by shape keep for their
+    backward pass what those kernels keep (longvita.planning.dry_run.shape_layers); else the CPU's own layers run.
     """
 
     name = "meta"
     backend = BACKEND
 
-    def __init__(self, kernels: LayerMemory):
-        self.kernels = kernels
+    def __init__(self, layer_memory: LayerMemory):
+        self.layer_memory = layer_memory
         self.offloaded_bytes = 0
         """Of all tensors that were put away."""
 
@@ -85,10 +85,10 @@ class MetaPlatform(CPUPlatform):
 
     def describe(self) -> str:
         """Which layers it has."""
-        return f"shapes alone, layers of {self.kernels.name}"
+        return f"shapes alone, layers of {self.layer_memory.name}"
 
     def problems(self, config: Config) -> list[Problem]:
-        """None: a rehearsal asks the platform of its run."""
+        """None: a dry run asks the platform of its run."""
         return []
 
     def offload(self, tensor: torch.Tensor) -> Offloaded:
@@ -98,25 +98,25 @@ class MetaPlatform(CPUPlatform):
 
     def patches(self) -> list[Patch]:
         """megatron_patches/meta."""
-        from longvita.planning.dry_run import patches
+        from longvita.planning.dry_run import meta_patches
 
         if not hasattr(self, "_patches"):
-            self._patches = patches.patches(self.kernels)
+            self._patches = meta_patches.patches(self.layer_memory)
         return self._patches
 
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
         """The CPU's; where layers are fused, SwiGLU keeps its input alone, and stages let go of what they have sent."""
-        kernels = self.kernels
+        layer_memory = self.layer_memory
         own = {
-            "bias_activation_fusion": kernels.fused,
-            "deallocate_pipeline_outputs": kernels.frees_stage_outputs,
+            "bias_activation_fusion": layer_memory.fused,
+            "deallocate_pipeline_outputs": layer_memory.frees_stage_outputs,
         }
         return super().transformer_config_overrides(virtual_pipeline) | own
 
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
         """The CPU's, with the fused norm and attention in their places."""
         spec = super().language_layer_spec(config, groups)
-        if self.kernels.fused:
+        if self.layer_memory.fused:
             layer: Any = spec.submodules
             layer.input_layernorm = layer.pre_mlp_layernorm = self.norm()
             layer.self_attention.submodules.core_attention = self.vision_attention()
@@ -124,14 +124,14 @@ class MetaPlatform(CPUPlatform):
 
     def norm(self) -> type:
         """`ShapeRMSNorm` or the CPU's."""
-        from longvita.planning.dry_run.layers import ShapeRMSNorm
+        from longvita.planning.dry_run.shape_layers import ShapeRMSNorm
 
-        return ShapeRMSNorm if self.kernels.fused else super().norm()
+        return ShapeRMSNorm if self.layer_memory.fused else super().norm()
 
     def vision_attention(self) -> type:
-        """`ShapeAttention`, which keeps what the kernels' attention keeps, or the CPU's."""
-        from longvita.planning.dry_run.layers import ShapeAttention
+        """`ShapeAttention`, which keeps what the layer_memory' attention keeps, or the CPU's."""
+        from longvita.planning.dry_run.shape_layers import ShapeAttention
 
-        if not self.kernels.fused:
+        if not self.layer_memory.fused:
             return super().vision_attention()
-        return type("KernelsAttention", (ShapeAttention,), {"statistics_bytes": self.kernels.statistics_bytes})
+        return type("KernelsAttention", (ShapeAttention,), {"statistics_bytes": self.layer_memory.statistics_bytes})

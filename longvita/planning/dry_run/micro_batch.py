@@ -11,7 +11,7 @@ from longvita.config.sizes import frames_that_fit
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.tile_sharing import assign_tiles
-from longvita.planning.dry_run.figures import Load
+from longvita.planning.dry_run.rank_counts import Load
 
 
 def heaviest_loads(config: Config) -> tuple[Load, Load]:
@@ -55,7 +55,7 @@ def make_batch(load: Load, config: Config, groups: ParallelGroups, device: torch
         "tile_starts": starts,
         "tile_owners": owners,
         "tiles": torch.zeros((own, 3, size, size), device=device),
-        "document_sources": [next(iter(config.data.dataset), "rehearsal")] * load.documents,
+        "document_sources": [next(iter(config.data.dataset), "dry run")] * load.documents,
         "padding_tokens": 0,
     }
     return HostBatch(**fields)

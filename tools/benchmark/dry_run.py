@@ -1,8 +1,8 @@
-"""Seconds and memory of `longvita plan CONFIG --rehearse` for every recipe, one after the other.
+"""Seconds and memory of `longvita plan CONFIG --dry-run` for every recipe, one after the other.
 
-    python tools/benchmark/rehearsal.py --json
+    python tools/benchmark/dry_run.py --json
 
-The processes of a rehearsal are those that the recipe's own layout asks for, one replica, or as `--devices` says.
+The processes of a dry run are those that the recipe's own layout asks for, one replica, or as `--devices` says.
 `seconds` is the whole command's wall time; `peak_bytes` the most that one of its two processes takes; `problems` what
 it finds, split into those of files that are not there and others; `state_error` and `activation_error` how far the
 plan is from the count at most: parameters, weights, gradients and optimizer state, and activations.
@@ -25,16 +25,16 @@ NOT_THERE = ("there is no file", "there is no such folder", "is neither a folder
 
 
 def main() -> int:
-    """Rehearses each recipe and prints what it took."""
+    """Dry-runs each recipe and prints what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--devices", type=int, help="processes of the run; one replica when absent")
     parser.add_argument("recipes", nargs="*", type=Path, help="files; every one in configs/train when absent")
     arguments = parser.parse_args()
     found = arguments.recipes or [path for path in sorted(RECIPES.glob("*.yaml")) if path.stem != "common"]
-    figures = [rehearse(path, arguments.devices) for path in found]
+    figures = [dry_run(path, arguments.devices) for path in found]
     names = ("recipe", "processes", "seconds", "GiB", "files not there", "other problems", "state", "activations")
-    table = Table(*names, title="Rehearsals")
+    table = Table(*names, title="Dry runs")
     for one in figures:
         table.add_row(
             one["recipe"],
@@ -54,9 +54,9 @@ def main() -> int:
     return 0
 
 
-def rehearse(path: Path, devices: int | None) -> dict:
-    """What the rehearsal of one recipe took and found."""
-    command = [sys.executable, "-m", "longvita", "plan", str(path), "--rehearse", "--json"]
+def dry_run(path: Path, devices: int | None) -> dict:
+    """What the dry run of one recipe took and found."""
+    command = [sys.executable, "-m", "longvita", "plan", str(path), "--dry-run", "--json"]
     started = time.perf_counter()
     done = subprocess.run(
         command + ([f"--devices={devices}"] if devices else []), capture_output=True, text=True, check=False

@@ -62,17 +62,17 @@ _FUSED = [
     Patch(
         target="megatron.core.transformer.mlp:bias_swiglu_impl",
         replacement=swiglu_by_shape,
-        why="in a rehearsal, has several intermediates at once, since nothing compiles it to one kernel",
+        why="in a found, has several intermediates at once, since nothing compiles it to one kernel",
         versions="megatron-core==0.16.1",
-        remove_when="a rehearsal can name the accelerator's kernel without having it",
+        remove_when="a dry run can name the accelerator's kernel without having it",
         signature="def bias_swiglu_impl(input, bias, fp8_input_store=False, cpu_offload_input=False)",
     ),
     Patch(
         target="megatron.core.utils:GlobalMemoryBuffer.get_tensor",
         replacement=gathered_anew,
-        why="in a rehearsal, keeps the rows that sequence parallelism gathered, which fused linear layers let go of",
+        why="in a found, keeps the rows that sequence parallelism gathered, which fused linear layers let go of",
         versions="megatron-core==0.16.1",
-        remove_when="a rehearsal can name the accelerator's linear layers without having them",
+        remove_when="a dry run can name the accelerator's linear layers without having them",
         signature="def get_tensor(self, tensor_shape, dtype, name, mem_alloc_context=None)",
     ),
 ]
@@ -80,9 +80,9 @@ _FUSED_ROTARY = [
     Patch(
         target="megatron.core.transformer.attention:apply_rotary_pos_emb",
         replacement=rotated_by_shape,
-        why="in a rehearsal, keeps cosines and sines for each layer, which a fused kernel does not",
+        why="in a found, keeps cosines and sines for each layer, which a fused kernel does not",
         versions="megatron-core==0.16.1",
-        remove_when="a rehearsal can name the accelerator's kernel without having it",
+        remove_when="a dry run can name the accelerator's kernel without having it",
         signature="def apply_rotary_pos_emb(t, freqs, config, cu_seqlens=None, mscale=1.0, cp_group=None)",
     ),
 ]
@@ -106,17 +106,17 @@ def _holds_shapes(data: Any) -> bool:
     return isinstance(data, torch.Tensor) and data.is_meta
 
 
-def patches(kernels: LayerMemory) -> list[Patch]:
-    """The patches of a rehearsal of these kernels."""
+def patches(layer_memory: LayerMemory) -> list[Patch]:
+    """The patches of a dry run of these layer_memory."""
     from megatron_patches import cpu
     from megatron_patches.cpu.torch_view import TorchView
 
     view = TorchView(META)
     view.tensor = _tensor(view.tensor)  # type: ignore[attr-defined]
     own = [
-        dataclasses.replace(patch, replacement=view, why=f"in a rehearsal, {patch.why}")
+        dataclasses.replace(patch, replacement=view, why=f"in a found, {patch.why}")
         if isinstance(patch.replacement, TorchView)
         else patch
         for patch in cpu.patches()
     ]
-    return [*own, *(_FUSED if kernels.fused else []), *(_FUSED_ROTARY if kernels.fused_rotary else [])]
+    return [*own, *(_FUSED if layer_memory.fused else []), *(_FUSED_ROTARY if layer_memory.fused_rotary else [])]

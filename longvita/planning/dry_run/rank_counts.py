@@ -1,4 +1,4 @@
-"""What a rehearsal counts: plain values, which one process hands to another."""
+"""What a dry run counts: plain values, which one process hands to another."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ActivationBytes:
 
 
 @dataclass(frozen=True)
-class RankRehearsal:
+class RankDryRun:
     """What was counted on one rank."""
 
     rank: int

@@ -1,4 +1,4 @@
-"""Layers by shape: what the accelerators' fused kernels take, keep for the backward pass, and send.
+"""Layers by shape: what the accelerators' fused layer_memory take, keep for the backward pass, and send.
 
 RMSNorm keeps its input and one fp32 statistic a row. Attention keeps its inputs and its output in the precision of
 training, and for each row and head what longvita.platforms.layer_memory says. Its ring carries the rows that

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from longvita.planning.dry_run.figures import RankRehearsal
+from longvita.planning.dry_run.rank_counts import RankDryRun
 
 Figures = Mapping[int, Mapping[str, int]]
 """For each rank, figures by name; see `counted_figures` for the names."""
@@ -26,8 +26,8 @@ class Comparison:
         return self.planned / self.counted - 1 if self.counted else float(self.planned != 0)
 
 
-def counted_figures(ranks: Sequence[RankRehearsal]) -> dict[int, dict[str, int]]:
-    """What was counted on each rank, by name: numbers and bytes as in RankRehearsal, and the activations of each load.
+def counted_figures(ranks: Sequence[RankDryRun]) -> dict[int, dict[str, int]]:
+    """What was counted on each rank, by name: numbers and bytes as in RankDryRun, and the activations of each load.
 
     "activations of LOAD" is the highest moment, micro batches that wait included; "saved for LOAD" what autograd keeps
     of one micro batch.

@@ -1,4 +1,4 @@
-"""The operators of a decoder layer, of the vision tower and of the projector, as calls on a tape.
+"""The operators of a decoder layer, of the vision tower and of the projector, as calls on a timeline.
 
 They follow the code that runs: megatron-core 0.16.1's TransformerLayer, SelfAttention and MLP with our attention and
 norms (longvita/platforms), longvita/model/layer_specs.py and longvita/model/projector.py.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longvita.config.schema import Config
-from longvita.planning.activation_timeline import Tape, Tensor
+from longvita.planning.activation_timeline import ActivationTimeline, Tensor
 from longvita.planning.parameters import ELEMENT_BYTES
 from longvita.platforms.layer_memory import LayerMemory
 
@@ -28,8 +28,8 @@ class Rows:
 class Decoder:
     """Layers of the language model on one rank."""
 
-    def __init__(self, tape: Tape, config: Config, kernels: LayerMemory, rows: Rows):
-        self.tape, self.config, self.kernels, self.rows = tape, config, kernels, rows
+    def __init__(self, timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, rows: Rows):
+        self.timeline, self.config, self.layer_memory, self.rows = timeline, config, layer_memory, rows
         language, self.tp = config.model.language, config.layout.tensor_parallel
         self.element = ELEMENT_BYTES[config.training.precision]
         self.trained = "language" in config.training.trainable
@@ -58,27 +58,27 @@ class Decoder:
     # Attention
 
     def _attention(self, x: Tensor) -> Tensor:
-        tape = self.tape
-        with tape.part("attention"):
+        timeline = self.timeline
+        with timeline.part("attention"):
             normed = self.norm(x)
             mixed = self._column(normed, self.query + 2 * self.key, "qkv", bias=True)
-            query, key, value = tape.views(mixed, [self.query, self.key, self.key])
+            query, key, value = timeline.views(mixed, [self.query, self.key, self.key])
             if self.query != self.key:
-                query = tape.operator([query], self.query, shares_gradient=True)
+                query = timeline.operator([query], self.query, shares_gradient=True)
             query, key = self._rotary(query, self.query), self._rotary(key, self.key)
             out = self._core_attention(query, key, value)
             projected = self._row(out, "proj")
-            tape.drop(normed, query, key, value)
-            summed = tape.operator([projected, x], self.hidden, shares_gradient=True)
+            timeline.drop(normed, query, key, value)
+            summed = timeline.operator([projected, x], self.hidden, shares_gradient=True)
         return summed
 
     def _core_attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        tape, cp = self.tape, self.config.layout.context_parallel
-        statistics = self.rows.attention * self.heads * self.kernels.statistics_bytes
+        timeline, cp = self.timeline, self.config.layout.context_parallel
+        statistics = self.rows.attention * self.heads * self.layer_memory.statistics_bytes
         selective = self.config.training.recompute.granularity == "selective"
         inputs = [query, key, value]
         pairs = 2 * self.key
-        return tape.operator(
+        return timeline.operator(
             inputs,
             self.query,
             keeps=inputs,
@@ -91,54 +91,54 @@ class Decoder:
 
     def _rotary(self, tensor: Tensor, size: int) -> Tensor:
         """Unfused it keeps cosines and sines of its rows, and makes each product apart."""
-        if self.kernels.fused_rotary:
-            return self.tape.operator([tensor], size)
-        return self.tape.operator(
+        if self.layer_memory.fused_rotary:
+            return self.timeline.operator([tensor], size)
+        return self.timeline.operator(
             [tensor], size, keeps_new=2 * self.angles, scratch=2 * size + self.angles, backward_scratch=2 * size
         )
 
     # MLP
 
     def _mlp(self, middle: Tensor) -> Tensor:
-        tape, chunk = self.tape, self.config.training.mlp_chunk_size
-        with tape.part("mlp"):
+        timeline, chunk = self.timeline, self.config.training.mlp_chunk_size
+        with timeline.part("mlp"):
             normed = self.norm(middle)
             # Under sequence parallelism a chunk is one of this rank's rows, and gathers those of the others.
             if chunk is not None and self.rows.residual > chunk:
                 out = self._chunked_mlp(normed, chunk / self.rows.residual)
             else:
                 out = self._plain_mlp(normed, 1.0)
-            tape.drop(normed)
-            return tape.operator([out, middle], self.hidden, shares_gradient=True)
+            timeline.drop(normed)
+            return timeline.operator([out, middle], self.hidden, shares_gradient=True)
 
     def _plain_mlp(self, normed: Tensor, share: float) -> Tensor:
         """The MLP over a share of the rows; `normed` stays with its holder."""
-        tape, ffn = self.tape, int(self.ffn * share)
+        timeline, ffn = self.timeline, int(self.ffn * share)
         gate_up = self._column(normed, 2 * ffn, "fc1", share=share)
-        if self.kernels.fused:
-            activated = tape.operator([gate_up], ffn, keeps=[gate_up])
+        if self.layer_memory.fused:
+            activated = timeline.operator([gate_up], ffn, keeps=[gate_up])
         else:
-            gate, up = tape.views(gate_up, [ffn, ffn])
-            silu = tape.operator([gate], ffn, keeps=[gate], last=())
-            shifted = tape.operator([up], ffn, shares_gradient=True)  # Megatron adds glu_linear_offset, zero or not
-            activated = tape.operator([silu, shifted], ffn, keeps=[silu, shifted])
-            tape.drop(gate)
+            gate, up = timeline.views(gate_up, [ffn, ffn])
+            silu = timeline.operator([gate], ffn, keeps=[gate], last=())
+            shifted = timeline.operator([up], ffn, shares_gradient=True)  # Megatron adds glu_linear_offset, zero or not
+            activated = timeline.operator([silu, shifted], ffn, keeps=[silu, shifted])
+            timeline.drop(gate)
         return self._row(activated, "fc2", share)
 
     def _chunked_mlp(self, normed: Tensor, share: float) -> Tensor:
         """longvita.model.chunked_mlp: the input is kept; the backward pass computes each chunk once more."""
-        tape = self.tape
-        inner = Tape(gathered=tape.gathered)
-        part = Decoder(inner, self.config, self.kernels, self.rows)
+        timeline = self.timeline
+        inner = ActivationTimeline(gathered=timeline.gathered)
+        part = Decoder(inner, self.config, self.layer_memory, self.rows)
         size = int(self.hidden * share)
         with inner.without_gradients():
             inner.drop(part._plain_mlp(inner.tensor(size), share))
         forward = inner.peak - size
-        inner = Tape(gathered=tape.gathered)
-        part = Decoder(inner, self.config, self.kernels, self.rows)
+        inner = ActivationTimeline(gathered=timeline.gathered)
+        part = Decoder(inner, self.config, self.layer_memory, self.rows)
         inner.backward(part._plain_mlp(inner.tensor(size), share))
         sums = self._weight_gradient("fc1") + self._weight_gradient("fc2")
-        return tape.operator(
+        return timeline.operator(
             [normed],
             self.hidden,
             keeps=[normed],
@@ -153,9 +153,9 @@ class Decoder:
 
     def norm(self, x: Tensor) -> Tensor:
         """RMSNorm; x stays with its holder. Our own keeps the normed rows, a fused one the input itself."""
-        if self.kernels.fused:
-            return self.tape.operator([x], self.hidden, keeps=[x], trained=self.trained, last=())
-        return self.tape.operator(
+        if self.layer_memory.fused:
+            return self.timeline.operator([x], self.hidden, keeps=[x], trained=self.trained, last=())
+        return self.timeline.operator(
             [x], self.hidden, keeps_new=self.hidden, backward_scratch=self.hidden, trained=self.trained, last=()
         )
 
@@ -180,13 +180,13 @@ class Decoder:
         """ColumnParallelLinear; x stays with its holder."""
         gathered = int(self.full_hidden * share) if self.sequence_parallel else 0
         scratch, backward_scratch = (size if bias else 0), 0
-        if gathered and self.kernels.gather_buffer:
-            self.tape.gather_buffer(gathered)
+        if gathered and self.layer_memory.gather_buffer:
+            self.timeline.gather_buffer(gathered)
         elif gathered:
             scratch, backward_scratch = max(scratch, gathered), gathered
         if gathered:  # the gradient of all rows, before each rank gets the sum of its own; gloo copies it first
-            backward_scratch += gathered * (2 if self.kernels.copying_collectives else 1)
-        return self.tape.operator(
+            backward_scratch += gathered * (2 if self.layer_memory.copying_collectives else 1)
+        return self.timeline.operator(
             [x],
             size,
             **self._kept_input(x),
@@ -200,8 +200,8 @@ class Decoder:
     def _row(self, x: Tensor, name: str, share: float = 1.0) -> Tensor:
         """RowParallelLinear and the sum over TP."""
         gathered = int(self.full_hidden * share) if self.sequence_parallel else 0
-        copies = 2 if self.kernels.copying_collectives else 1
-        return self.tape.operator(
+        copies = 2 if self.layer_memory.copying_collectives else 1
+        return self.timeline.operator(
             [x],
             int(self.hidden * share),
             **self._kept_input(x),
