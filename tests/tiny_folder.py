@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from longvita.checkpoint.hf.weights import write_long_vita
-from longvita.checkpoint.sources import write_checkpoint
+from longvita.checkpoint.save import save_weights
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer, load_transformers_tokenizer
 from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
@@ -50,7 +50,7 @@ def _write(rank: int, world: int, model: TinyModel, tokenizer: str, entries: int
     if says:
         _let_it_say(models[0], load_tokenizer(tokenizer), says)
     write_long_vita(models, config, model.folder, groups, load_transformers_tokenizer(Path(tokenizer)))
-    write_checkpoint(models, config, model.checkpoint, platform)
+    save_weights(models, config, model.checkpoint, platform)
     groups.destroy()
 
 

@@ -189,14 +189,15 @@ def _convert_optimizer_in_world(payload: dict[str, Any], config: Config, groups:
 def _convert_in_world(payload: dict[str, Any], config: Config, groups: Any, platform: Any) -> int:
     from longvita.checkpoint.hf.internvl import write_internvl
     from longvita.checkpoint.hf.weights import write_long_vita
-    from longvita.checkpoint.sources import load_weights, write_checkpoint
+    from longvita.checkpoint.save import save_weights
+    from longvita.checkpoint.sources import load_weights
     from longvita.model.build import build_model
 
     models = build_model(config, groups, platform, fresh=False)
     load_weights(models, payload["source"], groups, platform)
     folder, dtype = Path(payload["target"]), DTYPES[config.training.precision]
     if payload["format"] == "checkpoint":
-        write_checkpoint(models, config, folder, platform)
+        save_weights(models, config, folder, platform)
         return 0
     tokenizer = load_source_tokenizer(payload["source"], payload["tokenizer"])
     if payload["format"] == "internvl":

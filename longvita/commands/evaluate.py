@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from longvita import processes
-from longvita.checkpoint.manifest import MANIFEST, numbered_root, step_folders
+from longvita.checkpoint.manifest import MANIFEST
+from longvita.checkpoint.step_folders import numbered_root, step_folders
 from longvita.commands.generate import process_count, refuse
 from longvita.commands.support.engine_process import in_process, quieten
 from longvita.config.sizes import replica_size

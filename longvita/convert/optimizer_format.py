@@ -23,10 +23,12 @@ def resave(
     """Writes the newest checkpoint of `source` anew into the output folder `target` of a run that goes on from it.
 
     Weights, optimizer, schedule and position in the data are kept; random states only at the same layout. A collective.
-    Raises CheckpointError, see longvita.checkpoint.native.load_state.
+    Raises CheckpointError, see longvita.checkpoint.load.load_state.
     """
-    from longvita.checkpoint.manifest import checkpoint_root
-    from longvita.checkpoint.native import Checkpointer, intact_checkpoint, load_state
+    from longvita.checkpoint.load import load_state
+    from longvita.checkpoint.resume import intact_checkpoint
+    from longvita.checkpoint.save import Checkpointer
+    from longvita.checkpoint.step_folders import checkpoint_root
     from longvita.model.build import build_model
     from longvita.training.state import build_state
 

@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from longvita.checkpoint import manifest
 from longvita.checkpoint.hf.config_json import model_config_from_folder
 from longvita.checkpoint.hf.hub import local_folder
 from longvita.checkpoint.hf.media_limits import FIELDS, read_media_limits
 from longvita.checkpoint.sources import training_config
+from longvita.checkpoint.step_folders import is_checkpoint
 from longvita.config import load
 from longvita.config.layout_text import parse_layout
 from longvita.config.schema import Config, InferenceConfig, LayoutConfig
@@ -123,7 +123,7 @@ def resolve(model: str, options: Options, processes: int | None) -> Settings:
 def _from_model(model: str) -> tuple[Config, str]:
     """The config that comes with a model and the folder of its tokenizer ("" if it names none)."""
     folder = Path(model).expanduser()
-    if manifest.is_checkpoint(folder):
+    if is_checkpoint(folder):
         config = training_config(folder)
         return config.model_copy(update={"inference": _capped(config)}), config.data.tokenizer
     place = local_folder(model)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from longvita.checkpoint.hf.weights import read_weights
-from longvita.checkpoint.manifest import is_checkpoint
-from longvita.checkpoint.native import intact_checkpoint, load_weights
+from longvita.checkpoint.load import load_weights
+from longvita.checkpoint.resume import intact_checkpoint
+from longvita.checkpoint.step_folders import is_checkpoint
 from longvita.config.schema import Config
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups

@@ -12,8 +12,10 @@ import torch.distributed as dist
 
 from longvita import platforms, processes
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.manifest import checkpoint_root
-from longvita.checkpoint.native import Checkpointer, load_state, resume_point
+from longvita.checkpoint.load import load_state
+from longvita.checkpoint.resume import resume_point
+from longvita.checkpoint.save import Checkpointer
+from longvita.checkpoint.step_folders import checkpoint_root
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config import check_world_size
 from longvita.config.schema import Config

@@ -17,7 +17,8 @@ from longvita.checkpoint.hf.internvl import write_internvl
 from longvita.checkpoint.hf.tensor_inventory import hf_tensors, parameter_names
 from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA
 from longvita.checkpoint.hf.weights import read_weights, write_long_vita
-from longvita.checkpoint.sources import load_weights, model_config, write_checkpoint
+from longvita.checkpoint.save import save_weights
+from longvita.checkpoint.sources import load_weights, model_config
 from longvita.commands import convert
 from longvita.config.schema import Config
 from longvita.model.build import build_model
@@ -168,7 +169,7 @@ def write_ours(rank: int, world: int, config: Config, source: str, target: str) 
     groups = initialize(config, platform)
     models = build_model(config, groups, platform)
     load_weights(models, source, groups, platform)
-    write_checkpoint(models, config, Path(target), platform)
+    save_weights(models, config, Path(target), platform)
 
 
 def test_a_checkpoint_of_ours_becomes_a_folder_in_another_layout(tmp_path: Path):

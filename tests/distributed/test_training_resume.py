@@ -12,10 +12,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from longvita.checkpoint import manifest, native
+from longvita.checkpoint.background_write import SnapshotWriter
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.native import Checkpointer, find_newest, load_state, load_weights, resume_point
-from longvita.checkpoint.snapshot import SnapshotWriter
+from longvita.checkpoint.load import load_state, load_weights
+from longvita.checkpoint.resume import newest_intact, resume_point
+from longvita.checkpoint.save import Checkpointer
+from longvita.checkpoint.step_folders import step_folders
 from longvita.data.audit.sample_accounting import SampleAccounting
 from longvita.training import state as state_module
 from tests.distributed.helpers import run_distributed
@@ -39,7 +41,7 @@ def save_after(config, folder: Path, steps: int = STEPS, **batches):
 def resume(config, folder: Path):
     """A new state of the layout in `config`, from the newest checkpoint."""
     state = start(config)
-    load_state(state, find_newest(folder))
+    load_state(state, newest_intact(folder))
     return state
 
 
@@ -118,27 +120,21 @@ def test_other_layouts_are_within_tolerance(layout, tmp_path):
         assert max(errors) <= 1e-4, other
 
 
-def without_an_account(rank, world_size, folder):
-    """The accounts after a resume from a checkpoint with one, and from one of before there were any."""
-    config, accounts = run_config("dp2"), []
-    for name, left_out in (("new", ()), ("old", ("account",))):
-        state = start(config)
-        go_on(state, STEPS)
-        state.sample_accounting = state.sample_accounting.plus([Counter({("words", "planned"): 5})])
-        checkpointer = Checkpointer(Path(folder) / name, keep=2, platform=state.platform)
-        with pytest.MonkeyPatch.context() as patch:
-            facts = {key: value for key, value in native._run_facts(state).items() if key not in left_out}
-            patch.setattr(native, "_run_facts", lambda _, facts=facts: facts)
-            checkpointer.save(state)
-        checkpointer.poll(wait=True)
-        accounts.append(resume(config, Path(folder) / name).account)
-    return accounts
+def counted_samples(rank, world_size, folder):
+    """The sample accounting after a resume."""
+    config = run_config("dp2")
+    state = start(config)
+    go_on(state, STEPS)
+    state.sample_accounting = state.sample_accounting.plus([Counter({("words", "planned"): 5})])
+    checkpointer = Checkpointer(Path(folder), keep=2, platform=state.platform)
+    checkpointer.save(state)
+    checkpointer.poll(wait=True)
+    return resume(config, Path(folder)).sample_accounting
 
 
-def test_an_older_checkpoint_begins_an_account(tmp_path):
-    for new, old in run_distributed(without_an_account, 2, str(tmp_path)):
-        assert new == SampleAccounting(0, Counter({("words", "planned"): 5}))
-        assert old == SampleAccounting(4 * STEPS)
+def test_the_sample_accounting_is_resumed(tmp_path):
+    for found in run_distributed(counted_samples, 2, str(tmp_path)):
+        assert found == SampleAccounting(0, Counter({("words", "planned"): 5}))
 
 
 def four_processes(rank, world_size, folder):
@@ -235,7 +231,7 @@ def keeping(rank, world_size, folder):
         checkpointer.save(state)
     checkpointer.poll(wait=True)
     torch.distributed.barrier()
-    kept = [folder.name for folder in manifest.step_folders(root)]
+    kept = [folder.name for folder in step_folders(root)]
     torch.distributed.barrier()
     if rank == 0:
         path = root / kept[0] / "__0_0.distcp"
@@ -244,8 +240,8 @@ def keeping(rank, world_size, folder):
     warnings = []
     handler = logging.Handler()
     handler.emit = lambda record: warnings.append(record.getMessage())
-    logging.getLogger("longvita.checkpoint.native").addHandler(handler)
-    used = find_newest(root)
+    logging.getLogger("longvita.checkpoint.resume").addHandler(handler)
+    used = newest_intact(root)
     resumed = start(config)
     load_state(resumed, used)
     Checkpointer(root, keep=2, platform=state.platform)
@@ -298,7 +294,7 @@ def failing(rank, world_size, folder):
     checkpointer.save(state)
     with pytest.raises(CheckpointError) as caught:
         checkpointer.poll(wait=True)
-    return files, str(caught.value), find_newest(root).name
+    return files, str(caught.value), newest_intact(root).name
 
 
 def full_disk(writer):
@@ -317,7 +313,7 @@ def misfits(rank, world_size, folder):
     """What a checkpoint of another run or model says, and the weights alone in another precision."""
     state, checkpointer = save_after(run_config("dp2"), Path(folder))
     checkpointer.poll(wait=True)
-    place = find_newest(Path(folder))
+    place = newest_intact(Path(folder))
     weights = tensors(state)
     messages = []
     for sections in ({"optimizer": {"vision_lr_mult": 0.2}}, {"model": {"language": {"num_layers": 3}}}):

@@ -8,6 +8,7 @@ import signal
 import time
 
 from longvita.checkpoint import manifest
+from longvita.checkpoint.step_folders import step_folders, step_of
 from tests.e2e.training_material import STEPS, log_of, losses_of, start_train, write_run
 
 PATIENCE = 280
@@ -46,8 +47,8 @@ def test_killed_three_times_the_run_is_the_same(tmp_path):
     for layout in LAYOUTS[:-1]:
         process = start_train(config, *layout)
         kill_at_a_random_moment(process, output, chance)
-        newest = manifest.step_folders(output / "checkpoints")
-        starts.append(manifest.step_of(newest[0]) if newest else 0)
+        newest = step_folders(output / "checkpoints")
+        starts.append(step_of(newest[0]) if newest else 0)
     assert start_train(config, *LAYOUTS[-1]).wait(timeout=PATIENCE) == 0, log_of(tmp_path)
 
     expected, found = losses_of(whole), losses_of(output)
@@ -57,4 +58,4 @@ def test_killed_three_times_the_run_is_the_same(tmp_path):
     assert all(errors[start + 1] <= 1e-6 for start in starts), (starts, errors)
     checkpoints = output / "checkpoints"
     assert [folder.name for folder in checkpoints.iterdir() if folder.name.startswith(".")] == []
-    assert all(manifest.find_damage(folder) == [] for folder in manifest.step_folders(checkpoints))
+    assert all(manifest.find_damage(folder) == [] for folder in step_folders(checkpoints))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from longvita.checkpoint import manifest
+from longvita.checkpoint.step_folders import step_folder, step_folders
 from longvita.config import load, to_yaml
 from longvita.training.metrics import read_metrics
 from tests.conftest import REPOSITORY
@@ -152,7 +152,7 @@ def test_two_nodes_compute_what_one_machine_does_also_when_stopped_and_put_back(
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), log
     stopped = re.search(r"stopped by sigterm after step (\d+), saved", log)
     assert stopped and 3 <= int(stopped[1]) < STEPS["stage1"], log
-    assert f"goes on from {manifest.step_folder(jobs.folder / 'stage1' / 'checkpoints', int(stopped[1]))}" in log
+    assert f"goes on from {step_folder(jobs.folder / 'stage1' / 'checkpoints', int(stopped[1]))}" in log
     assert log.index("start 1, 2 nodes of 1 ranks: n[1-2]") < log.index("back into the queue") < log.index("start 2, ")
     assert len(list((jobs.folder / "stage1" / "logs" / job).glob("node00[01]-*.log"))) == 2
 
@@ -196,7 +196,7 @@ def test_it_submits_itself_and_a_killed_rank_ends_the_job_and_is_named(jobs, dat
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), log
     assert "srun: error: n2: task 1: Killed" in log
     assert "a rank has failed, the first one that srun names above" in log
-    assert not manifest.step_folders(jobs.folder / "killed" / "checkpoints")
+    assert not step_folders(jobs.folder / "killed" / "checkpoints")
 
 
 def test_a_config_that_does_not_fit_is_refused_before_the_job(jobs, data):

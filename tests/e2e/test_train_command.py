@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from longvita.checkpoint import manifest
+from longvita.checkpoint.step_folders import step_folders, step_of
 from longvita.commands import train
 from longvita.config import ConfigError, load
 from longvita.training.metrics import read_metrics
@@ -57,7 +57,7 @@ def test_stopped_and_resumed_under_another_launcher_is_the_same_run(tmp_path):
     wait_for_step(process, output, 4)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=PATIENCE) == EXIT_SIGTERM, log_of(tmp_path)
-    stopped = manifest.step_of(manifest.step_folders(output / "checkpoints")[0])
+    stopped = step_of(step_folders(output / "checkpoints")[0])
     assert stopped == max(losses_of(output)) < STEPS
     report = json.loads((output / "report.json").read_text())
     assert (report["reason"], report["iterations"]) == ("sigterm", stopped)
@@ -103,7 +103,7 @@ def check_reports(output):
     }
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((output / "tensorboard").iterdir())
-    kept = [manifest.step_of(folder) for folder in manifest.step_folders(output / "checkpoints")]
+    kept = [step_of(folder) for folder in step_folders(output / "checkpoints")]
     assert kept == [STEPS, STEPS - 3]
 
 
@@ -117,7 +117,7 @@ def test_ctrl_c_saves_and_ends_with_its_code(tmp_path):
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=PATIENCE) == EXIT_SIGINT, log_of(tmp_path)
-    stopped = manifest.step_of(manifest.step_folders(output / "checkpoints")[0])
+    stopped = step_of(step_folders(output / "checkpoints")[0])
     # The steps since the last written line are in the metrics too.
     assert max(losses_of(output)) == stopped > 0
     report = json.loads((output / "report.json").read_text())
@@ -131,7 +131,7 @@ def test_time_limit_and_start_from_a_checkpoint(tmp_path):
     first = start_train(config, *single, "training.time_limit_minutes=0.001")
     assert first.wait(timeout=PATIENCE) == EXIT_TIME_LIMIT, log_of(tmp_path)
     output = tmp_path / "run"
-    assert len(manifest.step_folders(output / "checkpoints")) == 1
+    assert len(step_folders(output / "checkpoints")) == 1
 
     # Another stage starts from these weights; a layout that does not fit them is refused before it starts.
     second = start_train(

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from longvita import platforms
-from longvita.checkpoint.native import intact_checkpoint, load_weights
+from longvita.checkpoint.load import load_weights
+from longvita.checkpoint.resume import intact_checkpoint
 from longvita.config import load
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from longvita import platforms
-from longvita.checkpoint.native import intact_checkpoint, load_weights
+from longvita.checkpoint.load import load_weights
+from longvita.checkpoint.resume import intact_checkpoint
 from longvita.config import load
 from longvita.data.loader import VALIDATION, build_loader
 from longvita.model.build import build_model

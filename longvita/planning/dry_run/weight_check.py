@@ -10,6 +10,7 @@ from longvita.checkpoint import manifest
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.source_folder import SourceFolder
 from longvita.checkpoint.hf.tensor_inventory import PARTS, parameter_names
+from longvita.checkpoint.step_folders import checkpoint_root, is_checkpoint, numbered_root, step_folders
 from longvita.config.errors import ABSENT, ConfigError, Problem
 from longvita.config.schema import Config
 from longvita.training.launch_check import check
@@ -30,8 +31,8 @@ def look(config: Config, shapes: Mapping[str, Shape]) -> tuple[list[Problem], li
     shapes: global shape of each weight of the model by its name in a training checkpoint; none to look at names alone.
     """
     problems, notes = _launch_problems(config), []
-    root = manifest.checkpoint_root(Path(config.output))
-    if manifest.step_folders(root):
+    root = checkpoint_root(Path(config.output))
+    if step_folders(root):
         notes.append(f"the run goes on from the checkpoints in {root}; its starting weights are not read")
         found = training_checkpoint_problems(root, "output", config.output, shapes)
         return [*problems, *found, *([] if found else _another_run(root, config))], notes
@@ -42,7 +43,7 @@ def look(config: Config, shapes: Mapping[str, Shape]) -> tuple[list[Problem], li
         if not Path(value).is_dir():
             if not any(problem.field == field for problem in problems):
                 notes.append(f"{field}: {value} is taken for a Hub id and was not looked at")
-        elif name == "initial" and manifest.is_checkpoint(Path(value)):
+        elif name == "initial" and is_checkpoint(Path(value)):
             problems += training_checkpoint_problems(Path(value), field, value, shapes)
         else:
             problems += hugging_face_problems(config, Path(value), field, value, parts)
@@ -59,9 +60,9 @@ def _launch_problems(config: Config) -> list[Problem]:
 
 def _another_run(root: Path, config: Config) -> Iterator[Problem]:
     """Fields that a run which goes on may not change, and that differ from those of its newest checkpoint."""
-    from longvita.checkpoint.native import fields_of_another_run
+    from longvita.checkpoint.same_run import fields_of_another_run
 
-    newest = manifest.step_folders(root)[0]
+    newest = step_folders(root)[0]
     values = config.model_dump(mode="python")
     try:
         fields = fields_of_another_run(newest, config)
@@ -102,8 +103,8 @@ def training_checkpoint_problems(folder: Path, field: str, value: str, shapes: M
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    root = manifest.numbered_root(folder)
-    newest = manifest.step_folders(root)[0] if root is not None else folder
+    root = numbered_root(folder)
+    newest = step_folders(root)[0] if root is not None else folder
     try:
         wrong = _damaged_files(newest)
         stored = FileSystemReader(str(newest)).read_metadata().state_dict_metadata

@@ -73,7 +73,9 @@ def stopped_and_resumed(
 
 
 def _stop_and_resume(platform: Any, precision: str, layout: dict[str, Any], folder: Path) -> dict[str, Any]:
-    from longvita.checkpoint.native import Checkpointer, find_newest, load_state
+    from longvita.checkpoint.load import load_state
+    from longvita.checkpoint.resume import newest_intact
+    from longvita.checkpoint.save import Checkpointer
     from tests.distributed.training_runs import go_on, run_config, tensors, unequal
 
     config = run_config(layout, training={"precision": precision})
@@ -85,7 +87,7 @@ def _stop_and_resume(platform: Any, precision: str, layout: dict[str, Any], fold
     after, wanted = go_on(state, 2), tensors(state)
     state.groups.destroy()
     again = _fresh(platform, config)
-    newest = find_newest(folder)
+    newest = newest_intact(folder)
     if newest is None:
         raise RuntimeError(f"no checkpoint in {folder}")
     load_state(again, newest)
@@ -210,8 +212,9 @@ def saved_for_all(rank: int, size: int, folder: str, layout: dict[str, Any]) -> 
     """A run's checkpoint, the same in the format for all platforms, and what comes after it."""
     platform = active_door()
     from longvita.checkpoint.errors import CheckpointError
-    from longvita.checkpoint.manifest import checkpoint_root
-    from longvita.checkpoint.native import find_newest, load_state
+    from longvita.checkpoint.load import load_state
+    from longvita.checkpoint.resume import newest_intact
+    from longvita.checkpoint.step_folders import checkpoint_root
     from longvita.convert.optimizer_format import resave
     from tests.distributed.training_runs import go_on, run_config
 
@@ -222,7 +225,7 @@ def saved_for_all(rank: int, size: int, folder: str, layout: dict[str, Any]) -> 
     _save(state, root / "ascend")
     after = go_on(state, 2)
     resave(root / "ascend", root / "for_all", "fully_reshardable", config, state.groups, platform)
-    newest = find_newest(checkpoint_root(root / "for_all"))
+    newest = newest_intact(checkpoint_root(root / "for_all"))
     try:
         load_state(state, newest)
         error = ""
@@ -232,8 +235,8 @@ def saved_for_all(rank: int, size: int, folder: str, layout: dict[str, Any]) -> 
 
 
 def _save(state: Any, output: Path) -> None:
-    from longvita.checkpoint.manifest import checkpoint_root
-    from longvita.checkpoint.native import Checkpointer
+    from longvita.checkpoint.save import Checkpointer
+    from longvita.checkpoint.step_folders import checkpoint_root
 
     root = checkpoint_root(output)
     root.mkdir(parents=True, exist_ok=True)
@@ -245,18 +248,19 @@ def _save(state: Any, output: Path) -> None:
 def cpu_goes_on(rank: int, size: int, folder: str, layout: dict[str, Any]) -> dict[str, Any]:
     """The CPU door goes on from the checkpoint for all, and saves one for the way back."""
     from longvita.checkpoint.errors import CheckpointError
-    from longvita.checkpoint.manifest import checkpoint_root
-    from longvita.checkpoint.native import find_newest, load_state
+    from longvita.checkpoint.load import load_state
+    from longvita.checkpoint.resume import newest_intact
+    from longvita.checkpoint.step_folders import checkpoint_root
     from tests.distributed.training_runs import go_on, run_config, start
 
     root = Path(folder)
     state = start(run_config(layout, training={"precision": "fp32"}))
     try:
-        load_state(state, find_newest(checkpoint_root(root / "ascend")))
+        load_state(state, newest_intact(checkpoint_root(root / "ascend")))
         error = ""
     except CheckpointError as refused:
         error = str(refused)
-    load_state(state, find_newest(checkpoint_root(root / "for_all")))
+    load_state(state, newest_intact(checkpoint_root(root / "for_all")))
     _save(state, root / "cpu")
     return {"after": go_on(state, 2), "error": error}
 
@@ -264,8 +268,9 @@ def cpu_goes_on(rank: int, size: int, folder: str, layout: dict[str, Any]) -> di
 def back_again(rank: int, size: int, folder: str, layout: dict[str, Any]) -> list[tuple[float, float]]:
     """The Ascend door goes on from the CPU's checkpoint, once it is in its own format."""
     platform = active_door()
-    from longvita.checkpoint.manifest import checkpoint_root
-    from longvita.checkpoint.native import find_newest, load_state
+    from longvita.checkpoint.load import load_state
+    from longvita.checkpoint.resume import newest_intact
+    from longvita.checkpoint.step_folders import checkpoint_root
     from longvita.convert.optimizer_format import resave
     from tests.distributed.training_runs import go_on, run_config
 
@@ -273,7 +278,7 @@ def back_again(rank: int, size: int, folder: str, layout: dict[str, Any]) -> lis
     config = run_config(layout, training={"precision": "fp32"})
     state = _fresh(platform, config)
     resave(root / "cpu", root / "back", platform.optimizer_sharding_type, config, state.groups, platform)
-    load_state(state, find_newest(checkpoint_root(root / "back")))
+    load_state(state, newest_intact(checkpoint_root(root / "back")))
     return go_on(state, 2)
 
 

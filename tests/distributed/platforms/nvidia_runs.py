@@ -74,7 +74,9 @@ def _separate(name: str) -> str:
 def stopped_and_resumed(rank: int, size: int, library: str, layout: dict[str, Any], folder: str) -> dict[str, Any]:
     """A bf16 run that is stopped after two steps, and what comes after a resume in place of going on."""
     platform = active_door(library)
-    from longvita.checkpoint.native import Checkpointer, find_newest, load_state
+    from longvita.checkpoint.load import load_state
+    from longvita.checkpoint.resume import newest_intact
+    from longvita.checkpoint.save import Checkpointer
     from tests.distributed.training_runs import go_on, run_config, tensors, unequal
 
     config = run_config(layout, training={"precision": "bf16"})
@@ -86,7 +88,7 @@ def stopped_and_resumed(rank: int, size: int, library: str, layout: dict[str, An
     after, wanted = go_on(state, 2), tensors(state)
     state.groups.destroy()
     again = _fresh(platform, config)
-    newest = find_newest(Path(folder))
+    newest = newest_intact(Path(folder))
     if newest is None:
         raise RuntimeError(f"no checkpoint in {folder}")
     load_state(again, newest)
@@ -98,11 +100,12 @@ def stopped_and_resumed(rank: int, size: int, library: str, layout: dict[str, An
 def resumed_elsewhere(rank: int, size: int, library: str, layout: dict[str, Any], folder: str) -> list[Any]:
     """The two steps that follow a checkpoint of another platform, at this layout."""
     platform = active_door(library)
-    from longvita.checkpoint.native import find_newest, load_state
+    from longvita.checkpoint.load import load_state
+    from longvita.checkpoint.resume import newest_intact
     from tests.distributed.training_runs import go_on, run_config
 
     state = _fresh(platform, run_config(layout, training={"precision": "bf16"}))
-    newest = find_newest(Path(folder))
+    newest = newest_intact(Path(folder))
     if newest is None:
         raise RuntimeError(f"no checkpoint in {folder}")
     load_state(state, newest)

@@ -1,10 +1,22 @@
 import json
 
 import pytest
+import torch.distributed as dist
 
 from longvita.checkpoint import manifest
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.manifest import find_damage, folders_to_remove, newest_intact, step_folder, step_folders
+from longvita.checkpoint.manifest import find_damage
+from longvita.checkpoint.resume import newest_intact
+from longvita.checkpoint.step_folders import folders_to_remove, step_folder, step_folders, step_of
+
+
+@pytest.fixture
+def world_of_one(tmp_path_factory):
+    """A process group of this process alone."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def make(root, step):
@@ -16,7 +28,7 @@ def make(root, step):
     return folder
 
 
-def test_a_whole_folder_has_no_damage(tmp_path):
+def test_an_intact_folder_has_no_damage(tmp_path):
     folder = make(tmp_path, 100)
     assert folder.name == "step_00000100"
     assert find_damage(folder) == []
@@ -51,29 +63,31 @@ def halve(path):
     ],
     ids=["bit", "cut", "gone", "no manifest", "cut manifest"],
 )
-def test_damage_is_found_and_the_one_before_used(tmp_path, harm, words):
+@pytest.mark.usefixtures("world_of_one")
+def test_damage_is_found_and_the_one_before_used(tmp_path, harm, words, caplog):
     older, newer = make(tmp_path, 20), make(tmp_path, 100)
-    assert newest_intact(tmp_path, pytest.fail) == newer
+    assert newest_intact(tmp_path) == newer
+    assert caplog.messages == []
     harm(newer / "a.distcp")
-    warnings = []
-    assert newest_intact(tmp_path, warnings.append) == older
-    assert len(warnings) == 1
-    assert "step_00000100" in warnings[0] and words in warnings[0]
+    assert newest_intact(tmp_path) == older
+    (warning,) = caplog.messages
+    assert "step_00000100" in warning and words in warning
 
 
-def test_all_damaged(tmp_path):
+@pytest.mark.usefixtures("world_of_one")
+def test_all_damaged(tmp_path, caplog):
     truncate(make(tmp_path, 3) / "a.distcp")
-    warnings = []
-    assert newest_intact(tmp_path, warnings.append) is None
-    assert len(warnings) == 1
-    assert newest_intact(tmp_path / "absent", pytest.fail) is None
+    assert newest_intact(tmp_path) is None
+    assert len(caplog.messages) == 1
+    assert newest_intact(tmp_path / "absent") is None
+    assert len(caplog.messages) == 1
 
 
-def test_ranks_share_the_files_out(tmp_path):
+def test_ranks_divide_the_files(tmp_path):
     folder = make(tmp_path, 1)
     truncate(folder / "a.distcp")
-    assert len(find_damage(folder, (0, 2))) == 1
-    assert find_damage(folder, (1, 2)) == []
+    assert len(find_damage(folder, 0, 2)) == 1
+    assert find_damage(folder, 1, 2) == []
 
 
 def test_folders_are_numbered(tmp_path):
@@ -82,13 +96,13 @@ def test_folders_are_numbered(tmp_path):
     (tmp_path / "step_5").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "step_00000007").touch()
-    assert [manifest.step_of(folder) for folder in step_folders(tmp_path)] == [123456789, 100, 20, 5]
+    assert [step_of(folder) for folder in step_folders(tmp_path)] == [123456789, 100, 20, 5]
 
 
 def test_old_ones_go_and_refused_later_ones_stay(tmp_path):
     folders = [step_folder(tmp_path, step) for step in (10, 20, 30, 40, 90)]
     gone = folders_to_remove(folders, newest=40, keep=2)
-    assert sorted(manifest.step_of(folder) for folder in gone) == [10, 20]
+    assert sorted(step_of(folder) for folder in gone) == [10, 20]
 
 
 def test_reading_needs_a_list(tmp_path):

@@ -180,7 +180,7 @@ def test_fork_does_not_warn_of_the_cpus_generator(patched: None, caplog: pytest.
 
 
 def test_the_original_preload_shares_cpu_tensors() -> None:
-    """Why longvita.checkpoint.snapshot copies the tensors itself: when this fails, it need not."""
+    """Why longvita.checkpoint.background_write copies the tensors itself: when this fails, it need not."""
     tensor = torch.arange(4.0)
     (staged,) = FileSystemWriterAsync.preload_tensors([("file", "key", ([], [("item", tensor)]))], False)
     assert staged[2][1][0][1].data_ptr() == tensor.data_ptr()

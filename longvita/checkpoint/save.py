@@ -1,0 +1,165 @@
+"""Save checkpoints: copy the state, write it in the background, then publish the folder under its final name."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+
+from longvita import files
+from longvita.checkpoint.background_write import BackgroundWrite, SnapshotStrategy
+from longvita.checkpoint.contents import format_metadata, sharded_state, sharded_weights
+from longvita.checkpoint.errors import CheckpointError
+from longvita.checkpoint.manifest import Digest, write_manifest
+from longvita.checkpoint.step_folders import CONFIG, folders_to_remove, step_folder, step_folders
+from longvita.checkpoint.training_state import TrainingState
+from longvita.config import dump
+from longvita.config.schema import Config
+from longvita.model.long_vita import LongVITA
+from longvita.platforms.base import Platform
+
+_PARTIAL = ".partial-"
+_REPLACED = ".replaced-"
+
+
+@dataclass
+class _Pending:
+    """A checkpoint that is being written."""
+
+    step: int
+    folder: Path
+    """Its temporary folder."""
+    write: BackgroundWrite
+    config: Config
+
+
+class Checkpointer:
+    """Saves the states of one run into `root`, one at a time, and keeps the newest `keep`.
+
+    All methods are collectives over the whole world.
+    """
+
+    def __init__(self, root: Path, keep: int, platform: Platform, sharding_type: str | None = None):
+        """sharding_type: format of the optimizer's state; the one that the platform trains with when None."""
+        self.root, self.keep, self.platform = root, keep, platform
+        self.sharding_type = sharding_type or platform.optimizer_sharding_type
+        self._pending: _Pending | None = None
+        self._snapshots = SnapshotStrategy()
+        self._strategy: FullyParallelSaveStrategyWrapper | None = None
+        if dist.get_rank() == 0:
+            root.mkdir(parents=True, exist_ok=True)
+            for leftover in [*root.glob(f"{_PARTIAL}*"), *root.glob(f"{_REPLACED}*")]:
+                shutil.rmtree(leftover, ignore_errors=True)
+        dist.barrier()
+
+    def save(self, state: TrainingState) -> None:
+        """Copy the state and write it in the background; `poll` publishes it once every rank has written.
+
+        Waits for the previous checkpoint if that is still being written.
+        """
+        self.poll(wait=True)
+        folder = self._new_partial_folder(state.iteration)
+        first = self._strategy is None
+        if self._strategy is None:
+            # Data-parallel replicas divide their identical tensors among them; the division is computed once.
+            self._strategy = FullyParallelSaveStrategyWrapper(
+                self._snapshots, state.groups.dp_cp, do_cache_distribution=True
+            )
+        request = dist_checkpointing.save(
+            sharded_state(state, self.sharding_type),
+            str(folder),
+            self._strategy,
+            # The sharding is identical each time; exchanging and checking it once is enough.
+            validate_access_integrity=first,
+            async_sharded_save=True,
+            # Megatron compares what the ranks store in common; a stage without trainable parameters has no step count.
+            preprocess_common_before_consistancy_check=lambda common: {},
+            content_metadata=format_metadata(self.sharding_type),
+        )
+        if request is None or self._snapshots.writer is None:
+            raise CheckpointError(f"megatron-core did not plan the checkpoint of step {state.iteration}")
+        write = BackgroundWrite(request, self._snapshots.writer)
+        self._pending = _Pending(state.iteration, folder, write, state.config)
+
+    def poll(self, wait: bool = False) -> Path | None:
+        """Publish the pending checkpoint if all ranks have written it, or once they have (`wait`); its folder.
+
+        None while there is nothing to publish. Raises CheckpointError when a rank could not write.
+        """
+        pending = self._pending
+        if pending is None or not (wait or self._on_all_ranks(pending.write.done)):
+            return None
+        self._pending = None
+        outcomes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, (pending.write.wait(), pending.write.writer.digests))
+        errors = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(outcomes) if error]
+        if errors:
+            raise CheckpointError(f"the checkpoint of step {pending.step} was not written: {'; '.join(errors)}")
+        for finish in pending.write.request.finalize_fns:
+            finish()
+        final = step_folder(self.root, pending.step)
+        if dist.get_rank() == 0:
+            self._publish(pending, final, {name: known for _, digests in outcomes for name, known in digests.items()})
+        dist.barrier()
+        return final
+
+    def _on_all_ranks(self, done: bool) -> bool:
+        flag = torch.tensor(int(done), dtype=torch.int32, device=self.platform.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+        return bool(flag)
+
+    def _new_partial_folder(self, step: int) -> Path:
+        # A random name: a writer of an earlier, killed run can never write to these files.
+        name = [f"{_PARTIAL}{step_folder(self.root, step).name}-{secrets.token_hex(4)}"]
+        dist.broadcast_object_list(name, src=0)
+        folder = self.root / name[0]
+        if dist.get_rank() == 0:
+            folder.mkdir()
+        dist.barrier()
+        return folder
+
+    def _publish(self, pending: _Pending, final: Path, digests: dict[str, Digest]) -> None:
+        """Complete the folder, rename it, and delete checkpoints that are no longer kept."""
+        _write_config_and_manifest(pending.folder, pending.config, digests)
+        replaced = self.root / f"{_REPLACED}{final.name}"
+        if final.exists():
+            final.rename(replaced)
+        pending.folder.rename(final)
+        files.sync_folder(self.root)
+        for folder in [replaced, *folders_to_remove(step_folders(self.root), pending.step, self.keep)]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_weights(models: Sequence[LongVITA], config: Config, folder: Path, platform: Platform) -> None:
+    """Save weights alone as a training checkpoint, which `checkpoint.initial` loads at any layout. A collective.
+
+    The folder must be new or empty.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    metadata = format_metadata(platform.optimizer_sharding_type)
+    weights = {"weights": sharded_weights(models, platform)}
+    dist_checkpointing.save(weights, str(partial), SnapshotStrategy(), content_metadata=metadata)
+    if dist.get_rank() == 0:
+        _write_config_and_manifest(partial, config, {})
+        if folder.is_dir():
+            folder.rmdir()
+        partial.rename(folder)
+    dist.barrier()
+
+
+def _write_config_and_manifest(folder: Path, config: Config, digests: dict[str, Digest]) -> None:
+    files.write_atomically(folder / CONFIG, json.dumps(dump(config), indent=1) + "\n")
+    write_manifest(folder, digests)
