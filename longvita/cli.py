@@ -302,11 +302,11 @@ def data_fetch(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Download the data files of a mix from the Hugging Face Hub; exit code 1 if some did not come."""
-    from longvita.commands.data.fetch import FetchOptions, fetch
+    from longvita.commands.data.fetch import fetch
     from longvita.commands.support.config_file import load_config
 
-    options = FetchOptions(source or (), to, media, dry_run, endpoint, workers, as_json)
-    raise typer.Exit(fetch(load_config(config, overrides), options))
+    settings = load_config(config, overrides)
+    raise typer.Exit(fetch(settings, source or (), to, media, dry_run, endpoint, workers, as_json))
 
 
 @app.command()

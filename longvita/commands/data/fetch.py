@@ -1,190 +1,133 @@
-"""The work of `longvita data fetch`."""
+"""`longvita data fetch`: download the data files of a mix, and archives of its images and videos."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import filelock
+from huggingface_hub.utils import WeakFileLock, tqdm
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Column, Table
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.errors import DataError
-from longvita.data.fetch.filling import Filler, Outcome
-from longvita.data.fetch.hub import TROUBLES, Hub, HubFile, State
-from longvita.data.fetch.ledger import alone
-from longvita.data.fetch.progress import fetch_progress
-from longvita.data.fetch.report import BAD, as_json, print_report
-from longvita.data.fetch.wanted import (
-    Wanted,
-    choose_sources,
-    hub_data_sets,
-    matching,
-    wanted_archives,
-    wanted_data_files,
-)
+from longvita.data.fetch.download import Downloader
+from longvita.data.fetch.wanted import FetchState, WantedFile, choose_sources, hub_data_sets, wanted_files
 
-ALL_THERE, SOME_NOT = 0, 1
-"""Exit codes."""
-NARROWEST = 120
-"""Least width of the table, characters."""
-
-Pair = tuple[Wanted, HubFile]
+PROBLEMS = (FetchState.MISSING, FetchState.GATED, FetchState.FAILED)
+"""States that make the exit code 1."""
+MIN_WIDTH = 120
+"""Of the table, characters."""
 
 
-@dataclass(frozen=True)
-class FetchOptions:
-    """What `longvita data fetch` is asked for."""
+def fetch(
+    config: Config,
+    sources: Sequence[str] = (),
+    folder: str | None = None,
+    media: bool = False,
+    dry_run: bool = False,
+    endpoint: str | None = None,
+    workers: int = 4,
+    as_json: bool = False,
+) -> int:
+    """Fill a folder and print the state of each file; returns exit code 0 if all came (or would), 1 if some did not.
 
-    sources: Sequence[str] = ()
-    """Names of sources; all when empty."""
-    folder: str | None = None
-    """Folder to fill; data.data_root when absent."""
-    media: bool = False
-    """Whether archives of pictures and videos are fetched too."""
-    dry_run: bool = False
-    """Whether only to say what would be fetched."""
-    endpoint: str | None = None
-    """Address of the Hub."""
-    workers: int = 4
-    """Files that are fetched at once."""
-    as_json: bool = False
-
-
-def fetch(config: Config, options: FetchOptions) -> int:
-    """Fills the folder and prints what became of each file; 0 if all are there (or would be), 1 if not.
+    sources: names of sources, all when empty. folder: data.data_root when absent. media: fetch archives of images and
+    videos too. workers: files that are fetched at once.
 
     Raises DataError if a file would lie outside the folder, the disk is too small, or another fetch fills the folder.
     """
-    sources = choose_sources(config, options.sources)
-    wanted = wanted_data_files(config, sources)
-    folder = Path(options.folder or config.data.data_root).expanduser()
-    hub = Hub(options.endpoint)
-    with contextlib.nullcontext() if options.dry_run else alone(folder):
-        outcomes = _fetch(hub, Filler(hub, folder), folder, sources, wanted, options)
-    if options.as_json:
-        print(as_json(sources, outcomes, str(folder), options.dry_run))
+    chosen = choose_sources(config, sources)
+    wanted = wanted_files(config, chosen, media)
+    root = Path(folder or config.data.data_root).expanduser()
+    downloader = Downloader(root, endpoint)
+    with contextlib.nullcontext() if dry_run else only_fetch(root):
+        files = downloader.list_files(wanted)
+        for file in files:
+            downloader.check(file, record=not dry_run)
+        missing = [file for file in files if file.state == FetchState.WANTED]
+        if missing and not dry_run:
+            _download(downloader, missing, root, workers)
+    if as_json:
+        facts = {name: {"found_at": dataset.found_at, "licence": dataset.licence} for name, dataset in chosen.items()}
+        keys = ("source", "repository", "path", "target", "state", "detail")
+        rows = [{**{key: getattr(file, key) for key in keys}, "bytes": file.size} for file in files]
+        print(json.dumps({"folder": str(root), "dry_run": dry_run, "sources": facts, "files": rows}))
     else:
-        console = Console()
-        console.width = max(console.width, NARROWEST)
-        print_report(console, sources, outcomes, str(folder), options.dry_run)
-    return SOME_NOT if any(outcome.state in BAD for outcome in outcomes) else ALL_THERE
+        _print_report(chosen, files, root, dry_run)
+    return int(any(file.state in PROBLEMS for file in files))
 
 
-def _fetch(
-    hub: Hub,
-    filler: Filler,
-    folder: Path,
-    sources: dict[str, DatasetConfig],
-    wanted: Sequence[Wanted],
-    options: FetchOptions,
-) -> list[Outcome]:
-    """Asks the hub what it has, looks at what is here, and downloads the rest."""
-    pairs, outcomes = describe(hub, wanted)
-    if options.media:
-        more, troubles = describe_media(hub, sources)
-        pairs += more
-        outcomes += troubles
-    looked = [filler.look(item, file, remember=not options.dry_run) for item, file in pairs]
-    missing = [pair for pair, outcome in zip(pairs, looked) if outcome.state == State.WANTED]
-    if options.dry_run or not missing:
-        return [*outcomes, *looked]
-    _check_room(folder, sum(filler.lacking(item, file) for item, file in missing))
-    fetched = _download(filler, missing, options.workers)
-    return [*outcomes, *(outcome for outcome in looked if outcome.state != State.WANTED), *fetched]
-
-
-def describe(hub: Hub, wanted: Sequence[Wanted]) -> tuple[list[Pair], list[Outcome]]:
-    """The wanted files that the Hub has, and what is wrong with the others."""
-    pairs: list[Pair] = []
-    outcomes: list[Outcome] = []
-    for repository in dict.fromkeys(item.repository for item in wanted):
-        own = [item for item in wanted if item.repository == repository]
-        try:
-            found = hub.describe(repository, [item.path for item in own])
-        except TROUBLES as error:
-            outcomes += [
-                Outcome(item, state, detail=text) for item in own for state, text in [hub.explain(error, repository)]
-            ]
-            continue
-        pairs += [(item, found[item.path]) for item in own if item.path in found]
-        more, lost = _describe_patterns(hub, repository, [item for item in own if item.path not in found])
-        pairs += more
-        outcomes += lost
-    return list({item.target: (item, file) for item, file in reversed(pairs)}.values())[::-1], outcomes
-
-
-def _describe_patterns(hub: Hub, repository: str, wanted: Sequence[Wanted]) -> tuple[list[Pair], list[Outcome]]:
-    """Files that patterns and folders stand for, and those that are nothing of the data set's."""
-    if not wanted:
-        return [], []
+@contextlib.contextmanager
+def only_fetch(folder: Path) -> Iterator[None]:
+    """Lock a folder against other fetches. Raises DataError if one is running."""
+    lock = folder / ".cache" / "huggingface" / "fetch.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        there = hub.list_all(repository)
-    except TROUBLES as error:
-        state, text = hub.explain(error, repository)
-        return [], [Outcome(item, state, detail=text) for item in wanted]
-    pairs: list[Pair] = []
-    outcomes: list[Outcome] = []
-    for item in wanted:
-        found = matching(item, there)
-        pairs += [(one, there[one.path]) for one in found]
-        if not found:
-            outcomes.append(Outcome(item, State.MISSING, detail=f"not at {hub.page(repository)}"))
-    return pairs, outcomes
+        with WeakFileLock(lock, timeout=0.1):
+            yield
+    except filelock.Timeout as error:
+        raise DataError(f"another `longvita data fetch` is filling {folder}; wait for it, or end it") from error
 
 
-def describe_media(hub: Hub, sources: dict[str, DatasetConfig]) -> tuple[list[Pair], list[Outcome]]:
-    """The archives of the data sets that the sources are found at, each once, and the data sets that can't be read."""
-    pairs: list[Pair] = []
-    outcomes: list[Outcome] = []
-    places: dict[str, str] = {}
-    for name, dataset in sources.items():
-        for place in hub_data_sets(dataset):
-            places.setdefault(place, name)
-    for repository, source in places.items():
-        try:
-            found = hub.list_all(repository)
-        except TROUBLES as error:
-            state, detail = hub.explain(error, repository)
-            outcomes.append(Outcome(Wanted(source, repository, "", repository), state, detail=detail))
-            continue
-        pairs += [(item, found[item.path]) for item in wanted_archives(source, repository, found)]
-    return pairs, outcomes
-
-
-def _check_room(folder: Path, needed: int) -> None:
+def _download(downloader: Downloader, files: Sequence[WantedFile], folder: Path, workers: int) -> None:
+    """Download files, with a progress bar and a line for each on stderr. Raises DataError if the disk is too small."""
+    total = sum(downloader.missing_bytes(file) for file in files)
     free = shutil.disk_usage(folder).free
-    if needed > free:
+    if total > free:
         raise DataError(
-            f"{decimal(needed)} are to come, and the disk of {folder} has {decimal(free)} left: make room, give "
+            f"{decimal(total)} are to come, and the disk of {folder} has {decimal(free)} left: make room, give "
             "another folder (--to), or fetch a part (--source)"
         )
+    done = itertools.count(1)
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=f"0 of {len(files)} files") as bar:
+
+        def on_file(file: WantedFile) -> None:
+            bar.set_description(f"{next(done)} of {len(files)} files")
+            tqdm.write(f"{file.state} {file.target}", file=sys.stderr)
+
+        downloader.fetch_all(files, workers, bar.update, on_file)
 
 
-def _download(filler: Filler, pairs: Sequence[Pair], workers: int) -> list[Outcome]:
-    with fetch_progress(len(pairs), sum(file.size for _, file in pairs)) as reporter:
+def _print_report(sources: dict[str, DatasetConfig], files: Sequence[WantedFile], folder: Path, dry_run: bool) -> None:
+    """A table, every file that did not come with the reason, and sources to download by hand."""
+    console = Console()
+    console.width = max(console.width, MIN_WIDTH)
+    to_fetch = [file for file in files if file.state in (FetchState.WANTED, FetchState.FETCHED)]
+    if dry_run:
+        for file in to_fetch:
+            _print(console, f"{decimal(file.size):>9}  {file.target}")
+    states = [FetchState.WANTED if dry_run else FetchState.FETCHED, FetchState.THERE, *PROBLEMS]
+    table = Table(*(Column(name, no_wrap=True) for name in ("source", "files", "size", *states)))
+    for name in sources:
+        own = [file for file in files if file.source == name]
+        counts = [sum(file.state == state for file in own) for state in states]
+        size = decimal(sum(file.size for file in own))
+        table.add_row(escape(name), str(len(own)), size, *(str(count or "") for count in counts))
+    console.print(table)
+    total = decimal(sum(file.size for file in to_fetch))
+    _print(console, f"{total} {'to fetch into' if dry_run else 'fetched into'} {folder}")
+    problems: dict[str, list[str]] = {}
+    for file in files:
+        if file.state in PROBLEMS:
+            problems.setdefault(f"\n{file.state}: {file.detail}", []).append(f"  {file.target}")
+    for problem, names in problems.items():
+        _print(console, "\n".join([problem, *names]))
+    for name, dataset in sources.items():
+        on_hub = hub_data_sets(dataset)
+        pages = [place for place in dataset.found_at if place not in on_hub]
+        if pages or not on_hub:
+            by_hand = "".join(f"; get it by hand from {page}" for page in pages)
+            _print(console, f"\n{name} is {'only partly' if on_hub else 'not'} on the Hub{by_hand}")
 
-        def one(pair: Pair) -> Outcome:
-            outcome = filler.fetch(*pair, reporter.on_bytes)
-            reporter.on_file(outcome)
-            return outcome
 
-        return _in_threads(one, pairs, workers, filler.stop)
-
-
-def _in_threads(
-    work: Callable[[Pair], Outcome], pairs: Sequence[Pair], workers: int, stop: Callable[[], None]
-) -> list[Outcome]:
-    """The outcomes in the order of the pairs. An interrupt, or an error, ends the threads at their next bytes."""
-    pool = ThreadPoolExecutor(workers)
-    try:
-        return list(pool.map(work, pairs))
-    except BaseException:
-        stop()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""`longvita data fetch`: the data files of a mix, and its pictures and videos, from the Hugging Face Hub."""
+"""Data files of a mix, and archives of its images and videos, from the Hugging Face Hub."""

@@ -1,52 +1,65 @@
-"""Which files of the Hugging Face Hub a mix wants, and where each goes: from the config alone."""
+"""Files of the Hugging Face Hub that a mix needs, and the path of each below the folder to fill, from the config."""
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import PurePosixPath
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.errors import DataError
 from longvita.data.mix.paths import expand_ranges
 
-HELD_OUT = "validation/"
-"""Start of the names of held-out sources."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _ARCHIVE = re.compile(
-    r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|zip|z\d\d|7z|parquet)(\.[a-z]{2}|\.\d{2,3}|[-_.]?part[-_.]?\w+)?", re.IGNORECASE
+    r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|zip|z\d\d|7z|parquet)(\.[a-z]{2}|\.\d{2,3}|[-_.]?part[-_.]?\w+)?\Z", re.IGNORECASE
 )
-"""The end of a name that holds many pictures or videos: an archive, or one of the pieces that it was cut into."""
+"""The end of the name of an archive, or of one of the parts that it was split into."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """One file of a Hub data set, and its place."""
+class FetchState(StrEnum):
+    """State of a wanted file."""
 
-    source: str
-    """Name of the mix's source that it is for."""
-    repository: str
-    """Data set of the Hub, OWNER/NAME."""
-    path: str
-    """Path in the data set."""
-    target: str
-    """Path below the folder that is filled."""
+    WANTED = "wanted"
+    FETCHED = "fetched"
+    THERE = "there"  # complete before this run
+    MISSING = "missing"  # not in the data set
+    GATED = "gated"  # needs a login and accepted terms
+    FAILED = "failed"
+
+
+@dataclass
+class WantedFile:
+    """A file of a Hub data set, its path here, and its state.
+
+    Until the data set is listed, `path` may be a pattern or a folder, or "" for all archives.
+    """
+
+    source: str  # of the mix, that needs it
+    repository: str  # data set, OWNER/NAME
+    path: str  # in the data set
+    target: str  # below the folder that is filled
+    size: int = 0  # bytes
+    state: FetchState = FetchState.WANTED
+    detail: str = ""  # the problem and its fix
+    revision: str = ""  # commit of the data set
+    digest: str = ""  # sha256 of the content (LFS), or git's sha1 of a small file
 
 
 def choose_sources(config: Config, names: Sequence[str]) -> dict[str, DatasetConfig]:
-    """The sources that a config takes, held-out ones as validation/NAME; of these the named ones, or all.
+    """The sources of a config with a ratio above 0, held-out ones as validation/NAME: the named ones, or all.
 
-    Raises DataError if a name is none of them, or no source is left that says where it is found.
+    Raises DataError for an unknown name, or if no chosen source names a data set of the Hub.
     """
-    held_out = {HELD_OUT + name: dataset for name, dataset in config.data.validation.items()}
-    taken = {name: dataset for name, dataset in {**config.data.dataset, **held_out}.items() if dataset.ratio > 0}
-    unknown = [name for name in names if name not in taken]
+    held_out = {f"validation/{name}": dataset for name, dataset in config.data.validation.items()}
+    used = {name: dataset for name, dataset in {**config.data.dataset, **held_out}.items() if dataset.ratio > 0}
+    unknown = [name for name in names if name not in used]
     if unknown:
-        known = ", ".join(taken) or "none"
-        raise DataError(f"--source {unknown[0]}: the mix takes no such source; with a ratio above 0 are {known}")
-    chosen = {name: dataset for name, dataset in taken.items() if name in names or not names}
+        known = ", ".join(used) or "none"
+        raise DataError(f"--source {unknown[0]}: the mix has no such source; with a ratio above 0 are {known}")
+    chosen = {name: dataset for name, dataset in used.items() if name in names or not names}
     if not any(hub_data_sets(dataset) for dataset in chosen.values()):
         raise DataError(
             "nothing to fetch: none of the sources names a data set of the Hugging Face Hub; "
@@ -60,65 +73,51 @@ def hub_data_sets(dataset: DatasetConfig) -> list[str]:
     return [place for place in dataset.found_at if _REPOSITORY.fullmatch(place)]
 
 
-def pages(dataset: DatasetConfig) -> list[str]:
-    """The places of a source that can't be fetched from the Hub."""
-    return [place for place in dataset.found_at if not _REPOSITORY.fullmatch(place)]
+def wanted_files(config: Config, sources: dict[str, DatasetConfig], media: bool) -> list[WantedFile]:
+    """The data files of the sources that are on the Hub, each once; with `media` the archives of found_at too.
 
-
-def wanted_data_files(config: Config, sources: dict[str, DatasetConfig]) -> list[Wanted]:
-    """The data files of the sources that are on the Hub, each once. Raises DataError for a path out of the folder."""
-    files: dict[str, Wanted] = {}
+    Raises DataError for a path out of the folder.
+    """
+    files: dict[str, WantedFile] = {}
     for name, dataset in sources.items():
-        if not hub_data_sets(dataset):
-            continue
+        places = hub_data_sets(dataset)
         files_at = dataset.files_at if dataset.files_at is not None else config.data.files_at
-        for path in (one for entry in dataset.data_paths for one in expand_ranges(entry)):
+        for path in (one for entry in dataset.data_paths for one in expand_ranges(entry) if places):
             target = check_inside(path, f"source {name!r}: data path")
-            repository, inner = _split(files_at, target, name)
-            files.setdefault(target, Wanted(name, repository, inner, target))
+            full = check_inside(str(PurePosixPath(files_at, target)), f"source {name!r}: files_at")
+            repository, inner = "/".join(full.split("/")[:2]), "/".join(full.split("/")[2:])
+            if not inner or not _REPOSITORY.fullmatch(repository):
+                raise DataError(
+                    f"source {name!r}: files_at {files_at!r} and data path {target!r} name no file of a Hub data set; "
+                    "together they must be OWNER/NAME/PATH"
+                )
+            files.setdefault(target, WantedFile(name, repository, inner, target))
+        if media:
+            for place in places:
+                files.setdefault(f"{place}/", WantedFile(name, place, "", place))
     return list(files.values())
 
 
-def _split(files_at: str, path: str, source: str) -> tuple[str, str]:
-    """Data set, and path in it, of files_at/path."""
-    parts = PurePosixPath(check_inside(str(PurePosixPath(files_at, path)), f"source {source!r}: files_at")).parts
-    repository = "/".join(parts[:2])
-    if len(parts) < 3 or not _REPOSITORY.fullmatch(repository):
-        raise DataError(
-            f"source {source!r}: files_at {files_at!r} and data path {path!r} name no file of a Hub data set; "
-            "together they must be OWNER/NAME/PATH"
-        )
-    return repository, "/".join(parts[2:])
+def matching(wanted: WantedFile, paths: Iterable[str]) -> dict[str, str]:
+    """Of a data set's paths, those that are the wanted one or fit its pattern, folder or archives; path to target.
 
-
-def matching(item: Wanted, paths: Iterable[str]) -> list[Wanted]:
-    """What a wanted path stands for among a data set's files: those that fit its pattern, or lie in its folder.
-
-    Raises DataError for a path out of the folder that is filled.
+    Raises DataError for a path out of the folder.
     """
-    wanted = item.path.split("/")
-    found = []
+    hub_folder, local_folder = "", wanted.target.removesuffix(wanted.path)
+    if wanted.path.endswith(wanted.target):
+        hub_folder, local_folder = wanted.path.removesuffix(wanted.target), ""
+    length = len(PurePosixPath(wanted.path).parts)
+    found = {}
     for path in paths:
-        parts = path.split("/")
-        in_folder = len(parts) > len(wanted) and parts[: len(wanted)] == wanted
-        fits = len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
-        if in_folder or fits:
-            root = item.target.removesuffix(item.path)
-            target = check_inside(root + path, f"data set {item.repository}: file")
-            found.append(Wanted(item.source, item.repository, path, target))
+        file = PurePosixPath(path)
+        if not wanted.path:
+            fits = _ARCHIVE.search(path) is not None
+        else:
+            fits = file.is_relative_to(wanted.path) or (len(file.parts) == length and file.match(wanted.path))
+        if fits:
+            inside = check_inside(path, f"data set {wanted.repository}: file")
+            found[path] = str(PurePosixPath(local_folder, inside.removeprefix(hub_folder)))
     return found
-
-
-def wanted_archives(source: str, repository: str, paths: Iterable[str]) -> list[Wanted]:
-    """The archives among a data set's files; each goes to OWNER/NAME/PATH. Raises DataError for a path out of it."""
-    chosen = [path for path in paths if _is_archive(path)]
-    where = f"data set {repository}: file"
-    return [Wanted(source, repository, path, f"{repository}/{check_inside(path, where)}") for path in chosen]
-
-
-def _is_archive(path: str) -> bool:
-    name = path.rsplit("/", 1)[-1]
-    return any(_ARCHIVE.fullmatch(name, match.start()) for match in re.finditer(r"\.", name))
 
 
 def check_inside(path: str, what: str) -> str:

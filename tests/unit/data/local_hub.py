@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 COMMIT = "1234567890" * 4
 
@@ -33,7 +33,7 @@ class LocalHub:
     cut: dict[str, int] = field(default_factory=dict)
     """Path to the byte at which every connection ends."""
     renamed: dict[str, str] = field(default_factory=dict)
-    """Old to new name of data sets; the Hub sends who asks for the old one on."""
+    """Old to new name of data sets; the Hub redirects requests for the old one."""
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     """(method, path, headers in lower case), in order."""
     endpoint: str = ""
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append((self.command, path, {key.lower(): value for key, value in self.headers.items()}))
         return path
 
-    def was_sent_on(self) -> bool:
+    def was_redirected(self) -> bool:
         for old, new in self.hub.renamed.items():
             if f"/datasets/{old}" in self.path:
                 self.answer(307, b"", {"Location": self.path.replace(old, new)})
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.note()
-        if self.was_sent_on():
+        if self.was_redirected():
             return
         if match := re.fullmatch(r"/bytes/([^/]+/[^/]+)/(.+)", path):
             self.send_bytes(*match.groups())
@@ -110,13 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.refuse(404, "RepoNotFound")
 
-    def do_POST(self):
-        path = self.note()
-        body = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        if self.was_sent_on():
-            return
-        files = self.hub.data_sets[re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/paths-info/\w+", path)[1]]
-        self.answer_json([_entry(self.hub, name, files[name]) for name in body["paths"] if name in files])
+    do_HEAD = do_GET
 
     def resolve(self, repository, revision, name):
         if repository in self.hub.gated and "Authorization" not in self.headers:
@@ -126,7 +120,16 @@ class _Handler(BaseHTTPRequestHandler):
         elif name in self.hub.small:
             self.send_bytes(repository, name)
         else:
-            self.answer(302, b"", {"Location": f"{self.hub.cdn}/bytes/{quote(f'{repository}/{name}')}"})
+            self.answer(302, b"", self.redirection(repository, name))
+
+    def redirection(self, repository, name):
+        data = self.hub.data_sets[repository][name]
+        return {
+            "Location": f"{self.hub.cdn}/bytes/{quote(f'{repository}/{name}')}",
+            "X-Repo-Commit": COMMIT,
+            "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "X-Linked-Size": str(len(data)),
+        }
 
     def send_bytes(self, repository, name):
         data = self.hub.damaged.get(name, self.hub.data_sets[repository][name])
