@@ -1,4 +1,4 @@
-"""The commands that README.md tells people to type."""
+"""The commands of README.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TEST_COMMAND = "bash scripts/test.sh"
 
 
 def readme_commands() -> list[str]:
-    """Every command of the README's bash blocks, in order; lines that end with a backslash are joined."""
+    """Return the commands of the README's bash blocks in order; lines that end with a backslash are joined."""
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     commands = []
     for block in re.findall(r"^```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):

@@ -1,4 +1,4 @@
-"""The Python of the docs, run as it stands there."""
+"""Runs the Python blocks of the docs unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 2e-5
 
 
 def python_of(page: str) -> str:
-    """The one Python block of a page."""
+    """Return the only Python block of a page."""
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return block
@@ -27,7 +27,7 @@ def python_of(page: str) -> str:
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both exports of a random model, a picture of several tiles and a video of three seconds."""
+    """Make a folder with both exports of a random model, a picture of several tiles and a video of three seconds."""
     folder = tmp_path_factory.mktemp("docs")
     run_distributed(export, 1, str(folder), {}, torch.arange(10), torch.randn(1, 3, 28, 28), torch.tensor([3]))
     noise = np.random.default_rng(1).integers(0, 256, (30, 48, 64, 3), dtype=np.uint8)

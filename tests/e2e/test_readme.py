@@ -1,4 +1,4 @@
-"""Every command of the README but the test command itself, run as a person would."""
+"""Runs every command of the README except the test command itself."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.e2e.conftest import QUICKSTART, QUICKSTART_LIMIT, run_command
 from tests.readme import TEST_COMMAND, readme_commands
 
 COMMAND_LIMIT = 600
-# What the interactive commands are told.
+# Input of the interactive commands.
 TYPED = {"longvita chat": "What can you do?\n/quit\n"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_leftovers(quickstart):
-    """The README's commands write below runs/readme; an earlier run's files would be in their way."""
+    """Remove runs/readme, which an earlier run of the README's commands may have left."""
     shutil.rmtree(REPOSITORY / "runs" / "readme", ignore_errors=True)
 
 

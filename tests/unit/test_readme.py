@@ -1,9 +1,10 @@
-"""What README and docs name is there: commands, files, links."""
+"""Commands, files and links that the pages name exist."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import typer
@@ -12,11 +13,11 @@ from longvita import cli
 from tests.conftest import REPOSITORY
 from tests.readme import TEST_COMMAND, readme_commands
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 
 
 def command_names() -> set[str]:
-    """Full names of the command line's commands: "train", "config show"."""
+    """Return the full names of the commands: "train", "config show"."""
 
     def walk(command, prefix: str):
         children = getattr(command, "commands", {})
@@ -28,12 +29,18 @@ def command_names() -> set[str]:
     return set(walk(typer.main.get_command(cli.app), ""))
 
 
+def headings(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_it_opens_with_the_two_commands():
     assert readme_commands()[:2] == ["bash scripts/quickstart.sh", TEST_COMMAND]
 
 
 @pytest.mark.parametrize("command", readme_commands())
-def test_what_a_command_names_is_there(command):
+def test_files_and_commands_of_the_readme_exist(command):
     words = shlex.split(command)
     if words[0] == "longvita":
         assert {" ".join(words[1:2]), " ".join(words[1:3])} & command_names()
@@ -53,9 +60,14 @@ def test_commands_of_pages(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links(page):
-    folder = (REPOSITORY / page).parent
-    links = re.findall(r"\]\(([^)#]+)", (REPOSITORY / page).read_text(encoding="utf-8"))
-    missing = [link for link in links if "://" not in link and not (folder / link).exists()]
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)", text):
+        if "://" not in link:
+            name, _, heading = link.partition("#")
+            target = (REPOSITORY / page).parent / name if name else REPOSITORY / page
+            if not target.exists() or (heading and heading not in headings(target)):
+                missing.append(link)
     assert missing == []
 
 
