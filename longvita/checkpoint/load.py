@@ -60,7 +60,7 @@ def load_state(state: TrainingState, folder: Path, foreign: bool = False) -> Non
     state.scheduler.num_steps = 0
     state.scheduler.load_state_dict(facts["scheduler"])
     state.iteration, state.consumed_sequences = facts["iteration"], facts["consumed_sequences"]
-    state.sample_accounting = SampleAccounting.from_facts(facts["account"], state.consumed_sequences)
+    state.sample_accounting = SampleAccounting.from_facts(facts["account"])
     if (facts["layout"], facts["platform"]) == (layout_sizes(state.groups), state.platform.name):
         state.platform.set_rng_state(facts["random_states"][dist.get_rank()])
 

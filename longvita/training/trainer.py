@@ -20,7 +20,7 @@ from longvita.checkpoint.training_state import TrainingState
 from longvita.config import check_world_size
 from longvita.config.schema import Config
 from longvita.data.batch import LocalBatch
-from longvita.data.loader import Loader, build_loader
+from longvita.data.loader import Loader, LoaderRanks, build_loader
 from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
 from longvita.parallel.groups import ParallelGroups
@@ -115,7 +115,7 @@ class Run:
         self._say_start()
         if state.iteration >= total:
             return StopReason.NONE
-        self.loader = build_loader(self.config, self.groups, state.consumed_sequences)
+        self.loader = build_loader(self.config, LoaderRanks.from_groups(self.groups), state.consumed_sequences)
         self._note_data(self.loader)
         with contextlib.closing(self.loader):
             batches = TimedBatches(self.loader)
@@ -133,7 +133,7 @@ class Run:
     def _note_data(self, loader: Loader) -> None:
         state = self.state
         before = state.sample_accounting
-        state.sample_accounting = before.over(loader.data_hash, state.consumed_sequences)
+        state.sample_accounting = before.started_on(loader.data_hash, state.consumed_sequences)
         if self.metrics is not None and state.sample_accounting.changes != before.changes:
             self.metrics.say(
                 f"the data are not those that {self.resumed} was trained on (files grew, changed or were mended). From "

@@ -6,7 +6,7 @@ import contextlib
 import math
 
 from longvita.checkpoint.training_state import TrainingState
-from longvita.data.loader import VALIDATION, build_loader
+from longvita.data.loader import VALIDATION, LoaderRanks, build_loader
 from longvita.training.step import evaluate
 
 
@@ -17,9 +17,10 @@ def held_out_losses(state: TrainingState) -> dict[str, float | None]:
     compare. A collective over the whole world.
     """
     micro_batches = validation_micro_batches(state)
+    ranks = LoaderRanks.from_groups(state.groups)
     losses: dict[str, float | None] = {}
     for source in state.config.data.validation:
-        with contextlib.closing(build_loader(state.config, state.groups, 0, VALIDATION + source)) as loader:
+        with contextlib.closing(build_loader(state.config, ranks, 0, VALIDATION + source)) as loader:
             figures, _ = evaluate(state, loader, micro_batches, (source,))
         losses[source] = figures.loss if figures.loss_tokens else None
     return losses

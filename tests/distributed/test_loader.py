@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longvita import platforms
-from longvita.data.loader import build_loader
+from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.quarantine import FILE_NAME, read_quarantine
 from longvita.parallel import groups as parallel_groups
 from tests.distributed.helpers import run_distributed
@@ -43,7 +43,7 @@ def read(rank, world_size, folder, layout, workers):
     groups = parallel_groups.initialize(config, platform)
     found = []
     for _ in range(2):  # A second loader of the same name does not read what the first one wrote.
-        loader = build_loader(config, groups)
+        loader = build_loader(config, LoaderRanks.from_groups(groups))
         found.append([describe(next(loader)) for _ in range(COUNT)])
         loader.close()
     torch.distributed.barrier()  # The process that holds the store must not leave before the others have read it.

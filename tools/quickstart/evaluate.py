@@ -23,7 +23,7 @@ from longvita.checkpoint.resume import intact_checkpoint
 from longvita.config import load
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.data.loader import VALIDATION, build_loader
+from longvita.data.loader import VALIDATION, LoaderRanks, build_loader
 from longvita.files import write_atomically
 from longvita.model.build import build_model
 from longvita.model.long_vita import LongVITA
@@ -83,7 +83,7 @@ def count_right(model: LongVITA, config: Config, groups: ParallelGroups, source:
     model.eval()
     device = next(model.parameters()).device
     counts = torch.zeros(2, dtype=torch.int64, device=device)
-    with contextlib.closing(build_loader(config, groups, 0, VALIDATION + source)) as loader:
+    with contextlib.closing(build_loader(config, LoaderRanks.from_groups(groups), 0, VALIDATION + source)) as loader:
         for batch in loader:
             found = right_documents(model, batch.to(device))
             # The replicas end together: the loader pads the last sequences, and goes on with padding alone.

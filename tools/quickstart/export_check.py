@@ -19,7 +19,7 @@ from longvita import platforms
 from longvita.checkpoint.load import load_weights
 from longvita.checkpoint.resume import intact_checkpoint
 from longvita.config import load
-from longvita.data.loader import VALIDATION, build_loader
+from longvita.data.loader import VALIDATION, LoaderRanks, build_loader
 from longvita.model.build import build_model
 from longvita.parallel.groups import initialize
 from longvita.processes import init_distributed, launch
@@ -53,7 +53,7 @@ def run(payload: dict[str, Any]) -> int:
     groups = initialize(config, platform)
     model = build_model(config, groups, platform, fresh=False)[0].eval()
     load_weights([model], intact_checkpoint(Path(payload["checkpoint"])), platform)
-    batch = next(build_loader(config, groups, 0, VALIDATION + payload["source"]))
+    batch = next(build_loader(config, LoaderRanks.from_groups(groups), 0, VALIDATION + payload["source"]))
     ours = model(batch, mode="logits")
     export = Path(payload["export"])
     readers: dict[str, PublishedReader | NativeReader] = {

@@ -1,20 +1,21 @@
-"""The account of a run: what became of every sample that its plan took.
+"""Sample accounting of a run: what became of every sample that its plan took.
 
-planned = delivered + set aside, for each source, at every layout and over every stop. What a plan takes is counted from
-the plan itself, what is delivered and set aside where batches are put together, so that the two sides of the sum come
-from different places, and documents that were read ahead and thrown away by a stop count nowhere.
+planned = delivered + quarantined, for each source, at every layout and over every stop. Planned samples are counted
+from the plan, delivered and quarantined ones where batches are assembled. So the two sides of the sum come from
+different places, and documents that were read ahead and discarded by a stop are not counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from longvita.data.loading.micro_batch import ReadMicroBatch
 from longvita.data.mix.catalog import Catalog
 from longvita.data.packing.packer import SequenceStream
 from longvita.data.quarantine import FILE_NAME as QUARANTINE
@@ -23,64 +24,59 @@ from longvita.data.quarantine import count_reasons
 FILE_NAME = "sample_accounting.json"
 """Name of the file below a run's output folder."""
 PLANNED, REPEATED, DELIVERED, SUBSTITUTED = "planned", "repeated", "delivered", "substituted"
-"""A sample that the plan took; one of those that it took before (a ratio above 1, a later epoch); one that a batch
-held; one of a sequence that stood in for another, of which nothing could be read, before its own turn."""
+"""A sample that the plan took; one of those that it had taken before (a ratio above 1, a later epoch); one that a batch
+held; one that a batch held before its own turn, in a sequence substituted for another that had no usable document."""
 OUTCOMES = (PLANNED, DELIVERED, REPEATED, SUBSTITUTED)
 
 OutcomeCounts = Counter[tuple[str, str]]
-"""Numbers of samples by source, and by one of OUTCOMES or a reason word for those set aside."""
+"""Numbers of samples by source, and by one of OUTCOMES or, for quarantined ones, a reason word."""
 
 
 @dataclass(frozen=True)
 class SampleAccounting:
-    """Counts of one stage, summed over its replicas and over the processes that it was stopped and started in."""
+    """Counts of one stage, summed over its replicas and over all processes since the stage began."""
 
-    first_sequence: int = 0
-    """Sequence of the stream from which on samples are counted: 0, unless the stage began before accounts were kept."""
     counts: OutcomeCounts = field(default_factory=Counter)
     data: str = ""
     """Hash of what the plans are made of (plan_cache.plan_name); empty before the first start."""
     changes: tuple[int, ...] = ()
-    """Sequences at which the stage was started again with other data: from there on the order is another one, and in
-    that epoch samples may come twice or never."""
+    """Sequences at which the stage resumed with other data: from there on the order is another one, and in that epoch
+    samples may come twice or never."""
 
     def plus(self, parts: Iterable[OutcomeCounts]) -> SampleAccounting:
-        """With the counts of more sequences."""
+        """Add the counts of more sequences."""
         total = Counter(self.counts)
         for counts in parts:
             total.update(counts)
         return dataclasses.replace(self, counts=total)
 
-    def over(self, data: str, sequence: int) -> SampleAccounting:
-        """Going on at a sequence, over data of this hash."""
+    def started_on(self, data: str, sequence: int) -> SampleAccounting:
+        """Note that the stage starts or resumes at a sequence, with data of this hash."""
         changes = (*self.changes, sequence) if self.data not in ("", data) else self.changes
         return dataclasses.replace(self, data=data, changes=changes)
 
     def to_facts(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
+        """Return plain values for a checkpoint."""
         counts = [[source, word, number] for (source, word), number in sorted(self.counts.items())]
-        kept = {"first_sequence": self.first_sequence, "data": self.data, "changes": list(self.changes)}
-        return {**kept, "counts": counts}
+        return {"data": self.data, "changes": list(self.changes), "counts": counts}
 
     @classmethod
-    def from_facts(cls, facts: dict[str, Any] | None, consumed_sequences: int) -> SampleAccounting:
-        """The inverse; an account that begins here where a checkpoint has none, as older ones do."""
-        if facts is None:
-            return cls(consumed_sequences)
-        counts = Counter({(source, word): n for source, word, n in facts["counts"]})
-        return cls(facts["first_sequence"], counts, facts.get("data", ""), tuple(facts.get("changes", ())))
+    def from_facts(cls, facts: dict[str, Any]) -> SampleAccounting:
+        """Restore what `to_facts` returned."""
+        counts = Counter({(source, word): number for source, word, number in facts["counts"]})
+        return cls(counts, facts["data"], tuple(facts["changes"]))
 
     def of_source(self, source: str) -> dict[str, Any]:
-        """The counts of one source: each of OUTCOMES, and `quarantined` by reason word."""
+        """Return the counts of one source: each of OUTCOMES, and `quarantined` by reason word."""
         reasons = {
             word: n for (name, word), n in sorted(self.counts.items()) if name == source and word not in OUTCOMES
         }
         return {**{word: self.counts[source, word] for word in OUTCOMES}, "quarantined": reasons}
 
     def report(self, catalog: Catalog, consumed_sequences: int) -> dict[str, Any]:
-        """sample_accounting.json: sums over all sources, and each source with the samples that no plan could use.
+        """Return sample_accounting.json: sums over all sources, and each source with the samples that no plan can use.
 
-        `quarantine` names the file that lists each sample of both kinds that are not trained on.
+        `quarantine` names the file that lists each sample that is not trained on, quarantined or unusable.
         """
         unusable: dict[str, list] = {file.source: [] for file in catalog.files}
         for entry in catalog.quarantined:
@@ -92,13 +88,17 @@ class SampleAccounting:
         sums: dict[str, int] = {word: sum(one[word] for one in sources.values()) for word in OUTCOMES}
         for word in ("quarantined", "unusable"):
             sums[word] = sum(sum(one[word].values()) for one in sources.values())
-        place: dict[str, Any] = {"sequences": [self.first_sequence, consumed_sequences], "quarantine": QUARANTINE}
-        place["data_changed_at"] = list(self.changes)
-        return {**place, **sums, "sources": sources}
+        return {
+            "sequences": consumed_sequences,
+            "quarantine": QUARANTINE,
+            "data_changed_at": list(self.changes),
+            **sums,
+            "sources": sources,
+        }
 
 
 class PlannedSamples:
-    """Counts what a stream's plan takes, from sequence `start` on, and how much of it the stream took before."""
+    """Counts the samples that a stream's plan takes from sequence `start` on, and how many of them it took before."""
 
     def __init__(self, catalog: Catalog, stream: SequenceStream, start: int):
         self._catalog, self._stream, self._start = catalog, stream, start
@@ -107,7 +107,7 @@ class PlannedSamples:
         self._counts = np.zeros((2, len(catalog.files)), np.int64)
 
     def counts_up_to(self, end: int) -> OutcomeCounts:
-        """Samples planned and repeated in the sequences from `start` to before `end`, which never goes back."""
+        """Count the samples planned and repeated in sequences [start, end); `end` never decreases from call to call."""
         if self._end == self._start < end:
             self._seen = self._seen_before()
         for number in range(self._end, end):
@@ -120,17 +120,17 @@ class PlannedSamples:
         return counts
 
     def _seen_before(self) -> np.ndarray:
-        """[n] bool: the samples of the sequences before `start`."""
+        """Return which samples [n] bool are in the sequences before `start`."""
         seen = np.zeros(len(self._catalog.lengths), bool)
         if self._stream.epoch_of(self._start):
-            seen[self._catalog.taken] = True  # The first epoch took them all.
+            seen[self._catalog.taken] = True  # The first epoch takes them all.
         else:
             for number in range(self._start):
                 seen[self._stream.sequence(number)] = True
         return seen
 
     def _take(self, samples: np.ndarray) -> None:
-        """samples: [k] those of the next sequence."""
+        """Count the samples [k] of the next sequence."""
         distinct, first = np.unique(samples, return_index=True)
         repeated = np.ones(len(samples), bool)
         repeated[first] = self._seen[distinct]
@@ -138,3 +138,37 @@ class PlannedSamples:
         files = self._catalog.file_numbers(samples)
         self._counts[0] += np.bincount(files, minlength=len(self._catalog.files))
         self._counts[1] += np.bincount(files[repeated], minlength=len(self._catalog.files))
+
+
+def count_outcomes(attempts: Sequence[ReadMicroBatch]) -> OutcomeCounts:
+    """Count what became of the documents of a micro batch, by all attempts to read it.
+
+    The first attempt reads the planned sequences, each later one substitutes others for those that turned out empty. Of
+    a planned sequence, the last attempt to read it counts. Documents of a substitute are counted as SUBSTITUTED, since
+    they come again in their turn.
+    """
+    planned = attempts[0].micro_batch.numbers
+    quarantined: dict[int, OutcomeCounts] = {}
+    for attempt in attempts:
+        quarantined |= _quarantined_by_sequence(attempt, planned)
+    return sum(quarantined.values(), _delivered(attempts[-1], planned))
+
+
+def _quarantined_by_sequence(attempt: ReadMicroBatch, planned: list[int]) -> dict[int, OutcomeCounts]:
+    """Count, by reason, the broken documents of each planned sequence that an attempt read."""
+    micro_batch = attempt.micro_batch
+    counts: dict[int, OutcomeCounts] = {position: Counter() for position in micro_batch.positions_of(planned)}
+    for document, error in attempt.broken.items():
+        if (position := micro_batch.sequences[document]) in counts:
+            counts[position][micro_batch.requests[document].source, str(error.reason)] += 1
+    return counts
+
+
+def _delivered(attempt: ReadMicroBatch, planned: list[int]) -> OutcomeCounts:
+    """Count the documents that the batch is made of, those of planned sequences and those of substitutes apart."""
+    micro_batch, counts = attempt.micro_batch, OutcomeCounts()
+    own = micro_batch.positions_of(planned)
+    for document, (request, position) in enumerate(zip(micro_batch.requests, micro_batch.sequences)):
+        if document not in attempt.broken:
+            counts[request.source, DELIVERED if position in own else SUBSTITUTED] += 1
+    return counts

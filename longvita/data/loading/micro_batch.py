@@ -1,35 +1,71 @@
-"""A micro batch that is under way, and what became of its documents once it was read."""
+"""A micro batch before and after its documents are read."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from longvita.data.audit.sample_accounting import DELIVERED, SUBSTITUTED, OutcomeCounts
-from longvita.data.document import DocumentRequest
+from longvita.data.document import Document, DocumentRequest
+from longvita.data.errors import SampleError
+from longvita.data.loading.assemble import PlacedDocument
 from longvita.data.loading.broken_documents import Findings
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A micro batch that is under way."""
+    """The documents of a micro batch, planned from counts alone."""
 
     task: int
-    """Its number among all that are read, those with spare sequences included."""
+    """Number of the reading task: each try to read a micro batch has its own."""
     numbers: list[int]
-    """Its sequences in the stream."""
+    """Its sequences, by their numbers in the stream."""
     requests: list[DocumentRequest]
     sequences: list[int]
-    """Sequence of the micro batch that each document belongs to."""
+    """For each document, the sequence of the micro batch that it belongs to, from 0."""
     owners: list[np.ndarray]
-    """[n] int64 each: vision rank that encodes each tile of each document."""
+    """For each document, [n] int64: the vision rank that encodes each of its tiles."""
+
+    def positions_of(self, planned: Sequence[int]) -> set[int]:
+        """Return its sequences, from 0, that are still those of `planned` and not substitutes."""
+        return {position for position, number in enumerate(self.numbers) if number == planned[position]}
+
+    @property
+    def decoders(self) -> list[int]:
+        """Vision ranks that encode tiles of this micro batch, ascending."""
+        return np.unique(np.concatenate([*self.owners, np.zeros(0, np.int64)])).tolist()
+
+
+@dataclass(frozen=True)
+class ReadMicroBatch:
+    """A micro batch after this rank has read its documents and all ranks know which of them are broken."""
+
+    micro_batch: MicroBatch
+    results: list[Document | SampleError]
+    """For each document, what this rank read."""
+    broken: Findings
+    """Documents that no rank of the replica uses."""
+
+    @property
+    def empty_sequences(self) -> set[int]:
+        """Sequences of the micro batch, from 0, without a usable document."""
+        sequences = enumerate(self.micro_batch.sequences)
+        return set(range(len(self.micro_batch.numbers))) - {
+            sequence for document, sequence in sequences if document not in self.broken
+        }
+
+    def usable_documents(self) -> Iterator[PlacedDocument]:
+        """Yield the documents that the batch is made of, in order."""
+        parts = zip(self.micro_batch.requests, self.micro_batch.sequences, self.micro_batch.owners, self.results)
+        for document, (request, sequence, owners, result) in enumerate(parts):
+            if document not in self.broken and not isinstance(result, SampleError):
+                yield PlacedDocument(result.encoded, request.source, sequence, owners, result.pixels)
 
 
 def owners_of_tiles(requests: Sequence[DocumentRequest], vision_size: int) -> list[np.ndarray]:
-    """[n] int64 for each document of a micro batch: the vision rank that encodes each of its tiles."""
+    """Return the vision rank that encodes each tile of each document of a micro batch: [n] int64 for each document."""
     from longvita.parallel.tile_sharing import assign_tiles  # Its module needs megatron-core; the others here don't.
 
     counts = np.asarray([request.num_tiles for request in requests], np.int64)
@@ -37,22 +73,6 @@ def owners_of_tiles(requests: Sequence[DocumentRequest], vision_size: int) -> li
     return np.split(owner_of_tile, np.cumsum(counts)[:-1]) if requests else []
 
 
-def count_outcomes(tries: Sequence[tuple[MicroBatch, Findings]]) -> OutcomeCounts:
-    """What became of the documents of a micro batch that was read once or, with spare sequences in it, several times.
-
-    A sequence that another stood in for was set aside as it was found when it was last read; what stood in for it is
-    counted apart, since it comes again in its turn.
-    """
-    planned = tries[0][0].numbers
-    lost: dict[int, OutcomeCounts] = {}
-    for micro_batch, findings in tries:
-        own = {position for position, number in enumerate(micro_batch.numbers) if number == planned[position]}
-        lost |= {position: Counter() for position in own}
-        for document, error in findings.items():
-            if (position := micro_batch.sequences[document]) in own:
-                lost[position][micro_batch.requests[document].source, str(error.reason)] += 1
-    counts: OutcomeCounts = sum(lost.values(), Counter())
-    for document, (request, position) in enumerate(zip(micro_batch.requests, micro_batch.sequences)):
-        if document not in findings:
-            counts[request.source, DELIVERED if position in own else SUBSTITUTED] += 1
-    return counts
+def request_tiles(request: DocumentRequest, selected: np.ndarray) -> DocumentRequest:
+    """Return the request for the tiles where `selected` [n] bool is true."""
+    return dataclasses.replace(request, wanted=tuple(np.flatnonzero(selected).tolist()))

@@ -15,6 +15,8 @@ from skimage import data as skimage_data
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from longvita.config.schema import Config
+from longvita.data.loader import Loader
+from longvita.data.packing.plan_cache import plan_epoch
 from tests.tiny import tiny_config
 
 VOCABULARY = 512
@@ -132,3 +134,8 @@ def data_config(folder: Path, sources: dict[str, Any], **data: Any) -> Config:
         model={"language": {"vocab_size": VOCABULARY}},
         training={"precision": "fp32"},
     )
+
+
+def sequences_per_epoch(loader: Loader) -> int:
+    """Sequences of the first epoch of a loader's stream."""
+    return plan_epoch(loader.catalog, loader.config, 0).num_sequences

@@ -23,6 +23,7 @@ from tests.unit.data.material import (
     cut_file,
     data_config,
     picture,
+    sequences_per_epoch,
     write_audio,
     write_jsonl,
     write_tokenizer,
@@ -147,7 +148,7 @@ def test_every_sample_is_delivered_or_accounted_for(tmp_path, config):
     tokenizer, delivered, most = make_template(config).tokenizer, set(), 0
     loader = build_loader(config, LoaderRanks())
     try:
-        for _ in range(loader.summary()["sequences_per_epoch"]):
+        for _ in range(sequences_per_epoch(loader)):
             ids = next(loader).input_ids[0]
             delivered |= {int(tag) for tag in re.findall(r"#(\d{4})", tokenizer.decode(ids.tolist()))}
             held = [process.memory_info().rss for process in psutil.Process().children(recursive=True)]

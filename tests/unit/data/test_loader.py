@@ -19,8 +19,9 @@ from longvita.data.errors import DataError
 from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.loading import broken_documents
 from longvita.data.mix.catalog import make_template
+from longvita.data.packing.plan_cache import plan_epoch
 from longvita.data.quarantine import FILE_NAME, read_quarantine
-from tests.unit.data.material import conversation, data_config, write_jsonl
+from tests.unit.data.material import conversation, data_config, sequences_per_epoch, write_jsonl
 
 LIMITS = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -115,12 +116,12 @@ def test_invariants(config, micro_batch_size, isolate):
 
 def test_an_epoch_holds_each_sample_of_the_mix_once(config):
     loader = build_loader(config, LoaderRanks())
-    summary = loader.summary()
-    assert summary["samples"] == 80
-    assert summary["taken"] == 70
-    assert summary["quarantined"] == {}
-    assert 0.9 < summary["fill"] <= 1
-    seen = [source for _ in range(summary["sequences_per_epoch"]) for source in next(loader).document_sources if source]
+    assert sum(file.num_samples for file in loader.catalog.files) == 80
+    assert len(loader.catalog.taken) == 70
+    assert loader.catalog.quarantined == []
+    plan = plan_epoch(loader.catalog, config, 0)
+    assert 0.9 < plan.fill <= 1
+    seen = [source for _ in range(plan.num_sequences) for source in next(loader).document_sources if source]
     assert sorted(seen) == ["a"] * 60 + ["b"] * 10
 
 
@@ -174,7 +175,7 @@ def documents(batch):
     return [batch.input_ids[0, start:end].tolist() for start, end, source in parts if source]
 
 
-def test_goes_on_from_what_was_consumed(config):
+def test_resumes_from_what_was_consumed(config):
     whole = batches(config, 20)
     loader = build_loader(config, LoaderRanks(), 0)
     for _ in range(7):
@@ -238,7 +239,7 @@ class TestReplica:
         samples = [conversation(f"<video>{number}", videos=["cut.mp4"]) for number in range(3)]
         good = mixed_samples(40)
         write_jsonl(folder / "a.jsonl", good[:20] + samples + good[20:])
-        count = build_loader(config, LoaderRanks()).summary()["sequences_per_epoch"]
+        count = sequences_per_epoch(build_loader(config, LoaderRanks()))
         alone = batches(config, count)
         assert sum(source == "a" for batch in alone for source in batch.document_sources) == 40
         broken = {(entry.line, str(entry.reason)) for entry in read_quarantine(folder / "run" / FILE_NAME)}
@@ -251,8 +252,8 @@ class TestReplica:
             torch.testing.assert_close(torch.cat([batch.tiles for batch in batch_of_rank]), single.tiles)
 
     @pytest.mark.parametrize("micro_batch_size", [1, 2])
-    def test_a_sequence_of_nothing_but_broken_videos_gives_way_to_a_later_one(self, folder, micro_batch_size):
-        """On every rank and for any number of replicas alike; the one that stands in comes again in its turn."""
+    def test_a_later_sequence_is_substituted_for_one_of_nothing_but_broken_videos(self, folder, micro_batch_size):
+        """On every rank and for any number of replicas; the substitute comes again in its turn."""
         write_jsonl(folder / "a.jsonl", [conversation("<video>" + 200 * "x", videos=["cut.mp4"])] * 2)
         write_jsonl(folder / "b.jsonl", [conversation(f"{number} {200 * 'x'}") for number in range(6)])
         config = data_config(folder, {name: {"data_paths": [f"{name}.jsonl"]} for name in "ab"})
@@ -282,7 +283,7 @@ class TestReplica:
             build_loader(config, self.RANKS[0])
 
 
-def test_everything_broken_is_set_aside_with_its_reason(folder, config):
+def test_everything_broken_is_quarantined_with_its_reason(folder, config):
     media = ["none.png", "text.png"]
     broken = [
         "{oops",
@@ -295,7 +296,7 @@ def test_everything_broken_is_set_aside_with_its_reason(folder, config):
     ]
     write_jsonl(folder / "a.jsonl", mixed_samples(30) + broken)
     loader = build_loader(config, LoaderRanks())
-    for _ in range(loader.summary()["sequences_per_epoch"]):
+    for _ in range(sequences_per_epoch(loader)):
         assert next(loader).padding_tokens < 256
     entries = read_quarantine(folder / "run" / FILE_NAME)
     assert {entry.line: str(entry.reason) for entry in entries} == {
@@ -319,7 +320,7 @@ def test_a_long_video_is_resampled_to_fit(folder, config):
     write_jsonl(folder / "a.jsonl", [conversation("<video>" + "x" * 220, videos=["clip.mp4"])])
     config = changed(config, "data", dataset={"a": config.data.dataset["a"]})
     loader = build_loader(config, LoaderRanks())
-    assert loader.summary()["resampled"] == 1
+    assert loader.catalog.files[0].measured.frame_limits[0] < config.data.max_num_frames
     batch = next(loader)
     assert 1 <= len(batch.tiles) < 8
     assert batch.padding_tokens < 3  # One more frame would not fit.
@@ -351,6 +352,6 @@ class TestValidation:
 def test_a_loader_that_is_dropped_ends_its_workers(config):
     loader = build_loader(changed(config, "data", num_workers=1), LoaderRanks())
     next(loader)
-    process = loader._source._workers[0].process
+    process = loader._reader._workers[0].process
     del loader
     assert process.wait(timeout=30) is not None

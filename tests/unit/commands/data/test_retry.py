@@ -19,7 +19,7 @@ from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, read_quarantine
 from tests.unit.commands.data.test_index import write_config
 from tests.unit.data.index.test_index import install_harmful_headers
-from tests.unit.data.material import conversation, write_jsonl
+from tests.unit.data.material import conversation, sequences_per_epoch, write_jsonl
 
 GOOD = [conversation(f"good {number}") for number in range(4)]
 BROKEN = [
@@ -48,7 +48,7 @@ def config(folder, media):
 def taken(config):
     """Documents of an epoch of a new run."""
     loader = build_loader(load(config), LoaderRanks())
-    batches = [next(loader) for _ in range(loader.summary()["sequences_per_epoch"])]
+    batches = [next(loader) for _ in range(sequences_per_epoch(loader))]
     return sum(source == "a" for batch in batches for source in batch.document_sources)
 
 

@@ -17,11 +17,10 @@ def ranks(store, decoders=2, later=1, history=100):
     return first + [SharedFindings(store, "data", f"{stage + 1}/0", None, history) for stage in range(later)]
 
 
-def ask_all(agreements, own, deciders, number=0):
-    with concurrent.futures.ThreadPoolExecutor(len(agreements)) as pool:
+def ask_all(by_rank, own, decoders, number=0):
+    with concurrent.futures.ThreadPoolExecutor(len(by_rank)) as pool:
         asked = [
-            pool.submit(agreement.agree, number, own.get(rank, {}), deciders)
-            for rank, agreement in enumerate(agreements)
+            pool.submit(findings.collect, number, own.get(rank, {}), decoders) for rank, findings in enumerate(by_rank)
         ]
         return [future.result(timeout=30) for future in asked]
 
@@ -30,28 +29,28 @@ def readable(findings):
     return [{document: (error.reason, error.detail) for document, error in found.items()} for found in findings]
 
 
-def test_one_process_agrees_with_itself():
-    assert LocalFindings().agree(0, {3: BROKEN}, [0]) == {3: BROKEN}
+def test_one_process_has_its_own_findings():
+    assert LocalFindings().collect(0, {3: BROKEN}, [0]) == {3: BROKEN}
 
 
-def test_all_ranks_and_later_stages_hear_of_all_findings():
+def test_all_ranks_and_later_stages_get_all_findings():
     own = {0: {4: BROKEN}, 1: {2: SampleError(Reason.BROKEN_PICTURE, "cut")}}
     expected = {2: (Reason.BROKEN_PICTURE, "cut"), 4: (Reason.BROKEN_VIDEO, "frame 3 is damaged")}
     assert readable(ask_all(ranks(dist.HashStore()), own, [0, 1])) == [expected] * 3
 
 
 def test_only_ranks_with_tiles_are_waited_for():
-    agreements = ranks(dist.HashStore())
-    assert agreements[2].agree(0, {}, []) == {}
+    by_rank = ranks(dist.HashStore())
+    assert by_rank[2].collect(0, {}, []) == {}
     own = {1: {0: BROKEN}}
-    # Rank 0 says nothing, and nobody waits for it.
-    assert readable([agreements[1].agree(1, own[1], [1]), agreements[2].agree(1, {}, [1])])[1].keys() == {0}
+    # Rank 0 writes nothing, and nobody waits for it.
+    assert readable([by_rank[1].collect(1, own[1], [1]), by_rank[2].collect(1, {}, [1])])[1].keys() == {0}
 
 
 def test_the_first_stage_never_waits_for_later_ones():
     first = ranks(dist.HashStore(), decoders=1, later=2)[0]
     for number in range(5):
-        assert first.agree(number, {}, [0]) == {}
+        assert first.collect(number, {}, [0]) == {}
 
 
 def test_a_loader_does_not_read_what_an_earlier_one_wrote():
@@ -62,16 +61,16 @@ def test_a_loader_does_not_read_what_an_earlier_one_wrote():
 
 def test_old_findings_are_removed():
     store = dist.HashStore()
-    agreement = SharedFindings(store, "data", "0/0", 0, history=4)
+    findings = SharedFindings(store, "data", "0/0", 0, history=4)
     sizes = []
     for number in range(20):
-        agreement.agree(number, {}, [0] if number % 3 else [])
+        findings.collect(number, {}, [0] if number % 3 else [])
         sizes.append(store.num_keys())
     assert max(sizes[10:]) == sizes[-1] <= 6
 
 
-def test_silence_names_the_rank(monkeypatch):
+def test_a_timeout_names_the_rank(monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
-    agreement = ranks(dist.HashStore())[0]
-    with pytest.raises(TimeoutError, match="vision rank 1 has said nothing of micro batch 7"):
-        agreement.agree(7, {}, [0, 1])
+    findings = ranks(dist.HashStore())[0]
+    with pytest.raises(TimeoutError, match="vision rank 1 has not written its findings on micro batch 7"):
+        findings.collect(7, {}, [0, 1])

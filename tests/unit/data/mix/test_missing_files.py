@@ -8,7 +8,7 @@ from longvita.config import ConfigError, load
 from longvita.data.errors import DataError
 from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.mix.catalog import build_catalog, make_template
-from longvita.data.mix.missing_files import find_training_problems
+from longvita.data.mix.missing_files import count_missing, find_training_problems
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
 SOURCES = {
@@ -62,8 +62,8 @@ def test_allow_missing_leaves_them_out_and_counts_them(data, caplog):
     }
     with caplog.at_level(logging.WARNING):
         loader = build_loader(config, LoaderRanks())
-    assert loader.summary()["missing_files"] == 3
-    assert loader.summary()["samples"] == 10
+    assert count_missing(loader.catalog.missing) == 3
+    assert sum(file.num_samples for file in loader.catalog.files) == 10
     (warning,) = [record.getMessage() for record in caplog.records if "allow_missing" in record.getMessage()]
     assert all(name in warning for name in ("gone.jsonl", "one.jsonl", "two.jsonl"))
 
@@ -78,7 +78,7 @@ def test_one_rank_of_all_warns(data, caplog):
 def test_a_whole_mix_counts_none(data, caplog):
     config = data_config(data, {"whole": SOURCES["whole"], "off": SOURCES["off"]})
     assert catalog_of(config).missing == {}
-    assert build_loader(config, LoaderRanks()).summary()["missing_files"] == 0
+    assert build_loader(config, LoaderRanks()).catalog.missing == {}
     assert not caplog.records
 
 
