@@ -1,1 +1,1 @@
-"""What the project changes in megatron-core and torch, and why: one file per target, one folder per platform."""
+"""The changes of this project to megatron-core and torch, with reasons: a file per target, a folder per platform."""

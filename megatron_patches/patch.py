@@ -1,8 +1,8 @@
-"""A patch: one name of megatron-core or torch that stands for something else while the patch is applied.
+"""Patches: replacements of single names of megatron-core or torch.
 
-Nothing is patched at import. `apply` puts patches in place, `revert` takes them back, `report` tells which are in
-place. A target holds one patch at most, and a patch fits only the version and the signature it was written against:
-anything else raises `PatchError` instead of changing code that nobody has looked at.
+Nothing is patched at import. `apply` applies patches, `revert` restores the originals, `report` lists the applied ones.
+A target has at most one patch, and a patch applies only to the version and the signature that it was written for:
+anything else raises `PatchError` instead of changing code that nobody has reviewed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class PatchError(RuntimeError):
 class Patch:
     """One change.
 
-    target: "module:name", the name may be dotted ("torch:Tensor.cuda").
-    replacement: what the name stands for while the patch is applied.
-    why: what goes wrong without it, one sentence.
+    target: "module:name"; the name may be dotted ("torch:Tensor.cuda").
+    replacement: value of the name while the patch is applied.
+    why: the fault without it, in one sentence.
     versions: requirement that it was written for ("megatron-core==0.16.1").
-    remove_when: what has to happen before it can go.
-    signature: `describe` of what the name stood for when the patch was written.
+    remove_when: condition under which it can be removed.
+    signature: `describe` of the original when the patch was written.
     """
 
     target: str
@@ -44,7 +44,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class AppliedPatch:
-    """A patch in place, and what is needed to take it back."""
+    """An applied patch, with the original to restore."""
 
     patch: Patch
     owner: Any
@@ -53,19 +53,19 @@ class AppliedPatch:
     inherited: bool
 
     def revert(self) -> None:
-        """Puts the original back."""
+        """Restore the original."""
         if self.inherited:
             delattr(self.owner, self.attribute)
         else:
             setattr(self.owner, self.attribute, self.original)
 
 
-# Patches act on the whole process, so what is applied is kept for the whole process.
+# Patches change the whole process, so the applied ones are recorded per process.
 _applied: dict[str, AppliedPatch] = {}
 
 
 def apply(patches: Iterable[Patch]) -> list[AppliedPatch]:
-    """Puts `patches` in place, all or none, and returns them; those in place already stay as they are.
+    """Apply all of `patches` or none, and return them. Patches that are applied already stay unchanged.
 
     Raises PatchError if two patches share a target, an installed version is not the one a patch was written for, or
     a target's signature is not the recorded one.
@@ -87,7 +87,7 @@ def apply(patches: Iterable[Patch]) -> list[AppliedPatch]:
 
 
 def revert(patches: Iterable[Patch] | None = None) -> None:
-    """Takes back `patches`, or all, in reverse order. Patches that are not in place are passed over."""
+    """Restore the originals of `patches`, or of all, in reverse order. Patches that are not applied are ignored."""
     targets = set(_applied) if patches is None else {patch.target for patch in patches}
     for applied in reversed(list(_applied.values())):
         if applied.patch.target in targets:
@@ -95,33 +95,35 @@ def revert(patches: Iterable[Patch] | None = None) -> None:
 
 
 def report() -> list[AppliedPatch]:
-    """The patches in place, in the order they were applied."""
+    """The applied patches, in the order of their application."""
     return list(_applied.values())
 
 
 def check_unique(patches: Iterable[Patch]) -> None:
-    """Raises PatchError if two of `patches` share a target."""
+    """Raise PatchError if two of `patches` share a target."""
     seen: dict[str, Patch] = {}
     for patch in patches:
         if patch.target in seen and seen[patch.target] is not patch:
-            raise PatchError(f"two patches on {patch.target}: '{seen[patch.target].why}' and '{patch.why}'; join them")
+            raise PatchError(
+                f"two patches on {patch.target}: '{seen[patch.target].why}' and '{patch.why}'; fix: merge them"
+            )
         seen[patch.target] = patch
 
 
 def check_fits(patch: Patch) -> None:
-    """Raises PatchError if the installed version or the target's signature is not what `patch` was written for."""
+    """Raise PatchError if `patch` was written for another installed version or another signature of its target."""
     _check_version(patch)
     _, _, original, _ = _resolve(patch)
     found = describe(original)
     if found != patch.signature:
         raise PatchError(
             f"{patch.target} changed: the patch was written for\n  {patch.signature}\nbut the installed one is\n"
-            f"  {found}\nRead the new code, then update the patch and its signature, or remove it."
+            f"  {found}\nfix: read the new code, then update the patch and its signature, or remove the patch"
         )
 
 
 def describe(thing: Any) -> str:
-    """The kind and signature of `thing` as one line: what a patch's `signature` records."""
+    """The kind and signature of `thing` in one line, as recorded in a patch's `signature`."""
     if isinstance(thing, staticmethod):
         return f"staticmethod {describe(thing.__func__)}"
     if isinstance(thing, ModuleType):
@@ -136,7 +138,7 @@ def describe(thing: Any) -> str:
 
 
 def _plain_signature(function: Any) -> str:
-    """Parameters with their defaults and no annotations, which say nothing about how a function is called."""
+    """Parameters with their defaults, without annotations, which do not affect calls."""
     signature = inspect.signature(function)
     parameters = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
     return str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
@@ -147,13 +149,13 @@ def _check_version(patch: Patch) -> None:
     installed = importlib.metadata.version(requirement.name)
     if not requirement.specifier.contains(installed, prereleases=True):
         raise PatchError(
-            f"the patch on {patch.target} was written for {patch.versions}, installed is {installed}: "
-            f"install the pinned version, or check the patch against the new code and widen its versions"
+            f"the patch on {patch.target} was written for {patch.versions}, but {installed} is installed; "
+            f"fix: install the pinned version, or check the patch against the new code and extend its versions"
         )
 
 
 def _resolve(patch: Patch) -> tuple[Any, str, Any, bool]:
-    """Owner, attribute, what it stands for now, and whether the owner inherits it."""
+    """Owner, attribute, its present value, and whether the owner inherits it."""
     module, _, path = patch.target.partition(":")
     owner: Any = importlib.import_module(module)
     *parents, attribute = path.split(".")
@@ -162,13 +164,15 @@ def _resolve(patch: Patch) -> tuple[Any, str, Any, bool]:
             owner = getattr(owner, parent)
         original = inspect.getattr_static(owner, attribute)
     except AttributeError as error:
-        raise PatchError(f"{patch.target} does not exist (any more): update or remove its patch") from error
+        raise PatchError(f"{patch.target} does not exist; fix: update or remove its patch") from error
     return owner, attribute, original, attribute not in vars(owner)
 
 
 def _check_same(patch: Patch) -> None:
     if _applied[patch.target].patch is not patch:
-        raise PatchError(f"{patch.target} is patched already: '{_applied[patch.target].patch.why}'; revert that first")
+        raise PatchError(
+            f"{patch.target} is patched already: '{_applied[patch.target].patch.why}'; fix: revert that first"
+        )
 
 
 def _apply_one(patch: Patch) -> AppliedPatch:

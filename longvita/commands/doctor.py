@@ -12,7 +12,7 @@ from rich.text import Text
 from longvita import platforms, processes
 from longvita.doctor.components import Component, programs, python_packages
 from longvita.platforms.base import Platform, PlatformError
-from longvita.platforms.requirements import NEEDS, Need
+from longvita.platforms.requirements import MachineRequirement
 from megatron_patches.patch import AppliedPatch, PatchError
 
 LEADING = ("megatron-core", "torch", "transformers", "numpy")
@@ -40,10 +40,11 @@ def run(platform: str = "auto", everything: bool = False, console: Console | Non
         _print_patches(console, applied)
     missing = [component for component in components if not component.fits]
     _print_missing(console, missing)
-    own = NEEDS.get(chosen.name)
-    for maker, needs in [own] if own else NEEDS.values():
-        _print_needs(console, maker, needs())
-    lacks = own is not None and any(need.required and need.found is None for need in own[1]())
+    own = chosen.requirements()
+    for one in [chosen] if own else map(platforms.named, sorted(platforms.NAMES)):
+        if requirements := one.requirements():
+            _print_requirements(console, one.maker, requirements)
+    lacks = any(one.required and one.found is None for one in own)
     return 1 if failure or lacks or any(component.required for component in missing) else 0
 
 
@@ -119,14 +120,14 @@ def _print_missing(console: Console, missing: Sequence[Component]) -> None:
         _print_lack(console, f"{', '.join(names)}: missing ({needed})", remedy, "red" if required else "yellow")
 
 
-def _print_needs(console: Console, maker: str, needs: Sequence[Need]) -> None:
+def _print_requirements(console: Console, maker: str, requirements: Sequence[MachineRequirement]) -> None:
     _print_title(console, f"What a machine with {maker}'s devices needs")
-    for need in needs:
-        purpose = need.purpose if need.required else f"{need.purpose}, optional"
-        if need.found:
-            console.print(Text(f"{need.name}: {need.found} ({purpose})"))
+    for one in requirements:
+        purpose = one.purpose if one.required else f"{one.purpose}, optional"
+        if one.found:
+            console.print(Text(f"{one.name}: {one.found} ({purpose})"))
         else:
-            _print_lack(console, f"{need.name}: missing ({purpose})", need.remedy, "")
+            _print_lack(console, f"{one.name}: missing ({purpose})", one.remedy, "")
 
 
 def _print_title(console: Console, title: str) -> None:

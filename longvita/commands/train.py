@@ -39,9 +39,9 @@ def report_launch(config: Config, count: int | None = None) -> None:
     """
     world = count or _own_processes(config)
     print(f"name={config.name}\nplatform={config.platform}\nprocesses={world}\noutput={config.output}")
-    variables = processes.with_defaults(environment.defaults(config.platform))
-    for setting in environment.settings(config.platform):
-        print(f"export {setting.name}={variables[setting.name]}  # {setting.why}")
+    values = processes.with_defaults(environment.defaults(config.platform))
+    for variable in environment.variables(config.platform):
+        print(f"export {variable.name}={values[variable.name]}  # {variable.why}")
 
 
 def check_launch(config: Config, count: int | None = None) -> None:

@@ -39,7 +39,7 @@ def python_packages() -> list[Component]:
     extras = importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
     for extra in extras:
         if extra in platforms.ACCELERATOR_EXTRAS:
-            continue  # longvita.platforms.requirements has theirs.
+            continue  # Platform.requirements lists theirs.
         members = [requirement for requirement in requirements if _applies(requirement, extra)]
         components += [_package(requirement, extra, False) for requirement in members]
     return components

@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from longvita.platforms.base import Offloaded
+from longvita.platforms.base import OffloadedTensor
 
 
 class _Input:
     """One layer's input, and the one that the backward pass wants next."""
 
-    def __init__(self, away: Offloaded, before: _Input | None):
+    def __init__(self, away: OffloadedTensor, before: _Input | None):
         self.away, self.before = away, before
 
 
 @contextlib.contextmanager
-def offloaded_inputs(offload: Callable[[Tensor], Offloaded], hidden_size: int) -> Iterator[None]:
+def offloaded_inputs(offload: Callable[[Tensor], OffloadedTensor], hidden_size: int) -> Iterator[None]:
     """Hands every hidden state [t, b, h] that autograd keeps of what runs inside to `offload`."""
     last: _Input | None = None
 

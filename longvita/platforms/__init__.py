@@ -1,4 +1,4 @@
-"""Device platforms: the one place, with megatron_patches/, where devices differ."""
+"""The platform layer: with megatron_patches/, the only code in which devices differ."""
 
 from __future__ import annotations
 
@@ -10,37 +10,35 @@ from longvita.config.schema import Config
 from longvita.platforms.base import Platform, PlatformError
 
 NAMES = ("npu", "cuda", "cpu")
-"""Platforms in the order in which `get("auto")` tries them; each is a folder of this package."""
+"""Platforms in the order in which `get("auto")` tries them. Each is a folder of this package."""
 
 ACCELERATOR_EXTRAS = ("npu", "gpu")
 """Extras of the package that only machines with an accelerator need."""
 
 
 def get(name: str = "auto") -> Platform:
-    """The platform called `name`; "auto" is the first one whose device is present.
+    """The platform `name`; for "auto", the first whose device is present.
 
-    Raises PlatformError for a name without a platform, or a platform without its device.
+    Raises PlatformError for an unknown name, or if this machine lacks the platform's device.
     """
     if name == "auto":
         return next(platform for platform in map(_load, NAMES) if platform.is_available())
     platform = named(name)
     if not platform.is_available():
         raise PlatformError(
-            f"platform: {name!r} has no device on this machine; use auto to take the one that is there, or see what it "
-            f"needs: longvita doctor --platform {name}"
+            f"platform: {name!r} has no device on this machine; fix: use auto for the device that is present; "
+            f"`longvita doctor --platform {name}` lists what the platform requires"
         )
     return platform
 
 
 def named(name: str) -> Platform:
-    """The platform called `name`, whether its device is here or not: to ask what it refuses, not to run on it.
+    """The platform `name`, for questions such as what it refuses; its device may be absent.
 
-    Raises PlatformError for a name without a platform.
+    Raises PlatformError for an unknown name.
     """
     if name not in NAMES:
-        raise PlatformError(
-            f"platform: {name!r} is not among the platforms of this version, {list(NAMES)}; use one or auto"
-        )
+        raise PlatformError(f"platform: {name!r} is not a platform; fix: use auto or one of {list(NAMES)}")
     return _load(name)
 
 
@@ -49,7 +47,7 @@ def _load(name: str) -> Platform:
 
 
 def name_problems(config: Config) -> list[Problem]:
-    """The problem of a config whose platform does not exist; for longvita.config.load."""
+    """The problem of a config that names an unknown platform; for longvita.config.load."""
     known = ["auto", *NAMES]
     if config.platform in known:
         return []

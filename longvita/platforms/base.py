@@ -1,4 +1,4 @@
-"""What a device must answer."""
+"""The interface of the platform layer: what a device has to provide."""
 
 from __future__ import annotations
 
@@ -24,45 +24,49 @@ if TYPE_CHECKING:
     from longvita.data.cp_shard import CPShard
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
+    from longvita.platforms.requirements import MachineRequirement
     from megatron_patches.patch import AppliedPatch, Patch
 
 
 class PlatformError(UserError, RuntimeError):
-    """A platform that is not there, or something it cannot do."""
+    """A platform is missing, or cannot do what is asked."""
 
 
 @functools.cache
 def importable(module: str) -> bool:
-    """Whether a module is there; of a dotted one the packages above it are imported, the module itself is not."""
+    """Whether a module is installed. The packages above a dotted one are imported, the module itself is not."""
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:
         return False
 
 
-class Offloaded(Protocol):
-    """A tensor that has been put away; what it takes there is free again when this is dropped."""
+class OffloadedTensor(Protocol):
+    """A tensor copied out of the device's memory. Dropping this object frees the copy."""
 
     def start(self) -> None:
-        """Begins to bring it back; `fetch` is then a matter of waiting."""
+        """Start to copy the tensor back, so that `fetch` only waits."""
 
     def fetch(self) -> torch.Tensor:
-        """The tensor on the device again, of the same bits. Raises PlatformError if there was no room for it."""
+        """Return the tensor on the device, bitwise equal. Raises PlatformError if the copy could not be written."""
         ...
 
 
 class Platform(ABC):
-    """A kind of device: its patches, collectives, layers and figures.
+    """A kind of device: its patches, collectives, layers and measurements.
 
-    A process asks for one with `longvita.platforms.get`, calls `activate` once before it builds a model, and
-    `set_device` where it has more than one device to choose from.
+    A process gets one by `longvita.platforms.get`, calls `activate` once before it builds a model, and `set_device` if
+    its machine has more than one device.
     """
 
     name: str
-    """What `platform:` in a config calls it."""
+    """Value of `platform:` in a config."""
+
+    maker: str = ""
+    """Maker of the devices, for people."""
 
     planned_hardware: str
-    """Device that `longvita plan` assumes when none is given, a name of longvita.planning.hardware."""
+    """Device that `longvita plan` assumes by default, a name in longvita.planning.hardware."""
 
     backend: str
     """Backend of torch.distributed."""
@@ -70,7 +74,7 @@ class Platform(ABC):
     optimizer_sharding_type: str
     """`distrib_optim_sharding_type` of the optimizer's checkpoints, a format that this platform can save and load."""
 
-    # Device
+    # Machine
 
     @abstractmethod
     def is_available(self) -> bool:
@@ -83,51 +87,51 @@ class Platform(ABC):
 
     @abstractmethod
     def set_device(self, local_rank: int) -> None:
-        """Chooses the device of this process, the `local_rank`-th process of its machine."""
+        """Select the device of this process, the `local_rank`-th process of its machine."""
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Returns when the device has done all it was asked to do."""
+        """Wait until the device has finished all its work."""
 
     @abstractmethod
     def describe(self) -> str:
-        """The device and how many there are, for people."""
+        """Name and number of the devices, for people."""
 
     @abstractmethod
-    def offload(self, tensor: torch.Tensor) -> Offloaded:
-        """Begins to copy a tensor out of the device's memory, while the device goes on; nothing may write to it after.
+    def offload(self, tensor: torch.Tensor) -> OffloadedTensor:
+        """Start to copy a tensor out of the device's memory while the device computes. Nothing may write to it after.
 
         Raises PlatformError if there is no room.
         """
 
     def environment(self) -> dict[str, str]:
-        """Environment variables that the launcher sets where a user has not; see longvita.platforms.environment."""
+        """Environment variables that the launcher sets unless the user has (longvita.platforms.environment)."""
         return environment.defaults(self.name)
+
+    def requirements(self) -> list[MachineRequirement]:
+        """Drivers and libraries that a machine with such devices needs, each with its installed version."""
+        return []
 
     # Patches
 
     @abstractmethod
     def patches(self) -> list[Patch]:
-        """What megatron-core and torch need to run here."""
+        """The patches to megatron-core and torch that this platform needs."""
 
     def activate(self) -> list[AppliedPatch]:
-        """Applies the platform's patches, before any model is built. Calling it again changes nothing.
+        """Apply the patches, before any model is built. A second call changes nothing.
 
-        Raises megatron_patches.patch.PatchError if one does not fit what is installed.
+        Raises megatron_patches.patch.PatchError if a patch does not fit the installed version.
         """
         ignore_known_warnings()
         return patch.apply(self.patches())
 
-    def deactivate(self) -> None:
-        """Takes the platform's patches back."""
-        patch.revert(self.patches())
-
     # Config
 
     def problems(self, config: Config) -> list[Problem]:
-        """What this platform refuses of a config, each with the reason and the fix.
+        """Settings of a config that this platform refuses, each with the reason and the fix.
 
-        To be asked on any machine: what depends on the device or a library of this one counts where the device is.
+        Can be called on any machine: checks that need the device, or a library of its machine, run only there.
         """
         from longvita.config.errors import Problem
 
@@ -137,9 +141,9 @@ class Platform(ABC):
         return [Problem(message, "training.fp8", config.training.fp8, fix="leave fp8 out")]
 
     def configure(self, config: Config) -> None:
-        """Makes ready for a config, before process groups and models are made for it. Again for each config.
+        """Prepare for a config, before its process groups and models are built. Call it again for each config.
 
-        Raises ConfigError for what `problems` finds.
+        Raises ConfigError with the result of `problems`.
         """
         from longvita.config.errors import ConfigError
 
@@ -148,25 +152,44 @@ class Platform(ABC):
             raise ConfigError(problems)
 
     def decisions(self) -> list[tuple[str, str]]:
-        """What this platform does otherwise than others with the same config, for people: (subject, decision)."""
+        """Choices that differ from other platforms for the same config, for people: (subject, choice)."""
         return []
 
     def ulysses_size(self, config: Config) -> int:
-        """CP ranks that trade tokens for heads in attention; see longvita.config.sizes.ulysses_size."""
+        """CP ranks that exchange tokens for heads in attention (longvita.config.sizes.ulysses_size)."""
         from longvita.config.sizes import ulysses_size
 
         return ulysses_size(config)
 
     # Layers
 
-    @abstractmethod
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
-        """Fields of TransformerConfig that this platform needs, with `virtual_pipeline` model chunks per stage."""
+        """Fields of TransformerConfig that this platform needs, with `virtual_pipeline` model chunks per stage.
+
+        These defaults use no fused kernel and send each pipeline message alone.
+        """
+        return {
+            "gradient_accumulation_fusion": False,
+            "bias_activation_fusion": False,
+            "bias_dropout_fusion": False,
+            "masked_softmax_fusion": False,
+            "apply_rope_fusion": False,
+            "persist_layer_norm": False,
+            "deallocate_pipeline_outputs": False,
+            # Batched messages are mixed up between two stages: see megatron_patches/shared/pipeline.py.
+            "batch_p2p_comm": False,
+            # Only the interleaved schedule supports overlap.
+            "overlap_p2p_comm": virtual_pipeline > 1,
+            # The future default, set here to avoid its deprecation warning.
+            "cuda_graph_scope": [],
+            # megatron-core refuses variable_seq_lengths with the default dispatcher, even without experts.
+            "moe_token_dispatcher_type": "alltoall",
+        }
 
     def language_config_overrides(self, config: Config) -> dict[str, Any]:
-        """Fields of the language model's TransformerConfig that follow from a run's config here, over the others.
+        """Fields of the language model's TransformerConfig that depend on a run's config; they override all others.
 
-        The vision tower's config takes none of them.
+        The vision tower's config does not get them.
         """
         return {}
 
@@ -174,37 +197,43 @@ class Platform(ABC):
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
         """A decoder layer: RMSNorm, causal self-attention with GQA, RMSNorm, SwiGLU MLP.
 
-        Its core attention takes what `split_seq_params` returns, and the parameters of whole micro batches and of
-        generation (longvita.attention.core.attend_by_parts does what is split or cached).
+        Its core attention accepts the result of `split_seq_params`, and the parameters of unsplit micro batches and of
+        generation (longvita.attention.core.attend_by_parts computes split and cached sequences).
         groups: for attention that does context parallelism itself; None for a layer that never sees a split sequence.
         """
 
-    @abstractmethod
     def norm(self) -> type:
-        """RMSNorm(config, hidden_size, eps) of the language model, the final one included."""
+        """RMSNorm(config, hidden_size, eps) of the language model, including the final one."""
+        from longvita.platforms.norms import RMSNorm
+
+        return RMSNorm
 
     @abstractmethod
     def vision_attention(self) -> type:
-        """Core attention in which every position of a tile sees every other; q, k, v [s, b, heads, head_dim]."""
+        """Core attention without a mask, over all positions of a tile; q, k, v [s, b, heads, head_dim]."""
 
-    @abstractmethod
     def vision_linears(self) -> tuple[type, type]:
         """Column and row parallel linear layers of the vision tower."""
+        from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
-    @abstractmethod
+        return ColumnParallelLinear, RowParallelLinear
+
     def vision_norm(self) -> type:
         """LayerNorm(config, hidden_size, eps) of the vision tower."""
+        from longvita.platforms.norms import LayerNorm
+
+        return LayerNorm
 
     # Sequences under context parallelism
 
     def sequence_layout(
         self, lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
     ) -> tuple[SequenceLayout, SequenceLayout]:
-        """Where documents of these lengths lie: over the places of the ring, and over all context-parallel ranks.
+        """Placement of documents of these lengths: over the places of the ring, and over all context-parallel ranks.
 
-        ring_size x ulysses_size is CP; tp_size: TP ranks that share a CP rank's rows, 1 without sequence parallel. Both
-        are the same layout for attention that knows no ring of groups. This one, for our own attention, cuts few
-        documents; libraries for attention want `zigzag` over all ranks.
+        ring_size x ulysses_size is CP; tp_size: TP ranks that split a CP rank's rows, 1 without sequence parallel. The
+        two are equal for attention that has no ring of groups. This default, for our own attention, cuts few documents;
+        attention libraries need `zigzag` over all ranks.
         """
         from longvita.parallel.document_placement import compact_layouts
 
@@ -213,10 +242,10 @@ class Platform(ABC):
     def split_seq_params(
         self, shard: CPShard, groups: ParallelGroups, kv_cache: KVCache | None = None
     ) -> PackedSeqParams:
-        """What core attention takes for this rank's rows of a micro batch: for all else they are one run, [0, t].
+        """Parameters of core attention for this rank's rows of a micro batch. Other layers see one sequence, [0, t].
 
-        With a kv_cache the rows are a chunk in generation, which lies as our own attention takes it on every platform.
-        Rotary positions do not follow from this: the model gives each row's.
+        With a kv_cache the rows are a chunk in generation, which all platforms place for our own attention. Rotary
+        positions do not follow from these parameters: the model passes the position of each row.
         """
         from longvita.attention.seq_params import SplitSeqParams, one_run
         from longvita.attention.split import SplitAttention
@@ -227,16 +256,16 @@ class Platform(ABC):
     # Optimizer
 
     def optimizer_step(self, step: int) -> Any:
-        """A number of steps as this platform's Adam counts them, in the `step` of a parameter group."""
+        """The value of `step` in a parameter group that this platform's Adam expects after `step` steps."""
         return step
 
     # Random numbers
 
     def seed(self, seed: int) -> None:
-        """Seeds this process and megatron-core's random number tracker. Needs the process groups.
+        """Seed this process and megatron-core's random number tracker. The process groups must exist.
 
         The tracker's states differ between TP ranks (dropout and initialisation of sharded weights); the default
-        state is the same on all ranks of a TP group.
+        state is identical on all ranks of a TP group.
         """
         import torch
         from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -246,18 +275,18 @@ class Platform(ABC):
 
     @abstractmethod
     def rng_state(self) -> dict[str, Any]:
-        """State of the device's generator and of megatron-core's tracker, of plain tensors."""
+        """State of the device's generator and of megatron-core's tracker, as plain tensors."""
 
     @abstractmethod
     def set_rng_state(self, state: dict[str, Any]) -> None:
-        """Puts back what `rng_state` returned."""
+        """Restore a result of `rng_state`."""
 
-    # Figures
+    # Measurements
 
     @abstractmethod
     def peak_flops(self, dtype: torch.dtype) -> float:
-        """What one device can do with matrices of `dtype`, FLOP/s."""
+        """Peak of one device in matrix products of `dtype`, FLOP/s."""
 
     @abstractmethod
     def memory(self) -> dict[str, int]:
-        """Device memory of this process, bytes: `used` now, `peak` so far, `free` to take, `total` of the device."""
+        """Device memory of this process, bytes: `used` now, `peak` so far, `free` to allocate, device `total`."""

@@ -1,9 +1,9 @@
-"""The environment variables that each platform's libraries want, with the reasons; what a user has set stays.
+"""The environment variables that each platform's libraries need, with the reasons; a user's own values take precedence.
 
-Many are read once, when a library is loaded: the launcher sets them before torch is imported. None has been tried on a
-GPU or NPU by this project; meanings and defaults are those of the libraries' own documentation. Variables that name a
-network or a card of one cluster (NCCL_SOCKET_IFNAME, HCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME, NCCL_IB_HCA) are set in
-the shell from which a job is submitted.
+Many are read once, when a library is loaded: the launcher sets them before torch is imported. This project has tried
+none of them on a GPU or NPU; meanings and defaults are those of the libraries' own documentation. Variables that name a
+network interface or a card of one cluster (NCCL_SOCKET_IFNAME, HCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME, NCCL_IB_HCA) are
+set in the shell from which a job is submitted.
 """
 
 from __future__ import annotations
@@ -13,54 +13,65 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One environment variable, its value and why it has that value."""
+class EnvironmentVariable:
+    """An environment variable, its value and the reason for it."""
 
     name: str
     value: str
     why: str
 
 
-_IN_ORDER = Setting(
+_IN_ORDER = EnvironmentVariable(
     "CUDA_DEVICE_MAX_CONNECTIONS",
     "1",
     "megatron-core's tensor parallel layers need collectives to start in the order in which they are called",
 )
-_ONE_THREAD = Setting("OMP_NUM_THREADS", "1", "the device computes; a rank's data workers are processes of their own")
+_ONE_THREAD = EnvironmentVariable(
+    "OMP_NUM_THREADS", "1", "the device computes; a rank's data workers are processes of their own"
+)
 
-SETTINGS: dict[str, tuple[Setting, ...]] = {
-    # Threads depend on the job and are set by who starts the processes.
+VARIABLES: dict[str, tuple[EnvironmentVariable, ...]] = {
+    # The number of threads depends on the job; whoever starts the processes sets it.
     "cpu": (),
     "cuda": (
         _IN_ORDER,
         _ONE_THREAD,
-        Setting("PYTORCH_ALLOC_CONF", "expandable_segments:True", "packed sequences differ in shape: no fragments"),
-        Setting("NCCL_NVLS_ENABLE", "0", "NVLink SHARP keeps buffers of device memory for every communicator"),
-        Setting("NCCL_DEBUG", "WARN", "a collective that fails says why; silent otherwise"),
+        EnvironmentVariable(
+            "PYTORCH_ALLOC_CONF", "expandable_segments:True", "packed sequences differ in shape: no fragments"
+        ),
+        EnvironmentVariable(
+            "NCCL_NVLS_ENABLE", "0", "NVLink SHARP keeps buffers of device memory for every communicator"
+        ),
+        EnvironmentVariable("NCCL_DEBUG", "WARN", "a collective that fails says why; silent otherwise"),
     ),
     "npu": (
         _IN_ORDER,
         _ONE_THREAD,
-        Setting("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True", "packed sequences differ in shape: no fragments"),
-        Setting("HCCL_CONNECT_TIMEOUT", "1800", "seconds; after 120 a rank that still reads weights would be given up"),
-        Setting("TASK_QUEUE_ENABLE", "2", "operators and their workspaces are prepared in a second thread"),
-        Setting("CPU_AFFINITY_CONF", "1", "a rank's threads stay on the cores near its device"),
+        EnvironmentVariable(
+            "PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True", "packed sequences differ in shape: no fragments"
+        ),
+        EnvironmentVariable(
+            "HCCL_CONNECT_TIMEOUT", "1800", "seconds; with 120 a rank that still reads weights would time out"
+        ),
+        EnvironmentVariable("TASK_QUEUE_ENABLE", "2", "operators and their workspaces are prepared in a second thread"),
+        EnvironmentVariable("CPU_AFFINITY_CONF", "1", "a rank's threads stay on the cores near its device"),
     ),
 }
-"""Settings by platform."""
+"""By platform."""
 
-_DEVICE_FILES = {"npu": "davinci_manager", "cuda": "nvidiactl"}
-"""Files that the drivers make; they are looked for, as asking torch would load what the settings are for."""
+_DRIVER_FILES = {"npu": "davinci_manager", "cuda": "nvidiactl"}
+"""Files below /dev that the drivers create. Asking torch for devices instead would load it before the variables are
+set."""
 
 
-def settings(platform: str, devices: Path = Path("/dev")) -> tuple[Setting, ...]:
-    """The settings of a platform of that name; of "auto", those of the device whose driver is on this machine."""
+def variables(platform: str, devices: Path = Path("/dev")) -> tuple[EnvironmentVariable, ...]:
+    """The variables of a platform; for "auto", those of the device whose driver is on this machine."""
     if platform == "auto":
-        present = (name for name, file in _DEVICE_FILES.items() if (devices / file).exists())
+        present = (name for name, file in _DRIVER_FILES.items() if (devices / file).exists())
         platform = next(present, "cpu")
-    return SETTINGS.get(platform, ())
+    return VARIABLES.get(platform, ())
 
 
 def defaults(platform: str) -> dict[str, str]:
-    """The values of `settings` by name, for longvita.processes.launch."""
-    return {setting.name: setting.value for setting in settings(platform)}
+    """The values of `variables` by name, for longvita.processes.launch."""
+    return {variable.name: variable.value for variable in variables(platform)}

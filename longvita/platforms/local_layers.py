@@ -1,4 +1,4 @@
-"""The decoder layer of megatron-core's local (plain torch) modules around our attention and norm."""
+"""The decoder layer of megatron-core's local (plain torch) modules with our attention and norm."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from longvita.platforms.norms import RMSNorm
 
 
 def language_layer_spec(core_attention: type) -> ModuleSpec:
-    """A decoder layer of the language model around a CoreAttention.
+    """A decoder layer of the language model with a CoreAttention class.
 
-    The checkpoint names of the norms are those of Transformer Engine's fused norm and linear layers, as in
-    megatron-core's local spec, so that a checkpoint fits every platform.
+    In checkpoints the norms have the names of Transformer Engine's fused norm and linear layers, as in megatron-core's
+    local spec, so that a checkpoint loads on every platform.
     """
     attention = ModuleSpec(
         module=SelfAttention,

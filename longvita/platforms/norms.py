@@ -1,4 +1,4 @@
-"""Norms with the constructor that megatron-core's specs call, for platforms without fused ones."""
+"""Norms with the constructor that megatron-core's specs expect, for platforms without fused ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, [..., h], computed in fp32.
 
-    With sequence parallel each rank sees a part of the tokens, so the weight is marked for the sum of its gradient
-    over the TP group (which megatron-core's wrapper around torch's norms refuses).
+    With sequence parallel each rank has a part of the tokens, so the weight is marked for the sum of its gradient over
+    the TP group. megatron-core's wrapper around torch's norms refuses sequence parallel.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
@@ -23,15 +23,15 @@ class RMSNorm(nn.Module):
         _mark(self.weight, config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as x."""
+        """Normalize x; the result has its shape and dtype."""
         if x.dtype == torch.float32 == self.weight.dtype:
-            return _RMSNorm.apply(x, self.weight, self.eps)
+            return _RMSNormFunction.apply(x, self.weight, self.eps)
         normed = nn.functional.rms_norm(x.float(), self.weight.shape, None, self.eps)
         return self.weight * normed.to(x.dtype)
 
 
-class _RMSNorm(torch.autograd.Function):
-    """fp32 RMSNorm; torch has no kernel for it on CPU, and differentiating its parts takes three times as long."""
+class _RMSNormFunction(torch.autograd.Function):
+    """fp32 RMSNorm. torch has no CPU kernel for it, and autograd through its parts takes three times as long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

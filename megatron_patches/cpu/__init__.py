@@ -1,4 +1,4 @@
-"""What megatron-core needs to run on CPU and gloo."""
+"""Patches that let megatron-core run on CPU and gloo."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from megatron_patches.patch import Patch
 
 
 def patches() -> list[Patch]:
-    """The CPU platform's patches. Imports the parts of megatron-core that they are about."""
-    from megatron_patches.cpu import adam, pipeline, rng, tensor_methods, torch_names
+    """The CPU platform's patches. Imports the patched parts of megatron-core."""
+    from megatron_patches.cpu import rng, tensor_methods, torch_names
+    from megatron_patches.shared import adam, pipeline
 
     return [
         *torch_names.PATCHES,

@@ -13,19 +13,21 @@ from megatron_patches.patch import Patch
 
 
 def set_rng_state(new_state: torch.Tensor, device: int = -1, graph_safe: bool = False) -> None:
-    """Sets the state of the default generator."""
+    """Set the state of the default generator."""
     torch.default_generator.set_state(new_state)
 
 
 @contextlib.contextmanager
 def fork(self: Any, name: str = _MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
-    """Runs the body with the generator state `name`, which goes on where its last body ended.
+    """Run the body with the generator state `name`, which continues from the end of its previous body.
 
-    The original compares the CPU's generator before and after to warn of a body that drew from it; here that
-    generator is the tracked one, so it always would.
+    The original warns if the CPU's generator has changed after the body. Here that generator is the tracked one, so it
+    would always warn. Raises KeyError for a state that was never added.
     """
     if name not in self.states_:
-        raise KeyError(f"random state {name!r} was never added; there are {sorted(self.states_)}: seed the platform")
+        raise KeyError(
+            f"random state {name!r} was never added; known: {sorted(self.states_)}; fix: call Platform.seed first"
+        )
     outer_name, outer_state = self._current_state_name, torch.get_rng_state()
     nested = outer_name in self.states_
     if nested:
@@ -52,7 +54,7 @@ PATCHES = [
     Patch(
         target="megatron.core.tensor_parallel.random:CudaRNGStatesTracker.fork",
         replacement=fork,
-        why="warns 'CPU RNG state changed within GPU RNG context' at every use, the CPU's being the tracked one",
+        why="warns 'CPU RNG state changed within GPU RNG context' at every use: the CPU's state is the tracked one",
         versions="megatron-core==0.16.1",
         remove_when="megatron-core keeps random states per device",
         signature="def fork(self, name='model-parallel-rng')",

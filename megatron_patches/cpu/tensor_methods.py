@@ -28,14 +28,14 @@ class TypeName(str):
 def tensor_cuda(
     self: torch.Tensor, device: Any = None, non_blocking: bool = False, memory_format: Any = torch.preserve_format
 ) -> torch.Tensor:
-    """The tensor itself: it is on its device."""
+    """Return the tensor itself, which is on its device already."""
     return self
 
 
 def tensor_type(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
-    """Without dtype the type's name (`TypeName`), otherwise the tensor in that type."""
+    """Return the type's name (`TypeName`) without dtype, otherwise the tensor converted to dtype."""
     result = _tensor_type(self, dtype, non_blocking, **kwargs)
-    # A dry run's tensors are "torch.meta.FloatTensor".
+    # In a dry run tensors are "torch.meta.FloatTensor".
     return TypeName(result.replace("torch.meta.", "torch.")) if isinstance(result, str) else result
 
 
@@ -53,7 +53,7 @@ PATCHES = [
         replacement=tensor_type,
         why="the optimizers sort parameters by the name 'torch.cuda.FloatTensor' and refuse any other",
         versions="torch>=2.7",
-        remove_when="megatron-core's optimizers look at dtype instead of type()",
+        remove_when="megatron-core's optimizers use dtype instead of type()",
         signature="type(dtype=None, non_blocking=False, **kwargs) -> str or Tensor",
     ),
 ]

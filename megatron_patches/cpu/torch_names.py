@@ -1,4 +1,4 @@
-"""The name `torch` in the modules of megatron-core that ask for "cuda"."""
+"""The name `torch` in the modules of megatron-core that use the device "cuda"."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PATCHES = [
     Patch(
         target=f"megatron.core.{module}:torch",
         replacement=VIEW,
-        why='asks torch.cuda for the device and makes tensors with device="cuda"',
+        why='calls torch.cuda for the device and creates tensors with device="cuda"',
         versions="megatron-core==0.16.1",
         remove_when="megatron-core takes the device as an argument",
         signature="module torch",

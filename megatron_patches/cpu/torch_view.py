@@ -1,8 +1,9 @@
-"""A view of torch in which the accelerator that megatron-core asks for is another device: the CPU, or none at all.
+"""A view of torch that replaces the accelerator "cuda" by another device: the CPU, or the meta device.
 
-megatron-core names "cuda" in place: `torch.cuda.current_device()`, `torch.zeros(1, device="cuda")`. Its modules get
-this view for their name `torch` (`torch_names.py`), so torch itself stays as it is for everybody else. What the view
-does not answer comes from torch. A dry run uses it with the meta device (longvita/planning/dry_run/meta_patches.py).
+megatron-core hard-codes "cuda": `torch.cuda.current_device()`, `torch.zeros(1, device="cuda")`. Its modules get this
+view for their name `torch` (`torch_names.py`), so that torch itself stays unchanged for all other code. Attributes that
+the view does not define are torch's. A dry run uses it with the meta device
+(longvita/planning/dry_run/meta_patches.py).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ FACTORIES = (
 )
 
 
-def in_its_place(device: Any, other: torch.device = CPU) -> Any:
-    """`device`, or `other` where it names the accelerator; None stays None."""
+def without_accelerator(device: Any, other: torch.device = CPU) -> Any:
+    """Return `device`, or `other` if it is the accelerator; None stays None."""
     if isinstance(device, str) and device.split(":")[0] == "cuda":
         return other
     if isinstance(device, torch.device) and device.type == "cuda":
@@ -42,55 +43,55 @@ def in_its_place(device: Any, other: torch.device = CPU) -> Any:
 
 
 class CPUStream:
-    """A stream of a device that does one thing after the other: there is nothing to wait for."""
+    """A stream of a device that executes operators in order, so that no call has to wait."""
 
     def __init__(self, device: Any = None, priority: int = 0) -> None: ...
 
     def wait_stream(self, stream: CPUStream) -> None:
-        """Returns at once."""
+        """Return at once."""
 
     def wait_event(self, event: CPUEvent) -> None:
-        """Returns at once."""
+        """Return at once."""
 
     def synchronize(self) -> None:
-        """Returns at once."""
+        """Return at once."""
 
     def record_event(self, event: CPUEvent | None = None) -> CPUEvent:
-        """An event that is over already."""
+        """Return an event that is complete."""
         return event or CPUEvent()
 
 
 class CPUEvent:
-    """An event of such a stream: over as soon as it is recorded."""
+    """An event of a CPUStream, complete as soon as it is recorded."""
 
     def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None: ...
 
     def record(self, stream: CPUStream | None = None) -> None:
-        """Returns at once."""
+        """Return at once."""
 
     def wait(self, stream: CPUStream | None = None) -> None:
-        """Returns at once."""
+        """Return at once."""
 
     def synchronize(self) -> None:
-        """Returns at once."""
+        """Return at once."""
 
     def query(self) -> bool:
-        """Always over."""
+        """Return True: the event is always complete."""
         return True
 
 
 class Nvtx:
-    """Profiler ranges, which the CPU does not have."""
+    """Profiler ranges, which do not exist on the CPU."""
 
     def range_push(self, message: str) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def range_pop(self) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
 
 class Accelerator:
-    """What `torch.cuda` answers in the view: one device, whose generator is torch's default one."""
+    """`torch.cuda` in the view: one device, with torch's default generator."""
 
     Stream = CPUStream
     Event = CPUEvent
@@ -115,14 +116,14 @@ class Accelerator:
         return self._device
 
     def set_device(self, device: Any) -> None:
-        """There is one device only."""
+        """Do nothing: there is only one device."""
 
     def device_count(self) -> int:
         """One."""
         return 1
 
     def synchronize(self, device: Any = None) -> None:
-        """CPU operators are over when they return."""
+        """Return at once: CPU operators are synchronous."""
 
     def current_stream(self, device: Any = None) -> CPUStream:
         """The one stream."""
@@ -133,32 +134,32 @@ class Accelerator:
         return CPUStream()
 
     def stream(self, stream: CPUStream) -> contextlib.AbstractContextManager:
-        """There is no other stream to change to."""
+        """Return a context that does nothing: there is only one stream."""
         return contextlib.nullcontext()
 
     def is_current_stream_capturing(self) -> bool:
-        """The CPU captures no graphs."""
+        """Return False: the CPU captures no graphs."""
         return False
 
     def empty_cache(self) -> None:
-        """Torch keeps no cache of CPU memory."""
+        """Do nothing: torch does not cache CPU memory."""
 
     def get_rng_state(self, device: Any = None) -> torch.Tensor:
         """State of the default generator."""
         return torch.default_generator.get_state()
 
     def set_rng_state(self, new_state: torch.Tensor, device: Any = None) -> None:
-        """Sets the state of the default generator."""
+        """Set the state of the default generator."""
         torch.default_generator.set_state(new_state)
 
     def manual_seed(self, seed: int) -> None:
-        """Seeds the default generator (torch.manual_seed would call this function again)."""
+        """Seed the default generator (torch.manual_seed would call this function again)."""
         torch.default_generator.manual_seed(seed)
 
     manual_seed_all = manual_seed
 
     def memory_allocated(self, device: Any = None) -> int:
-        """0: torch does not count CPU memory; `Platform.memory` does."""
+        """Return 0: torch does not count CPU memory; `Platform.memory` does."""
         return 0
 
     memory_reserved = max_memory_allocated = max_memory_reserved = memory_allocated
@@ -169,15 +170,15 @@ def _factory(name: str, place: torch.device) -> Any:
 
     @functools.wraps(factory)
     def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
-        return factory(*args, device=in_its_place(device, place), **kwargs)
+        return factory(*args, device=without_accelerator(device, place), **kwargs)
 
     return make
 
 
 class TorchView(ModuleType):
-    """torch, with `torch.cuda` answered by `Accelerator` and factories that make their tensors on `device`.
+    """torch, with `Accelerator` as `torch.cuda` and factories that create tensors on `device`.
 
-    The factories drop `pin_memory`, which torch refuses where there is no accelerator.
+    The factories ignore `pin_memory`, which torch refuses without an accelerator.
     """
 
     def __init__(self, device: torch.device = CPU) -> None:

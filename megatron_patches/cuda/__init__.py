@@ -1,6 +1,7 @@
-"""What megatron-core needs on Nvidia GPUs: an Adam whose checkpoints load where no fused one is installed, and a guard.
+"""Patches on Nvidia GPUs: an Adam whose checkpoints load if no fused one is installed, and a check of batched messages.
 
-Layers are Transformer Engine's by ModuleSpec and subclass (longvita/platforms/cuda/te_layers.py), without a patch.
+Transformer Engine's layers need no patch: they are set by ModuleSpec and subclass
+(longvita/platforms/cuda/te_layers.py).
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from megatron_patches.patch import Patch
 
 
 def patches(own_adam: bool = True) -> list[Patch]:
-    """The platform's patches. own_adam: neither Transformer Engine nor apex is there, so torch's Adam would be used.
+    """The platform's patches. Imports the patched parts of megatron-core.
 
-    Imports the parts of megatron-core that they are about.
+    own_adam: replace torch's Adam, which megatron-core uses if neither Transformer Engine nor apex is installed.
     """
-    from megatron_patches.cpu import adam, pipeline
+    from megatron_patches.shared import adam, pipeline
 
     return [*(adam.PATCHES if own_adam else ()), *pipeline.PATCHES]

@@ -1,6 +1,6 @@
-"""What megatron-core needs to run on Ascend: MindSpeed, put in place in its order, and what MindSpeed leaves wrong.
+"""Changes that let megatron-core run on Ascend: MindSpeed, imported in the right order, and fixes of its faults.
 
-MindSpeed is the branch core_r0.16.0 of github.com/Ascend/MindSpeed, which fits the plain megatron-core 0.16.1.
+MindSpeed is the branch core_r0.16.0 of github.com/Ascend/MindSpeed, which fits an unmodified megatron-core 0.16.1.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from megatron_patches.patch import Patch
 
 
 def patches() -> list[Patch]:
-    """Our own patches, on top of MindSpeed's replacements (megatron_patches.npu.adaptor.activate comes first)."""
+    """Our own patches, on top of MindSpeed's replacements; megatron_patches.npu.adaptor.activate must precede them."""
     from megatron_patches.npu import frozen_weights
 
-    return [*frozen_weights.PATCHES]
+    return frozen_weights.PATCHES

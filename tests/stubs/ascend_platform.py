@@ -55,8 +55,8 @@ def platform(mindspeed_source: str | None = None) -> Any:
         def patches(self) -> list:
             """megatron-core on the CPU, but for its optimizer and what else MindSpeed replaces itself."""
             from megatron_patches import cpu
-            from megatron_patches.cpu import adam
             from megatron_patches.npu.adaptor import replaced_names
+            from megatron_patches.shared import adam
 
             taken = {*replaced_names(), *(patch.target.replace(":", ".") for patch in adam.PATCHES)}
             return [patch for patch in cpu.patches() if patch.target.replace(":", ".") not in taken] + super().patches()

@@ -54,8 +54,9 @@ def platform(library: Library = "te") -> Any:
         def patches(self) -> list:
             """megatron-core on the CPU; the fused Adam and the wrappers of Transformer Engine are the stub's."""
             from megatron_patches import cpu
-            from megatron_patches.cpu import adam, torch_names
+            from megatron_patches.cpu import torch_names
             from megatron_patches.patch import Patch
+            from megatron_patches.shared import adam
 
             own = super().patches()
             others = [one for one in cpu.patches() if one not in own and one not in adam.PATCHES]

@@ -123,12 +123,12 @@ class InThisThread:
         self._back: torch.Tensor | None = None
 
     def start(self) -> None:
-        """See longvita.platforms.base.Offloaded."""
+        """See longvita.platforms.base.OffloadedTensor."""
         if self._back is None:
             self._back = torch.empty(self._away.shape).copy_(torch.from_numpy(self._away))
 
     def fetch(self) -> torch.Tensor:
-        """See longvita.platforms.base.Offloaded."""
+        """See longvita.platforms.base.OffloadedTensor."""
         self.start()
         back, self._back = self._back, None
         if back is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from longvita.platforms.base import Offloaded, PlatformError
+from longvita.platforms.base import OffloadedTensor, PlatformError
 from longvita.platforms.cpu.platform import CPUPlatform
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class MetaPlatform(CPUPlatform):
         """None: a dry run asks the platform of its run."""
         return []
 
-    def offload(self, tensor: torch.Tensor) -> Offloaded:
+    def offload(self, tensor: torch.Tensor) -> OffloadedTensor:
         """Counts it and lets it go."""
         self.offloaded_bytes += tensor.numel() * tensor.element_size()
         return AwayByShape(tensor)

@@ -1,1 +1,1 @@
-"""CPUs: torch and gloo."""
+"""The CPU platform: torch and gloo."""

@@ -1,7 +1,7 @@
-"""Core attention on CPU, on torch's flash kernel for it.
+"""Core attention of the CPU platform, on torch's flash kernel for CPUs.
 
-The kernel returns the logsumexp of each row beside the output, and takes fewer key and value heads than query heads
-(GQA) as they are.
+The kernel returns the output and the logsumexp of each row, and supports fewer key and value heads than query heads
+(GQA) without copies.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from longvita.attention.core import CoreAttention, checked
+from longvita.attention.kernel import AttentionKernel
 from longvita.platforms.cpu.document_groups import DocumentPlan, plan_documents
 
-FOLDED_ROWS = 16
-"""Most rows of queries whose heads are folded: with more the kernel reads keys and values once for many rows anyway."""
+MAX_FOLDED_ROWS = 16
+"""Maximum number of query rows whose heads are folded. With more rows the kernel reuses keys and values anyway."""
 
 
 def attend_documents(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> Tensor:
@@ -35,42 +37,43 @@ def attend_batch(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) ->
     return out.permute(2, 0, 1, 3).to(q.dtype)
 
 
-class FlashKernel:
-    """torch's flash kernel for CPU as an AttentionKernel (longvita.attention.kernel)."""
+class FlashKernel(AttentionKernel):
+    """torch's flash kernel for CPUs."""
 
+    @override
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """fp32: products of bf16 are two hundred times slower."""
+        """fp32: matrix products in bf16 are two hundred times slower."""
         return torch.float32
 
+    @override
     def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
-        """See AttentionKernel."""
         plan = plan_documents(tuple(bounds))
         out, lses = _documents_forward(q, k, v, plan, scale)
         return out, plan.join([lse[..., None] for lse in lses])[..., 0]
 
+    @override
     def causal_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bounds: list[int], scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See AttentionKernel."""
         plan = plan_documents(tuple(bounds))
         lses = [group.take(lse[..., None])[..., 0].contiguous() for group in plan.groups]
         return _documents_backward(grad, q, k, v, out, lses, plan, scale)
 
+    @override
     def full_forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """See AttentionKernel."""
         groups, repeats = k.shape[1], q.shape[1] // k.shape[1]
-        if repeats == 1 or len(q) > FOLDED_ROWS:
+        if repeats == 1 or len(q) > MAX_FOLDED_ROWS:
             out, lse = _forward(_heads_first(q), _heads_first(k), _heads_first(v), False, scale)
             return out[0].transpose(0, 1), lse[0].transpose(0, 1)
-        # The query heads of a group as rows of one head: keys and values are read once for all of them.
+        # The query heads of a group become rows of one head, so that keys and values are read once for all of them.
         folded = q.unflatten(1, (groups, repeats)).transpose(1, 2).flatten(0, 1)
         out, lse = self.full_forward(folded, k, v, scale)
         return _unfold(out, repeats), _unfold(lse, repeats)
 
+    @override
     def full_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See AttentionKernel."""
         inputs = [_heads_first(x) for x in (grad, q, k, v, out)]
         parts = _backward(inputs, lse.transpose(0, 1)[None].contiguous(), False, scale)
         grad_q, grad_k, grad_v = (part[0].transpose(0, 1) for part in parts)
@@ -78,16 +81,16 @@ class FlashKernel:
 
 
 class PackedAttention(CoreAttention):
-    """CoreAttention on FlashKernel; documents of like lengths go through the kernel together."""
+    """CoreAttention on FlashKernel, which computes documents of similar lengths in one call."""
 
     kernel = FlashKernel()
 
+    @override
     def attend_documents(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> Tensor:
-        """See CoreAttention."""
         return attend_documents(q, k, v, bounds, scale)
 
+    @override
     def attend_batch(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-        """See CoreAttention."""
         return attend_batch(q, k, v, scale, causal)
 
 
@@ -97,7 +100,7 @@ def _unfold(x: Tensor, repeats: int) -> Tensor:
 
 
 class _DocumentAttention(torch.autograd.Function):
-    """`attend_documents` as one node of the graph: slicing outside would copy whole gradients per document."""
+    """`attend_documents` as one autograd node: slicing outside of it would copy the full gradients per document."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: DocumentPlan, scale: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tensors of the CPU put away in a file: its memory is the device's, so what leaves it goes to disk."""
+"""Layer inputs of the CPU platform offloaded to a file: host memory is the device's memory, so they go to disk."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from longvita.platforms.base import PlatformError
+from longvita.platforms.base import OffloadedTensor, PlatformError
 
 _T = TypeVar("_T")
 
 
-class SpillFile:
-    """A file without a name in the folder for temporary files (TMPDIR), written and read by one thread in the order of
-    the calls, while the process computes. Places are used again by tensors of the same size. Where that folder lies in
-    memory (tmpfs), nothing is won.
+class OffloadFile:
+    """An unnamed file in the folder for temporary files (TMPDIR), written and read by one thread in the order of the
+    calls while the process computes. Space in it is reused by tensors of the same size. If that folder is in memory
+    (tmpfs), offloading saves nothing.
     """
 
     def __init__(self) -> None:
@@ -27,13 +28,13 @@ class SpillFile:
             self._file = tempfile.TemporaryFile(prefix="longvita-", buffering=0)  # noqa: SIM115 - open with the process
         except OSError as error:
             raise _no_room(error) from error
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spill")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk_offload")
         self._end = 0
         self._free: defaultdict[int, list[int]] = defaultdict(list)
         self._last: Future[None] | None = None
 
-    def put(self, tensor: Tensor) -> Spilled:
-        """Begins to write a tensor, and waits for the one before it: at most one is in memory for being written."""
+    def put(self, tensor: Tensor) -> DiskTensor:
+        """Start to write a tensor. Waits for the previous one, so that at most one waits in memory to be written."""
         if self._last is not None:
             _result(self._last)
         flat = tensor.detach().contiguous()
@@ -44,14 +45,14 @@ class SpillFile:
             offset = self._end
             self._end += size
         self._last = self._thread.submit(self._write, flat, offset)
-        return Spilled(self, self._last, flat, offset)
+        return DiskTensor(self, self._last, flat, offset)
 
     def read(self, offset: int, shape: torch.Size, dtype: torch.dtype) -> Future[Tensor]:
-        """Begins to read a tensor."""
+        """Start to read a tensor."""
         return self._thread.submit(self._read, offset, shape, dtype)
 
     def release(self, offset: int, size: int) -> None:
-        """Has later tensors of this size take the place; what was asked for before is still done before."""
+        """Free the space for later tensors of this size. Reads requested before still precede their writes."""
         self._free[size].append(offset)
 
     def _write(self, tensor: Tensor, offset: int) -> None:
@@ -66,27 +67,27 @@ class SpillFile:
         while data:
             count = os.preadv(self._file.fileno(), [data], offset)
             if not count:
-                raise OSError("the file for what was put away is shorter than what was written")
+                raise OSError("the offload file is shorter than the data that was written to it")
             data, offset = data[count:], offset + count
         return tensor
 
 
-class Spilled:
-    """A tensor in the file; its place is free again when this is dropped. See longvita.platforms.base.Offloaded."""
+class DiskTensor(OffloadedTensor):
+    """A tensor in an OffloadFile."""
 
-    def __init__(self, file: SpillFile, writing: Future[None], tensor: Tensor, offset: int):
+    def __init__(self, file: OffloadFile, writing: Future[None], tensor: Tensor, offset: int):
         self._file, self._writing, self._offset = file, writing, offset
         self._shape, self._dtype = tensor.shape, tensor.dtype
         self._size = tensor.numel() * tensor.element_size()
         self._reading: Future[Tensor] | None = None
 
+    @override
     def start(self) -> None:
-        """See Offloaded."""
         if self._reading is None:
             self._reading = self._file.read(self._offset, self._shape, self._dtype)
 
+    @override
     def fetch(self) -> Tensor:
-        """See Offloaded."""
         self.start()
         _result(self._writing)
         if self._reading is None:
@@ -107,8 +108,8 @@ def _result(future: Future[_T]) -> _T:
 
 def _no_room(error: OSError) -> PlatformError:
     return PlatformError(
-        f"layer inputs cannot be put away below TMPDIR: {error}; set it to a folder with room, or "
-        f"training.recompute.offload to false"
+        f"layer inputs cannot be offloaded to a file in TMPDIR: {error}; fix: set TMPDIR to a folder with more room, "
+        "or training.recompute.offload to false"
     )
 
 

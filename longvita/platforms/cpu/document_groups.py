@@ -1,8 +1,8 @@
-"""Documents of a packed sequence, put together so that a batched kernel takes many in one call.
+"""Batches of a packed sequence's documents, so that a batched kernel computes many documents in one call.
 
-Short documents cost more in calls than in work. Neighbours of one length are a batch as they lie in memory; other
-short ones of about the same length are copied into a batch and filled up at their ends. Under a causal mask no token
-sees a later one, so filling changes nothing before it, and its own rows are dropped.
+For short documents the calls cost more than the computation. Neighbours of equal length form a batch without a copy;
+other short documents of similar lengths are copied into a batch and padded at their ends. Under a causal mask no token
+attends to a later one, so the padding changes no result, and its own rows are dropped.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ import torch
 from torch import Tensor
 
 LENGTH_CLASSES = (8, 16, 24, 32, 48, 64, 96, 128)
-"""Short documents share a batch with those up to the same of these lengths; longer ones have calls of their own."""
+"""A short document shares a batch with the others of its class, up to one of these lengths. Longer ones get their own
+calls."""
 
 
 @dataclass(frozen=True)
 class DocumentGroup:
-    """Some documents as a batch.
+    """Documents of a batch.
 
-    documents, length: shape of the batch. start: first token, where they lie side by side and need no filling;
-    otherwise `rows` [documents * length] int64 says which token stands at each place of the batch, and `filled` [n]
-    int64 which places repeat a document's last token.
+    documents, length: shape of the batch. start: first token of adjacent documents that need no padding. For others,
+    `rows` [documents * length] int64 is the token at each place of the batch, and `padding` [n] int64 are the places
+    that repeat a document's last token.
     """
 
     documents: int
     length: int
     start: int = 0
     rows: Tensor | None = None
-    filled: Tensor | None = None
+    padding: Tensor | None = None
 
     def take(self, x: Tensor) -> Tensor:
-        """The group's tokens of x [t, heads, d] as [documents, heads, length, d], a view where possible."""
+        """The group's tokens of x [t, heads, d] as [documents, heads, length, d], without a copy if possible."""
         if self.rows is None:
             batch = x[self.start : self.start + self.documents * self.length]
         else:
@@ -42,10 +43,10 @@ class DocumentGroup:
         return batch.unflatten(0, (self.documents, self.length)).transpose(1, 2)
 
     def take_gradient(self, x: Tensor) -> Tensor:
-        """The same for a gradient, which is zero where the batch is filled."""
-        if self.rows is None or self.filled is None:
+        """`take` for a gradient, which is zero in the padding."""
+        if self.rows is None or self.padding is None:
             return self.take(x)
-        batch = x.index_select(0, self.rows).index_fill_(0, self.filled, 0)
+        batch = x.index_select(0, self.rows).index_fill_(0, self.padding, 0)
         return batch.unflatten(0, (self.documents, self.length)).transpose(1, 2)
 
 
@@ -53,14 +54,14 @@ class DocumentGroup:
 class DocumentPlan:
     """All documents of a sequence in groups.
 
-    order: [t] int64, where each token stands when the groups' batches are joined; None if in place already.
+    order: [t] int64, the place of each token in the concatenated batches; None if they are in order.
     """
 
     groups: tuple[DocumentGroup, ...]
     order: Tensor | None
 
     def join(self, batches: list[Tensor]) -> Tensor:
-        """The groups' batches [documents, heads, length, d] as one sequence [t, heads, d], filling left out."""
+        """The groups' batches [documents, heads, length, d] as one sequence [t, heads, d], without padding."""
         tokens = [batch.transpose(1, 2).flatten(0, 1) for batch in batches]
         joined = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
         return joined if self.order is None else joined.index_select(0, self.order)
@@ -68,7 +69,7 @@ class DocumentPlan:
 
 @functools.lru_cache(maxsize=8)
 def plan_documents(bounds: tuple[int, ...]) -> DocumentPlan:
-    """Groups that cover all documents; bounds are their starts, then the end of the last. Empty ones are left out."""
+    """Groups of all documents. bounds: their starts, then the end of the last. Empty documents are left out."""
     runs = _equal_runs(bounds)
     classes: dict[int, list[tuple[int, int, int]]] = {}
     for run in runs:
@@ -81,7 +82,7 @@ def plan_documents(bounds: tuple[int, ...]) -> DocumentPlan:
 
 
 def _equal_runs(bounds: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Neighbouring documents of one length: (start, documents, length)."""
+    """Runs of neighbouring documents of equal length: (start, documents, length)."""
     runs: list[tuple[int, int, int]] = []
     for start, end in itertools.pairwise(bounds):
         if runs and runs[-1][2] == end - start:
@@ -100,19 +101,19 @@ def _group(runs: list[tuple[int, int, int]]) -> DocumentGroup:
     lengths = torch.tensor([length for _, length in documents])[:, None]
     offsets = torch.arange(longest)[None]
     rows = starts + torch.minimum(offsets, lengths - 1)
-    filled = (offsets >= lengths).flatten().nonzero().flatten()
-    return DocumentGroup(len(documents), longest, rows=rows.flatten(), filled=filled)
+    padding = (offsets >= lengths).flatten().nonzero().flatten()
+    return DocumentGroup(len(documents), longest, rows=rows.flatten(), padding=padding)
 
 
 def _order(groups: tuple[DocumentGroup, ...], tokens: int) -> Tensor:
-    """Place of each token among the joined batches."""
+    """Place of each token in the concatenated batches."""
     rows, real = [], []
     for group in groups:
         size = group.documents * group.length
         rows.append(torch.arange(group.start, group.start + size) if group.rows is None else group.rows)
         real.append(torch.ones(size, dtype=torch.bool))
-        if group.filled is not None:
-            real[-1][group.filled] = False
+        if group.padding is not None:
+            real[-1][group.padding] = False
     places = torch.cat(real).nonzero().flatten()
     order = torch.empty(tokens, dtype=torch.int64)
     order[torch.cat(rows)[places]] = places

@@ -1,4 +1,4 @@
-"""The CPU: tests, the quickstart, and machines without an accelerator. Collectives by gloo."""
+"""The CPU platform, for tests, the quickstart and machines without an accelerator. Collectives by gloo."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
+from typing_extensions import override
 
-from longvita.platforms.base import Offloaded, Platform
-from longvita.platforms.cpu.disk_offload import SpillFile
+from longvita.platforms.base import OffloadedTensor, Platform
+from longvita.platforms.cpu.disk_offload import OffloadFile
 from longvita.processes import processes_on_this_machine
 
 if TYPE_CHECKING:
@@ -26,124 +27,91 @@ if TYPE_CHECKING:
     from megatron_patches.patch import AppliedPatch, Patch
 
 MATMUL_SIZE = 1024
-"""Side of the square matrices multiplied to measure the peak."""
+"""Side of the square matrices that are multiplied to measure the peak."""
 
 
 class CPUPlatform(Platform):
-    """See the module."""
+    """Plain torch and megatron-core on the CPU."""
 
     name = "cpu"
     planned_hardware = "local"
     backend = "gloo"
     optimizer_sharding_type = "fully_reshardable"
 
+    @override
     def is_available(self) -> bool:
-        """Every machine has one."""
         return True
 
     @property
+    @override
     def device(self) -> torch.device:
-        """The CPU."""
         return torch.device("cpu")
 
+    @override
     def set_device(self, local_rank: int) -> None:
-        """All processes share the CPU."""
+        pass
 
+    @override
     def synchronize(self) -> None:
-        """CPU operators are over when they return."""
+        pass
 
+    @override
     def describe(self) -> str:
         """Processor, cores that this process may use, threads of torch."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return f"{platform.processor() or platform.machine()} CPU, {cores} cores, {torch.get_num_threads()} threads"
 
-    def offload(self, tensor: torch.Tensor) -> Offloaded:
-        """To a file; see longvita.platforms.cpu.disk_offload."""
-        return _spill_file().put(tensor)
+    @override
+    def offload(self, tensor: torch.Tensor) -> OffloadedTensor:
+        return _offload_file().put(tensor)
 
+    @override
     def patches(self) -> list[Patch]:
-        """megatron_patches/cpu."""
         from megatron_patches import cpu
 
         return cpu.patches()
 
+    @override
     def activate(self) -> list[AppliedPatch]:
-        """Applies the patches; see Platform.activate."""
-        # megatron-core's advice on the order in which a GPU takes up kernels.
+        # megatron-core's advice about the order of kernels on a GPU.
         advice = "When using (async grad allreduce|sequence parallelism) it is recommended"
         warnings.filterwarnings("ignore", message=advice, category=UserWarning)
         return super().activate()
 
-    def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
-        """No fused GPU kernels, and pipeline messages that cannot be mixed up between two stages."""
-        return {
-            "gradient_accumulation_fusion": False,
-            "bias_activation_fusion": False,
-            "bias_dropout_fusion": False,
-            "masked_softmax_fusion": False,
-            "apply_rope_fusion": False,
-            "persist_layer_norm": False,
-            "deallocate_pipeline_outputs": False,
-            # megatron_patches/cpu/pipeline.py says what goes wrong with batches. Overlap is for the interleaved
-            # schedule, which is the only one that takes it.
-            "batch_p2p_comm": False,
-            "overlap_p2p_comm": virtual_pipeline > 1,
-            # What the default becomes, without its deprecation warning.
-            "cuda_graph_scope": [],
-            # variable_seq_lengths is refused with the default, mixture of experts or not.
-            "moe_token_dispatcher_type": "alltoall",
-        }
-
+    @override
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
-        """megatron-core's local layers around `PackedAttention` and `RMSNorm`."""
         from longvita.platforms.cpu.attention import PackedAttention
         from longvita.platforms.local_layers import language_layer_spec
 
         return language_layer_spec(PackedAttention)
 
-    def norm(self) -> type:
-        """`RMSNorm`."""
-        from longvita.platforms.norms import RMSNorm
-
-        return RMSNorm
-
+    @override
     def vision_attention(self) -> type:
-        """`PackedAttention`, which takes attn_mask_type=no_mask for full attention."""
         from longvita.platforms.cpu.attention import PackedAttention
 
         return PackedAttention
 
-    def vision_linears(self) -> tuple[type, type]:
-        """megatron-core's own."""
-        from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-
-        return ColumnParallelLinear, RowParallelLinear
-
-    def vision_norm(self) -> type:
-        """`LayerNorm`."""
-        from longvita.platforms.norms import LayerNorm
-
-        return LayerNorm
-
+    @override
     def rng_state(self) -> dict[str, Any]:
-        """See Platform."""
         from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
         return {"generator": torch.get_rng_state(), "tracker": dict(get_cuda_rng_tracker().get_states())}
 
+    @override
     def set_rng_state(self, state: dict[str, Any]) -> None:
-        """See Platform."""
         from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
         torch.set_rng_state(state["generator"])
         get_cuda_rng_tracker().set_states(dict(state["tracker"]))
 
+    @override
     def peak_flops(self, dtype: torch.dtype) -> float:
-        """Measured once per process and dtype by a matrix product, with the threads that torch has now."""
+        """Measured once per process and dtype by a matrix product, with torch's current number of threads."""
         return _measured_flops(dtype)
 
+    @override
     def memory(self) -> dict[str, int]:
-        """Resident memory of the process, and the machine's; what is free is divided by the processes on it."""
+        """Resident memory of the process; free memory is the machine's, divided by the processes on it."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "used": psutil.Process().memory_info().rss,
@@ -154,14 +122,14 @@ class CPUPlatform(Platform):
 
 
 @functools.cache
-def _spill_file() -> SpillFile:
-    """One for the process."""
-    return SpillFile()
+def _offload_file() -> OffloadFile:
+    """One file per process."""
+    return OffloadFile()
 
 
 @functools.cache
 def _measured_flops(dtype: torch.dtype) -> float:
-    """Best of some matrix products, FLOP/s. bf16 is two hundred times slower than fp32, hence the smaller size."""
+    """Fastest of five matrix products, FLOP/s. bf16 is two hundred times slower than fp32, hence the smaller size."""
     size = MATMUL_SIZE if dtype == torch.float32 else MATMUL_SIZE // 4
     a = torch.randn(size, size).to(dtype)
     b = torch.randn(size, size).to(dtype)

@@ -1,1 +1,1 @@
-"""Nvidia GPUs: Transformer Engine, flash-attn and torch."""
+"""The Nvidia platform: Transformer Engine, flash-attn and torch."""

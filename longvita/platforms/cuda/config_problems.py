@@ -1,4 +1,4 @@
-"""What Transformer Engine cannot do with a config, or does wrongly: read from version 2.20.2."""
+"""Settings of a config that Transformer Engine does not support or computes wrongly, from the source of 2.20.2."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Iterator
 from longvita.config.errors import Problem
 from longvita.config.schema import Config
 from longvita.config.sizes import ulysses_size
-from longvita.platforms.requirements import INSTALL_ENGINE
+from longvita.platforms.cuda.requirements import INSTALL_ENGINE
 
 FP8_CAPABILITY = {"tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
-"""Oldest compute capability whose matrix units take each scaling."""
+"""Minimum compute capability by FP8 scaling."""
 FP8_UNITS = {"tensorwise": 16, "blockwise": 16, "mxfp8": 32}
-"""Rows and columns that products come in multiples of: 16 bytes of either operand, which the backward pass turns
-around; a block of MXFP8 is 32 numbers.
+"""Rows and columns of FP8 matrix products must be multiples of this: 16 bytes for both operands, because the backward
+pass transposes them, and 32 numbers for a block of MXFP8.
 """
 
 
 def find_problems(config: Config, engine: bool, capability: tuple[int, int] | None) -> list[Problem]:
-    """Problems of a config. engine: whether Transformer Engine is there; capability: the GPU's, None for any."""
+    """Problems of a config. engine: whether Transformer Engine is installed; capability: the GPU's, None for any."""
     found: list[Problem] = []
     if engine:
         found += _of_context_parallelism(config)
         if config.training.megatron.get("tp_comm_overlap"):
             found.append(
                 Problem(
-                    "needs buffers that nobody has set up here",
+                    "needs buffers that this project does not allocate",
                     "training.megatron.tp_comm_overlap",
                     config.training.megatron["tp_comm_overlap"],
                     fix="leave it out",
@@ -37,7 +37,7 @@ def find_problems(config: Config, engine: bool, capability: tuple[int, int] | No
 
 
 def _of_context_parallelism(config: Config) -> Iterator[Problem]:
-    """Attention of a split sequence has no kernel for fp32, and hands whole groups to the ranks of Ulysses."""
+    """Attention over a split sequence has no kernel for fp32, and Ulysses ranks get undivided groups."""
     layout, language = config.layout, config.model.language
     if layout.context_parallel == 1:
         return
@@ -52,10 +52,10 @@ def _of_context_parallelism(config: Config) -> Iterator[Problem]:
     groups, ulysses = language.num_query_groups // layout.tensor_parallel, ulysses_size(config)
     if heads % ulysses or groups % ulysses:
         yield Problem(
-            f"ranks cannot share the {heads} heads and {groups} groups of a TP rank in Transformer Engine's attention",
+            f"does not divide the {heads} heads and {groups} groups of a TP rank: Transformer Engine requires it",
             "layout.ulysses",
             ulysses,
-            fix="leave layout.ulysses out, or take one that divides both",
+            fix="leave layout.ulysses out, or use a divisor of both",
         )
 
 
@@ -67,13 +67,13 @@ def _of_fp8(config: Config, engine: bool, capability: tuple[int, int] | None) ->
     if capability is not None and capability < FP8_CAPABILITY[kind]:
         needed, there = (".".join(map(str, one)) for one in (FP8_CAPABILITY[kind], capability))
         yield Problem(
-            f"needs a GPU of compute capability {needed}, this one has {there}",
+            f"needs a GPU of compute capability {needed}; this one has {there}",
             "training.fp8",
             kind,
             fix="another scaling, or leave fp8 out",
         )
     rows = unit * (tp if config.layout.sequence_parallel else 1)
-    # Under context parallelism the layout of the sequence pads it.
+    # With context parallelism the sequence layout adds padding.
     if config.layout.context_parallel == 1 and config.data.sequence_length % rows:
         yield _no_multiple(config.data.sequence_length, "data.sequence_length", kind, rows)
     if chunk is not None and chunk % unit:
@@ -89,7 +89,7 @@ def _of_fp8(config: Config, engine: bool, capability: tuple[int, int] | None) ->
     for name, width in widths.items():
         if width % unit:
             yield Problem(
-                f"makes {width} columns on a TP rank; training.fp8 {kind} takes multiples of {unit}",
+                f"gives {width} columns on a TP rank; training.fp8 {kind} requires multiples of {unit}",
                 f"model.language.{name}",
                 getattr(language, name),
                 fix="another layout.tensor_parallel or scaling, or leave fp8 out",

@@ -1,33 +1,36 @@
-"""AttentionKernels for a GPU without Transformer Engine: flash-attn's, torch's own, and plain products for fp32.
+"""Attention kernels for a GPU without Transformer Engine: flash-attn's, torch's own, and matrix products for fp32.
 
-Both flash kernels take packed documents ("varlen") and hand out the logsumexp of each row, which is all that our own
-context parallelism and KV cache ask of a kernel. They take bf16 and fp16 alone.
+Both flash kernels support packed documents ("varlen") and return the logsumexp of each row, which is all that our own
+context parallelism and KV cache need. They support bf16 and fp16 only.
 """
 
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
+
+from longvita.attention.kernel import AttentionKernel
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
-class VarlenKernel(ABC):
-    """An AttentionKernel on a flash kernel for packed documents. fp32 goes through plain products."""
+class VarlenKernel(AttentionKernel):
+    """An AttentionKernel on a flash kernel for packed documents. fp32 is computed by plain matrix products."""
 
     @abstractmethod
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor, Tensor], longest: tuple[int, int], **how: Any
     ) -> tuple[Tensor, Tensor]:
-        """(out [t, heads, d] of q's type, lse [heads, t] fp32); bounds and longest of queries and of keys.
+        """Return (out [t, heads, d] of q's type, lse [heads, t] fp32).
 
-        how: `causal` and `scale`.
+        bounds, longest: document bounds and longest document, each of queries and of keys. how: `causal` and `scale`.
         """
 
     @abstractmethod
@@ -38,30 +41,31 @@ class VarlenKernel(ABC):
         longest: tuple[int, int],
         **how: Any,
     ) -> Gradients:
-        """Gradients of q, k and v; saved: the output's gradient, q, k, v, the output (of q's type), lse [heads, t]."""
+        """Gradients of q, k and v. saved: the output's gradient, q, k, v, the output (of q's type), lse [heads, t]."""
 
+    @override
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The model's own: flash kernels accumulate in fp32."""
+        """The model's own type: flash kernels accumulate in fp32."""
         return dtype
 
+    @override
     def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
-        """See AttentionKernel."""
         return self._forward(q, k, v, bounds, bounds, True, scale)
 
+    @override
     def full_forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """See AttentionKernel."""
         return self._forward(q, k, v, [0, len(q)], [0, len(k)], False, scale)
 
+    @override
     def causal_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bounds: list[int], scale: float
     ) -> Gradients:
-        """See AttentionKernel."""
         return self._backward((grad, q, k, v, out, lse), bounds, bounds, True, scale)
 
+    @override
     def full_backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
     ) -> Gradients:
-        """See AttentionKernel."""
         return self._backward((grad, q, k, v, out, lse), [0, len(q)], [0, len(k)], False, scale)
 
     def _forward(
@@ -86,26 +90,26 @@ class VarlenKernel(ABC):
 
 
 class FlashAttnKernel(VarlenKernel):
-    """flash-attn's functions below its autograd; tests/stubs/flash names the commit that they were read from."""
+    """The functions below flash-attn's autograd. tests/stubs/flash names the commit whose source was read."""
 
     def __init__(self) -> None:
         from flash_attn import flash_attn_interface
 
         self._interface = flash_attn_interface
 
+    @override
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor, Tensor], longest: tuple[int, int], **how: Any
     ) -> tuple[Tensor, Tensor]:
-        """See VarlenKernel."""
         out, lse, *_ = self._interface._flash_attn_varlen_forward(
             q, k, v, *bounds, *longest, dropout_p=0.0, softmax_scale=how["scale"], causal=how["causal"]
         )
         return out, lse
 
+    @override
     def run_backward(
         self, saved: tuple[Tensor, ...], bounds: tuple[Tensor, Tensor], longest: tuple[int, int], **how: Any
     ) -> Gradients:
-        """See VarlenKernel."""
         _, q, k, v, *_ = saved
         gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         self._interface._flash_attn_varlen_backward(
@@ -128,37 +132,37 @@ class FlashAttnKernel(VarlenKernel):
 class TorchFlashKernel(VarlenKernel):
     """torch's own flash kernel: aten._flash_attention_forward and its backward (torch 2.13).
 
-    forward, backward: what stands in for them in tests on a machine without a GPU.
+    forward, backward: substitutes for them, for tests on a machine without a GPU.
     """
 
     def __init__(self, forward: Callable | None = None, backward: Callable | None = None) -> None:
         self._run = forward or torch.ops.aten._flash_attention_forward
         self._run_backward = backward or torch.ops.aten._flash_attention_backward
 
+    @override
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor, Tensor], longest: tuple[int, int], **how: Any
     ) -> tuple[Tensor, Tensor]:
-        """See VarlenKernel."""
         out, lse, *_ = self._run(q, k, v, *bounds, *longest, 0.0, how["causal"], False, scale=how["scale"])
         return out, lse
 
+    @override
     def run_backward(
         self, saved: tuple[Tensor, ...], bounds: tuple[Tensor, Tensor], longest: tuple[int, int], **how: Any
     ) -> Gradients:
-        """See VarlenKernel."""
-        # Without dropout the state of the random numbers is not read; the kernel wants a tensor of its form.
+        # Without dropout the random state is not read, but the kernel requires a tensor of its shape.
         state = torch.zeros(2, dtype=torch.uint64, device=saved[0].device)
         nothing = torch.empty(0, device=saved[0].device)
         return self._run_backward(*saved, *bounds, *longest, 0.0, how["causal"], state, nothing, scale=how["scale"])
 
 
 def _packed(x: Tensor) -> Tensor:
-    """Rows and heads may lie anywhere, as in a KV cache's pages; the numbers of a head lie together."""
+    """X with contiguous heads. Rows and heads may have any stride, as in a KV cache's pages."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _bounds(rows: list[int], keys: list[int], device: torch.device) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    """int32 bounds on the device, and the longest run, of queries and of keys."""
+    """int32 bounds on the device, and the longest document, of queries and of keys."""
     tensors = [torch.tensor(bounds, dtype=torch.int32, device=device) for bounds in (rows, keys)]
     longest = [max(end - start for start, end in itertools.pairwise(bounds)) for bounds in (rows, keys)]
     return (tensors[0], tensors[1]), (longest[0], longest[1])
@@ -167,9 +171,9 @@ def _bounds(rows: list[int], keys: list[int], device: torch.device) -> tuple[tup
 def plain_forward(
     q: Tensor, k: Tensor, v: Tensor, rows: list[int], keys: list[int], causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(out [t, heads, d], lse [t, heads]) in fp32 by products of whole documents: for checks, and short sequences.
+    """Return (out [t, heads, d], lse [t, heads]) by full score matrices in fp32: for checks, and short sequences.
 
-    rows and keys: bounds of the documents among queries and keys; causal needs them equal.
+    rows, keys: document bounds of queries and of keys; causal requires them to be equal.
     """
     out, lse = torch.zeros_like(q), q.new_zeros(q.shape[:2])
     for row, key in zip(itertools.pairwise(rows), itertools.pairwise(keys), strict=True):
@@ -193,7 +197,7 @@ def plain_backward(
     causal: bool,
     scale: float,
 ) -> Gradients:
-    """Gradients of q, k and v of `plain_forward`, with the output and logsumexp over these keys or more."""
+    """Gradients of q, k and v for `plain_forward`; out and lse may cover more keys than these."""
     grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (q, k, v))
     repeats = q.shape[1] // k.shape[1]
     shared = (grad * out).sum(-1)
@@ -213,7 +217,7 @@ def plain_backward(
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
-    """Scaled scores [heads, queries, keys], minus infinity where a key stands after its query."""
+    """Scaled scores [heads, queries, keys], minus infinity for each key after its query."""
     scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(q.shape[1] // k.shape[1], 1)) * scale
     if causal:
         scores.masked_fill_(torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu(1), -torch.inf)

@@ -1,6 +1,6 @@
-"""Nvidia GPUs: Transformer Engine where it is installed, else our own attention on a flash kernel. Collectives by NCCL.
+"""The Nvidia platform: Transformer Engine if it is installed, else our own attention on a flash kernel, and NCCL.
 
-`describe` and `longvita doctor` say which of the two a machine has. docs/hardware.md says what has been run.
+`describe` and `longvita doctor` print which of the two a machine has. docs/hardware.md lists what has been run.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
+from typing_extensions import override
 
-from longvita.platforms.base import Offloaded, Platform, PlatformError, importable
+from longvita.platforms.base import OffloadedTensor, Platform, PlatformError, importable
+from longvita.platforms.cuda import requirements
 from longvita.platforms.cuda.config_problems import FP8_UNITS, find_problems
-from longvita.platforms.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
+from longvita.platforms.cuda.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
 
 if TYPE_CHECKING:
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from longvita.data.cp_shard import CPShard
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
+    from longvita.platforms.requirements import MachineRequirement
     from megatron_patches.patch import AppliedPatch, Patch
 
 PEAK_TFLOPS = {
@@ -44,49 +47,54 @@ PEAK_TFLOPS = {
     "A800": (312.0, 156.0),
     "L40S": (362.0, 183.0),
 }
-"""Dense bf16 and TF32 TFLOP/s by a part of the device's name, from Nvidia's data sheets; the first that fits counts."""
+"""Dense bf16 and TF32 TFLOP/s by a part of the device's name, from Nvidia's data sheets; the first match counts."""
 
 
 class CUDAPlatform(Platform):
-    """See the module."""
+    """Nvidia GPUs."""
 
     name = "cuda"
+    maker = "Nvidia"
     planned_hardware = "h100-80"
     backend = "nccl"
     optimizer_sharding_type = "fully_reshardable"
 
-    # Device
+    # Machine
 
+    @override
     def is_available(self) -> bool:
-        """Whether torch sees a GPU of Nvidia's (AMD's answer to the same names)."""
+        # AMD's build of torch uses the same names.
         return torch.cuda.is_available() and torch.version.cuda is not None
 
     @property
+    @override
     def device(self) -> torch.device:
-        """The GPU that was set."""
         return torch.device("cuda", torch.cuda.current_device())
 
+    @override
     def set_device(self, local_rank: int) -> None:
-        """The `local_rank`-th GPU. Raises PlatformError where there are fewer."""
+        """Select the `local_rank`-th GPU. Raises PlatformError if the machine has fewer."""
         count = torch.cuda.device_count()
         if local_rank >= count:
             raise PlatformError(
-                f"process {local_rank} of this machine has no GPU: there are {count}; start at most {count} processes"
+                f"process {local_rank} of this machine has no GPU: there are {count}; fix: start at most {count} "
+                "processes"
             )
         torch.cuda.set_device(local_rank)
 
+    @override
     def synchronize(self) -> None:
-        """Waits for the GPU."""
         torch.cuda.synchronize()
 
+    @override
     def describe(self) -> str:
-        """Name, number, compute capability, and what computes attention."""
+        """Number, name and compute capability of the GPUs, and the implementation of attention."""
         major, minor = torch.cuda.get_device_capability()
         name, count = torch.cuda.get_device_name(), torch.cuda.device_count()
         return f"{count} x {name} (compute capability {major}.{minor}), {self.attention_name()}"
 
     def attention_name(self) -> str:
-        """What computes attention here, for people."""
+        """The implementation of attention on this machine, for people."""
         if self.has_engine():
             return "attention and layers by Transformer Engine"
         library = "flash-attn" if importable(FLASH_ATTN) else "torch"
@@ -96,12 +104,56 @@ class CUDAPlatform(Platform):
         """Whether Transformer Engine is installed."""
         return importable("transformer_engine")
 
-    def offload(self, tensor: torch.Tensor) -> Offloaded:
-        """To the host's pinned memory; see longvita.platforms.pinned_offload."""
+    def capability(self) -> tuple[int, int]:
+        """Compute capability of this process's GPU."""
+        return torch.cuda.get_device_capability()
+
+    @override
+    def offload(self, tensor: torch.Tensor) -> OffloadedTensor:
         return _pinned_store().put(tensor)
 
+    @override
+    def requirements(self) -> list[MachineRequirement]:
+        return requirements.requirements()
+
+    # Patches
+
+    @override
+    def patches(self) -> list[Patch]:
+        from megatron_patches import cuda
+
+        return cuda.patches(own_adam=not (self.has_engine() or importable(APEX)))
+
+    @override
+    def activate(self) -> list[AppliedPatch]:
+        """Load Transformer Engine if it is installed, and apply the patches.
+
+        Raises PlatformError if Transformer Engine cannot be loaded: megatron-core would continue without it, with a mix
+        of both kinds of layers.
+        """
+        if self.has_engine():
+            try:
+                importlib.import_module("transformer_engine.pytorch")
+            except (ImportError, OSError, RuntimeError, AssertionError) as error:
+                raise PlatformError(
+                    f"Transformer Engine is installed but cannot be loaded: {error}; fix: pip uninstall "
+                    f"transformer-engine to run without it, then, to build it for the installed torch, {INSTALL_ENGINE}"
+                ) from error
+        return super().activate()
+
+    # Config
+
+    @override
+    def problems(self, config: Config) -> list[Problem]:
+        """What Transformer Engine refuses or computes wrongly.
+
+        A machine without a GPU is treated as one that has Transformer Engine and supports every FP8 scaling.
+        """
+        here = self.is_available()
+        return find_problems(config, self.has_engine() or not here, self.capability() if here else None)
+
+    @override
     def decisions(self) -> list[tuple[str, str]]:
-        """What is decided here and not by the config, for people: (subject, decision)."""
         layout = (
             "zigzag over all CP ranks, each document padded to 2 x CP" if self.has_engine() else "few documents cut"
         )
@@ -113,65 +165,29 @@ class CUDAPlatform(Platform):
             ("attention and layers", self.attention_name()),
             ("documents under context parallelism", layout),
             ("Adam", adam),
-            ("gradient accumulation", "fused, by apex's kernel" if fused else "not fused: apex's kernel is not there"),
+            ("gradient accumulation", "fused, by apex's kernel" if fused else "not fused: apex's kernel is missing"),
         ]
-
-    def patches(self) -> list[Patch]:
-        """megatron_patches/cuda."""
-        from megatron_patches import cuda
-
-        return cuda.patches(own_adam=not (self.has_engine() or importable(APEX)))
-
-    def activate(self) -> list[AppliedPatch]:
-        """See Platform. Raises PlatformError too where Transformer Engine is there and cannot be loaded.
-
-        megatron-core would go on without it, and the layers would then be none of either kind.
-        """
-        if self.has_engine():
-            try:
-                importlib.import_module("transformer_engine.pytorch")
-            except (ImportError, OSError, RuntimeError, AssertionError) as error:
-                raise PlatformError(
-                    f"Transformer Engine is installed but cannot be loaded: {error}; to do without it: pip uninstall "
-                    f"transformer-engine; to build it for the torch that is here, after that: {INSTALL_ENGINE}"
-                ) from error
-        return super().activate()
-
-    # Config
-
-    def problems(self, config: Config) -> list[Problem]:
-        """What Transformer Engine refuses or gets wrong.
-
-        On a machine without a GPU the answers are those of one that has Transformer Engine and takes any FP8.
-        """
-        here = self.is_available()
-        return find_problems(config, self.has_engine() or not here, self.capability() if here else None)
 
     # Layers
 
+    @override
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
-        """Fused kernels as far as they are installed; megatron-core has the flags and the kernels."""
-        return {
-            # The kernel that adds to main_grad is apex's, for Transformer Engine's switch and megatron-core's alike.
+        """Fused kernels, if they are installed. megatron-core has the flags and the kernels."""
+        return super().transformer_config_overrides(virtual_pipeline) | {
+            # Both Transformer Engine and megatron-core use apex's kernel, which adds to main_grad.
             "gradient_accumulation_fusion": importable("fused_weight_gradient_mlp_cuda"),
             "bias_activation_fusion": True,
             "bias_dropout_fusion": True,
-            "masked_softmax_fusion": False,
             "apply_rope_fusion": self.has_engine(),
-            "persist_layer_norm": False,
-            # Messages in batches mix up two stages that are each other's previous and next one (see the patch).
+            # An interleaved pipeline of two stages mixes up batched messages (megatron_patches/shared/pipeline.py).
             "batch_p2p_comm": virtual_pipeline == 1,
-            "overlap_p2p_comm": virtual_pipeline > 1,
-            # A stage lets go of what it has sent: its backward pass needs the graph alone.
+            # A stage frees an output after sending it: its backward pass needs only the graph.
             "deallocate_pipeline_outputs": True,
-            # What the default becomes, without its deprecation warning.
-            "cuda_graph_scope": [],
-            # variable_seq_lengths is refused with the default, mixture of experts or not.
-            "moe_token_dispatcher_type": "alltoall",
         }
 
+    @override
     def language_config_overrides(self, config: Config) -> dict[str, Any]:
-        """FP8, and messages of any length between stages where documents are padded one by one."""
+        """FP8; variable lengths of pipeline messages if documents are padded one by one."""
         fields: dict[str, Any] = {}
         layout = config.layout
         if self.has_engine() and layout.context_parallel > 1:
@@ -180,12 +196,8 @@ class CUDAPlatform(Platform):
             fields |= {"fp8": "hybrid", "fp8_recipe": config.training.fp8}
         return fields
 
-    def capability(self) -> tuple[int, int]:
-        """Compute capability of this process's GPU."""
-        return torch.cuda.get_device_capability()
-
     def kernel(self) -> AttentionKernel:
-        """Attention in one process where Transformer Engine is not asked: flash-attn's, or torch's own."""
+        """Attention within one process where Transformer Engine is not used: flash-attn's, or torch's own."""
         from longvita.platforms.cuda.flash_kernels import FlashAttnKernel, TorchFlashKernel
 
         return FlashAttnKernel() if importable(FLASH_ATTN) else TorchFlashKernel()
@@ -196,6 +208,7 @@ class CUDAPlatform(Platform):
 
         return type("KernelAttention", (CoreAttention,), {"kernel": self.kernel()})
 
+    @override
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
         """Transformer Engine's layers, or megatron-core's local ones around our attention."""
         if self.has_engine():
@@ -206,57 +219,52 @@ class CUDAPlatform(Platform):
 
         return language_layer_spec(self.core_attention())
 
+    @override
     def norm(self) -> type:
-        """Transformer Engine's, or ours."""
-        if self.has_engine():
-            from longvita.platforms.cuda import te_layers
+        if not self.has_engine():
+            return super().norm()
+        from longvita.platforms.cuda import te_layers
 
-            return te_layers.NORM
-        from longvita.platforms.norms import RMSNorm
+        return te_layers.NORM
 
-        return RMSNorm
-
+    @override
     def vision_attention(self) -> type:
-        """Transformer Engine's with the mask type that the layer's spec gives, or ours."""
+        """Transformer Engine's with the mask type of the layer's spec, or ours."""
         if self.has_engine():
             from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
             return TEDotProductAttention
         return self.core_attention()
 
+    @override
     def vision_linears(self) -> tuple[type, type]:
-        """Transformer Engine's, or megatron-core's own."""
-        if self.has_engine():
-            from longvita.platforms.cuda import te_layers
+        if not self.has_engine():
+            return super().vision_linears()
+        from longvita.platforms.cuda import te_layers
 
-            return te_layers.COLUMN, te_layers.ROW
-        from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+        return te_layers.COLUMN, te_layers.ROW
 
-        return ColumnParallelLinear, RowParallelLinear
-
+    @override
     def vision_norm(self) -> type:
-        """Transformer Engine's, or ours."""
-        if self.has_engine():
-            return self.norm()
-        from longvita.platforms.norms import LayerNorm
-
-        return LayerNorm
+        return self.norm() if self.has_engine() else super().vision_norm()
 
     # Sequences under context parallelism
 
+    @override
     def sequence_layout(
         self, lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
     ) -> tuple[SequenceLayout, SequenceLayout]:
-        """With Transformer Engine zigzag over all ranks, whatever the method; the rows of a rank fit FP8 products."""
+        """With Transformer Engine zigzag over all ranks for each method; a rank's rows fit FP8 matrix products."""
         if not self.has_engine():
             return super().sequence_layout(lengths, ring_size, ulysses_size, tp_size)
         layout = _zigzag(lengths, ring_size * ulysses_size, tp_size)
         return layout, layout
 
+    @override
     def split_seq_params(
         self, shard: CPShard, groups: ParallelGroups, kv_cache: KVCache | None = None
     ) -> PackedSeqParams:
-        """For Transformer Engine the whole sequence's bounds, real and padded."""
+        """For Transformer Engine the document bounds of the full sequence, real and padded."""
         if not self.has_engine() or kv_cache is not None:
             return super().split_seq_params(shard, groups, kv_cache)
         from longvita.attention.seq_params import padded_seq_params
@@ -264,42 +272,45 @@ class CUDAPlatform(Platform):
         return padded_seq_params(shard.tokens, shard.layout, self.pads_between_documents())
 
     def pads_between_documents(self) -> bool:
-        """Whether attention leaves out the padding behind documents.
+        """Whether attention leaves out the padding after each document.
 
-        cuDNN's kernel for packed sequences and FlashAttention 3 do, both from Hopper on; FlashAttention 2, which is
-        what older GPUs have, takes no padding between sequences: there it is computed like text, and nobody sees it.
+        cuDNN's kernel for packed sequences and FlashAttention 3 do, both from Hopper on. FlashAttention 2, on older
+        GPUs, does not support padding between sequences: there the padding is computed like text, and no token attends
+        to it.
         """
         return self.capability() >= (9, 0)
 
     # Random numbers
 
+    @override
     def rng_state(self) -> dict[str, Any]:
-        """See Platform."""
         from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
         states = dict(get_cuda_rng_tracker().get_states())
         return {"host": torch.get_rng_state(), "generator": torch.cuda.get_rng_state(), "tracker": states}
 
+    @override
     def set_rng_state(self, state: dict[str, Any]) -> None:
-        """See Platform."""
         from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
         torch.set_rng_state(state["host"])
         torch.cuda.set_rng_state(state["generator"])
         get_cuda_rng_tracker().set_states(dict(state["tracker"]))
 
-    # Figures
+    # Measurements
 
+    @override
     def peak_flops(self, dtype: torch.dtype) -> float:
-        """From the data sheet where PEAK_TFLOPS has the device, else measured by a matrix product."""
+        """From the data sheet if PEAK_TFLOPS has the device, else measured by a matrix product."""
         name = torch.cuda.get_device_name()
         for part, (half, full) in PEAK_TFLOPS.items():
             if part in name:
                 return (full if dtype == torch.float32 else half) * 1e12
         return _measured_flops(dtype)
 
+    @override
     def memory(self) -> dict[str, int]:
-        """Tensors in torch's allocator, and at most; free is what it holds unused and what the GPU has left."""
+        """Tensors in torch's allocator, now and at most; `free` is its unused memory plus the GPU's free memory."""
         free, total = torch.cuda.mem_get_info()
         used = torch.cuda.memory_allocated()
         return {
@@ -326,7 +337,7 @@ def _pinned_store() -> Any:
 
 @functools.cache
 def _measured_flops(dtype: torch.dtype, size: int = 8192) -> float:
-    """Best of some products of matrices of that side, FLOP/s."""
+    """Fastest of six products of square matrices of that side, FLOP/s."""
     a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
     milliseconds = []
     for _ in range(6):

@@ -1,7 +1,8 @@
-"""Transformer Engine's layers through megatron-core's wrappers, and its attention over split and packed sequences.
+"""Transformer Engine's layers in megatron-core's wrappers, and its attention over split and packed sequences.
 
-Read from megatron-core 0.16.1 (megatron/core/extensions/transformer_engine.py, models/gpt/gpt_layer_specs.py) and
-Transformer Engine 2.20.2 (pytorch/attention/dot_product_attention/context_parallel.py).
+Written from the source of megatron-core 0.16.1 (megatron/core/extensions/transformer_engine.py,
+models/gpt/gpt_layer_specs.py) and Transformer Engine 2.20.2
+(pytorch/attention/dot_product_attention/context_parallel.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
+from typing_extensions import override
 
 from longvita.attention.core import attend_by_parts
 from longvita.attention.kernel import AttentionKernel
@@ -38,8 +40,9 @@ NORM, COLUMN, ROW = TENorm, TEColumnParallelLinear, TERowParallelLinear
 
 
 def language_layer_spec(kernel: AttentionKernel, groups: ParallelGroups | None, gathers: bool) -> ModuleSpec:
-    """A decoder layer as megatron-core's own Transformer Engine spec has it: norms are fused with the linear layer
-    behind them. kernel: for what Transformer Engine does not do (see EngineAttention). gathers: see method_of.
+    """A decoder layer as in megatron-core's own Transformer Engine spec: norms are fused with the next linear layer.
+
+    kernel: for sequences that Transformer Engine does not support (see EngineAttention). gathers: see method_of.
     """
     own = {"kernel": kernel, "groups": groups, "gathers": gathers}
     attention = ModuleSpec(
@@ -66,10 +69,11 @@ def language_layer_spec(kernel: AttentionKernel, groups: ParallelGroups | None, 
 
 
 class EngineAttention(TEDotProductAttention):
-    """TEDotProductAttention that knows of context parallelism, while the layers around it do not.
+    """TEDotProductAttention with context parallelism, inside layers without it.
 
-    They see this rank's rows as one run and get a group of one; attention gets the whole group and the bounds of the
-    whole sequence (LibrarySeqParams). Sequences with a KV cache, or split by our own layout, go through `kernel`.
+    Those layers see this rank's rows as one sequence and a group of one rank. Attention gets the full CP group and the
+    document bounds of the full sequence (LibrarySeqParams). `kernel` computes sequences with a KV cache, or split by
+    our own placement.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class EngineAttention(TEDotProductAttention):
             attention_type,
             attention_dropout=attention_dropout,
             softmax_scale=softmax_scale,
-            # megatron-core would take the groups of a2a+p2p from its globals; they are set below.
+            # For a2a+p2p megatron-core would use its global groups; ours are set below.
             cp_comm_type="p2p" if method == "a2a+p2p" else method,
             pg_collection=pg_collection,
         )
@@ -113,6 +117,7 @@ class EngineAttention(TEDotProductAttention):
         self.number, self.kernel = layer_number, kernel
         self.scale = softmax_scale or config.kv_channels**-0.5
 
+    @override
     def forward(
         self,
         query: Tensor,
@@ -124,7 +129,6 @@ class EngineAttention(TEDotProductAttention):
         packed_seq_params: PackedSeqParams | None = None,
         num_splits: int | None = None,
     ) -> Tensor:
-        """See CoreAttention.forward."""
         if isinstance(packed_seq_params, LibrarySeqParams):
             packed_seq_params = packed_seq_params.attention
         elif packed_seq_params is not None:
@@ -138,15 +142,15 @@ class EngineAttention(TEDotProductAttention):
 
 
 def method_of(config: TransformerConfig, groups: ParallelGroups, gathers: bool) -> str:
-    """How queries, keys and values travel (`cp_comm_type`), from the heads and groups of a TP rank.
+    """The communication of context parallelism (`cp_comm_type`), from the heads and groups of a TP rank.
 
-    Ulysses alone is a2a, a ring of Ulysses a2a+p2p; layout.ulysses says which, or what heads and groups divide into.
-    Without Ulysses keys and values travel: gathered in one collective where all ranks' together are no more than a
-    rank's own queries (2 x CP x groups <= heads), else in a ring, which computes while they travel.
+    Ulysses alone is a2a, a ring of Ulysses groups a2a+p2p; layout.ulysses selects one, or else the divisors of heads
+    and groups. Without Ulysses keys and values are communicated: by one all-gather if those of all ranks are no larger
+    than a rank's own queries (2 x CP x groups <= heads), else by a ring, which overlaps with computation.
 
-    gathers: whether the kernels take offsets and lengths of their own for keys (cuDNN's, FlashAttention 3 and 4). With
-    FlashAttention 2, which older GPUs have, gathered keys of all documents but the first would be read from the wrong
-    rows, without an error (AttnFuncWithCPAndKVAllGather).
+    gathers: whether the kernels support separate offsets and lengths for keys (cuDNN's, FlashAttention 3 and 4 do).
+    FlashAttention 2, on older GPUs, would silently read gathered keys of all documents but the first from the wrong
+    rows (AttnFuncWithCPAndKVAllGather).
     """
     tp = config.tensor_model_parallel_size
     heads, kv_groups = config.num_attention_heads // tp, config.num_query_groups // tp

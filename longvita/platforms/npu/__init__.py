@@ -1,1 +1,1 @@
-"""Ascend NPUs: MindSpeed and torch_npu."""
+"""The Ascend platform: MindSpeed and torch_npu."""

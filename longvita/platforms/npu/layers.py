@@ -1,7 +1,7 @@
-"""Layers of the Ascend platform: Megatron's TE-shaped spec, which MindSpeed fills, around an attention of our own make.
+"""Layers of the Ascend platform: Megatron's TE-shaped spec, filled by MindSpeed, around our own attention module.
 
-MindSpeed's core attention is told of context parallelism and of the documents; the rest of the language model knows
-neither, as on every platform.
+Only MindSpeed's core attention gets the context-parallel size and the document bounds; the rest of the language model
+sees neither, as on every platform.
 """
 
 from __future__ import annotations
@@ -18,30 +18,32 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from typing_extensions import override
 
 from longvita.attention.core import CoreAttention, attend_by_parts
+from longvita.attention.kernel import AttentionKernel
 from longvita.attention.seq_params import LibrarySeqParams, padded_seq_params
-from longvita.platforms import norms
 from longvita.platforms.base import PlatformError
+from longvita.platforms.norms import RMSNorm
 
 if TYPE_CHECKING:
     from longvita.data.cp_shard import CPShard
 
 MASK_SIDE = 2048
-"""Side of the triangular mask that the fused operator takes for a causal mask of any size (sparse modes 2 and 3)."""
+"""Side of the triangular mask that the fused operator expects for a causal mask of any size (sparse modes 2 and 3)."""
 RIGHT_DOWN_CAUSAL = 3
-"""The last query sees the last key."""
+"""Sparse mode: causal, with the last query aligned to the last key."""
 
 
 def _operators() -> Any:
-    """torch_npu, which is there on machines that have the device."""
+    """torch_npu, which only machines with NPUs have."""
     return importlib.import_module("torch_npu")
 
 
 def language_layer_spec() -> ModuleSpec:
     """Megatron's TE-shaped decoder layer with `DocumentAttention`.
 
-    Its other classes are whatever MindSpeed's last repatch put in the places of Transformer Engine's.
+    Its other classes are those that MindSpeed's last repatch substituted for Transformer Engine's.
     """
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
@@ -51,10 +53,10 @@ def language_layer_spec() -> ModuleSpec:
 
 
 def padded_bounds(shard: CPShard) -> LibrarySeqParams:
-    """Parameters for this rank's rows of a micro batch in a zigzag layout, padding and all.
+    """Parameters for this rank's rows, padding included, of a micro batch that is placed zigzag.
 
-    All four fields of bounds hold the padded ones: MindSpeed's ring reads cu_seqlens_q_padded and divides it by CP,
-    and its attention without CP reads cu_seqlens_q alone, which would miss the padding.
+    All four fields contain the padded bounds: MindSpeed's ring reads cu_seqlens_q_padded and divides it by CP, and its
+    attention without CP reads only cu_seqlens_q, whose real bounds would omit the padding.
     """
     params = padded_seq_params(shard.tokens, shard.layout)
     attention = params.attention
@@ -67,8 +69,8 @@ def padded_bounds(shard: CPShard) -> LibrarySeqParams:
 class DocumentAttention(MegatronModule):
     """MindSpeed's core attention, with megatron-core's interface, for packed documents.
 
-    softmax_scale: 1/sqrt(head_dim) when None. Raises PlatformError for a mask type other than causal: MindSpeed makes
-    a mask for that one alone, and any other, padding_causal included, is silently attention in both directions.
+    softmax_scale: 1/sqrt(head_dim) when None. Raises PlatformError for a mask type other than causal: MindSpeed creates
+    a mask only for that type, and silently attends in both directions for all others, padding_causal included.
     """
 
     def __init__(
@@ -83,17 +85,17 @@ class DocumentAttention(MegatronModule):
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config=config)
-        # Not at the top: repatch puts another class there.
+        # Imported here because repatch replaces the class.
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
         if attn_mask_type is not AttnMaskType.causal:
             raise PlatformError(
-                f"attn_mask_type={attn_mask_type}: MindSpeed makes a mask for AttnMaskType.causal alone, and every "
-                "other type silently attends in both directions; use causal with document bounds"
+                f"attn_mask_type={attn_mask_type}: MindSpeed creates a mask only for AttnMaskType.causal and silently "
+                "attends in both directions for other types; fix: use causal with document bounds"
             )
         self.layer_number, self.softmax_scale = layer_number, softmax_scale
-        # The config of this layer alone says how many ranks share a sequence; MindSpeed makes the class of a config
-        # anew, which copy.deepcopy survives and dataclasses.replace does not.
+        # Only this layer's config contains the context-parallel size. copy.deepcopy, because MindSpeed rebuilds the
+        # config's class, which breaks dataclasses.replace.
         own = copy.deepcopy(config)
         own.context_parallel_size = parallel_state.get_context_parallel_world_size()
         self.core = TEDotProductAttention(
@@ -122,7 +124,7 @@ class DocumentAttention(MegatronModule):
         Raises ValueError for an input that is not packed, or an attention bias.
         """
         if attention_bias is not None or packed_seq_params is None:
-            raise ValueError("this attention takes packed documents, and no bias")
+            raise ValueError("this attention supports packed documents only, and no bias")
         scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
         kernel = FusedKernel()
         out = attend_by_parts(packed_seq_params, self.layer_number, query, key, value, scale, kernel)
@@ -140,46 +142,47 @@ class DocumentAttention(MegatronModule):
 
 
 class TileAttention(CoreAttention):
-    """Core attention of the vision tower: every position of a tile sees every other.
+    """Core attention of the vision tower, without a mask over the positions of a tile.
 
-    On the fused operator itself, not through MindSpeed, whose attention takes its mask and its ring from the language
-    model's arguments and would be causal here.
+    It calls the fused operator directly. MindSpeed's attention reads its mask and its ring from the language model's
+    arguments and would be causal here.
     """
 
+    @override
     def attend_batch(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-        """See CoreAttention. Raises PlatformError for a causal mask, which no tile has."""
         if causal:
-            raise PlatformError("a tile has no causal mask; the vision tower asks for AttnMaskType.no_mask")
+            raise PlatformError("a tile has no causal mask; fix: use AttnMaskType.no_mask in the vision tower")
         flat = (x.flatten(2) for x in (q, k, v))
         return _operators().npu_fusion_attention(*flat, head_num=q.shape[2], input_layout="SBH", scale=scale)[0]
 
 
-class RMSNorm(norms.RMSNorm):
+class FusedRMSNorm(RMSNorm):
     """The final norm, on the fused operator."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as x."""
         return _operators().npu_rms_norm(x, self.weight, epsilon=self.eps)[0]
 
 
-class FusedKernel:
-    """npu_fusion_attention as an AttentionKernel (longvita.attention.kernel), without a gradient.
+class FusedKernel(AttentionKernel):
+    """npu_fusion_attention without gradients, for generation.
 
-    The operator returns maximum and sum of each softmax row, [t, heads, 8] by name for packed documents, and in memory
-    head-major inside each of them.
+    The operator returns the maximum and the sum of each softmax row. For packed documents their shape is [t, heads, 8],
+    but in memory each document is head-major.
     """
 
+    @override
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """As it comes: the operator's sums are fp32 whatever it is given."""
+        """The input's own type: the operator accumulates in fp32."""
         return dtype
 
+    @override
     def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
-        """See AttentionKernel."""
         mask = torch.ones(MASK_SIDE, MASK_SIDE, dtype=torch.bool, device=q.device).triu(1)
         return self._forward(q, k, v, bounds[1:], bounds[1:], scale, mask)
 
+    @override
     def full_forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """See AttentionKernel."""
         return self._forward(q, k, v, [len(q)], [len(k)], scale, None)
 
     def _forward(
@@ -202,8 +205,8 @@ class FusedKernel:
         parts = lse.split([size * q.shape[1] for size in sizes])
         return out.float(), torch.cat([part.view(q.shape[1], -1).transpose(0, 1) for part in parts])
 
-    def causal_backward(self, *unused: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Not asked for: training attends through MindSpeed."""
-        raise PlatformError("this kernel is for generation, which takes no gradient")
+    @override
+    def causal_backward(self, *unused: Any, **also: Any) -> tuple[Tensor, Tensor, Tensor]:
+        raise PlatformError("this kernel is for generation and has no gradients; training uses MindSpeed's attention")
 
     full_backward = causal_backward

@@ -22,7 +22,7 @@ LOSS_TOLERANCE = 0.02
 def kernels() -> list[Any]:
     from longvita.platforms.base import importable
     from longvita.platforms.cuda.flash_kernels import FlashAttnKernel, TorchFlashKernel
-    from longvita.platforms.requirements import FLASH_ATTN
+    from longvita.platforms.cuda.requirements import FLASH_ATTN
 
     return [TorchFlashKernel(), *([FlashAttnKernel()] if importable(FLASH_ATTN) else [])]
 

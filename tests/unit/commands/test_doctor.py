@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from longvita import cli, platforms
 from longvita.commands import doctor
 from longvita.doctor import components
-from longvita.platforms import requirements
 from longvita.platforms.base import PlatformError
 from megatron_patches import patch
 
@@ -129,13 +128,13 @@ def test_every_missing_line_is_followed_by_its_command(monkeypatch: pytest.Monke
     _, text = report(width=100)
     lines = text.splitlines()
     lacks = [number for number, line in enumerate(lines) if ": missing (" in line]
-    assert len(lacks) >= len(requirements.nvidia_needs()) + len(requirements.ascend_needs())
+    assert len(lacks) >= sum(len(platforms.named(name).requirements()) for name in platforms.NAMES)
     for number in lacks:
         program = lines[number + 1].split()[0]
         assert lines[number + 1].startswith("    ") and program in ("pip", "bash", "sudo", "git", "apt-get")
 
 
 def test_what_is_here_needs_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(components.shutil, "which", lambda name: f"/usr/bin/{name}")
     _, text = report()
     assert "driver: /usr/bin/nvidia-smi (the device)\ntorch for" in text

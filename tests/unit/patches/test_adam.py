@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from megatron_patches.cpu.adam import GroupStepAdam
+from megatron_patches.shared.adam import GroupStepAdam
 
 SHAPES = [(7,), (3, 5), (0,), (4, 2)]
 

@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel import random as megatron_random
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_patches import cpu, patch
-from megatron_patches.cpu.torch_view import TorchView, in_its_place
+from megatron_patches.cpu.torch_view import TorchView, without_accelerator
 from megatron_patches.patch import Patch
 
 PATCHES = cpu.patches()
@@ -84,7 +84,7 @@ def test_view_makes_tensors_on_the_cpu() -> None:
     assert view.tensor([1, 2], dtype=torch.int32, device="cuda:1", pin_memory=True).dtype == torch.int32
     assert view.empty(2, device="meta").device.type == "meta"
     assert view.ones_like(torch.empty(3, dtype=torch.int64)).tolist() == [1, 1, 1]
-    assert in_its_place(None) is None
+    assert without_accelerator(None) is None
 
 
 def test_view_answers_for_streams_and_events() -> None:

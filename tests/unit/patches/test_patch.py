@@ -80,7 +80,7 @@ def test_a_changed_signature_is_refused_and_nothing_stays() -> None:
 
 
 def test_another_version_is_refused() -> None:
-    with pytest.raises(PatchError, match=r"torch==1\.0.*installed is"):
+    with pytest.raises(PatchError, match=r"torch==1\.0.*is installed"):
         patch.apply([replace(DOUBLE, versions="torch==1.0")])
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from longvita import platforms
-from longvita.platforms.environment import SETTINGS, defaults, settings
+from longvita.platforms.environment import VARIABLES, defaults, variables
 from tests.conftest import REPOSITORY
 
 
 def test_every_platform_has_an_entry():
-    assert set(SETTINGS) == set(platforms.NAMES)
-    for entries in SETTINGS.values():
-        assert len({setting.name for setting in entries}) == len(entries)
-        assert all(len(setting.why.split()) > 4 for setting in entries)
+    assert set(VARIABLES) == set(platforms.NAMES)
+    for entries in VARIABLES.values():
+        assert len({variable.name for variable in entries}) == len(entries)
+        assert all(len(variable.why.split()) > 4 for variable in entries)
 
 
 def test_megatron_s_order_of_collectives():
@@ -25,17 +25,17 @@ def test_megatron_s_order_of_collectives():
 @pytest.mark.parametrize(("file", "name"), [("nvidiactl", "cuda"), ("davinci_manager", "npu"), ("tty", "cpu")])
 def test_auto_goes_by_the_driver_s_file(tmp_path, file, name):
     (tmp_path / file).touch()
-    assert settings("auto", devices=tmp_path) == SETTINGS[name]
+    assert variables("auto", devices=tmp_path) == VARIABLES[name]
 
 
 def test_a_name_that_is_no_platform_has_none():
-    assert settings("toaster") == ()
+    assert variables("toaster") == ()
 
 
 @pytest.mark.parametrize(
-    ("platform", "setting"), [(name, one) for name, entries in SETTINGS.items() for one in entries]
+    ("platform", "variable"), [(name, one) for name, entries in VARIABLES.items() for one in entries]
 )
-def test_the_page_lists_them(platform, setting):
+def test_the_page_lists_them(platform, variable):
     page = (REPOSITORY / "docs" / "slurm.md").read_text(encoding="utf-8")
-    rows = [line for line in page.splitlines() if line.startswith(f"| `{setting.name}={setting.value}` |")]
-    assert len(rows) == 1, f"docs/slurm.md lacks the row of {setting.name} ({platform})"
+    rows = [line for line in page.splitlines() if line.startswith(f"| `{variable.name}={variable.value}` |")]
+    assert len(rows) == 1, f"docs/slurm.md lacks the row of {variable.name} ({platform})"

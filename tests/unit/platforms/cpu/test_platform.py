@@ -55,13 +55,10 @@ def test_a_config_of_an_unknown_platform_is_refused() -> None:
     assert platforms.name_problems(Config(platform="auto")) == []
 
 
-def test_activate_is_idempotent_and_tells_what_it_did(cpu: Platform) -> None:
+def test_activate_is_idempotent_and_returns_the_patches(cpu: Platform) -> None:
     applied = cpu.activate()
     assert len(applied) > 10 and cpu.activate() == applied
     assert set(map(id, applied)) <= set(map(id, patch.report()))
-    cpu.deactivate()
-    assert not set(map(id, applied)) & set(map(id, patch.report()))
-    cpu.activate()
 
 
 def test_device(cpu: Platform) -> None:

@@ -22,10 +22,10 @@ from longvita.platforms.base import Platform, PlatformError, importable
 from longvita.platforms.cuda import platform as cuda
 from longvita.platforms.cuda.flash_kernels import TorchFlashKernel
 from longvita.platforms.cuda.platform import CUDAPlatform
+from longvita.platforms.cuda.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
 from longvita.platforms.cuda.te_layers import method_of
 from longvita.platforms.layer_memory import NVIDIA
 from longvita.platforms.npu.platform import NPUPlatform
-from longvita.platforms.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
 from megatron_patches import cuda as patches_of_cuda
 from megatron_patches import patch
 from tests.conftest import REPOSITORY
@@ -192,7 +192,7 @@ WIDE = {"model": {"language": {"ffn_hidden_size": 80}}}
         (platforms.get("cpu"), {"training": {"fp8": "tensorwise"}}, FP8, "platform cpu has neither"),
         (NPUPlatform(), {"training": {"fp8": "tensorwise"}}, FP8, "platform npu has neither"),
         (WithoutEngine(), {"training": {"fp8": "tensorwise"}}, FP8, "needs Transformer Engine; install it with pip"),
-        (WithEngine(), {"training": {"fp8": "mxfp8"}}, FP8, "compute capability 10.0, this one has 9.0"),
+        (WithEngine(), {"training": {"fp8": "mxfp8"}}, FP8, "compute capability 10.0; this one has 9.0"),
         (
             WithEngine(),
             {"training": {"fp8": "blockwise"}, "data": {"sequence_length": 72}},
@@ -206,7 +206,7 @@ WIDE = {"model": {"language": {"ffn_hidden_size": 80}}}
             "multiple of 32 with training.fp8 mxfp8; 64, or 96",
         ),
         (WithEngine(), {"training": {"fp8": "blockwise", "mlp_chunk_size": 40}}, "training.mlp_chunk_size", "of 16"),
-        (CUDAPlatform(), WIDE | {"training": {"fp8": "mxfp8"}}, "model.language.ffn_hidden_size", "makes 80 columns"),
+        (CUDAPlatform(), WIDE | {"training": {"fp8": "mxfp8"}}, "model.language.ffn_hidden_size", "gives 80 columns"),
     ],
 )
 def test_fp8_is_refused_with_the_reason(platform: Any, sections: dict, field: str, message: str) -> None:
@@ -271,7 +271,7 @@ def test_groups_that_do_not_divide_over_ulysses_are_refused() -> None:
     layout = {"context_parallel": 4, "ulysses": 4}
     model = {"language": {"num_attention_heads": 8, "num_query_groups": 2}}
     config = tiny_config(layout=layout, model=model, training={"precision": "bf16"})
-    assert "cannot share the 8 heads and 2 groups" in told(WithEngine(), config)["layout.ulysses"]
+    assert "does not divide the 8 heads and 2 groups" in told(WithEngine(), config)["layout.ulysses"]
     assert told(WithoutEngine(), config) == {}
 
 

@@ -18,9 +18,9 @@ from longvita.commands import doctor
 from longvita.config import ConfigError, load
 from longvita.data.cp_shard import CPShard
 from longvita.parallel.sequence_layout import zigzag
-from longvita.platforms import requirements
 from longvita.platforms.base import PlatformError
 from longvita.platforms.npu.platform import NPUPlatform, repatch_arguments
+from longvita.platforms.npu.requirements import requirements
 from megatron_patches.npu import adaptor
 from megatron_patches.patch import PatchError
 from tests.conftest import REPOSITORY
@@ -50,7 +50,7 @@ def test_without_mindspeed_the_way_to_install_it_is_said() -> None:
 
 
 def test_what_mindspeed_imports_is_asked_for() -> None:
-    asked = {need.name: need for need in requirements.ascend_needs()}
+    asked = {one.name: one for one in requirements()}
     for name in ("einops", "scipy", "triton-ascend"):
         assert asked[name].required and asked[name].remedy == f"pip install {name}"
     # Its requirements pin a numpy below this project's.
@@ -91,15 +91,15 @@ def test_ulysses_is_refused_with_the_reason() -> None:
     ("change", "message"),
     [
         ({"context_parallel_algo": "ulysses_cp_algo"}, "IndexError"),
-        ({"context_parallel_algo": "kvallgather_cp_algo"}, "contiguous shares"),
+        ({"context_parallel_algo": "kvallgather_cp_algo"}, "contiguous CP shards"),
         ({"context_parallel_algo": "hybrid_cp_algo"}, "not been checked"),
-        ({"context_parallel_algo": "new_cp_algo"}, "not known"),
+        ({"context_parallel_algo": "new_cp_algo"}, "does not know it"),
         ({"attention_mask_type": "general"}, "attention_mask_type must be 'causal'"),
         ({"use_flash_attn": False}, "use_flash_attn must be True"),
         ({"transformer_impl": "local"}, "transformer_impl"),
         ({"reset_attention_mask": True}, "reset_attention_mask"),
-        ({"context_parallel_size": "2"}, "whole number"),
-        ({"seq_length": None}, "whole number"),
+        ({"context_parallel_size": "2"}, "must be an integer"),
+        ({"seq_length": None}, "must be an integer"),
     ],
 )
 def test_arguments_that_mindspeed_takes_and_gets_wrong(change: dict[str, Any], message: str) -> None:

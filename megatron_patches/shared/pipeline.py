@@ -1,4 +1,4 @@
-"""Batched pipeline communication between two stages that are each other's previous and next one."""
+"""Batched pipeline communication between two stages of which each is both the previous and the next one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def batched_p2p_ops(
     prev_pipeline_rank: int,
     next_pipeline_rank: int,
 ) -> list:
-    """The original, unless it would mix up two neighbours that are one rank: then RuntimeError."""
+    """Call the original. Raises RuntimeError if previous and next stage are the same rank, which it mixes up."""
     with_prev = tensor_send_prev is not None or tensor_recv_prev is not None
     with_next = tensor_send_next is not None or tensor_recv_next is not None
     if prev_pipeline_rank == next_pipeline_rank and with_prev and with_next:
         raise RuntimeError(
-            "batch_p2p_comm=True with an interleaved pipeline of two stages swaps what comes from the previous and "
-            "the next stage; build the TransformerConfig with overlap_p2p_comm=True, batch_p2p_comm=False "
+            "batch_p2p_comm=True with an interleaved pipeline of two stages swaps the tensors from the previous and "
+            "the next stage; fix: build the TransformerConfig with overlap_p2p_comm=True, batch_p2p_comm=False "
             "(Platform.transformer_config_overrides does)"
         )
     return _batched_p2p_ops(
@@ -45,7 +45,7 @@ PATCHES = [
         replacement=batched_p2p_ops,
         why="an interleaved pipeline of two stages silently swaps the previous and the next stage's tensors",
         versions="megatron-core==0.16.1",
-        remove_when="batched messages between two ranks are told apart by tag",
+        remove_when="batched messages between two ranks have tags",
         signature=(
             "def _batched_p2p_ops(*, tensor_send_prev, tensor_recv_prev, tensor_send_next, tensor_recv_next, group, "
             "prev_pipeline_rank, next_pipeline_rank)"

@@ -1,4 +1,4 @@
-"""Adam for megatron-core's optimizers on CPU, with the interface of the fused GPU one."""
+"""Adam for megatron-core's optimizers where no fused one is installed, with the fused one's interface."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from megatron_patches.patch import Patch
 
 
 class GroupStepAdam(torch.optim.Optimizer):
-    """Adam or AdamW whose step count stands in the parameter group, on torch's fused CPU kernel.
+    """Adam or AdamW with the step count in the parameter group, on torch's fused kernel.
 
-    State of a parameter: `exp_avg` and `exp_avg_sq`, its own shape. State of a group: `step`, an int. This is the
-    form of Apex's and Transformer Engine's FusedAdam, and the only one that megatron-core's fully_reshardable
-    checkpoints can load: torch's Adam keeps a `step` tensor per parameter.
+    State of a parameter: `exp_avg` and `exp_avg_sq`, of its own shape. State of a group: `step`, an int. Apex's and
+    Transformer Engine's FusedAdam have this format, the only one that megatron-core's fully_reshardable checkpoints can
+    load: torch's Adam keeps a `step` tensor per parameter.
 
     params: parameters or groups; lr, betas, eps, weight_decay as in torch; adam_w_mode: decoupled weight decay.
     """
@@ -34,9 +34,9 @@ class GroupStepAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> None:  # type: ignore[override]
-        """One step with the gradients at hand; parameters without one stay as they are."""
+        """Update the parameters that have a gradient. Raises ValueError for a closure."""
         if closure is not None:
-            raise ValueError("GroupStepAdam takes no closure: compute the gradients before step()")
+            raise ValueError("GroupStepAdam does not support a closure; fix: compute the gradients before step()")
         for group in self.param_groups:
             if group["params"]:
                 group["step"] = int(group.get("step", 0)) + 1
@@ -78,7 +78,7 @@ def _patch(target: str, replacement: Any, why: str, signature: str) -> Patch:
         replacement=replacement,
         why=why,
         versions="megatron-core==0.16.1",
-        remove_when="fully_reshardable checkpoints take torch's Adam",
+        remove_when="fully_reshardable checkpoints support torch's Adam",
         signature=signature,
     )
 
@@ -93,25 +93,25 @@ PATCHES = [
     _patch(
         "optimizer:USING_PYTORCH_OPTIMIZER",
         False,
-        "get_megatron_optimizer takes torch.optim.AdamW instead of the name Adam",
+        "get_megatron_optimizer uses torch.optim.AdamW instead of the name Adam",
         "True",
     ),
     _patch(
         "optimizer.distrib_optimizer:Adam",
         GroupStepAdam,
-        "DistributedOptimizer accepts this Adam only",
+        "DistributedOptimizer accepts only the class of this name",
         "class torch.optim.adam.Adam",
     ),
     _patch(
         "optimizer.distrib_optimizer:HAVE_APEX_OR_TE",
         True,
-        "the step would be looked for in each parameter's state; a stage without parameters would fail",
+        "the step is read from each parameter's state, which fails for a pipeline stage without parameters",
         "False",
     ),
     _patch(
         "optimizer.distrib_optimizer:USING_TE_OPTIMIZER",
         True,
-        "the step of the groups would not be saved",
+        "the step of the groups is not saved",
         "False",
     ),
 ]
