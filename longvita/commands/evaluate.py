@@ -20,7 +20,7 @@ from longvita.config.sizes import replica_size
 from longvita.errors import UserError
 from longvita.evaluation.answer_log import claim
 from longvita.evaluation.needle import DEPTHS, LENGTHS, NeedleInVideo
-from longvita.evaluation.task import Task
+from longvita.evaluation.task import EvaluationTask
 from longvita.evaluation.video_mme import BREAKDOWNS, VideoMME
 from longvita.inference.prompt_encoder import PromptEncoder
 from longvita.inference.settings import OptionError, Options, Settings, open_tokenizer, resolve
@@ -94,7 +94,7 @@ def _settings(model: str, request: Request, options: Options) -> tuple[Settings,
     return settings, started // size
 
 
-def build_task(request: Request) -> Task:
+def build_task(request: Request) -> EvaluationTask:
     """The task that a request names. Raises OptionError for one that is not known, DataSetError for its data."""
     folder = Path(request.data).expanduser()
     if request.task == VideoMME.name:

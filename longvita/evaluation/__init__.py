@@ -1,1 +1,1 @@
-"""Benchmarks of a model: needles in a video, Video-MME. `longvita evaluate` runs them over replicas, and resumes."""
+"""Benchmarks of a model: needle in a video, Video-MME. `longvita evaluate` runs them over replicas and resumes."""

@@ -1,4 +1,4 @@
-"""The answers of a run as JSONL, so that a run which was killed goes on where it stopped."""
+"""The answers of a run as JSONL files, from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from longvita.errors import UserError
-from longvita.evaluation.task import Record
+from longvita.evaluation.task import AnswerRecord
 from longvita.files import write_atomically
 
 RUN_FILE = "run.json"
 SCORES = "scores.json"
-"""What a finished run leaves."""
+"""Written when a run is finished."""
 _PATTERN = "answers.*.jsonl"
 
 
 class OutputError(UserError, ValueError):
-    """An output folder that holds something else, or cannot be written."""
+    """An output folder that holds another run's answers, or cannot be written."""
 
 
 def claim(folder: Path, identity: Mapping[str, Any], write: bool = True) -> None:
-    """Makes the folder this run's; with `write` false, another process does, and it is looked at alone.
+    """Record in the folder whose answers it holds, or compare with the record of an earlier run.
 
-    Raises OutputError when it holds answers that were asked for otherwise, or cannot be used.
+    write: whether this process creates folder and record; the others only read. Raises OutputError when the folder
+    holds answers of a run with other settings, or cannot be used.
     """
     path = folder / RUN_FILE
     try:
@@ -49,54 +50,54 @@ def claim(folder: Path, identity: Mapping[str, Any], write: bool = True) -> None
     raise OutputError(f"{folder} holds the answers of another run ({differences}); choose another folder with --output")
 
 
-def read_answers(folder: Path) -> dict[str, Record]:
-    """All answers in the folder by key, the last one of each; half a line, left by a kill, is passed over.
+def read_answers(folder: Path) -> dict[str, AnswerRecord]:
+    """Read all answers of the folder by key, the last one of each. An incomplete last line, left by a kill, is skipped.
 
-    Raises OutputError for a file that was damaged otherwise.
+    Raises OutputError for any other damage.
     """
-    records: dict[str, Record] = {}
+    records: dict[str, AnswerRecord] = {}
     for path in sorted(folder.glob(_PATTERN)):
         try:
             lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
         except (OSError, ValueError) as error:
-            raise OutputError(f"{path} is damaged ({error}); mend the line or remove the file") from error
+            raise OutputError(f"{path} is damaged ({error}); fix the line or remove the file") from error
         for record in lines:
-            # A replica that could not read a video may stand before one that could.
+            # The file of a replica that failed to read a video may come after that of one that answered.
             if "error" not in record or record["key"] not in records:
                 records[record["key"]] = record
     return records
 
 
 class AnswerWriter:
-    """Appends the answers of one replica; each is on disk before the next is asked for.
+    """Append the answers of one replica; each is on disk before the next one is generated.
 
-    Raises OutputError where that is not possible.
+    Raises OutputError where the file cannot be written.
     """
 
     def __init__(self, folder: Path, replica: int):
         self._path = folder / f"answers.{replica}.jsonl"
-        with self._told():
+        with self._as_output_error():
             self._file = self._path.open("ab+")
             self._file.seek(0)
-            whole = self._file.read().rfind(b"\n") + 1
-            self._file.truncate(whole)
+            complete = self._file.read().rfind(b"\n") + 1
+            self._file.truncate(complete)
 
-    def add(self, record: Record) -> None:
-        """Writes one line."""
-        with self._told():
+    def add(self, record: AnswerRecord) -> None:
+        """Write one line."""
+        with self._as_output_error():
             self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Ends the file."""
+        """Close the file."""
         self._file.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _as_output_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise OutputError(
-                f"{self._path} cannot be written: {error}; the same command goes on from there"
+                f"{self._path} cannot be written: {error}; the same command resumes from there"
             ) from error

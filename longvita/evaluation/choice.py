@@ -1,4 +1,4 @@
-"""Which option a model's answer to a multiple-choice question means."""
+"""The option that a model's answer to a multiple-choice question names."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _OPTION = r"(?i:\b(?:option|choice)(?:\s+is)?\s*:?)" + _OPEN + _LETTER
 _ANOTHER = r"[\s*)\]\"'.:]*(?:,|/|&|\band\b|\bor\b)" + _OPEN + r"(?i:(?:and|or|option|choice)\s+)*" + _OPEN + _LETTER
 _NEGATED = r"(?i:\b(?:not|isn't|than)\s+(?:the\s+)?(?:answer\s+|option\s+|choice\s+)?)\(?" + _LETTER
 _ARTICLE = r"\bA(?=\s+(?!(?:is|was|are|because|and|or|since|as|seems|looks|would|can|has|matches|fits)\b)[a-z])"
-"""An A before a small word that no sentence about the option A goes on with."""
+"""An A before a lower-case word that does not continue a sentence about option A: the article."""
 
 
 def chosen_option(answer: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that `answer` names; None when it names none, or more than one.
+    """Return the letter of the option that `answer` names; None when it names none, or more than one.
 
-    Read in this order: a letter alone ("C", "(c)."); a letter that the answer begins with ("B. a dog"); a letter after
-    "answer" or "answer is", the last one if there are several, since it is the conclusion; a letter after "option" or
-    "choice"; the words of one option, and no other's; one single capital letter. An A before a noun is no letter, and
-    neither is one after "not". `options` may begin with their letters, as those of Video-MME do.
+    The first of these that is found counts: a letter alone ("C", "(c)."); a letter at the beginning of the answer
+    ("B. a dog"); a letter after "answer" or "answer is", the last one if there are several, since it is the conclusion;
+    a letter after "option" or "choice"; the words of exactly one option; exactly one capital letter. An A before a noun
+    and a letter after "not" do not count. `options` may begin with their letters, as those of Video-MME do.
     """
     letters = LETTERS[: len(options)]
     names = {"letters": letters, "small": letters.lower()}
@@ -51,7 +51,7 @@ def chosen_option(answer: str, options: Sequence[str]) -> str | None:
 
 
 def _named_in_words(answer: str, options: Sequence[str]) -> set[str]:
-    """Letters of the options whose words the answer holds, and not merely as a part of a longer option's."""
+    """Letters of the options whose words occur in the answer, other than as a part of a longer option's words."""
     said = _plain(answer)
     places: dict[str, list[tuple[int, int]]] = {}
     for letter, option in zip(LETTERS, options, strict=False):

@@ -1,8 +1,9 @@
-"""The needle in a video: one picture among the frames of a film, and a question that only it answers.
+"""Needle in a video: a picture is inserted among the frames of a film, and a question is asked that only it answers.
 
-By the rules of V-NIAH (LongVA, arXiv 2406.16852): the film at one frame a second, a needle put before frame
-int(depth x frames), lengths from 200 to 3,000 frames in steps of 200, depths in steps of 0.2, and an answer is right
-when each of its tokens is the most probable one after those before it. Longer ones go on from there to 4,096.
+By the rules of V-NIAH (LongVA, arXiv 2406.16852): the film is sampled at one frame a second, the needle is inserted
+before frame int(depth x frames), lengths are 200 to 3,000 frames in steps of 200, depths are in steps of 0.2, and an
+answer is right when each of its tokens is the most probable one after those before it. Lengths above 3,000 are an
+extension of this project, up to 4,096.
 
 The folder holds one film (a video file, or a folder of frames) and the needles: `needles.jsonl` with "image",
 "question" and "answer" in each line, or the Parquet file of the data set lmms-lab/v_niah_needles with these columns.
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
 from longvita.config.schema import Config
 from longvita.data.errors import SampleError
@@ -31,10 +33,9 @@ from longvita.data.media.item import MediaSettings, VideoItem, decode_tiles
 from longvita.data.media.source import InlineMedium
 from longvita.data.media.video import VideoFacts, chosen_frames, list_frames, probe_video
 from longvita.data.sample import parse_turns
-from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError
+from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, read_rows
 from longvita.evaluation.needle_picture import draw_grid
-from longvita.evaluation.parquet_rows import read_rows
-from longvita.evaluation.task import Asked, Item, Record
+from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt
 from longvita.inference.limits import LengthError
 from longvita.inference.media_key import MediaKey
 from longvita.inference.prompt import Prompt, token_array
@@ -51,18 +52,20 @@ FILM_FPS = 1.0
 
 @dataclass(frozen=True)
 class Needle:
-    """A picture, and what is asked about it."""
+    """A picture, and a question about it."""
 
     picture: Image.Image
     question: str
     answer: str
 
 
-class NeedleInVideo:
-    """Args:
-    folder: film and needles.
-    lengths: frames of the film that are shown, beside the needle.
-    depths: places of the needle, 0 (first) to 1 (last).
+class NeedleInVideo(EvaluationTask):
+    """The V-NIAH benchmark.
+
+    Args:
+        folder: film and needles.
+        lengths: frames of the film that are shown, without the needle.
+        depths: places of the needle, 0 (first) to 1 (last).
 
     Raises DataSetError for a folder without film or needles, or with a film that is too short.
     """
@@ -88,34 +91,35 @@ class NeedleInVideo:
             )
         self._film_key = MediaKey(self.film)
 
+    @override
     def identity(self, config: Config) -> Mapping[str, Any]:
-        """See Task."""
-        told = "".join(f"{n.question}\n{n.answer}\n{n.picture.size}" for n in self.needles).encode()
-        digest = hashlib.blake2b(told + b"".join(n.picture.tobytes() for n in self.needles), digest_size=8)
+        texts = "".join(f"{n.question}\n{n.answer}\n{n.picture.size}" for n in self.needles).encode()
+        digest = hashlib.blake2b(texts + b"".join(n.picture.tobytes() for n in self.needles), digest_size=8)
         return {"data": str(self.folder.resolve()), "needles": digest.hexdigest(), "film_frames": self.facts.num_frames}
 
+    @override
     def check(self, encoder: PromptEncoder) -> None:
-        """See Task."""
         for number in range(len(self.needles)):
             self._encode(self.lengths[-1], self.depths[0], number, encoder)
 
-    def items(self) -> Sequence[Item]:
-        """See Task."""
+    @override
+    def items(self) -> Sequence[EvaluationItem]:
         return [
-            Item(f"{length} {depth:g} {number}", f"{length} {depth:g}", float(length))
+            EvaluationItem(f"{length} {depth:g} {number}", f"{length} {depth:g}", float(length))
             for length in self.lengths
             for depth in self.depths
             for number in range(len(self.needles))
         ]
 
-    def prepare(self, item: Item) -> None:
-        """See Task."""
+    @override
+    def prepare(self, item: EvaluationItem) -> None:
+        """Do nothing: needles are not packed."""
 
-    def encode(self, engine: Engine, item: Item) -> Asked:
-        """See Task."""
+    @override
+    def encode(self, engine: Engine, item: EvaluationItem) -> ItemPrompt:
         return self._encode(*_parse(item.key), engine.encoder)
 
-    def _encode(self, length: int, depth: float, number: int, encoder: PromptEncoder) -> Asked:
+    def _encode(self, length: int, depth: float, number: int, encoder: PromptEncoder) -> ItemPrompt:
         prompt, needle = self.prompt(length, depth, number, encoder), self.needles[number]
         answer = encoder.template.tokenizer.encode_untrusted(needle.answer)
         limit = encoder.config.inference.max_seq_len
@@ -125,14 +129,12 @@ class NeedleInVideo:
                 f"but --max_seq_len is {limit}; raise it, or ask for shorter --lengths"
             )
         facts = {"length": length, "depth": depth, "needle": number, "prompt_tokens": len(prompt)}
-        return Asked(prompt, facts | {"answer": needle.answer, "answer_tokens": answer})
+        return ItemPrompt(prompt, facts | {"answer": needle.answer, "answer_tokens": answer})
 
-    def ask(self, engine: Engine, item: Item, asked: Asked) -> Record:
-        """See Task.
-
-        The answer is right if every token is the most probable one after the right ones before it: a greedy answer that
-        is stopped at its first wrong token.
-        """
+    @override
+    def ask(self, engine: Engine, item: EvaluationItem, asked: ItemPrompt) -> AnswerRecord:
+        # Right if every token is the most probable one after the right ones before it: a greedy answer that ends at
+        # its first wrong token.
         start, answer, said = time.monotonic(), asked.facts["answer_tokens"], []
         for token, right in zip(
             engine.stream(asked.prompt, Sampling(max_new_tokens=len(answer))), answer, strict=False
@@ -148,9 +150,9 @@ class NeedleInVideo:
         }
 
     def prompt(self, length: int, depth: float, number: int, encoder: PromptEncoder) -> Prompt:
-        """The question after `length` frames of the film and the needle among them. Nothing is decoded.
+        """Encode the question after `length` frames of the film with the needle among them; no frame is decoded yet.
 
-        Frames have the film's keys, so what one prompt shares with the next is not read again.
+        Frames have the film's keys, so frames that a prompt has in common with the one before it are not encoded again.
         """
         needle, place = self.needles[number], int(depth * length)
         turns = parse_turns([{"role": "user", "content": f"<video>\n{needle.question}"}])
@@ -161,12 +163,12 @@ class NeedleInVideo:
         return Prompt(
             token_array(encoded.input_ids),
             encoded.tile_starts.tolist(),
-            _Tiles(VideoItem(self.film, self.facts), settings, needle.picture, place),
+            _FilmWithNeedle(VideoItem(self.film, self.facts), settings, needle.picture, place),
             keys,
         )
 
-    def score(self, records: Mapping[str, Record]) -> dict[str, Any]:
-        """See Task."""
+    @override
+    def score(self, records: Mapping[str, AnswerRecord]) -> dict[str, Any]:
         cells = self._cells(records)
         right, asked = (
             sum(cell[name] for row in cells.values() for cell in row.values()) for name in ("right", "asked")
@@ -177,16 +179,16 @@ class NeedleInVideo:
             "failed": sum("error" in record for record in records.values()),
         }
 
-    def illustrate(self, records: Mapping[str, Record], folder: Path) -> None:
-        """See Task."""
+    @override
+    def illustrate(self, records: Mapping[str, AnswerRecord], folder: Path) -> None:
         answered = self._cells({key: record for key, record in records.items() if "error" not in record})
         rows = [[by_depth[f"{depth:g}"] for by_depth in answered.values()] for depth in self.depths]
-        # What was never answered stays blank.
+        # Cells without an answer stay blank.
         shares = [[cell["right"] / cell["asked"] if cell["asked"] else math.nan for cell in row] for row in rows]
         draw_grid(folder / "needle.png", self.lengths, self.depths, shares)
 
-    def _cells(self, records: Mapping[str, Record]) -> dict[str, dict[str, dict[str, int]]]:
-        """Right and asked, by length and depth."""
+    def _cells(self, records: Mapping[str, AnswerRecord]) -> dict[str, dict[str, dict[str, int]]]:
+        """Numbers of right and of asked items, by length and depth."""
         cells = {
             str(length): {f"{depth:g}": {"right": 0, "asked": 0} for depth in self.depths} for length in self.lengths
         }
@@ -197,14 +199,14 @@ class NeedleInVideo:
         return cells
 
 
-class _Tiles:
-    """Frames of the film, one a second from the first on, and the needle before frame `place`."""
+class _FilmWithNeedle:
+    """A TileSource: frames of the film, one a second from the first on, and the needle before frame `place`."""
 
     def __init__(self, film: VideoItem, settings: MediaSettings, needle: Image.Image, place: int):
         self._film, self._settings, self._needle, self._place = film, settings, needle, place
 
     def load(self, indices: Sequence[int]) -> Tensor:
-        """See TileSource."""
+        """Decode the tiles at `indices`: [n, 3, H, W], normalised."""
         frames = [index - (index > self._place) for index in indices if index != self._place]
         size = self._settings.image_size
         pixels = np.zeros((len(indices), size, size, 3), np.uint8)
@@ -217,9 +219,9 @@ class _Tiles:
 
 
 def read_needles(folder: Path) -> list[Needle]:
-    """The needles of a folder. Raises DataSetError."""
+    """Read the needles of a folder. Raises DataSetError."""
     if not folder.is_dir():
-        raise DataSetError(f"{folder} is no folder; give one that holds a film and needles with --data")
+        raise DataSetError(f"{folder} is not a folder; give one that holds a film and needles with --data")
     path, tables = folder / "needles.jsonl", sorted(folder.glob("*.parquet"))
     rows: list[Any] = []
     try:
@@ -247,7 +249,7 @@ def _needle(folder: Path, row: Mapping[str, Any]) -> Needle:
 
 
 def seconds_of(film: VideoFacts) -> int:
-    """The limit at which a film gives one frame a second from its first to its last, rather than fewer."""
+    """Return the frame limit at which the whole film is sampled at one frame a second, rather than more sparsely."""
     return math.ceil(film.num_frames / film.fps)
 
 
@@ -259,7 +261,7 @@ def _find_film(folder: Path) -> Path:
         names = ", ".join(path.name for path in films) or "none"
         raise DataSetError(
             f"{folder} must hold one film, a video file or a folder of frames; there is {names} (needles may lie "
-            f"beside needles.jsonl, or in a folder within a folder)"
+            f"next to needles.jsonl, or in a folder within a folder)"
         )
     return films[0]
 

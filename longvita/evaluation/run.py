@@ -1,10 +1,10 @@
-"""One process's part of an evaluation: its replica's share of the items, each answer on disk before the next."""
+"""One process of an evaluation: answers its replica's part of the items; each answer is on disk before the next."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +14,35 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from longvita.errors import UserError
 from longvita.evaluation.answer_log import SCORES, AnswerWriter, OutputError, read_answers
-from longvita.evaluation.sharing import share_out
-from longvita.evaluation.task import Item, Record, Task
+from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask
 from longvita.files import write_atomically
 from longvita.inference.engine import Engine
 from longvita.inference.session import CONTROL_TIMEOUT
 from longvita.processes import is_first_process, together
 
 
-def answer_all(engine: Engine, task: Task, folder: Path) -> dict[str, Any] | None:
-    """Asks what has no answer in the folder yet; the scores on the first process, None on the others.
+def answer_all(engine: Engine, task: EvaluationTask, folder: Path) -> dict[str, Any] | None:
+    """Answer all items that have no answer in the folder yet; return the scores on the first process, else None.
 
-    An item whose media cannot be used is set aside with the reason, counted, and asked again by the next run.
+    An item whose media cannot be used is recorded with its error and counted; the next run asks it again.
     """
     groups, items = engine.groups, task.items()
-    # Replicas end at different times, and wait for each other.
+    # Replicas finish at different times and wait for each other.
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if dist.get_world_size() > 1 else None
     done = {key for key, record in read_answers(folder).items() if "error" not in record}
     if control is not None:
         # No process may write before all have read.
         dist.barrier(group=control)
-    share = share_out(items, done, groups.dp_size)[groups.dp_rank]
+    own = split_items(items, done, groups.dp_size)[groups.dp_rank]
     leads = groups.vision_rank == 0 and groups.is_first_stage
     writer = AnswerWriter(folder, groups.dp_rank) if leads else None
     pending = sum(item.key not in done for item in items)
-    with _progress(task.name, pending, share, groups.dp_size) as step:
-        for item in share:
-            record = {"key": item.key, **_ask(engine, task, item, leads)}
+    with _progress(task.name, pending, len(own), groups.dp_size) as count:
+        for item in own:
+            record = {"key": item.key, **_answer(engine, task, item, leads)}
             if writer is not None:
                 writer.add(record)
-            step("error" in record)
+            count("error" in record)
     if writer is not None:
         writer.close()
     if control is not None:
@@ -61,11 +60,31 @@ def answer_all(engine: Engine, task: Task, folder: Path) -> dict[str, Any] | Non
     return scores
 
 
-def _ask(engine: Engine, task: Task, item: Item, leads: bool) -> Record:
-    """The record of one answer, or of why there is none; the same kind on every process of the replica."""
+def split_items(items: Sequence[EvaluationItem], done: Collection[str], replicas: int) -> list[list[EvaluationItem]]:
+    """Distribute the items that are not done over replicas: the costliest group first, to the least loaded replica.
+
+    Groups stay together; a replica's groups are in the order of `items`. A pure function, so every process computes
+    the same lists.
+    """
+    groups: dict[str, list[EvaluationItem]] = {}
+    for item in items:
+        if item.key not in done:
+            groups.setdefault(item.group, []).append(item)
+    order = {name: place for place, name in enumerate(groups)}
+    load = [0.0] * replicas
+    names_of: list[list[str]] = [[] for _ in range(replicas)]
+    for name in sorted(groups, key=lambda name: (-groups[name][0].cost, order[name])):
+        replica = min(range(replicas), key=lambda number: (load[number], number))
+        load[replica] += groups[name][0].cost
+        names_of[replica].append(name)
+    return [[item for name in sorted(names, key=order.__getitem__) for item in groups[name]] for names in names_of]
+
+
+def _answer(engine: Engine, task: EvaluationTask, item: EvaluationItem, leads: bool) -> AnswerRecord:
+    """Return the record of one answer, or of the error; an error on one process is one on all of the replica."""
     groups = (engine.groups.tp_cp, engine.groups.pp)
     try:
-        # One process unpacks, then all read headers; what one of them cannot read none of them waits for.
+        # One process unpacks the files before all read their headers. An error reaches all, so that none waits for it.
         together(lambda: task.prepare(item) if leads else None, *groups)
         asked = together(lambda: task.encode(engine, item), *groups)
         return task.ask(engine, item, asked)
@@ -74,10 +93,10 @@ def _ask(engine: Engine, task: Task, item: Item, leads: bool) -> Record:
 
 
 @contextlib.contextmanager
-def _progress(name: str, pending: int, share: Sequence[Item], replicas: int) -> Iterator[Any]:
-    """A function to call after each item, with whether it failed; the first process draws a bar of its replica's."""
+def _progress(name: str, pending: int, own: int, replicas: int) -> Iterator[Callable[[bool], None]]:
+    """Yield a function to call after each item, with whether it failed. The first process shows its replica's bar."""
     console = Console(stderr=True)
-    text = f"{name}: {pending} to ask" + (f", {len(share)} by the first of {replicas} replicas" if replicas > 1 else "")
+    text = f"{name}: {pending} to ask" + (f", {own} by the first of {replicas} replicas" if replicas > 1 else "")
     if is_first_process():
         console.print(text, highlight=False)
     bar = Progress(
@@ -91,12 +110,12 @@ def _progress(name: str, pending: int, share: Sequence[Item], replicas: int) -> 
         disable=not (is_first_process() and console.is_terminal),
     )
     with bar:
-        task = bar.add_task("", total=len(share), failed="")
+        row = bar.add_task("", total=own, failed="")
         failures = 0
 
-        def step(failed: bool) -> None:
+        def count(failed: bool) -> None:
             nonlocal failures
             failures += failed
-            bar.update(task, advance=1, failed=f"{failures} failed" if failures else "")
+            bar.update(row, advance=1, failed=f"{failures} failed" if failures else "")
 
-        yield step
+        yield count

@@ -1,4 +1,4 @@
-"""SubRip subtitles, and those that are on screen at some frames."""
+"""SubRip subtitles, and which of them are on screen at some frames."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Subtitle:
 
 
 def read_srt(path: Path) -> list[Subtitle]:
-    """The subtitles of a file in order of time; what is no subtitle in it is passed over."""
+    """Read the subtitles of a file in order of time; anything else in it is skipped."""
     lines = path.read_bytes().decode("utf-8-sig", errors="replace").splitlines()
     starts = [number for number, line in enumerate(lines) if _TIMES.search(line)]
     subtitles = []
@@ -34,7 +34,7 @@ def read_srt(path: Path) -> list[Subtitle]:
         match = _TIMES.search(lines[number])
         if match is None:
             continue
-        # The line before the next times is that subtitle's number.
+        # The line before a time line is the subtitle's number.
         text = " ".join(_MARKUP.sub("", " ".join(lines[number + 1 : following - 1])).split())
         if text:
             values = match.groups()
@@ -48,8 +48,8 @@ def _seconds(parts: Sequence[str]) -> float:
 
 
 def texts_at(subtitles: Sequence[Subtitle], times: Sequence[float]) -> list[str]:
-    """Texts on screen at any of `times` (seconds, ascending), each subtitle once, in order; a text said twice running
-    stays one.
+    """List the texts on screen at any of `times` (seconds, ascending), each subtitle once, in order. A text that
+    repeats the one before it is left out.
     """
     texts: list[str] = []
     for subtitle in subtitles:

@@ -1,4 +1,4 @@
-"""What an evaluation is made of: items that are answered one by one, and a report on the answers."""
+"""The interface of an evaluation task: items that the model answers one by one, and scores of the answers."""
 
 from __future__ import annotations
 
@@ -14,59 +14,59 @@ if TYPE_CHECKING:
     from longvita.inference.engine import Engine
     from longvita.inference.prompt_encoder import PromptEncoder
 
-Record = dict[str, Any]
-"""What is kept of one answer, as JSON; "error" instead of an answer where its media cannot be used."""
+AnswerRecord = dict[str, Any]
+"""What is kept of one answer, as JSON; "error" in place of an answer where the media cannot be used."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One thing to be asked."""
+class EvaluationItem:
+    """One prompt to answer."""
 
     key: str
-    """Its name, like no other's of the task."""
+    """Unique within the task."""
     group: str
-    """Items of a group show the same media: one replica asks them one after the other, so that these are read once."""
+    """Items of a group show the same media. One replica answers them one after the other, so media are read once."""
     cost: float
-    """About how long the media of its group take, in any unit."""
+    """Approximate time that the media of the group take, in any unit."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An item as the model is asked it."""
+class ItemPrompt:
+    """An encoded item."""
 
     prompt: Prompt
-    facts: Record
-    """What the record tells of it."""
+    facts: AnswerRecord
+    """What the record holds about the item in addition to the answer."""
 
 
-class Task(Protocol):
-    """An evaluation. Every process builds it from the same arguments."""
+class EvaluationTask(Protocol):
+    """A benchmark. Every process builds it from the same arguments."""
 
     name: str
 
     def identity(self, config: Config) -> Mapping[str, Any]:
-        """What answers depend on beside the model, as JSON: answers of another identity are not mixed with these."""
+        """Return what answers depend on in addition to the model, as JSON; answers of two identities are not mixed."""
 
     def check(self, encoder: PromptEncoder) -> None:
-        """Raises UserError where the settings leave no room for what is asked, before weights are read."""
+        """Raise UserError where the settings leave no room for the items, before weights are read."""
 
-    def items(self) -> Sequence[Item]:
-        """Everything that is asked, in the order of the report."""
+    def items(self) -> Sequence[EvaluationItem]:
+        """List all items in the order of the report."""
 
-    def prepare(self, item: Item) -> None:
-        """Brings the item's files into place; called by one process before the others come to them.
+    def prepare(self, item: EvaluationItem) -> None:
+        """Unpack the item's files. One process calls it before the others read them.
 
         Raises UserError where that fails.
         """
 
-    def encode(self, engine: Engine, item: Item) -> Asked:
-        """What is asked, on each process by itself. Raises UserError where its media cannot be used."""
+    def encode(self, engine: Engine, item: EvaluationItem) -> ItemPrompt:
+        """Encode the item, on each process by itself. Raises UserError where its media cannot be used."""
 
-    def ask(self, engine: Engine, item: Item, asked: Asked) -> Record:
-        """The answer, on all processes of a replica together. Raises UserError on all of them alike."""
+    def ask(self, engine: Engine, item: EvaluationItem, asked: ItemPrompt) -> AnswerRecord:
+        """Generate the answer, on all processes of a replica together. Raises the same UserError on all of them."""
 
-    def score(self, records: Mapping[str, Record]) -> dict[str, Any]:
-        """The scores; `records` by key, one for each item. "overall" and "failed" are among them."""
+    def score(self, records: Mapping[str, AnswerRecord]) -> dict[str, Any]:
+        """Compute the scores from one record for each item, by key. "overall" and "failed" are among the scores."""
 
-    def illustrate(self, records: Mapping[str, Record], folder: Path) -> None:
-        """Writes what people look at into the folder."""
+    def illustrate(self, records: Mapping[str, AnswerRecord], folder: Path) -> None:
+        """Write pictures or pages for people into the folder."""

@@ -1,10 +1,10 @@
-"""Video-MME (arXiv 2405.21075): multiple-choice questions on videos of eleven seconds to an hour, as downloaded.
+"""Video-MME (arXiv 2405.21075): multiple-choice questions about videos of eleven seconds to an hour, as downloaded.
 
-The folder holds `videomme/*.parquet` with the questions, the videos and subtitles by the column videoID, unpacked or in
-the .zip files that they come in. The prompts are the benchmark's own. A video gives as many frames as fit beside its
-longest question, at most inference.max_num_frames; subtitles are those on screen at the frames that the model sees. The
-headline score is right answers over all questions; a question whose video cannot be used counts as wrong, and is
-counted beside.
+The folder holds `videomme/*.parquet` with the questions, and the videos and subtitles, named by the column videoID,
+unpacked or in the .zip files of the download. The prompts are the benchmark's own. A video is shown with as many frames
+as fit next to its longest question, at most inference.max_num_frames; subtitles are those on screen at these frames.
+The headline score is right answers over all questions. A question whose video cannot be used counts as wrong, and under
+"failed" as well.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from longvita.config.schema import Config
 from longvita.data.errors import SampleError
 from longvita.data.media.video import chosen_frames, probe_video
 from longvita.data.sample import Turn
 from longvita.evaluation.choice import LETTERS, chosen_option
-from longvita.evaluation.media_files import VIDEO_SUFFIXES, DataSetError, MediaFiles
-from longvita.evaluation.mistakes_page import write_wrong_answers
-from longvita.evaluation.parquet_rows import read_rows
+from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, MediaFiles, read_rows
+from longvita.evaluation.mistakes_page import write_mistakes_page
 from longvita.evaluation.subtitles import read_srt, texts_at
-from longvita.evaluation.task import Asked, Item, Record
+from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt_encoder import PromptEncoder, PromptError
 from longvita.inference.sampling import Sampling
@@ -35,14 +36,14 @@ if TYPE_CHECKING:
 
 COLUMNS = ("videoID", "question_id", "duration", "domain", "sub_category", "task_type", "question", "options", "answer")
 BREAKDOWNS = ("duration", "domain", "task_type", "sub_category")
-"""Columns by which scores are told apart."""
+"""Columns by which scores are broken down."""
 MAX_NEW_TOKENS = 16
 _COST = {"short": 1.0, "medium": 6.0, "long": 30.0}
-"""About the minutes of a video."""
+"""Approximate minutes of a video."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class VideoQuestion:
     """One row of the data set."""
 
     question_id: str
@@ -58,13 +59,15 @@ class Question:
     """Letter of the right option."""
 
 
-class VideoMME:
-    """Args:
-    folder: the data set.
-    subtitles: whether the questions come with subtitles, where a video has some.
-    limit: ask this many questions alone, the first ones; all when None.
+class VideoMME(EvaluationTask):
+    """The Video-MME benchmark.
 
-    Raises DataSetError for a folder that is none, or lacks what it should hold.
+    Args:
+        folder: the data set.
+        subtitles: whether to show subtitles with the questions, where a video has some.
+        limit: ask only this many questions, the first ones; all when None.
+
+    Raises DataSetError for a folder that does not exist, or that lacks questions, videos or subtitles.
     """
 
     name = "video_mme"
@@ -80,8 +83,8 @@ class VideoMME:
         if self._subtitles is not None and not any(name in self._subtitles for name in names):
             raise DataSetError(f"{folder} holds no subtitles (.srt) of these videos; ask without --subtitles")
 
+    @override
     def identity(self, config: Config) -> Mapping[str, Any]:
-        """See Task."""
         return {
             "data": str(self.folder.resolve()),
             "subtitles": self.subtitles,
@@ -90,35 +93,35 @@ class VideoMME:
             "max_seq_len": config.inference.max_seq_len,
         }
 
+    @override
     def check(self, encoder: PromptEncoder) -> None:
-        """See Task."""
         asked = list(self.questions.values())
         if self._frames_that_fit(asked, [], encoder) < 1:
             raise self._no_room(asked, encoder)
 
-    def items(self) -> Sequence[Item]:
-        """See Task."""
-        return [Item(q.question_id, q.video, _COST.get(q.duration, 1.0)) for q in self.questions.values()]
+    @override
+    def items(self) -> Sequence[EvaluationItem]:
+        return [EvaluationItem(q.question_id, q.video, _COST.get(q.duration, 1.0)) for q in self.questions.values()]
 
-    def prepare(self, item: Item) -> None:
-        """See Task."""
+    @override
+    def prepare(self, item: EvaluationItem) -> None:
         video = self.questions[item.key].video
         self._videos.path(video, "video")
         if self._subtitles is not None and video in self._subtitles:
             self._subtitles.path(video, "subtitle")
 
-    def encode(self, engine: Engine, item: Item) -> Asked:
-        """See Task."""
+    @override
+    def encode(self, engine: Engine, item: EvaluationItem) -> ItemPrompt:
         question, encoder = self.questions[item.key], engine.encoder
         path = self._videos.path(question.video, "video")
         frames, lines = self._shown(question.video, path, encoder)
         messages = [{"role": "user", "content": "<video>\n" + prompt_text(question, lines)}]
         prompt = encoder.encode(messages, videos=[path], max_num_frames=len(frames))
         facts = {"frames": frames, "subtitles": len(lines), "prompt_tokens": len(prompt)}
-        return Asked(prompt, dataclasses.asdict(question) | facts)
+        return ItemPrompt(prompt, dataclasses.asdict(question) | facts)
 
-    def ask(self, engine: Engine, item: Item, asked: Asked) -> Record:
-        """See Task."""
+    @override
+    def ask(self, engine: Engine, item: EvaluationItem, asked: ItemPrompt) -> AnswerRecord:
         question, start = self.questions[item.key], time.monotonic()
         answer = "".join(engine.answer(asked.prompt, Sampling(max_new_tokens=MAX_NEW_TOKENS)))
         chosen = chosen_option(answer, question.options)
@@ -131,9 +134,10 @@ class VideoMME:
         }
 
     def _shown(self, video: str, path: Path, encoder: PromptEncoder) -> tuple[list[int], list[str]]:
-        """Indices of the frames that the model sees of a video, and the subtitles at them.
+        """Choose the frames that the model sees of a video, by index, and the subtitles at them.
 
-        They are the same for all its questions, so that their prompts begin alike: as many as fit beside the longest.
+        As many frames as fit next to the video's longest question: they are identical for all its questions, so that
+        the prompts have a common prefix.
         """
         config = encoder.config
         asked = [question for question in self.questions.values() if question.video == video]
@@ -153,7 +157,7 @@ class VideoMME:
             frames, lines = shown(limit)
             return len(frames) <= self._frames_that_fit(asked, lines, encoder)
 
-        # Fewer frames show fewer subtitles, so the largest limit that fits is looked for.
+        # The number of subtitles grows with that of the frames, so the largest limit that fits is found by bisection.
         limits = range(1, config.inference.max_num_frames + 1)
         fitting = bisect.bisect_left(limits, True, key=lambda limit: not fits(limit))
         if fitting == 0:
@@ -161,8 +165,8 @@ class VideoMME:
         return shown(limits[fitting - 1])
 
     @staticmethod
-    def _frames_that_fit(questions: Sequence[Question], lines: Sequence[str], encoder: PromptEncoder) -> int:
-        """Frames for which there is room beside the longest of some questions; below 1 if there is none."""
+    def _frames_that_fit(questions: Sequence[VideoQuestion], lines: Sequence[str], encoder: PromptEncoder) -> int:
+        """Return the number of frames that fit next to the longest of some questions; below 1 if none does."""
         template = encoder.template
         text = max(template.text_length((Turn("user", prompt_text(question, lines)),)) for question in questions)
         opening = len(template.encode_prompt([Turn("user", "?")], [], []).input_ids)
@@ -170,29 +174,29 @@ class VideoMME:
         return room // template.tokens_per_frame
 
     @staticmethod
-    def _no_room(questions: Sequence[Question], encoder: PromptEncoder) -> LengthError:
+    def _no_room(questions: Sequence[VideoQuestion], encoder: PromptEncoder) -> LengthError:
         return LengthError(
             f"--max_seq_len {encoder.config.inference.max_seq_len} leaves no room for a frame of "
-            f"{encoder.template.tokens_per_frame} tokens beside the questions about {questions[0].video}; raise it"
+            f"{encoder.template.tokens_per_frame} tokens next to the questions about {questions[0].video}; raise it"
         )
 
-    def score(self, records: Mapping[str, Record]) -> dict[str, Any]:
-        """See Task."""
+    @override
+    def score(self, records: Mapping[str, AnswerRecord]) -> dict[str, Any]:
         return score(self._described(records))
 
-    def illustrate(self, records: Mapping[str, Record], folder: Path) -> None:
-        """See Task."""
+    @override
+    def illustrate(self, records: Mapping[str, AnswerRecord], folder: Path) -> None:
         wrong = [record for record in self._described(records) if not record.get("right")]
-        write_wrong_answers(folder / "wrong.html", wrong, lambda name: self._videos.path(name, "video"))
+        write_mistakes_page(folder / "wrong.html", wrong, lambda name: self._videos.path(name, "video"))
 
-    def _described(self, records: Mapping[str, Record]) -> list[Record]:
+    def _described(self, records: Mapping[str, AnswerRecord]) -> list[AnswerRecord]:
         return [{**dataclasses.asdict(question), **records[key]} for key, question in self.questions.items()]
 
 
-def read_questions(folder: Path) -> list[Question]:
-    """The questions of a data set, in its order. Raises DataSetError."""
+def read_questions(folder: Path) -> list[VideoQuestion]:
+    """Read the questions of a data set, in its order. Raises DataSetError."""
     if not folder.is_dir():
-        raise DataSetError(f"the data set {folder} is no folder; give the folder of Video-MME with --data")
+        raise DataSetError(f"the data set {folder} is not a folder; give the folder of Video-MME with --data")
     paths = sorted(folder.rglob("*.parquet"))
     if not paths:
         raise DataSetError(f"{folder} holds no .parquet file; Video-MME has videomme/test-00000-of-00001.parquet")
@@ -205,15 +209,15 @@ def read_questions(folder: Path) -> list[Question]:
                 f"question {values['question_id']} of {folder} has the options {list(options)} and the answer "
                 f"{values['answer']!r}, which is not the letter of one of them"
             )
-        questions.append(Question(video=values.pop("videoID"), options=options, **values))
+        questions.append(VideoQuestion(video=values.pop("videoID"), options=options, **values))
     repeated = len(questions) - len({question.question_id for question in questions})
     if repeated:
         raise DataSetError(f"{repeated} questions of {folder} have the same question_id as another")
     return questions
 
 
-def prompt_text(question: Question, subtitles: Sequence[str]) -> str:
-    """The benchmark's prompt; subtitles stand before the question, so that all questions on a video begin alike."""
+def prompt_text(question: VideoQuestion, subtitles: Sequence[str]) -> str:
+    """Compose the benchmark's prompt, subtitles before the question: prompts about one video have a common prefix."""
     *first, last = tuple(LETTERS[: len(question.options)])
     shown = "This video's subtitles are listed below:\n" + "\n".join(subtitles) + "\n" if subtitles else ""
     sources = "the video and the subtitles" if subtitles else "the video"
@@ -225,10 +229,10 @@ def prompt_text(question: Question, subtitles: Sequence[str]) -> str:
     )
 
 
-def score(records: Sequence[Record]) -> dict[str, Any]:
-    """Right and asked questions and their ratio, over all and by each of BREAKDOWNS; `failed` and `unclear` beside."""
+def score(records: Sequence[AnswerRecord]) -> dict[str, Any]:
+    """Count right and asked questions, over all and by each of BREAKDOWNS, and `failed` and `unclear` ones."""
 
-    def part(chosen: Sequence[Record]) -> dict[str, Any]:
+    def part(chosen: Sequence[AnswerRecord]) -> dict[str, Any]:
         right = sum(bool(record.get("right")) for record in chosen)
         return {"right": right, "asked": len(chosen), "accuracy": right / max(len(chosen), 1)}
 

@@ -1,4 +1,4 @@
-"""`longvita evaluate` and scripts/evaluate.sh, with a model that says B to everything, so that scores count by hand."""
+"""`longvita evaluate` and scripts/evaluate.sh, with a model that always answers B: scores can be counted by hand."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_other_settings_and_wrong_data_are_refused(model, tmp_path):
     assert "max_num_frames 6 there and 3 here" in other.stderr
     for arguments, message in (
         (("--task", "video-mme"), "choose video_mme or needle"),
-        (("--data", tmp_path / "nowhere"), "is no folder"),
+        (("--data", tmp_path / "nowhere"), "is not a folder"),
         (("--replicas", 0), "--replicas is 0"),
     ):
         refused = run(command(model.folder, data, tmp_path / "new", *arguments))
@@ -152,7 +152,7 @@ def test_other_settings_and_wrong_data_are_refused(model, tmp_path):
         assert "Traceback" not in refused.stderr
 
 
-def test_a_broken_video_is_set_aside_and_asked_again(model, tmp_path):
+def test_questions_about_a_broken_video_fail_and_are_asked_again(model, tmp_path):
     data, output = write_data(tmp_path / "data"), tmp_path / "out"
     whole = (data / "video" / "rabbit.mp4").read_bytes()
     (data / "video" / "rabbit.mp4").write_bytes(b"no video")

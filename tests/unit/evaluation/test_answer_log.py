@@ -5,7 +5,7 @@ import pytest
 from longvita.evaluation.answer_log import AnswerWriter, OutputError, claim, read_answers
 
 
-def test_half_a_line_is_passed_over_and_written_over(tmp_path):
+def test_an_incomplete_line_is_skipped_and_overwritten(tmp_path):
     writer = AnswerWriter(tmp_path, 0)
     writer.add({"key": "one", "right": True})
     writer.close()
@@ -19,7 +19,7 @@ def test_half_a_line_is_passed_over_and_written_over(tmp_path):
     assert [json.loads(line)["key"] for line in lines] == ["one", "three"]
 
 
-def test_an_answer_stands_before_a_failure_wherever_they_are_written(tmp_path):
+def test_an_answer_counts_more_than_a_failure_in_either_order(tmp_path):
     for replica, records in enumerate(
         [[{"key": "a", "x": 1}, {"key": "b", "error": "no"}], [{"key": "a", "error": "n"}]]
     ):
@@ -44,7 +44,7 @@ def test_a_folder_belongs_to_one_run(tmp_path):
         claim(tmp_path / "file", {})
 
 
-def test_a_process_that_does_not_write_only_looks(tmp_path):
+def test_a_process_that_does_not_write_only_compares(tmp_path):
     claim(tmp_path / "out", {"model": "m"}, write=False)
     assert not (tmp_path / "out").exists()
     claim(tmp_path / "out", {"model": "m"})
@@ -52,7 +52,7 @@ def test_a_process_that_does_not_write_only_looks(tmp_path):
         claim(tmp_path / "out", {"model": "other"}, write=False)
 
 
-def test_damage_and_a_folder_that_cannot_be_written_are_told(tmp_path):
+def test_damage_and_a_folder_that_cannot_be_written_are_reported(tmp_path):
     (tmp_path / "answers.0.jsonl").write_text("no JSON\n")
     with pytest.raises(OutputError, match=r"answers\.0\.jsonl is damaged"):
         read_answers(tmp_path)

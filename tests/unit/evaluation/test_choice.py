@@ -49,11 +49,11 @@ OPTIONS = ("A. A red car", "B. A red car and a dog", "C. Nobody.", "D. In 1984")
         ("what a day it was: option dog", None),
     ],
 )
-def test_what_an_answer_means(answer, letter):
+def test_the_option_that_an_answer_names(answer, letter):
     assert chosen_option(answer, OPTIONS) == letter
 
 
-def test_words_within_other_words_are_no_option():
+def test_words_inside_other_words_name_no_option():
     options = ["A. cart", "B. art", "C. man", "D. woman"]
     assert chosen_option("a man and a woman", options) is None
     assert chosen_option("a woman", options) == "D"

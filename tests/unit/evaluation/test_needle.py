@@ -10,7 +10,7 @@ from pyarrow import parquet
 from longvita.data.media.image import IMAGE_MEAN, IMAGE_STD
 from longvita.data.media.video import VideoFacts, chosen_frames
 from longvita.data.tokenizer import load_tokenizer
-from longvita.evaluation.media_files import DataSetError
+from longvita.evaluation.data_set_files import DataSetError
 from longvita.evaluation.needle import DEPTHS, LENGTHS, NeedleInVideo, read_needles, seconds_of
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt import common_prefix
@@ -63,7 +63,7 @@ def test_the_rules_of_v_niah():
 
 
 @pytest.mark.parametrize(("depth", "place"), [(0.0, 0), (0.5, 2), (0.99, 4), (1.0, 5)])
-def test_the_needle_stands_between_the_frames(folder, tokenizer, encoder, depth, place):
+def test_the_needle_is_inserted_between_the_frames(folder, tokenizer, encoder, depth, place):
     task = NeedleInVideo(folder, [5], [depth])
     prompt = task.prompt(5, depth, 1, encoder)
     wanted = [[20 * number] * 3 for number in range(5)]
@@ -74,7 +74,7 @@ def test_the_needle_stands_between_the_frames(folder, tokenizer, encoder, depth,
     assert tokenizer.decode(list(prompt.input_ids)).count("Which colour?") == 1
 
 
-def test_what_two_prompts_share_is_the_film_before_the_needle(folder, encoder):
+def test_the_common_prefix_of_two_prompts_is_the_film_before_the_needle(folder, encoder):
     task = NeedleInVideo(folder, [6, 10], [0.5])
     first, second = (task.prompt(6, 0.5, number, encoder) for number in (0, 1))
     per_tile = encoder.config.model.tokens_per_tile
@@ -94,7 +94,7 @@ def test_needles_of_a_parquet_table(folder):
     assert (needle.question, needle.answer, needle.picture.getpixel((4, 4))) == ("Q?", "A", COLOURS[0])
 
 
-def test_what_is_refused(folder, tmp_path):
+def test_broken_folders_are_refused(folder, tmp_path):
     with pytest.raises(DataSetError, match="has 12 frames at one a second, but 13 are asked for"):
         NeedleInVideo(folder, [4, 13], [0.5])
     with pytest.raises(DataSetError, match="depths from 0 to 1"):

@@ -29,7 +29,7 @@ def test_a_file_is_read_in_order_of_time_without_its_markup(tmp_path):
     ]
 
 
-def test_what_is_no_subtitle_file_has_none(tmp_path):
+def test_another_kind_of_file_has_no_subtitles(tmp_path):
     path = tmp_path / "a.srt"
     path.write_bytes(b"\xff\xfe no times here\n\n00:00 --> nowhere\n")
     assert read_srt(path) == []

@@ -4,7 +4,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from longvita.data.tokenizer import load_tokenizer
-from longvita.evaluation.media_files import DataSetError
+from longvita.evaluation.data_set_files import DataSetError
 from longvita.evaluation.video_mme import VideoMME, prompt_text, read_questions, score
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt_encoder import PromptEncoder
@@ -62,8 +62,8 @@ def test_broken_tables(write, changes, message):
         read_questions(write(*changes))
 
 
-def test_what_a_folder_may_lack(write, tmp_path):
-    with pytest.raises(DataSetError, match="is no folder"):
+def test_folders_that_lack_something(write, tmp_path):
+    with pytest.raises(DataSetError, match="is not a folder"):
         read_questions(tmp_path / "nowhere")
     with pytest.raises(DataSetError, match=r"holds no \.parquet"):
         read_questions(tmp_path)
@@ -100,7 +100,7 @@ def test_scores_count_failures_as_wrong():
     assert (scores["failed"], scores["unclear"]) == (1, 1)
 
 
-def test_a_video_gives_as_many_frames_as_fit_beside_its_longest_question(write, tmp_path):
+def test_a_video_is_shown_with_as_many_frames_as_fit_next_to_its_longest_question(write, tmp_path):
     """Frames of 3 tokens, one a second; a subtitle at each."""
     folder = write({}, {"question_id": "001-2", "question": "Why? " * 20})
     (folder / "abc").mkdir()

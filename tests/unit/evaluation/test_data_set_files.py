@@ -3,7 +3,7 @@ import zipfile
 
 import pytest
 
-from longvita.evaluation.media_files import DataSetError, MediaFiles
+from longvita.evaluation.data_set_files import DataSetError, MediaFiles
 
 
 def test_files_are_found_unpacked_or_packed_and_never_written_outside(tmp_path):
@@ -26,7 +26,7 @@ def test_files_are_found_unpacked_or_packed_and_never_written_outside(tmp_path):
         files.path("four", "video")
 
 
-def test_broken_archives_are_told(tmp_path):
+def test_broken_archives_are_reported(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"PK no more")
     with pytest.raises(DataSetError, match=r"a\.zip cannot be read.*download it again"):
         MediaFiles(tmp_path, (".mp4",))

@@ -1,12 +1,13 @@
-"""Files of a data set by name, where it was unpacked or still lies in .zip files."""
+"""Files of a data set: media by name, unpacked or still in .zip files, and rows of Parquet tables."""
 
 from __future__ import annotations
 
 import shutil
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from longvita.errors import UserError
 
@@ -14,11 +15,11 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 
 class DataSetError(UserError, ValueError):
-    """A data set that is not as it should be."""
+    """A data set with missing or damaged files or values."""
 
 
 class MediaFiles:
-    """The files below a folder, and in its .zip files, whose endings are among `suffixes`; by name without ending.
+    """Index the files with one of `suffixes` below a folder and in its .zip files, by name without suffix.
 
     Raises DataSetError for a .zip file that cannot be read.
     """
@@ -31,24 +32,24 @@ class MediaFiles:
             if path.suffix.lower() in suffixes:
                 self._paths.setdefault(path.stem, path)
             elif path.suffix.lower() == ".zip":
-                self._look_into(path, suffixes)
+                self._index_archive(path, suffixes)
 
     def __contains__(self, name: str) -> bool:
         return name in self._paths or name in self._packed
 
     def path(self, name: str, below: str) -> Path:
-        """Where the file is. One that is packed is unpacked into the folder `below` in the data set's first.
+        """Return the path of a file, after unpacking it into the folder `below` of the data set if it is in a .zip.
 
-        Raises DataSetError where there is none, or no room for it.
+        Raises DataSetError where there is no such file, or no room for it.
         """
         if name in self._paths:
             return self._paths[name]
         if name not in self._packed:
             raise DataSetError(f"{self.folder} holds no file of {name}, neither unpacked nor in a .zip file")
         archive, member = self._packed[name]
-        # The name alone of what the archive says, so that nothing is written elsewhere.
+        # Only the last part of the archive's path, so that nothing is written outside the folder.
         target = self.folder / below / PurePosixPath(member).name
-        # One process at a time asks for a video's files, so what an earlier one left half-done is written over.
+        # Only one process at a time unpacks a file, so a partial file of an interrupted one can be overwritten.
         part = target.with_name(f"{target.name}.part")
         try:
             if not target.exists():
@@ -64,7 +65,7 @@ class MediaFiles:
         self._paths[name] = target
         return target
 
-    def _look_into(self, archive: Path, suffixes: Collection[str]) -> None:
+    def _index_archive(self, archive: Path, suffixes: Collection[str]) -> None:
         try:
             with zipfile.ZipFile(archive) as opened:
                 members = opened.namelist()
@@ -75,3 +76,20 @@ class MediaFiles:
             hidden = name.name.startswith(".") or "__MACOSX" in name.parts
             if name.suffix.lower() in suffixes and not hidden:
                 self._packed.setdefault(name.stem, (archive, member))
+
+
+def read_rows(paths: Sequence[Path], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Read some columns of Parquet files as rows. Raises DataSetError for a file that is damaged or lacks a column."""
+    from pyarrow import ArrowException, parquet
+
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            names = parquet.read_schema(path).names
+            missing = [column for column in columns if column not in names]
+            if missing:
+                raise DataSetError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(names)}")
+            rows += parquet.read_table(path, columns=list(columns)).to_pylist()
+        except (ArrowException, OSError) as error:
+            raise DataSetError(f"{path} cannot be read as Parquet: {error}; download it again") from error
+    return rows
