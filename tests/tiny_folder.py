@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from longvita.checkpoint.hf.weights import write_long_vita
+from longvita.checkpoint.hf.write_weights import write_long_vita
 from longvita.checkpoint.save import save_weights
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer, load_transformers_tokenizer
 from longvita.model.build import build_model

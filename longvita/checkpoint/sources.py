@@ -51,6 +51,6 @@ def load_weights(models: Sequence[LongVITA], source: str | Path, groups: Paralle
 
         load.load_weights(models, resume.intact_checkpoint(Path(source).expanduser()), platform)
     else:
-        from longvita.checkpoint.hf.weights import read_weights
+        from longvita.checkpoint.hf.read_weights import read_weights
 
         read_weights(models, source, groups)

@@ -187,8 +187,7 @@ def _convert_optimizer_in_world(payload: dict[str, Any], config: Config, groups:
 
 
 def _convert_in_world(payload: dict[str, Any], config: Config, groups: Any, platform: Any) -> int:
-    from longvita.checkpoint.hf.internvl import write_internvl
-    from longvita.checkpoint.hf.weights import write_long_vita
+    from longvita.checkpoint.hf.write_weights import write_internvl, write_long_vita
     from longvita.checkpoint.save import save_weights
     from longvita.checkpoint.sources import load_weights
     from longvita.model.build import build_model

@@ -1,30 +1,34 @@
-"""Checkpoints of a run in another format of the optimizer's state.
+"""Save a run's checkpoint again with the optimizer's state in another format.
 
-`fully_reshardable` holds each parameter's state whole: any layout and any platform can go on from it, if its optimizer
-can load it. `dp_reshardable` holds what each process of one platform held: it is the format that MindSpeed's optimizer
-loads, and only that platform can read it, for the order of parameters in it is that of the platform's layers. So both
-ways are gone on the platform of the `dp_reshardable` checkpoint.
+`fully_reshardable` stores each parameter's complete state: any layout and any platform can resume from it, if its
+optimizer can load it. `dp_reshardable` stores the shards of each process of one platform: MindSpeed's optimizer loads
+this format, and only the platform that saved it can read it, since its parameters are in the order of that platform's
+layers. Both conversions therefore run on the platform of the `dp_reshardable` checkpoint.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from longvita.config.schema import Config
-from longvita.parallel.groups import ParallelGroups
+
+if TYPE_CHECKING:
+    from longvita.parallel.groups import ParallelGroups
+    from longvita.platforms.base import Platform
 
 FORMATS = ("fully_reshardable", "dp_reshardable")
 
 
 def resave(
-    source: Path, target: Path, sharding_type: str, config: Config, groups: ParallelGroups, platform: Any
+    source: Path, target: Path, sharding_type: str, config: Config, groups: ParallelGroups, platform: Platform
 ) -> None:
-    """Writes the newest checkpoint of `source` anew into the output folder `target` of a run that goes on from it.
+    """Save the newest checkpoint of `source` again, into the output folder `target` of a run that will resume from it.
 
     Weights, optimizer, schedule and position in the data are kept; random states only at the same layout. A collective.
-    Raises CheckpointError, see longvita.checkpoint.load.load_state.
+    Raises CheckpointError as longvita.checkpoint.load.load_state does.
     """
+    # Not at the top: a platform must be activated before megatron-core is imported.
     from longvita.checkpoint.load import load_state
     from longvita.checkpoint.resume import intact_checkpoint
     from longvita.checkpoint.save import Checkpointer

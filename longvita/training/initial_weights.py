@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longvita.checkpoint.hf.weights import read_weights
+from longvita.checkpoint.hf.read_weights import read_weights
 from longvita.checkpoint.load import load_weights
 from longvita.checkpoint.resume import intact_checkpoint
 from longvita.checkpoint.step_folders import is_checkpoint

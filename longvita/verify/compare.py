@@ -1,50 +1,58 @@
-"""Compares what a model computes in a layout with golden vectors: features, logits, loss, gradients, greedy tokens.
+"""Compare a model at one layout with golden vectors: image features, logits, loss, gradients, greedy tokens.
 
-Everything runs the way training and generation run it: pipeline schedule, sharded tiles, reduced gradients, chunked
-prefill and KV cache.
+Everything runs as in training and generation: pipeline schedule, sharded tiles, reduced gradients, chunked prefill and
+KV cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
-from longvita.checkpoint.hf.gather import Gatherer
-from longvita.checkpoint.hf.tensor_inventory import hf_tensors
-from longvita.checkpoint.hf.tensor_map import Mapper
+from longvita.checkpoint.hf.gather_tensors import Gatherer
+from longvita.checkpoint.hf.tensor_map import Mapper, hf_tensors
 from longvita.checkpoint.hf.tensor_names import LONG_VITA
+from longvita.checkpoint.sources import load_weights
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
+from longvita.inference.engine import Engine
+from longvita.model.build import build_model
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import schedule_length
-from longvita.verify.checks import TOLERANCES, Check, report
-from longvita.verify.golden import Golden, load_golden
+from longvita.platforms.base import Platform
+from longvita.training.state import build_state
+from longvita.training.step import forward_backward
+from longvita.verify.golden import Golden
+
+TOLERANCES = {"image features": 2e-4, "logits": 2e-4, "loss": 1e-5, "gradients": 1e-3, "greedy tokens": 0.0}
+"""Largest differences allowed: absolute; for gradients relative to the tensor's largest value; tokens must be equal."""
 
 
-def run(payload: dict[str, Any], config: Config, groups: ParallelGroups, platform: Any) -> int:
-    """The comparisons in one process of the world: 0 when all is within tolerance, 1 otherwise. Rank 0 prints.
+@dataclass(frozen=True)
+class Check:
+    """One comparison."""
 
-    payload: `source` (model folder or Hub id), `golden` (folder), `json` (bool).
-    """
-    checks = compare(payload["source"], load_golden(payload["golden"]), config, groups, platform)
-    if dist.get_rank() == 0:
-        report(checks, payload["source"], config.layout, payload["json"])
-    made = any(check.difference is not None for check in checks)
-    return 0 if made and all(check.passed for check in checks) else 1
+    name: str
+    difference: float | None
+    """Largest difference; None when nothing was compared."""
+    tolerance: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance; a check without a comparison does not fail."""
+        return self.difference is None or self.difference <= self.tolerance
 
 
-def compare(source: str, golden: Golden, config: Config, groups: ParallelGroups, platform: Any) -> list[Check]:
-    """All comparisons, the same list on every rank. Collective; the world is one replica of the layout."""
-    from longvita.checkpoint.sources import load_weights
-    from longvita.model.build import build_model
-    from longvita.training.state import build_state
-    from longvita.training.step import forward_backward
-
+def compare(source: str, golden: Golden, config: Config, groups: ParallelGroups, platform: Platform) -> list[Check]:
+    """Make all checks; the list is identical on every rank. A collective; the world is one replica of the layout."""
     models = build_model(config, groups, platform, fresh=False)
     load_weights(models, source, groups, platform)
     unit = config.layout.tensor_parallel if config.layout.sequence_parallel else 1
@@ -65,7 +73,7 @@ def compare(source: str, golden: Golden, config: Config, groups: ParallelGroups,
 
 
 def gather_gradients(state: TrainingState) -> None:
-    """Fills each rank's gradient buffers with the shards that the distributed optimizer left on the others."""
+    """Fill each rank's gradient buffers with the shards that the distributed optimizer left on the others."""
     group = state.groups.dp_cp
     if group.size() == 1:
         return
@@ -81,7 +89,7 @@ def _absent(value: object) -> str:
 
 
 def _features(models: Sequence[LongVITA], golden: Golden, tiles: Tensor, groups: ParallelGroups) -> Check:
-    """Each rank of the first stage encodes its own tiles, as in training."""
+    """Image features; each rank of the first stage encodes its own tiles, as in training."""
     name = "image features"
     if golden.features is None:
         return Check(name, None, TOLERANCES[name], _absent(None))
@@ -107,7 +115,6 @@ def _logits(models: Sequence[LongVITA], golden: Golden, batch: Any, groups: Para
 @torch.no_grad()
 def pipeline_logits(models: Sequence[LongVITA], batch: Any, groups: ParallelGroups) -> Tensor | None:
     """Logits [t, v] of a micro batch through the pipeline: fp32 on every TP rank of the last stage, None elsewhere."""
-    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
     def forward(stream: Any, model: LongVITA) -> tuple[Any, Callable]:
         return model(next(stream), mode="logits"), lambda output, non_loss_data: output
@@ -131,7 +138,7 @@ def pipeline_logits(models: Sequence[LongVITA], batch: Any, groups: ParallelGrou
 
 
 def _gradients(models: Sequence[LongVITA], golden: Golden, config: Config, groups: ParallelGroups) -> list[Check]:
-    """Gradients that the optimizer would get, put together from all ranks, under the published names."""
+    """The optimizer's gradients, gathered from all ranks under the published names."""
     tolerance = TOLERANCES["gradients"]
     if not golden.gradients:
         return [Check("gradients", None, tolerance, _absent(None))]
@@ -144,8 +151,8 @@ def _gradients(models: Sequence[LongVITA], golden: Golden, config: Config, group
             checks.append(Check(f"grad {name}", float("inf"), tolerance, "the model has no such tensor"))
             continue
         ((_, found),) = gatherer.tensors([known[name]])
-        share = None if found is None else _largest(found, wanted) / max(float(wanted.abs().max()), 1e-30)
-        box = [share]
+        relative = None if found is None else _largest(found, wanted) / max(float(wanted.abs().max()), 1e-30)
+        box = [relative]
         dist.broadcast_object_list(box)
         checks.append(Check(f"grad {name}", box[0], tolerance, "of the largest"))
     return checks
@@ -156,10 +163,10 @@ def _gradient(parameter: torch.nn.Parameter) -> Tensor:
     return getattr(parameter, "main_grad")  # noqa: B009
 
 
-def _tokens(models: Sequence[LongVITA], golden: Golden, config: Config, groups: ParallelGroups, platform: Any) -> Check:
-    """Greedy tokens through chunked prefill and KV cache; the difference is the number of tokens that differ."""
-    from longvita.inference.engine import Engine
-
+def _tokens(
+    models: Sequence[LongVITA], golden: Golden, config: Config, groups: ParallelGroups, platform: Platform
+) -> Check:
+    """Greedy tokens from chunked prefill and KV cache; the difference is the number of tokens that differ."""
     name, wanted = "greedy tokens", golden.greedy_tokens
     if wanted is None or golden.rows != 1:
         return Check(name, None, 0.0, _absent(None))
@@ -178,5 +185,5 @@ def _largest(found: Tensor, wanted: Tensor) -> float:
 
 
 def _worst(values: Any) -> float:
-    """The largest; a value that is not a number counts as infinite, so that it can't pass."""
+    """The largest value; NaN counts as infinite, so that it cannot pass."""
     return max((float("inf") if value != value else value for value in values), default=float("inf"))

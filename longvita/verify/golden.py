@@ -1,8 +1,8 @@
-"""Golden vectors: inputs of a model and what it made of them once, in a folder.
+"""Golden vectors: recorded inputs and outputs of a model, in a folder.
 
 `golden.safetensors`: `input_ids` [b, s]; `labels` [b, s], unshifted, -100 ignored; `images` [n, 3, H, W];
 `image_indices` [2, n, tokens per tile] (row, position); and any of `image_features` [n, tokens per tile, h], `logits`
-[b, s, v], `loss` [1], `grad.NAME` with NAME of the published layout. `golden.json`: `greedy_tokens` after the prompt.
+[b, s, v], `loss` [1], `grad.NAME` with NAME of the published format. `golden.json`: `greedy_tokens` after the prompt.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _GRADIENT = "grad."
 
 @dataclass(frozen=True)
 class Golden:
-    """The inputs, packed as t = b * s tokens, and the outputs that the folder has (None for those it lacks)."""
+    """The inputs, packed as t = b * s tokens, and the outputs in the folder (None for absent ones)."""
 
     rows: int
     """b: rows of the batch, each a document."""
     input_ids: Tensor
     """[t] int64."""
     labels: Tensor
-    """[t] int64, shifted: the target of each position; -100 ignored."""
+    """[t] int64, shifted: the target of each position; -100 is ignored."""
     images: Tensor
     """[n, 3, H, W] float32."""
     tile_starts: Tensor
@@ -49,7 +49,7 @@ class Golden:
     """[t, v]."""
     loss: float | None
     gradients: dict[str, Tensor]
-    """By the tensor's name in the published layout."""
+    """By the tensor's name in the published format."""
     greedy_tokens: list[int] | None
 
     @property
@@ -83,7 +83,7 @@ def load_golden(folder: str | Path) -> Golden:
     """The golden vectors of a folder. Raises CheckpointError when the inputs are absent, damaged or do not fit."""
     path = Path(folder) / "golden.safetensors"
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there; --golden takes a folder with golden.safetensors and golden.json")
+        raise CheckpointError(f"{path} is not there; --golden needs a folder with golden.safetensors and golden.json")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -116,20 +116,19 @@ def _shifted(labels: Tensor) -> Tensor:
 
 
 def _tile_starts(indices: Tensor, length: int, path: Path) -> Tensor:
-    """First position of each tile among the packed tokens; a tile's tokens must stand side by side, tiles in order."""
+    """First position of each tile among the packed tokens; a tile's tokens must be consecutive, tiles in order."""
     positions = indices[0] * length + indices[1]
     starts = positions[:, 0]
-    side_by_side = starts[:, None] + torch.arange(positions.shape[1])
-    if not torch.equal(positions, side_by_side) or bool((starts.diff() <= 0).any()):
+    consecutive = starts[:, None] + torch.arange(positions.shape[1])
+    if not torch.equal(positions, consecutive) or bool((starts.diff() <= 0).any()):
         raise CheckpointError(f"{path}: image_indices is not runs of consecutive positions in ascending order")
     return starts
 
 
 def golden_config(model: ModelConfig, layout: LayoutConfig, golden: Golden, platform: str) -> Config:
-    """The configuration in which golden vectors are computed: fp32, and a prefill of several chunks.
+    """The config to compare golden vectors with: fp32, and a prefill of several chunks, which tests the KV cache too.
 
-    Chunks make the golden tokens cover the KV cache too. Raises CheckpointError for vectors of another model's sizes,
-    or with nothing to compare.
+    Raises CheckpointError for vectors of another model's sizes, or with nothing to compare.
     """
     _check_sizes(model, golden)
     answer = len(golden.greedy_tokens or [])
@@ -149,7 +148,7 @@ def golden_config(model: ModelConfig, layout: LayoutConfig, golden: Golden, plat
 
 
 def _check_sizes(model: ModelConfig, golden: Golden) -> None:
-    """Raises CheckpointError where the inputs or outputs cannot be this model's."""
+    """Raise CheckpointError when the inputs or outputs cannot be this model's."""
     outcomes = (golden.features, golden.logits, golden.loss, golden.greedy_tokens)
     if all(outcome is None for outcome in outcomes) and not golden.gradients:
         raise CheckpointError("the golden folder holds inputs alone: no features, logits, loss, gradients or tokens")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from longvita.attention import kv_cache
 from longvita.attention.kv_cache import KVCache, allocated_bytes
 from longvita.checkpoint.hf.config_json import model_config_from_folder
-from longvita.checkpoint.hf.weights import read_weights
+from longvita.checkpoint.hf.read_weights import read_weights
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.inference.engine import Engine

@@ -13,10 +13,10 @@ from torch import Tensor
 from longvita.checkpoint import manifest
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.config_json import long_vita_settings, model_config_from_folder, write_json
-from longvita.checkpoint.hf.internvl import write_internvl
-from longvita.checkpoint.hf.tensor_inventory import hf_tensors, parameter_names
+from longvita.checkpoint.hf.read_weights import read_weights
+from longvita.checkpoint.hf.tensor_map import hf_tensors, parameter_names
 from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA
-from longvita.checkpoint.hf.weights import read_weights, write_long_vita
+from longvita.checkpoint.hf.write_weights import write_internvl, write_long_vita
 from longvita.checkpoint.save import save_weights
 from longvita.checkpoint.sources import load_weights, model_config
 from longvita.commands import convert

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longvita.checkpoint.hf.internvl import write_internvl
-from longvita.checkpoint.hf.weights import read_weights, write_long_vita
+from longvita.checkpoint.hf.read_weights import read_weights
+from longvita.checkpoint.hf.write_weights import write_internvl, write_long_vita
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.model.build import build_model

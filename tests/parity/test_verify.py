@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longvita.commands import convert
+from longvita.commands import verify as verify_command
+from longvita.commands.verify import print_checks
 from longvita.config.schema import LayoutConfig
 from longvita.errors import UserError
-from longvita.verify.checks import Check, report
+from longvita.verify.compare import Check
 
 GRADIENTS = {
     "grad lm_head.weight",
@@ -64,7 +65,7 @@ def test_a_changed_model_is_beyond_the_tolerance(repository: Path, golden: Path,
     assert checks["image features"], "the change is in the language model"
 
 
-def test_a_figure_that_is_not_among_the_golden_vectors_is_said_so(golden: Path, capsys: pytest.CaptureFixture):
+def test_an_absent_golden_vector_is_printed_as_such(golden: Path, capsys: pytest.CaptureFixture):
     layout = LayoutConfig(tensor_parallel=2, sequence_parallel=True)
     checks = [
         Check("image features", 1e-6, 2e-4),
@@ -73,7 +74,7 @@ def test_a_figure_that_is_not_among_the_golden_vectors_is_said_so(golden: Path, 
         Check("grad x", float("inf"), 1e-3, "the model has no such tensor"),
     ]
     assert [check.passed for check in checks] == [True, False, True, False]
-    report(checks, "MODEL", layout, as_json=False)
+    print_checks(checks, "MODEL", layout, as_json=False)
     text = capsys.readouterr().out
     lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
     assert "tp=2,sp=true" in text
@@ -81,7 +82,7 @@ def test_a_figure_that_is_not_among_the_golden_vectors_is_said_so(golden: Path, 
     assert "1.00e+00" in lines["loss"]
     assert "ok" in lines["image features"]
     assert "not among the golden vectors" in lines["logits"]
-    report(checks, "MODEL", layout, as_json=True)
+    print_checks(checks, "MODEL", layout, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert not found["passed"]
     assert [check["difference"] for check in found["checks"]] == [1e-6, 1.0, None, None]
@@ -99,9 +100,9 @@ def test_a_figure_that_is_not_among_the_golden_vectors_is_said_so(golden: Path, 
 def test_a_layout_that_does_not_fit_ends_before_any_process_starts(
     golden: Path, layout: str, message: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(convert, "launch", lambda *arguments: pytest.fail("a process was started"))
+    monkeypatch.setattr(verify_command, "launch_replica", lambda *arguments: pytest.fail("a process was started"))
     with pytest.raises(UserError, match=message):
-        convert.verify(str(golden / "model"), str(golden / "model"), layout)
+        verify_command.verify(str(golden / "model"), str(golden / "model"), layout)
 
 
 def test_a_damaged_model_ends_with_one_message(repository: Path, golden: Path, tmp_path: Path):
@@ -112,8 +113,8 @@ def test_a_damaged_model_ends_with_one_message(repository: Path, golden: Path, t
     save_file(tensors, model / "model.safetensors")
     done = verify(repository, model, golden / "model", "pp=2")
     assert done.returncode == 2
-    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1
-    assert "(64, 159)" in told[0]
-    assert "(64, 160)" in told[0]
-    assert "model.layers.3.mlp.down_proj.weight" in told[0]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "(64, 159)" in errors[0]
+    assert "(64, 160)" in errors[0]
+    assert "model.layers.3.mlp.down_proj.weight" in errors[0]

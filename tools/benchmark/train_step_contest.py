@@ -18,7 +18,7 @@ from rich.table import Table
 from train_step_engines import Document, TransformersStep, our_batch, pack, settings
 from train_step_samples import SampleSource, build_tokenizer
 
-from longvita.checkpoint.hf.internvl import write_internvl
+from longvita.checkpoint.hf.write_weights import write_internvl
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.data.batch import LocalBatch

@@ -1,7 +1,7 @@
-"""config.json of the Hugging Face layouts, to and from our ModelConfig.
+"""config.json of the Hugging Face formats, to and from our ModelConfig.
 
-Settings that our model does not have (sliding windows, scaled RoPE, query-key norms, RMS norms in the vision tower) are
-refused by name: a checkpoint that uses them would load and answer wrongly.
+Settings that our model does not have (sliding windows, scaled RoPE, query-key norms, RMS norms in the vision encoder)
+are refused by name: a checkpoint that uses them would load and give wrong answers.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import torch
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.safetensors_folder import FolderReader
-from longvita.checkpoint.hf.tensor_names import names_of
+from longvita.checkpoint.hf.tensor_names import detect_names
 from longvita.config.schema import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
 
 NATIVE_PROJECTOR_EPSILON = 1e-5
-"""What transformers' InternVL projector has, with no setting for it; also the published Long-VITA's."""
+"""Epsilon of the projector's norm in transformers' InternVL, which has no setting for it, and in the published
+Long-VITA."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError with the file's name when it is absent or damaged."""
+    """Read a JSON object. Raises CheckpointError with the file's name when it is absent or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -36,15 +37,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object, indented, with a newline at the end."""
+    """Write a JSON object, indented, with a newline at the end."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def model_config_from_folder(folder: str | Path) -> ModelConfig:
     """The ModelConfig of a Hugging Face folder, from its config.json and, for the projector, its weights' shapes.
 
-    A Qwen2.5 folder says nothing of vision tower and projector, an InternViT folder nothing of the others: these keep
-    their defaults. Raises CheckpointError for other architectures and for settings that our model does not have.
+    Parts that a folder does not describe keep their defaults: vision encoder and projector in a Qwen2.5 folder,
+    everything else in an InternViT folder. Raises CheckpointError for other architectures and for settings that our
+    model does not have.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
@@ -79,9 +81,9 @@ def _long_vita(folder: Path, config: dict[str, Any]) -> ModelConfig:
 def _projector_from_weights(
     folder: Path, config: dict[str, Any], vision: VisionConfig, epsilon: float
 ) -> ProjectorConfig:
-    """The published config has no word on the projector's width: it is the first linear layer's."""
+    """The published config does not hold the projector's width: the first linear layer has it."""
     reader = FolderReader(folder)
-    names = names_of(reader.names(), "long_vita").projector
+    names = detect_names(reader.names(), "long_vita").projector
     if names is None:
         return ProjectorConfig(hidden_size=vision.hidden_size, layernorm_epsilon=epsilon)
     middle, wide = reader.shape(f"{names.prefix}{names.fc1}.weight")
@@ -126,17 +128,20 @@ def _expect(config: dict[str, Any], key: str, *allowed: Any) -> None:
 def _integer(config: dict[str, Any], key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int):
-        raise CheckpointError(f"{key} is {value!r} in config.json; a whole number is needed")
+        raise CheckpointError(f"{key} is {value!r} in config.json; an integer is needed")
     return value
 
 
 def language_config(config: dict[str, Any]) -> LanguageConfig:
-    """Qwen2's settings (the keys of transformers, old and new) to ours. Raises CheckpointError, see the module."""
+    """Convert Qwen2's settings (the keys of transformers, old and new) to ours.
+
+    Raises CheckpointError for settings that our model does not have.
+    """
     _expect(config, "hidden_act", "silu")
     _expect(config, "use_sliding_window", False)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise CheckpointError(f"RoPE scaling {rope} is not part of this model; take a checkpoint without it")
+        raise CheckpointError(f"RoPE scaling {rope} is not part of this model; use a checkpoint without it")
     heads, width = _integer(config, "num_attention_heads"), _integer(config, "hidden_size")
     head = config.get("head_dim")
     return LanguageConfig(
@@ -155,7 +160,10 @@ def language_config(config: dict[str, Any]) -> LanguageConfig:
 
 
 def vision_config(config: dict[str, Any]) -> VisionConfig:
-    """InternViT's settings, in its own words or in those of transformers' InternVL, to ours."""
+    """Convert InternViT's settings, with its own keys or those of transformers' InternVL, to ours.
+
+    Raises CheckpointError for settings that our model does not have.
+    """
     _expect(config, "hidden_act", "gelu")
     _expect(config, "norm_type", "layer_norm")
     _expect(config, "num_channels", 3)
@@ -186,12 +194,12 @@ def _side(config: dict[str, Any], key: str) -> int:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Torch's word for a dtype in a config.json, such as bfloat16."""
+    """The name of a dtype in a config.json, such as bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
 def qwen2_settings(language: LanguageConfig) -> dict[str, Any]:
-    """The keys that Qwen2's own config.json has for this language model, with RoPE in its old and new form."""
+    """The keys of Qwen2's own config.json for this language model."""
     return {
         "attention_dropout": 0.0,
         **({} if language.kv_channels is None else {"head_dim": language.head_dim}),
@@ -216,7 +224,7 @@ def qwen2_settings(language: LanguageConfig) -> dict[str, Any]:
 
 
 def long_vita_settings(model: ModelConfig, dtype: str) -> dict[str, Any]:
-    """config.json of the published layout; `dtype` is torch's word for the weights' type, such as bfloat16."""
+    """config.json of the published format; `dtype` is the name of the weights' dtype, such as bfloat16."""
     vision = model.vision
     settings: dict[str, Any] = {
         "architectures": ["LongVITAForCausalLM"],

@@ -1,4 +1,4 @@
-"""A model by folder or by Hub id: the folder it lies in on this machine."""
+"""Find a model's folder on this machine, by path or by Hub id; download it when needed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 def local_folder(name: str | Path, weights: bool = True) -> Path:
     """The folder of a model; a Hub id such as VITA-MLLM/Long-VITA-128K_HF is downloaded into the Hub's cache first.
 
-    Without `weights` only configs and tokenizer are fetched. In a world of several processes the first one downloads
-    and the others wait for it. Raises CheckpointError when the name is neither, or the download fails.
+    Without `weights` only configs and tokenizer are downloaded. With several processes the first one downloads while
+    the others wait. Raises CheckpointError when the name is neither, or the download fails.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -49,6 +49,6 @@ def _download(name: str, patterns: list[str]) -> Path:
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"{name} is no folder here and could not be fetched from the Hugging Face Hub ({type(error).__name__}: "
+            f"{name} is no folder here and could not be downloaded from the Hugging Face Hub ({type(error).__name__}: "
             f"{reason}). Without network, download it elsewhere and give the folder's path."
         ) from error

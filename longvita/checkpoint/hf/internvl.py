@@ -1,41 +1,28 @@
-"""Writes the model as transformers' InternVL: weights, configs, tokenizer, processors; loads without remote code.
+"""The model as transformers' InternVL, which loads without remote code: its limits, and all files but the weights.
 
-The two models are the same function. InternVL's projector is Linear(4C, H), GELU, Linear(H, H) with biases, ours
+The two models compute the same function. InternVL's projector is Linear(4C, H), GELU, Linear(H, H) with biases, ours
 Linear(4C, P), GELU, Linear(P, H) without. With rows and columns from P to H zero and biases zero they agree exactly,
 since GELU(0) is 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-import torch.distributed as dist
+from typing import Any
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf.config_json import NATIVE_PROJECTOR_EPSILON, dtype_name, internvl_settings, write_json
-from longvita.checkpoint.hf.tensor_names import INTERNVL
-from longvita.checkpoint.hf.tokenizer_files import (
-    Tokenizer,
-    check_vocabulary,
-    token_id,
-    transformers_tokenizer,
-    write_generation_config,
-    write_tokenizer,
-)
-from longvita.config.schema import Config, ModelConfig
+from longvita.checkpoint.hf.config_json import NATIVE_PROJECTOR_EPSILON, internvl_settings, write_json
+from longvita.checkpoint.hf.tokenizer_files import Tokenizer, token_id, write_generation_config, write_tokenizer
+from longvita.config.schema import ModelConfig
 from longvita.data.media.image import IMAGE_MEAN, IMAGE_STD
 
-if TYPE_CHECKING:
-    from longvita.parallel.groups import ParallelGroups
-
+IMAGE_TOKEN = "<IMG_CONTEXT>"
+"""The token that the features of a tile replace."""
 _BICUBIC = 3  # PIL's number for it
 
 
 def check_internvl(model: ModelConfig) -> None:
-    """Raises CheckpointError when InternVL's layout cannot hold this model."""
+    """Raise CheckpointError when the InternVL format cannot hold this model."""
     projector, language = model.projector, model.language
     if projector.hidden_size > language.hidden_size:
         raise CheckpointError(
@@ -55,35 +42,9 @@ def check_internvl(model: ModelConfig) -> None:
         )
 
 
-def write_internvl(
-    models: Sequence[torch.nn.Module],
-    config: Config,
-    folder: str | Path,
-    groups: ParallelGroups,
-    tokenizer: Tokenizer,
-    max_shard_size: str | int = "5GB",
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Writes a folder that AutoModelForImageTextToText and AutoProcessor of transformers load.
-
-    Collective over the world; rank 0 writes. Raises CheckpointError for a model that InternVL cannot hold, or a
-    tokenizer without the image tokens.
-    """
-    from longvita.checkpoint.hf.weights import write_weights
-
-    check_internvl(config.model)
-    folder, tokenizer = Path(folder), transformers_tokenizer(tokenizer)
-    token_id(tokenizer, "<IMG_CONTEXT>")
-    check_vocabulary(tokenizer, config.model.language.vocab_size)
-    written = write_weights(models, INTERNVL, folder, groups, max_shard_size, dtype)
-    if dist.get_rank() == 0:
-        write_internvl_files(config.model, folder, tokenizer, dtype_name(written))
-    dist.barrier()
-
-
 def write_internvl_files(model: ModelConfig, folder: Path, tokenizer: Tokenizer, dtype: str) -> None:
-    """Everything but the weights."""
-    write_json(folder / "config.json", internvl_settings(model, dtype, token_id(tokenizer, "<IMG_CONTEXT>")))
+    """Write every file of an InternVL folder except the weights."""
+    write_json(folder / "config.json", internvl_settings(model, dtype, token_id(tokenizer, IMAGE_TOKEN)))
     write_generation_config(folder, tokenizer)
     write_tokenizer(tokenizer, folder)
     write_json(folder / "preprocessor_config.json", _pictures(model))

@@ -1,6 +1,6 @@
-"""How a model's pictures and videos were cut in training, kept beside its weights so that inference cuts them the same.
+"""Limits of tiles and frames that a model was trained with, saved with its weights so that inference uses them too.
 
-Neither Hugging Face layout has a place for it: both get a key of ours in config.json, which transformers keeps.
+Neither Hugging Face format has a place for them: both get a key of ours in config.json, which transformers keeps.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ FIELDS = {"max_num_tiles", "max_num_frames", "max_fps"}
 
 
 def read_media_limits(source: str | Path) -> DataConfig:
-    """A data section with what a source says of its FIELDS; they alone are set in it, and none where it says nothing.
+    """Read the FIELDS that a source sets, as a data section in which nothing else is set.
 
     Raises CheckpointError for values that no data section may have.
     """
     if is_training_checkpoint(source):
         return DataConfig(**training_config(source).data.model_dump(include=FIELDS))
     path = local_folder(source) / "config.json"
-    said = read_json(path).get(KEY, {})
+    found = read_json(path).get(KEY, {})
     try:
-        return DataConfig.model_validate({name: said[name] for name in sorted(FIELDS & said.keys())})
+        return DataConfig.model_validate({name: found[name] for name in sorted(FIELDS & found.keys())})
     except (ValidationError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: {KEY} is {said!r}, which no data section may say: {error}") from error
+        raise CheckpointError(f"{path}: {KEY} is {found!r}, which no data section may hold: {error}") from error
 
 
 def write_media_limits(folder: Path, data: DataConfig) -> None:
-    """Adds what is set among a data section's FIELDS to the config.json of a Hugging Face folder."""
-    said = data.model_dump(include=FIELDS, exclude_unset=True)
-    if said:
+    """Add those of a data section's FIELDS that are set to the config.json of a Hugging Face folder."""
+    found = data.model_dump(include=FIELDS, exclude_unset=True)
+    if found:
         path = folder / "config.json"
-        write_json(path, read_json(path) | {KEY: said})
+        write_json(path, read_json(path) | {KEY: found})

@@ -1,7 +1,8 @@
-"""Reading slices from, and streaming tensors into, a folder of safetensors files.
+"""Read slices from, and stream tensors into, a folder of safetensors files.
 
-File format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header of
-dtype, shape and byte range per tensor, then the bytes. Written by hand so that one tensor at a time is in memory.
+The writer is our own: the safetensors library writes a file from tensors that are all in memory, ours holds one at a
+time. File format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header of
+dtype, shape and byte range per tensor, then the bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**
 
 
 class FolderReader:
-    """The tensors of a folder: one safetensors file, or several with an index. Files open when first needed.
+    """The tensors of a folder: one safetensors file, or several with an index. Files are opened when first needed.
 
     Raises CheckpointError for a folder without safetensors, an index that names absent files, a damaged file.
     """
@@ -44,10 +45,12 @@ class FolderReader:
             try:
                 files = dict(json.loads(index.read_text())["weight_map"])
             except (ValueError, KeyError) as error:
-                raise CheckpointError(f"{index} is not a safetensors index: {error}; fetch the file anew") from error
+                raise CheckpointError(
+                    f"{index} is not a safetensors index: {error}; download the file again"
+                ) from error
             absent = sorted({name for name in files.values() if not (self.folder / name).is_file()})
             if absent:
-                raise CheckpointError(f"{index} names files that are not there: {', '.join(absent)}; fetch them")
+                raise CheckpointError(f"{index} names files that are missing: {', '.join(absent)}; download them")
             return files
         singles = sorted(path.name for path in self.folder.glob("*.safetensors"))
         if SINGLE in singles:
@@ -73,11 +76,11 @@ class FolderReader:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """The format's word for a tensor's dtype, such as BF16."""
+        """The format's name of a tensor's dtype, such as BF16."""
         return str(self._slice(name).get_dtype())
 
     def read(self, name: str, axis: int = 0, start: int = 0, length: int | None = None) -> Tensor:
-        """Rows (axis 0) or columns (axis 1) of a tensor; nothing else of it is read."""
+        """Read rows (axis 0) or columns (axis 1) of a tensor, and nothing else of it."""
         view = self._slice(name)
         end = view.get_shape()[axis] if length is None else start + length
         try:
@@ -100,11 +103,11 @@ def _open(path: Path) -> Any:
         handle = safe_open(path, framework="pt")
         return handle.__enter__()
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({error}); fetch the file anew") from error
+        raise CheckpointError(f"{path} is damaged or cut short ({error}); download the file again") from error
 
 
 def size_in_bytes(text: str | int) -> int:
-    """Bytes of "5GB", "200MB", "1GiB" or a plain number. Raises CheckpointError for anything else or zero."""
+    """Parse "5GB", "200MB", "1GiB" or a plain number of bytes. Raises CheckpointError for anything else, and for 0."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text), re.IGNORECASE)
     if match is None or match.group(2).upper() not in _UNITS or float(match.group(1)) <= 0:
         raise CheckpointError(f"max_shard_size {text!r} is no size; write it like 5GB or 200MB")
@@ -112,10 +115,10 @@ def size_in_bytes(text: str | int) -> int:
 
 
 class ShardedWriter:
-    """Writes tensors, given one by one in the order announced, into safetensors files of at most `max_shard_size`.
+    """Writes tensors, one by one in the announced order, into safetensors files of at most `max_shard_size` bytes.
 
-    A tensor larger than that has a file of its own. The files take their final names when all is written, so a broken
-    run leaves no folder that looks whole.
+    A larger tensor gets a file of its own. The files get their final names once all are written, so that an
+    interrupted export leaves no folder that looks complete.
     """
 
     def __init__(self, folder: Path, tensors: Sequence[tuple[str, Shape, torch.dtype]], max_shard_size: int) -> None:
@@ -132,7 +135,7 @@ class ShardedWriter:
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Appends one tensor. Raises CheckpointError if it is not the next one announced, or of another shape."""
+        """Append one tensor. Raises CheckpointError unless name, shape and dtype are the next announced."""
         shard, expected = next(self._order, (None, None))
         if shard is None or expected is None:
             raise CheckpointError(f"cannot write {name}: all tensors that were announced are written")

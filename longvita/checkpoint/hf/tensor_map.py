@@ -1,9 +1,9 @@
-"""Where each of our parameters stands in a Hugging Face checkpoint.
+"""Map each of our parameters to the Hugging Face tensors that hold its values, and list both for a complete model.
 
-Every difference between Megatron's parameters and the published tensors is one of order along a single axis: query,
-key and value rows interleaved by group, gate and up halves, shards of tensor parallelism, padding. So a parameter is
-described by *blocks*, runs of rows (axis 0) or columns (axis 1) of Hugging Face tensors and where they stand in it.
-The descriptions check themselves when made; reading and writing (`hf.py`, `gather.py`) only follow them.
+Megatron's parameters differ from the published tensors in order along a single axis only: query, key and value rows
+interleaved by group, gate and up halves, shards of tensor parallelism, padding. A parameter is therefore described by
+*blocks*: runs of rows (axis 0) or columns (axis 1) of Hugging Face tensors, with their offset in the parameter. Maps
+are checked when they are made; read_weights.py and gather_tensors.py follow them.
 
 Shapes: C vision width, H language width, P projector width, v vocabulary.
 """
@@ -11,13 +11,16 @@ Shapes: C vision width, H language width, P projector width, v vocabulary.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf.tensor_names import Names
+from longvita.checkpoint.hf.tensor_names import FormatNames
 from longvita.config.schema import ModelConfig
 
 Shape = tuple[int, ...]
+PARTS = ("vision", "projector", "language")
+"""The parts of a model that a folder may hold."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,12 @@ class HFTensor:
     part: str
     """vision, projector or language."""
     padded: bool = False
-    """Whether what none of our parameters covers is zero (the native InternVL projector)."""
+    """Whether the rows and columns that no parameter of ours covers are zero (the projector of InternVL)."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """`length` rows or columns of `tensor` from `start` on, which stand at `offset` of our parameter."""
+class TensorBlock:
+    """`length` rows or columns of `tensor` from `start` on, and their offset in our parameter."""
 
     tensor: str
     start: int
@@ -46,8 +49,8 @@ class Block:
 class ParameterMap:
     """One parameter of ours, as one rank holds it, in terms of Hugging Face tensors.
 
-    Raises CheckpointError when made with blocks that overlap, leave a gap, reach over a tensor's end, or with tensors
-    whose other dimensions differ from the parameter's.
+    The constructor raises CheckpointError for blocks that overlap, leave a gap or reach past a tensor's end, and for
+    tensors whose other dimensions differ from the parameter's.
     """
 
     parameter: str
@@ -55,19 +58,19 @@ class ParameterMap:
     shape: Shape
     """Shape on this rank."""
     axis: int
-    """The axis along which the blocks stand, in both."""
-    blocks: tuple[Block, ...]
+    """The axis of the blocks, in the tensors and in the parameter."""
+    blocks: tuple[TensorBlock, ...]
     tensors: dict[str, HFTensor] = field(hash=False)
-    """The tensors that the blocks are of."""
+    """The tensors of the blocks, by name."""
     mean_filled: int = 0
-    """Last rows that the folder lacks (vocabulary padding); they take the mean of all its rows."""
+    """Number of last rows that the folder lacks (vocabulary padding); they are filled with the mean of its rows."""
 
     def __post_init__(self) -> None:
         end = 0
         for block in self.blocks:
             tensor = self.tensors[block.tensor]
             if block.offset != end or block.length <= 0:
-                raise CheckpointError(f"{self.parameter}: block {block} does not stand at {end}")
+                raise CheckpointError(f"{self.parameter}: block {block} does not start at {end}")
             if block.start < 0 or block.start + block.length > tensor.shape[self.axis]:
                 raise CheckpointError(f"{self.parameter}: block {block} is not inside {tensor.name} {tensor.shape}")
             if _without(tensor.shape, self.axis) != _without(self.shape, self.axis):
@@ -81,15 +84,14 @@ def _without(shape: Shape, axis: int) -> Shape:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def _part(parameter: str) -> str:
-    if parameter.startswith("vision_model."):
-        return "vision"
-    return "projector" if parameter.startswith("vision_projection.") else "language"
+def part_of_parameter(parameter: str) -> str:
+    """The part (see PARTS) of one of our parameters."""
+    return {"vision_model": "vision", "vision_projection": "projector"}.get(parameter.split(".")[0], "language")
 
 
 _LAYER = re.compile(r"^(vision_model|language_model)\.decoder\.layers\.(\d+)\.(.+)$")
 
-# Transformer Engine keeps the norm before a linear layer inside it; same weights, other names.
+# Transformer Engine fuses the norm into the linear layer after it: identical weights, other names.
 _FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
@@ -97,16 +99,16 @@ _FUSED_NORMS = {
 
 
 class Mapper:
-    """Makes the ParameterMap of each parameter for one model, one naming and one tensor-parallel rank.
+    """Makes the ParameterMap of each parameter, for one model, one format's names and one TP rank.
 
-    `vocab_rows` is the number of rows the folder's embedding has (at most `vocab_size`, the rest is mean-filled).
-    `tied` says that the folder has no output layer of its own. Raises CheckpointError where the sizes do not fit.
+    `vocab_rows` is the number of rows of the folder's embedding (at most `vocab_size`; the rest is mean-filled). `tied`
+    means that the folder has no output layer of its own. Raises CheckpointError where the sizes do not fit.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        names: Names,
+        names: FormatNames,
         tp_rank: int = 0,
         tp_size: int = 1,
         vocab_rows: int | None = None,
@@ -130,7 +132,7 @@ class Mapper:
                 raise CheckpointError(f"model.language.{what} {number} is not a multiple of tensor_parallel {tp_size}")
 
     def map(self, parameter: str) -> ParameterMap:
-        """The map of the parameter of that name (the layer's number being that of the whole model)."""
+        """The map of the parameter of that name, with the layer's number in the whole model."""
         match = _LAYER.match(parameter)
         if match is None:
             return self._outside_layers(parameter)
@@ -141,18 +143,20 @@ class Mapper:
             return self._vision_layer(parameter, layer, module)
         return self._language_layer(parameter, layer, module)
 
-    # ---- one tensor, whole or cut over TP
+    # ---- one tensor, replicated or split over TP
 
-    def _whole(self, parameter: str, name: str, shape: Shape) -> ParameterMap:
-        tensor = HFTensor(name, shape, _part(parameter))
-        return ParameterMap(parameter, shape, 0, (Block(name, 0, 0, shape[0]),), {name: tensor})
+    def _replicated(self, parameter: str, name: str, shape: Shape) -> ParameterMap:
+        tensor = HFTensor(name, shape, part_of_parameter(parameter))
+        return ParameterMap(parameter, shape, 0, (TensorBlock(name, 0, 0, shape[0]),), {name: tensor})
 
-    def _cut(self, parameter: str, names: tuple[str, ...], shape: Shape, axis: int) -> ParameterMap:
-        """The rank's share of each of the tensors, one after the other (gate and up, or one tensor alone)."""
+    def _split_over_tp(self, parameter: str, names: tuple[str, ...], shape: Shape, axis: int) -> ParameterMap:
+        """The rank's shard of each of the tensors, one after the other (gate and up, or one tensor alone)."""
         length = shape[axis] // self.tp_size
-        blocks = tuple(Block(name, self.tp_rank * length, i * length, length) for i, name in enumerate(names))
+        blocks = tuple(TensorBlock(name, self.tp_rank * length, i * length, length) for i, name in enumerate(names))
         local = shape[:axis] + (length * len(names),) + shape[axis + 1 :]
-        return ParameterMap(parameter, local, axis, blocks, {n: HFTensor(n, shape, _part(parameter)) for n in names})
+        return ParameterMap(
+            parameter, local, axis, blocks, {n: HFTensor(n, shape, part_of_parameter(parameter)) for n in names}
+        )
 
     # ---- parts
 
@@ -172,7 +176,7 @@ class Mapper:
             "patch_embedding.bias": (names.patch_embedding + ".bias", (vision.hidden_size,)),
         }
         name, shape = self._known(parameter, parameter.removeprefix("vision_model."), shapes)
-        return self._whole(parameter, names.prefix + name, shape)
+        return self._replicated(parameter, names.prefix + name, shape)
 
     def _vision_layer(self, parameter: str, layer: int, module: str) -> ParameterMap:
         vision, names = self.config.vision, self.names.need_vision()
@@ -195,10 +199,10 @@ class Mapper:
             "mlp_bda.scale": (names.scale2, (width,)),
         }
         name, shape = self._known(parameter, module, shapes)
-        return self._whole(parameter, prefix + name, shape)
+        return self._replicated(parameter, prefix + name, shape)
 
     def _vision_qkv(self, parameter: str, prefix: str, kind: str) -> ParameterMap:
-        """Megatron's rows are q, k, v of head 0, then of head 1, ...; theirs all q, all k, all v."""
+        """Megatron's rows are q, k, v of head 0, then of head 1, ...; the published ones all q, all k, all v."""
         vision, names = self.config.vision, self.names.need_vision()
         width, head = vision.hidden_size, vision.hidden_size // vision.num_attention_heads
         tail: Shape = (width,) if kind == "weight" else ()
@@ -210,7 +214,7 @@ class Mapper:
         for number in range(vision.num_attention_heads):
             for i, (module, third) in enumerate(names.qkv):
                 start = third * width + number * head
-                blocks.append(Block(f"{prefix}{module}.{kind}", start, (3 * number + i) * head, head))
+                blocks.append(TensorBlock(f"{prefix}{module}.{kind}", start, (3 * number + i) * head, head))
         return ParameterMap(parameter, (3 * width, *tail), 0, tuple(blocks), tensors)
 
     def _projector(self, parameter: str) -> ParameterMap:
@@ -220,7 +224,7 @@ class Mapper:
         inner = out if names.padded else middle
         if inner < middle:
             raise CheckpointError(
-                f"the native InternVL projector is as wide inside as the language model ({out}) and cannot hold "
+                f"the inner width of InternVL's projector is that of the language model ({out}), which cannot hold "
                 f"model.projector.hidden_size {middle}; train with model.projector.hidden_size of at most {out}"
             )
         shapes: dict[str, tuple[str, Shape, Shape, int]] = {  # theirs, its shape, ours, axis of the padding
@@ -231,26 +235,26 @@ class Mapper:
         }
         name, theirs, ours, axis = self._known(parameter, parameter.removeprefix("vision_projection."), shapes)
         tensor = HFTensor(names.prefix + name, theirs, "projector", padded=theirs != ours)
-        block = Block(tensor.name, 0, 0, ours[axis])
+        block = TensorBlock(tensor.name, 0, 0, ours[axis])
         return ParameterMap(parameter, ours, axis, (block,), {tensor.name: tensor})
 
     def _language_outside(self, parameter: str) -> ParameterMap:
         names, width = self.names.need_language(), self.config.language.hidden_size
         module = parameter.removeprefix("language_model.")
         if module == "decoder.final_layernorm.weight":
-            return self._whole(parameter, names.prefix + "norm.weight", (width,))
+            return self._replicated(parameter, names.prefix + "norm.weight", (width,))
         if module == "embedding.word_embeddings.weight":
             return self._vocabulary(parameter, names.embedding)
         if module == "output_layer.weight":
             return self._vocabulary(parameter, names.embedding if self.tied else names.head)
-        raise CheckpointError(f"{parameter} has no name in the {self.names.title} layout")
+        raise CheckpointError(f"{parameter} has no name in the {self.names.title} format")
 
     def _vocabulary(self, parameter: str, name: str) -> ParameterMap:
         width, local = self.config.language.hidden_size, self.config.language.vocab_size // self.tp_size
         start = self.tp_rank * local
         present = max(0, min(local, self.vocab_rows - start))
         tensor = HFTensor(name, (self.vocab_rows, width), "language")
-        blocks = (Block(name, start, 0, present),) if present else ()
+        blocks = (TensorBlock(name, start, 0, present),) if present else ()
         return ParameterMap(parameter, (local, width), 0, blocks, {name: tensor}, mean_filled=local - present)
 
     def _language_layer(self, parameter: str, layer: int, module: str) -> ParameterMap:
@@ -259,21 +263,23 @@ class Mapper:
         if module.startswith("self_attention.linear_qkv."):
             return self._language_qkv(parameter, prefix, module.rsplit(".", 1)[1])
         if module == "self_attention.linear_proj.weight":
-            return self._cut(parameter, (prefix + "self_attn.o_proj.weight",), (width, language.query_width), 1)
+            return self._split_over_tp(
+                parameter, (prefix + "self_attn.o_proj.weight",), (width, language.query_width), 1
+            )
         if module == "mlp.linear_fc1.weight":
             both = (prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
-            return self._cut(parameter, both, (ffn, width), 0)
+            return self._split_over_tp(parameter, both, (ffn, width), 0)
         if module == "mlp.linear_fc2.weight":
-            return self._cut(parameter, (prefix + "mlp.down_proj.weight",), (width, ffn), 1)
+            return self._split_over_tp(parameter, (prefix + "mlp.down_proj.weight",), (width, ffn), 1)
         norms: dict[str, tuple[str]] = {
             "input_layernorm.weight": ("input_layernorm.weight",),
             "pre_mlp_layernorm.weight": ("post_attention_layernorm.weight",),
         }
         (name,) = self._known(parameter, module, norms)
-        return self._whole(parameter, prefix + name, (width,))
+        return self._replicated(parameter, prefix + name, (width,))
 
     def _language_qkv(self, parameter: str, prefix: str, kind: str) -> ParameterMap:
-        """Megatron's rows are a group's queries, its key, its value, then the next group's; TP cuts between groups."""
+        """Megatron's rows are a group's queries, its key and value, then the next group's; TP splits between groups."""
         language = self.config.language
         head, groups = language.head_dim, language.num_query_groups
         lengths = {"q": language.num_attention_heads // groups * head, "k": head, "v": head}
@@ -284,11 +290,70 @@ class Mapper:
         local = groups // self.tp_size
         for group in range(self.tp_rank * local, (self.tp_rank + 1) * local):
             for letter, length in lengths.items():
-                blocks.append(Block(names[letter], group * length, offset, length))
+                blocks.append(TensorBlock(names[letter], group * length, offset, length))
                 offset += length
         return ParameterMap(parameter, (offset, *tail), 0, tuple(blocks), tensors)
 
     def _known(self, parameter: str, key: str, table: dict) -> tuple:
         if key not in table:
-            raise CheckpointError(f"{parameter} has no name in the {self.names.title} layout")
+            raise CheckpointError(f"{parameter} has no name in the {self.names.title} format")
         return table[key]
+
+
+# ---- the complete model
+
+_VISION_OUTSIDE = ("class_embedding", "patch_embedding.weight", "patch_embedding.bias", "position_embedding")
+_VISION_LAYER = (
+    *(f"input_layernorm.{x}" for x in ("weight", "bias")),
+    *(f"self_attention.linear_qkv.{x}" for x in ("weight", "bias")),
+    *(f"self_attention.linear_proj.{x}" for x in ("weight", "bias")),
+    "self_attn_bda.scale",
+    *(f"pre_mlp_layernorm.{x}" for x in ("weight", "bias")),
+    *(f"mlp.linear_fc1.{x}" for x in ("weight", "bias")),
+    *(f"mlp.linear_fc2.{x}" for x in ("weight", "bias")),
+    "mlp_bda.scale",
+)
+_PROJECTOR = ("layernorm.weight", "layernorm.bias", "linear_fc1.weight", "linear_fc2.weight")
+_LANGUAGE_LAYER = (
+    "input_layernorm.weight",
+    "self_attention.linear_qkv.weight",
+    "self_attention.linear_qkv.bias",
+    "self_attention.linear_proj.weight",
+    "pre_mlp_layernorm.weight",
+    "mlp.linear_fc1.weight",
+    "mlp.linear_fc2.weight",
+)
+
+
+def parameter_names(config: ModelConfig, parts: Iterable[str] = PARTS) -> list[str]:
+    """Names of all parameters, with the layers' numbers in the whole model."""
+    parts, names = set(parts), []
+    if "vision" in parts:
+        names += [f"vision_model.{x}" for x in _VISION_OUTSIDE]
+        for layer in range(config.vision.num_layers):
+            names += [f"vision_model.decoder.layers.{layer}.{x}" for x in _VISION_LAYER]
+    if "projector" in parts:
+        names += [f"vision_projection.{x}" for x in _PROJECTOR]
+    if "language" in parts:
+        names.append("language_model.embedding.word_embeddings.weight")
+        for layer in range(config.language.num_layers):
+            names += [f"language_model.decoder.layers.{layer}.{x}" for x in _LANGUAGE_LAYER]
+        names.append("language_model.decoder.final_layernorm.weight")
+        if not config.language.tie_word_embeddings:
+            names.append("language_model.output_layer.weight")
+    return names
+
+
+def hf_tensors(
+    config: ModelConfig, names: FormatNames, mapper: Mapper | None = None, parts: Iterable[str] = PARTS
+) -> list[HFTensor]:
+    """All tensors of a folder of this model in one format, in the model's order."""
+    mapper = mapper or Mapper(config, names)
+    found: dict[str, HFTensor] = {}
+    for parameter in parameter_names(config, parts):
+        found.update(mapper.map(parameter).tensors)
+    if "projector" in set(parts) and names.projector is not None and names.projector.padded:
+        for module in (names.projector.fc1, names.projector.fc2):
+            bias = f"{names.projector.prefix}{module}.bias"
+            found[bias] = HFTensor(bias, (config.language.hidden_size,), "projector", padded=True)
+    return list(found.values())

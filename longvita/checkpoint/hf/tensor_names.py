@@ -1,6 +1,6 @@
-"""Names of the tensors in the Hugging Face layouts that we know, and which of them a folder has.
+"""Names of the tensors in each known Hugging Face format, and detection of a folder's format.
 
-| layout | written by | parts |
+| format | written by | parts |
 | --- | --- | --- |
 | long_vita | the published Long-VITA (`LongVITAForCausalLM`) | all |
 | internvl | transformers' `InternVLForConditionalGeneration`, in the form it saves or in that of its modules | all |
@@ -11,12 +11,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class VisionNames:
-    """Names inside a vision tower; `qkv` says in which module, and in which third of its rows, q, k and v stand."""
+    """Names inside a vision encoder; `qkv` gives the module of q, k and v, and the third of its rows."""
 
     prefix: str
     class_embedding: str
@@ -35,7 +35,7 @@ class VisionNames:
 
 @dataclass(frozen=True)
 class ProjectorNames:
-    """Names inside a projector; a `padded` one is as wide inside as the language model and has biases."""
+    """Names inside a projector; a `padded` one has the language model's width inside, and biases."""
 
     prefix: str
     norm: str
@@ -54,8 +54,8 @@ class LanguageNames:
 
 
 @dataclass(frozen=True)
-class Names:
-    """One layout; a part that it lacks is None."""
+class FormatNames:
+    """One format; a part that it lacks is None."""
 
     title: str
     vision: VisionNames | None = None
@@ -63,20 +63,20 @@ class Names:
     language: LanguageNames | None = None
 
     def need_vision(self) -> VisionNames:
-        """The vision tower's names; LookupError where the layout has none."""
-        return self._need(self.vision, "vision tower")
+        """The vision encoder's names. Raises LookupError when the format has none."""
+        return self._need(self.vision, "vision encoder")
 
     def need_projector(self) -> ProjectorNames:
-        """The projector's names; LookupError where the layout has none."""
+        """The projector's names. Raises LookupError when the format has none."""
         return self._need(self.projector, "projector")
 
     def need_language(self) -> LanguageNames:
-        """The language model's names; LookupError where the layout has none."""
+        """The language model's names. Raises LookupError when the format has none."""
         return self._need(self.language, "language model")
 
     def _need(self, part, what: str):
         if part is None:
-            raise LookupError(f"the {self.title} layout has no {what}")
+            raise LookupError(f"the {self.title} format has no {what}")
         return part
 
 
@@ -124,8 +124,8 @@ def _internvl_projector(prefix: str) -> ProjectorNames:
     return ProjectorNames(prefix, "layer_norm", "linear_1", "linear_2", padded=True)
 
 
-LONG_VITA = Names("long_vita", _internvit("model.vision_model."), _LONG_VITA_PROJECTOR, _QWEN2)
-INTERNVL = Names(
+LONG_VITA = FormatNames("long_vita", _internvit("model.vision_model."), _LONG_VITA_PROJECTOR, _QWEN2)
+INTERNVL = FormatNames(
     "internvl",
     _internvl_vision("vision_tower."),
     _internvl_projector("multi_modal_projector."),
@@ -147,10 +147,10 @@ _LANGUAGE = (
 )
 
 
-def names_of(tensors: Collection[str], title: str) -> Names:
-    """The layout of a folder with these tensors; a part of which nothing is there is None.
+def detect_names(tensors: Collection[str], title: str) -> FormatNames:
+    """The names of a folder with these tensors; a part without any tensor is None.
 
-    A part counts as there when any tensor of it is, so that the rest of it can be reported as missing.
+    One tensor is enough for a part, so that the rest of it can be reported as missing.
     """
     known = set(tensors)
     vision = next((x for x in _VISION if x and x.prefix + x.class_embedding in known), None) or next(
@@ -158,19 +158,18 @@ def names_of(tensors: Collection[str], title: str) -> Names:
     )
     projector = next((x for x in _PROJECTOR if x and any(t.startswith(x.prefix) for t in known)), None)
     language = next((x for x in _LANGUAGE if x and any(t.startswith(x.prefix + "layers.") for t in known)), None)
-    found = Names(title, vision, projector, language)
-    return found if title else replace(found, title="Hugging Face")
+    return FormatNames(title, vision, projector, language)
 
 
-def part_of(tensor: str, names: Names) -> str | None:
-    """The part of the layout whose prefix this tensor has, None where no part's prefix fits."""
+def part_of(tensor: str, names: FormatNames) -> str | None:
+    """The part of a tensor by its prefix; None when it has no part's prefix."""
     if names.projector and tensor.startswith(names.projector.prefix):
         return "projector"
     vision = names.vision
     inside = (vision.prefix or "embeddings.", vision.prefix + "encoder.") if vision else ()
     if tensor.startswith(inside):
         return "vision"
-    # After the vision tower: the published one's names begin with "model." too.
+    # After the vision encoder: the published names of both begin with "model.".
     language = names.language
     if language and (tensor in (language.embedding, language.head) or tensor.startswith(language.prefix)):
         return "language"

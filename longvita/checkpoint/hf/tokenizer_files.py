@@ -19,7 +19,7 @@ IMAGE_TOKENS = {
     "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
 }
-"""What transformers' InternVLProcessor asks its tokenizer for."""
+"""Attributes that transformers' InternVLProcessor reads from its tokenizer."""
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -44,7 +44,7 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-"""ChatML without a default system message. A picture or video given as a part of its own has a line of its own; in a
+"""ChatML without a default system message. A picture or video that is a part of the content gets its own line; in a
 string, <image> marks the place of a picture."""
 
 END_OF_TURN = "<|im_end|>"
@@ -81,7 +81,7 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises CheckpointError when the tokenizer has ids that the model has no rows for."""
+    """Raise CheckpointError when the tokenizer has ids beyond the model's vocabulary."""
     highest = max(transformers_tokenizer(tokenizer).get_vocab().values())
     if highest >= vocab_size:
         raise CheckpointError(
@@ -91,9 +91,9 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, with the names of the image tokens.
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, with the names of the image tokens.
 
-    The names stand under `extra_special_tokens`, where every transformers release that knows InternVL reads them.
+    The names are under `extra_special_tokens`, where every transformers release that knows InternVL reads them.
     """
     for token in IMAGE_TOKENS.values():
         token_id(tokenizer, token)
@@ -111,7 +111,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def write_generation_config(folder: Path, tokenizer: Tokenizer | None) -> None:
-    """Writes generation_config.json: greedy, ending at <|im_end|> or <|endoftext|> where the tokenizer has them."""
+    """Write generation_config.json: greedy, ending at <|im_end|> or <|endoftext|> where the tokenizer has them."""
     config: dict[str, Any] = {"do_sample": False}
     if tokenizer is not None:
         vocabulary = transformers_tokenizer(tokenizer).get_vocab()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from longvita.checkpoint import manifest
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf.source_folder import SourceFolder
-from longvita.checkpoint.hf.tensor_inventory import PARTS, parameter_names
+from longvita.checkpoint.hf.read_weights import SourceFolder
+from longvita.checkpoint.hf.tensor_map import PARTS, parameter_names
 from longvita.checkpoint.step_folders import checkpoint_root, is_checkpoint, numbered_root, step_folders
 from longvita.config.errors import ABSENT, ConfigError, Problem
 from longvita.config.schema import Config

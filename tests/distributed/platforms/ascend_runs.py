@@ -287,7 +287,7 @@ def greedy_answers(rank: int, size: int, layouts: list[dict[str, Any]], source: 
     import torch
 
     platform = active_door(source)
-    from longvita.checkpoint.hf.weights import read_weights
+    from longvita.checkpoint.hf.read_weights import read_weights
     from longvita.inference.engine import Engine
     from longvita.model.build import build_model
     from longvita.parallel.groups import initialize

@@ -122,7 +122,7 @@ def _fresh(platform: Any, config: Any) -> Any:
 def logits_with_a_cache(rank: int, size: int, library: str, layout: dict[str, Any]) -> list[Any]:
     """Logits of the golden model after each chunk of the golden prompt, and after each of its greedy tokens."""
     platform = active_door(library)
-    from longvita.checkpoint.hf.weights import read_weights
+    from longvita.checkpoint.hf.read_weights import read_weights
     from longvita.inference.engine import Engine
     from longvita.model.build import build_model
     from longvita.parallel.groups import initialize

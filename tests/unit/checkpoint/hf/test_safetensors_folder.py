@@ -106,7 +106,7 @@ def test_a_file_cut_short_is_named(tmp_path: Path):
 def test_a_shard_that_the_index_names_and_nobody_has_is_named(tmp_path: Path):
     write(tmp_path, 1)
     (tmp_path / "model-00002-of-00004.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"not there: model-00002-of-00004.safetensors"):
+    with pytest.raises(CheckpointError, match=r"missing: model-00002-of-00004.safetensors"):
         FolderReader(tmp_path)
 
 

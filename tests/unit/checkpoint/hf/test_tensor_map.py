@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf.tensor_inventory import hf_tensors, parameter_names
-from longvita.checkpoint.hf.tensor_map import Block, HFTensor, Mapper, ParameterMap
-from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA, names_of, part_of
+from longvita.checkpoint.hf.tensor_map import HFTensor, Mapper, ParameterMap, TensorBlock, hf_tensors, parameter_names
+from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA, detect_names, part_of
 from longvita.config.schema import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
 
 TINY = ModelConfig(
@@ -132,7 +131,7 @@ def test_the_published_14b_model_has_the_published_number_of_parameters():
     assert by_part["projector"] == 2 * 4096 + 4096 * 1024 + 1024 * 5120
 
 
-def test_names_of_transformer_engine_layers_mean_the_same_norms():
+def test_detect_names_transformer_engine_layers_mean_the_same_norms():
     mapper = Mapper(TINY, LONG_VITA)
     fused = mapper.map("language_model.decoder.layers.1.mlp.linear_fc1.layer_norm_weight")
     plain = mapper.map("language_model.decoder.layers.1.pre_mlp_layernorm.weight")
@@ -145,7 +144,7 @@ def test_a_shorter_vocabulary_leaves_rows_to_fill():
     mappers = [Mapper(TINY, LONG_VITA, rank, 4, vocab_rows=13) for rank in range(4)]
     items = [mapper.map("language_model.embedding.word_embeddings.weight") for mapper in mappers]
     assert [item.mean_filled for item in items] == [0, 7, 10, 10]
-    assert items[1].blocks == (Block("model.embed_tokens.weight", 10, 0, 3),)
+    assert items[1].blocks == (TensorBlock("model.embed_tokens.weight", 10, 0, 3),)
     assert all(item.tensors["model.embed_tokens.weight"].shape == (13, 16) for item in items)
 
 
@@ -161,7 +160,7 @@ def test_sizes_that_do_not_divide_over_tp_are_refused():
 
 def test_tied_embeddings_fill_the_output_layer():
     item = Mapper(TINY, LONG_VITA, 1, 2, tied=True).map("language_model.output_layer.weight")
-    assert item.blocks == (Block("model.embed_tokens.weight", 20, 0, 20),)
+    assert item.blocks == (TensorBlock("model.embed_tokens.weight", 20, 0, 20),)
 
 
 def test_a_projector_wider_than_the_language_model_does_not_fit_internvl():
@@ -180,12 +179,12 @@ def test_an_unknown_parameter_is_named(name: str):
 @pytest.mark.parametrize(
     "blocks, shape, message",
     [
-        ((Block("t", 0, 0, 4), Block("t", 4, 5, 3)), (8, 2), "does not stand at 4"),
-        ((Block("t", 0, 0, 4), Block("t", 4, 3, 3)), (7, 2), "does not stand at 4"),
-        ((Block("t", 6, 0, 4),), (4, 2), "is not inside t"),
-        ((Block("t", 0, 0, 4),), (5, 2), "blocks cover 4"),
-        ((Block("t", 0, 0, 4),), (4, 3), "cannot come from t"),
-        ((Block("t", 0, 0, 0),), (0, 2), "does not stand at 0"),
+        ((TensorBlock("t", 0, 0, 4), TensorBlock("t", 4, 5, 3)), (8, 2), "does not start at 4"),
+        ((TensorBlock("t", 0, 0, 4), TensorBlock("t", 4, 3, 3)), (7, 2), "does not start at 4"),
+        ((TensorBlock("t", 6, 0, 4),), (4, 2), "is not inside t"),
+        ((TensorBlock("t", 0, 0, 4),), (5, 2), "blocks cover 4"),
+        ((TensorBlock("t", 0, 0, 4),), (4, 3), "cannot come from t"),
+        ((TensorBlock("t", 0, 0, 0),), (0, 2), "does not start at 0"),
     ],
 )
 def test_a_map_checks_itself(blocks, shape, message):
@@ -206,7 +205,7 @@ def test_a_map_checks_itself(blocks, shape, message):
     ],
 )
 def test_parts_are_recognised_by_their_names(tensors: list[str], parts: set[str]):
-    names = names_of(tensors, "x")
+    names = detect_names(tensors, "x")
     assert {part for part in ("vision", "projector", "language") if getattr(names, part)} == parts
 
 

@@ -11,7 +11,7 @@ import torch
 
 from longvita.checkpoint import manifest
 from longvita.checkpoint.hf.safetensors_folder import FolderReader, ShardedWriter
-from longvita.checkpoint.hf.tensor_inventory import hf_tensors
+from longvita.checkpoint.hf.tensor_map import hf_tensors
 from longvita.checkpoint.hf.tensor_names import LONG_VITA
 from longvita.config import dump, load_with_origins
 from longvita.config.errors import Problem

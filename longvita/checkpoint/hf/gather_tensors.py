@@ -1,12 +1,12 @@
-"""Puts whole Hugging Face tensors together from what the ranks hold, one tensor at a time.
+"""Gather complete Hugging Face tensors from the ranks' parameters, one tensor at a time.
 
-Every rank tells the first one once which pieces of which tensors it has (names and positions, no data). Then, tensor by
-tensor, the pieces travel to rank 0 point to point; a piece that several ranks hold is sent by one of them.
+First the ranks exchange which pieces of which tensors they hold (names and positions, no data). Then, tensor by tensor,
+the pieces are sent to rank 0 point to point; a piece that several ranks hold is sent by one of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.tensor_map import HFTensor, Mapper, ParameterMap
+from longvita.config.schema import Config, ModelConfig
 from longvita.model.initialisation import global_names
 from longvita.parallel.groups import ParallelGroups
 
@@ -32,8 +33,8 @@ def named_parameters(models: Iterable[torch.nn.Module]) -> dict[str, torch.nn.Pa
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A run of rows or columns of a tensor, and who sends it."""
+class _TensorPiece:
+    """A run of rows or columns of a tensor, and the rank that sends it."""
 
     rank: int
     parameter: str
@@ -44,10 +45,10 @@ class _Piece:
 
 
 class Gatherer:
-    """Whole tensors of one layout from the chunks of all ranks.
+    """Complete tensors of one format from the chunks of all ranks.
 
-    `value` says what is gathered for a parameter: its weight, its gradient. Building one, and iterating over it, are
-    collective: every rank of the world takes part, and rank 0 alone receives tensors.
+    `value` maps a parameter to the tensor that is gathered: its weight (the default), or its gradient. The constructor
+    and the iteration are collectives over the world; only rank 0 receives tensors.
     """
 
     def __init__(
@@ -64,15 +65,15 @@ class Gatherer:
         for name, parameter in self.parameters.items():
             check_shape(self.maps[name], parameter)
         holds = groups.dp_rank == 0 and groups.cp_rank == 0
-        plans: list[dict[str, list[_Piece]]] = [{} for _ in range(dist.get_world_size())]
+        plans: list[dict[str, list[_TensorPiece]]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(plans, self._own_pieces() if holds else {})
         self.plan = _one_sender_each(plans)
 
-    def _own_pieces(self) -> dict[str, list[_Piece]]:
-        pieces: dict[str, list[_Piece]] = {}
+    def _own_pieces(self) -> dict[str, list[_TensorPiece]]:
+        pieces: dict[str, list[_TensorPiece]] = {}
         for name, item in self.maps.items():
             for block in item.blocks:
-                piece = _Piece(self.rank, name, item.axis, block.start, block.offset, block.length)
+                piece = _TensorPiece(self.rank, name, item.axis, block.start, block.offset, block.length)
                 pieces.setdefault(block.tensor, []).append(piece)
         return pieces
 
@@ -84,24 +85,24 @@ class Gatherer:
     def _tensor(self, tensor: HFTensor) -> Tensor | None:
         pieces = self.plan.get(tensor.name, [])
         _check_coverage(tensor, pieces)
-        by_rank: dict[int, list[_Piece]] = {}
+        by_rank: dict[int, list[_TensorPiece]] = {}
         for piece in pieces:
             by_rank.setdefault(piece.rank, []).append(piece)
-        whole: Tensor | None = None
+        complete: Tensor | None = None
         for rank, own in sorted(by_rank.items()):
-            data = self._carry(tensor, rank, own)
+            data = self._send_to_first(tensor, rank, own)
             if data is None:
                 continue
-            if whole is None:
-                whole = torch.zeros(tensor.shape, dtype=data.dtype)
+            if complete is None:
+                complete = torch.zeros(tensor.shape, dtype=data.dtype)
             for part, piece in zip(data.split([p.length for p in own], dim=own[0].axis), own, strict=True):
-                whole.narrow(piece.axis, piece.start, piece.length).copy_(part)
-        if whole is None and self.rank == 0:
-            whole = torch.zeros(tensor.shape, dtype=self._dtype())
-        return whole
+                complete.narrow(piece.axis, piece.start, piece.length).copy_(part)
+        if complete is None and self.rank == 0:
+            complete = torch.zeros(tensor.shape, dtype=self._dtype())
+        return complete
 
-    def _carry(self, tensor: HFTensor, rank: int, pieces: list[_Piece]) -> Tensor | None:
-        """The pieces of one rank, side by side along their axis, on rank 0; None elsewhere."""
+    def _send_to_first(self, tensor: HFTensor, rank: int, pieces: list[_TensorPiece]) -> Tensor | None:
+        """The pieces of one rank, concatenated along their axis, on rank 0; None elsewhere."""
         if self.rank not in (0, rank):
             return None
         axis = pieces[0].axis
@@ -124,17 +125,17 @@ class Gatherer:
 
 
 def check_shape(item: ParameterMap, parameter: Tensor) -> None:
-    """Raises CheckpointError unless the parameter has the shape that its map says."""
+    """Raise CheckpointError unless the parameter has the shape of its map."""
     if tuple(parameter.shape) != item.shape:
         names = ", ".join(f"{x.name} {x.shape}" for x in item.tensors.values())
         raise CheckpointError(
-            f"{item.parameter} is {tuple(parameter.shape)} and the layout expects {item.shape} ({names})"
+            f"{item.parameter} is {tuple(parameter.shape)} and the format expects {item.shape} ({names})"
         )
 
 
-def _one_sender_each(plans: list[dict[str, list[_Piece]]]) -> dict[str, list[_Piece]]:
+def _one_sender_each(plans: list[dict[str, list[_TensorPiece]]]) -> dict[str, list[_TensorPiece]]:
     """For each tensor its pieces, each from the lowest rank that has it, in the order of their start."""
-    chosen: dict[str, dict[tuple[int, int], _Piece]] = {}
+    chosen: dict[str, dict[tuple[int, int], _TensorPiece]] = {}
     for plan in plans:
         for name, pieces in plan.items():
             for piece in pieces:
@@ -142,7 +143,7 @@ def _one_sender_each(plans: list[dict[str, list[_Piece]]]) -> dict[str, list[_Pi
     return {name: sorted(pieces.values(), key=lambda p: p.start) for name, pieces in chosen.items()}
 
 
-def _check_coverage(tensor: HFTensor, pieces: list[_Piece]) -> None:
+def _check_coverage(tensor: HFTensor, pieces: list[_TensorPiece]) -> None:
     end = 0
     for piece in pieces:
         if piece.start != end:
@@ -153,3 +154,11 @@ def _check_coverage(tensor: HFTensor, pieces: list[_Piece]) -> None:
         raise CheckpointError(f"{tensor.name} {tensor.shape}: the ranks hold {end} of {size}")
     if not pieces and not tensor.padded:
         raise CheckpointError(f"{tensor.name}: no rank holds it")
+
+
+def model_settings(models: Sequence[torch.nn.Module]) -> ModelConfig:
+    """The ModelConfig that these chunks were built with."""
+    settings = unwrap(models[0]).settings
+    if not isinstance(settings, Config):
+        raise TypeError(f"{type(models[0]).__name__} carries no Config in `settings`; build it with build_model")
+    return settings.model

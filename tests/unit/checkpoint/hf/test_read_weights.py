@@ -14,9 +14,9 @@ from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf import hub
 from longvita.checkpoint.hf.config_json import internvl_settings, long_vita_settings, read_json
 from longvita.checkpoint.hf.hub import local_folder
-from longvita.checkpoint.hf.source_folder import SourceFolder
-from longvita.checkpoint.hf.tensor_inventory import PARTS, hf_tensors
-from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA, Names
+from longvita.checkpoint.hf.read_weights import SourceFolder
+from longvita.checkpoint.hf.tensor_map import PARTS, hf_tensors
+from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA, FormatNames
 from longvita.config.schema import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
 from longvita.convert.folders import convert_folder
 from tools.quickstart.tokenizer import train_tokenizer
@@ -37,7 +37,7 @@ MODEL = ModelConfig(
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
-def random_tensors(names: Names, model: ModelConfig = MODEL) -> dict[str, Tensor]:
+def random_tensors(names: FormatNames, model: ModelConfig = MODEL) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
     return {
         tensor.name: torch.zeros(tensor.shape) if tensor.padded else torch.randn(tensor.shape, generator=generator)
@@ -195,7 +195,7 @@ def test_conversion_can_change_the_dtype(tmp_path: Path):
 
 def test_conversion_without_a_tokenizer_or_onto_itself_is_refused(tmp_path: Path):
     folder = write(tmp_path / "first", random_tensors(LONG_VITA))
-    with pytest.raises(CheckpointError, match="no tokenizer, which the internvl layout needs"):
+    with pytest.raises(CheckpointError, match="no tokenizer, which the internvl format needs"):
         convert_folder(folder, tmp_path / "second", "internvl")
     with pytest.raises(CheckpointError, match="same folder"):
         convert_folder(folder, folder, "long_vita")
@@ -219,7 +219,7 @@ def test_a_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatc
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"could not be fetched .*Name or service not known.*give the folder"):
+    with pytest.raises(CheckpointError, match=r"could not be downloaded .*Name or service not known.*give the folder"):
         local_folder("VITA-MLLM/Long-VITA-128K_HF")
 
 
