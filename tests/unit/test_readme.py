@@ -77,3 +77,14 @@ def test_files_named_in_the_text(page):
     names = re.findall(r"`((?:longvita|megatron_patches|configs|scripts|tests|tools|docs)/[\w./]+\.\w+)`", text)
     missing = [name for name in names if not (REPOSITORY / name).exists() and "my_" not in name and "NAME" not in name]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_names_in_the_text(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:longvita|megatron_patches)(?:\.\w+)+)`", text):
+        steps = name.split(".")
+        module = (REPOSITORY / "/".join(steps)).with_suffix(".py")
+        owner = (REPOSITORY / "/".join(steps[:-1])).with_suffix(".py")
+        defined = owner.is_file() and re.search(rf"^(def|class) {steps[-1]}\b", owner.read_text(), flags=re.MULTILINE)
+        assert module.is_file() or defined, name
