@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longvita.errors import UserError
+from longvita.processes import EXIT_REFUSED, is_first_on_machine
 
 if TYPE_CHECKING:
     from longvita.inference.settings import Options
 
 USER_ERRORS: tuple[type[Exception], ...] = (UserError, FileNotFoundError, NotADirectoryError, PermissionError)
-USER_ERROR_CODE = 2
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file", metavar="CONFIG", show_default=False)]
 Overrides = Annotated[
@@ -489,8 +489,9 @@ def main() -> None:
     try:
         app()
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR_CODE)
+        if is_first_on_machine():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_REFUSED)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""The mark of errors that a user can mend."""
+"""The base class of errors that a user can fix."""
 
 
 class UserError(Exception):
-    """An error whose text tells the user what to change.
+    """An error whose text says what the user has to change.
 
-    The command line prints the text alone and ends with exit code 2; any other exception is a defect of ours and keeps
-    its traceback. Derive beside the built-in class that fits: `class ConfigError(UserError, ValueError)`.
+    The command prints the text without a traceback and ends with `exit_code`; any other exception is a defect of this
+    project and keeps its traceback. Derive from the fitting built-in class as well: `class ConfigError(UserError,
+    ValueError)`.
     """
+
+    exit_code = 2

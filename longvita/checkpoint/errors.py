@@ -5,7 +5,3 @@ from longvita.errors import UserError
 
 class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be read or written as asked; the text names the tensor or file and the fix."""
-
-
-class SharedCheckpointError(CheckpointError):
-    """A CheckpointError that every rank raises with the same text, so one of them may tell it."""

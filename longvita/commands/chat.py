@@ -17,11 +17,11 @@ from rich.console import Console
 from longvita import processes
 from longvita.commands.generate import process_count, refuse
 from longvita.commands.support.conversation import Conversation
-from longvita.commands.support.engine_process import in_process, quieten
+from longvita.commands.support.engine_process import quiet_libraries, start_engine_rank
 from longvita.commands.support.prefill_progress import prefill_progress
 from longvita.errors import UserError
 from longvita.inference.prompt_encoder import PromptEncoder
-from longvita.inference.settings import Options, Settings, open_tokenizer, resolve
+from longvita.inference.settings import Options, open_tokenizer, resolve
 from longvita.platforms import environment
 from longvita.processes import is_first_process
 
@@ -37,7 +37,7 @@ HELP = """Type a question. A line that begins with / is a command:
 
 def chat(model: str, options: Options) -> int:
     """A conversation with a model; the exit code, 2 where something is refused. Arguments as those of `generate`."""
-    quieten()
+    quiet_libraries()
     try:
         settings = resolve(model, options, processes.world_size_of_launcher())
         PromptEncoder(settings.config, open_tokenizer(settings.tokenizer))
@@ -49,11 +49,8 @@ def chat(model: str, options: Options) -> int:
 
 
 def run_chat(payload: dict[str, Any]) -> int:
-    """One process of `longvita chat`; what the launcher calls."""
-    return in_process(_chat, payload)
-
-
-def _chat(settings: Settings, payload: dict[str, Any]) -> int:
+    """The body of a rank."""
+    settings = start_engine_rank(payload)
     if not is_first_process():
         # Ctrl-C is the first process's to answer; its end is the others' end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -174,9 +171,9 @@ class ChatSession:
 
     def _everywhere(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, or on every process the UserError that one of them met."""
-        from longvita.processes import together
+        from longvita.processes import raise_on_all_ranks
 
-        return together(work, self.control)
+        return raise_on_all_ranks(work, self.control)
 
     def _say(self, text: str, style: str) -> None:
         self.console.print(text, style=style, markup=False, highlight=False)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from longvita.checkpoint.errors import CheckpointError, SharedCheckpointError
-from longvita.commands.support.model_process import check_sizes, in_world, launch_replica
+from longvita.checkpoint.errors import CheckpointError
+from longvita.commands.support.model_process import check_sizes, joined_replica, launch_replica
 from longvita.config import dump
 from longvita.config.layout_text import parse_layout
 from longvita.config.schema import Config, DataConfig, TrainingConfig
-from longvita.processes import current_place
+from longvita.platforms.base import Platform
+from longvita.processes import is_first_process
+
+if TYPE_CHECKING:
+    from longvita.parallel.groups import ParallelGroups
 
 FORMATS = ("long_vita", "internvl", "checkpoint")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -49,7 +53,7 @@ def convert(
         _check_optimizer_format(source, layout_format, optimizer)
     folder, start = Path(target), time.monotonic()
     with_model = is_training_checkpoint(source) or layout_format == "checkpoint"
-    if not with_model and not _is_first_process():
+    if not with_model and not is_first_process():
         return 0  # tensors stream from folder to folder: the first process does it alone
     _check_target(folder)
     limits = read_media_limits(source)
@@ -62,17 +66,11 @@ def convert(
         held = load_source_tokenizer(source, tokenizer)
         convert_folder(source, folder, layout_format, held, max_shard_size, DTYPES[dtype] if dtype else None)
         code = 0
-    if code == 0 and _is_first_process():
+    if code == 0 and is_first_process():
         if layout_format != "checkpoint":
             write_media_limits(folder, limits)
         _report_conversion(source, folder, layout_format, time.monotonic() - start, as_json)
     return code
-
-
-def _is_first_process() -> bool:
-    """True in a process that was started alone, and in rank 0 of a launcher's."""
-    place = current_place()
-    return place is None or place.rank == 0
 
 
 def _check_target(folder: Path) -> None:
@@ -166,27 +164,25 @@ def load_source_tokenizer(source: str | Path, explicit: str | None) -> Any:
     return load_transformers_tokenizer(folder) if any((folder / name).is_file() for name in files) else None
 
 
-# ---- in each process
-
-
 def convert_process(payload: dict[str, Any]) -> int:
-    """One process of `longvita convert`, where a model is built on the way."""
-    return in_world(payload, _convert_in_world)
-
-
-def optimizer_process(payload: dict[str, Any]) -> int:
-    """One process of `longvita convert --optimizer`."""
-    return in_world(payload, _convert_optimizer_in_world)
-
-
-def _convert_optimizer_in_world(payload: dict[str, Any], config: Config, groups: Any, platform: Any) -> int:
-    from longvita.convert.optimizer_format import resave
-
-    resave(Path(payload["source"]), Path(payload["target"]), payload["optimizer"], config, groups, platform)
+    """The body of a rank where a model is built on the way."""
+    config = Config.model_validate(payload["config"])
+    with joined_replica(config) as (groups, platform):
+        _convert_in_world(payload, config, groups, platform)
     return 0
 
 
-def _convert_in_world(payload: dict[str, Any], config: Config, groups: Any, platform: Any) -> int:
+def optimizer_process(payload: dict[str, Any]) -> int:
+    """The body of a rank where the optimizer's state is converted too."""
+    config = Config.model_validate(payload["config"])
+    with joined_replica(config) as (groups, platform):
+        from longvita.convert.optimizer_format import resave
+
+        resave(Path(payload["source"]), Path(payload["target"]), payload["optimizer"], config, groups, platform)
+    return 0
+
+
+def _convert_in_world(payload: dict[str, Any], config: Config, groups: ParallelGroups, platform: Platform) -> None:
     from longvita.checkpoint.hf.write_weights import write_internvl, write_long_vita
     from longvita.checkpoint.save import save_weights
     from longvita.checkpoint.sources import load_weights
@@ -197,12 +193,11 @@ def _convert_in_world(payload: dict[str, Any], config: Config, groups: Any, plat
     folder, dtype = Path(payload["target"]), DTYPES[config.training.precision]
     if payload["format"] == "checkpoint":
         save_weights(models, config, folder, platform)
-        return 0
+        return
     tokenizer = load_source_tokenizer(payload["source"], payload["tokenizer"])
     if payload["format"] == "internvl":
         if tokenizer is None:
-            raise SharedCheckpointError(f"{payload['source']} names no tokenizer; give --tokenizer FOLDER")
+            raise CheckpointError(f"{payload['source']} names no tokenizer; give --tokenizer FOLDER")
         write_internvl(models, config, folder, groups, tokenizer, payload["max_shard_size"], dtype)
     else:
         write_long_vita(models, config, folder, groups, tokenizer, payload["max_shard_size"], dtype)
-    return 0

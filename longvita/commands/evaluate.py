@@ -15,7 +15,7 @@ from longvita import processes
 from longvita.checkpoint.manifest import MANIFEST
 from longvita.checkpoint.step_folders import numbered_root, step_folders
 from longvita.commands.generate import process_count, refuse
-from longvita.commands.support.engine_process import in_process, quieten
+from longvita.commands.support.engine_process import quiet_libraries, start_engine_rank
 from longvita.config.sizes import replica_size
 from longvita.errors import UserError
 from longvita.evaluation.answer_log import claim
@@ -58,7 +58,7 @@ def evaluate(model: str, request: Request, options: Options) -> int:
     The exit code: 0, 1 where items were set aside because their media could not be used, 2 where something is refused.
     A run that was stopped goes on where it was when it is started again with the same output folder.
     """
-    quieten()
+    quiet_libraries()
     try:
         settings, replicas = _settings(model, request, options)
         task, tokenizer = build_task(request), open_tokenizer(settings.tokenizer)
@@ -132,11 +132,8 @@ def model_identity(model: str) -> str:
 
 
 def run_evaluate(payload: dict[str, Any]) -> int:
-    """One process of `longvita evaluate`; what the launcher calls."""
-    return in_process(_evaluate, payload)
-
-
-def _evaluate(settings: Settings, payload: dict[str, Any]) -> int:
+    """The body of a rank."""
+    settings = start_engine_rank(payload)
     from longvita.evaluation.run import answer_all  # here: megatron-core's import takes seconds
     from longvita.inference.session import open_engine
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from longvita import processes
-from longvita.commands.support.engine_process import in_process, quieten
+from longvita.commands.support.engine_process import quiet_libraries, start_engine_rank
 from longvita.commands.support.prefill_progress import prefill_progress
 from longvita.config.layout_text import layout_text
 from longvita.config.sizes import replica_size
@@ -19,7 +19,7 @@ from longvita.inference.prompt import Prompt
 from longvita.inference.prompt_encoder import MediaTiles, PromptEncoder, PromptError
 from longvita.inference.settings import Options, Settings, open_tokenizer, resolve
 from longvita.platforms import environment
-from longvita.processes import EXIT_REFUSED, is_first_process, speaks_for_its_machine
+from longvita.processes import EXIT_REFUSED, is_first_on_machine, is_first_process
 
 if TYPE_CHECKING:
     from longvita.inference.engine import Engine
@@ -44,7 +44,7 @@ def generate(
         options: see Options.
         show_frames: an .html file to write, with the frames and pictures that the answer attended to.
     """
-    quieten()
+    quiet_libraries()
     try:
         _check_page(show_frames)
         settings = resolve(model, options, processes.world_size_of_launcher())
@@ -76,7 +76,7 @@ def _check_page(path: str | None) -> None:
 
 def refuse(error: UserError) -> int:
     """Tells what every process found before it started to work; the exit code."""
-    if speaks_for_its_machine():
+    if is_first_on_machine():
         print(f"error: {error}", file=sys.stderr)
     return EXIT_REFUSED
 
@@ -110,17 +110,14 @@ def with_marks(question: str, images: int, videos: int) -> str:
 
 
 def run_generate(payload: dict[str, Any]) -> int:
-    """One process of `longvita generate`; what the launcher calls."""
-    return in_process(_generate, payload)
-
-
-def _generate(settings: Settings, payload: dict[str, Any]) -> int:
+    """The body of a rank."""
+    settings = start_engine_rank(payload)
     from longvita.inference.frame_attention import FrameWatch  # here: megatron-core's import takes seconds
     from longvita.inference.session import open_engine
-    from longvita.processes import together
+    from longvita.processes import raise_on_all_ranks
 
     with open_engine(settings) as engine:
-        prompt = together(lambda: engine.encode(payload["messages"], payload["images"], payload["videos"]))
+        prompt = raise_on_all_ranks(lambda: engine.encode(payload["messages"], payload["images"], payload["videos"]))
         watch = FrameWatch() if payload["show_frames"] else None
         answer = ""
         with prefill_progress(len(prompt), is_first_process()) as progress:

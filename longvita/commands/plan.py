@@ -14,7 +14,7 @@ from longvita.commands.support import dry_run as dry_run_command
 from longvita.config import ConfigError
 from longvita.config.loader import Loaded, placed
 from longvita.config.schema import Config
-from longvita.config.sizes import replica_size
+from longvita.config.sizes import processes_to_start
 from longvita.planning import platform_refusals
 from longvita.planning.batch_contents import Contents, worst_contents
 from longvita.planning.dry_run.plan_comparison import Figures
@@ -88,7 +88,7 @@ def dry_run(loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_fil
     """
     _refuse_answering(loaded.config, "--dry-run")
     config, hardware = loaded.config, _hardware(loaded.config, options)
-    world_size = options.devices or config.layout.processes or replica_size(config)
+    world_size = options.devices or processes_to_start(config)
 
     def planned(built: Sequence[RankDryRun]) -> Figures:
         return {rank.rank: planned_figures(config, world_size, hardware, rank) for rank in built}
@@ -135,7 +135,7 @@ def _hardware(config: Config, options: PlanOptions) -> Hardware:
 def make_plan(loaded: Loaded, hardware: Hardware, options: PlanOptions) -> RunPlan:
     """The plan of a config that trains; of one without training data, as it answers. Raises ConfigError."""
     config = loaded.config
-    world_size = options.devices or config.layout.processes or replica_size(config)
+    world_size = options.devices or processes_to_start(config)
     if not config.data.dataset:
         return RunPlan(config.name, world_size, hardware, describe(config), plan_generation(config, hardware), None, [])
     contents = _contents(config, options)

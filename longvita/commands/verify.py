@@ -8,14 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from longvita.commands.support.model_process import check_sizes, in_world, launch_replica
+from longvita.commands.support.model_process import check_sizes, joined_replica, launch_replica
 from longvita.config import dump
 from longvita.config.layout_text import layout_text, parse_layout
 from longvita.config.schema import Config, LayoutConfig
+from longvita.processes import is_first_process
 
 if TYPE_CHECKING:
-    from longvita.parallel.groups import ParallelGroups
-    from longvita.platforms.base import Platform
     from longvita.verify.compare import Check
 
 
@@ -31,19 +30,15 @@ def verify(model: str, golden: str, layout: str, platform: str = "auto", as_json
 
 
 def verify_process(payload: dict[str, Any]) -> int:
-    """Compare in one process of the world; the first one prints."""
-    return in_world(payload, _compare_and_print)
+    """Compare in one rank; the first one prints."""
+    config = Config.model_validate(payload["config"])
+    with joined_replica(config) as (groups, platform):
+        from longvita.verify.compare import compare
+        from longvita.verify.golden import load_golden
 
-
-def _compare_and_print(payload: dict[str, Any], config: Config, groups: ParallelGroups, platform: Platform) -> int:
-    import torch.distributed as dist
-
-    from longvita.verify.compare import compare
-    from longvita.verify.golden import load_golden
-
-    checks = compare(payload["source"], load_golden(payload["golden"]), config, groups, platform)
-    if dist.get_rank() == 0:
-        print_checks(checks, payload["source"], config.layout, payload["json"])
+        checks = compare(payload["source"], load_golden(payload["golden"]), config, groups, platform)
+        if is_first_process():
+            print_checks(checks, payload["source"], config.layout, payload["json"])
     any_made = any(check.difference is not None for check in checks)
     return 0 if any_made and all(check.passed for check in checks) else 1
 

@@ -30,6 +30,11 @@ def replica_size(config: Config) -> int:
     return layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
 
 
+def processes_to_start(config: Config) -> int:
+    """Processes that a training command starts when no launcher has: layout.processes, or one replica."""
+    return config.layout.processes or replica_size(config)
+
+
 def frames_that_fit(length: int, tokens_per_tile: int, text_tokens: int = 0) -> int:
     """Most frames (or tiles) whose tokens and markers fit `length` tokens beside `text_tokens` of text."""
     return max(0, (length - text_tokens) // (tokens_per_tile + TILE_MARKERS))

@@ -18,7 +18,7 @@ from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTas
 from longvita.files import write_atomically
 from longvita.inference.engine import Engine
 from longvita.inference.session import CONTROL_TIMEOUT
-from longvita.processes import is_first_process, together
+from longvita.processes import is_first_process, raise_on_all_ranks
 
 
 def answer_all(engine: Engine, task: EvaluationTask, folder: Path) -> dict[str, Any] | None:
@@ -85,8 +85,8 @@ def _answer(engine: Engine, task: EvaluationTask, item: EvaluationItem, leads: b
     groups = (engine.groups.tp_cp, engine.groups.pp)
     try:
         # One process unpacks the files before all read their headers. An error reaches all, so that none waits for it.
-        together(lambda: task.prepare(item) if leads else None, *groups)
-        asked = together(lambda: task.encode(engine, item), *groups)
+        raise_on_all_ranks(lambda: task.prepare(item) if leads else None, *groups)
+        asked = raise_on_all_ranks(lambda: task.encode(engine, item), *groups)
         return task.ask(engine, item, asked)
     except UserError as found:
         return {"error": str(found)}

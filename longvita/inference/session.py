@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Iterator
-from typing import Any
-
-import torch.distributed as dist
 
 from longvita import platforms, processes
 from longvita.checkpoint.sources import load_weights
@@ -16,6 +13,7 @@ from longvita.inference.engine import Engine
 from longvita.inference.settings import Settings, open_tokenizer
 from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
+from longvita.platforms.base import Platform
 
 CONTROL_TIMEOUT = datetime.timedelta(days=365)
 """How long processes wait for one that a person types into, or for other replicas."""
@@ -30,19 +28,16 @@ def open_engine(settings: Settings) -> Iterator[Engine]:
     platform = platforms.get(settings.config.platform)
     platform.activate()
     processes.init_distributed(platform.backend, platform.set_device)
-    try:
-        config = _with_precision(settings, platform)
-        tokenizer = open_tokenizer(settings.tokenizer)
-        groups = parallel_groups.initialize(config, platform)
-        models = build_model(config, groups, platform, fresh=False)
-        load_weights(models, settings.model, groups, platform)
-        yield Engine(models, config, tokenizer, groups, platform)
-        groups.destroy()
-    finally:
-        dist.destroy_process_group()
+    config = _with_precision(settings, platform)
+    tokenizer = open_tokenizer(settings.tokenizer)
+    groups = parallel_groups.initialize(config, platform)
+    models = build_model(config, groups, platform, fresh=False)
+    load_weights(models, settings.model, groups, platform)
+    yield Engine(models, config, tokenizer, groups, platform)
+    groups.destroy()
 
 
-def _with_precision(settings: Settings, platform: Any) -> Config:
+def _with_precision(settings: Settings, platform: Platform) -> Config:
     precision = settings.precision
     if precision == "auto":
         # bf16 matrix products are some hundred times slower than fp32 ones on the host.

@@ -1,7 +1,6 @@
 """Stopping early: SIGTERM, SIGINT or a time limit save a checkpoint and end the run with a known exit code.
 
-The exit codes of `longvita train`: 0 when all steps are done, 2 when the config or the files it names are refused,
-1 when it fails later, and those below for a run that has saved its state and goes on from there when started again.
+`longvita.processes` has the exit codes. A run that ended with one of these resumes when it is started again.
 """
 
 from __future__ import annotations
@@ -13,21 +12,10 @@ from enum import IntEnum
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from longvita.processes import EXIT_COMPLETE, EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT
+
 if TYPE_CHECKING:
     import torch
-
-EXIT_COMPLETE = 0
-"""All steps are done."""
-EXIT_FAILED = 1
-"""Steps were done, and then one could not be, or its checkpoint could not be written."""
-EXIT_REFUSED = 2
-"""The config, or a file that it names, was refused before anything started."""
-EXIT_SIGTERM = 75
-"""Stopped by SIGTERM; the state is saved."""
-EXIT_SIGINT = 76
-"""Stopped by SIGINT (Ctrl-C); the state is saved."""
-EXIT_TIME_LIMIT = 77
-"""Stopped by training.time_limit_minutes; the state is saved."""
 
 
 class StopReason(IntEnum):

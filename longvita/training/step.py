@@ -22,13 +22,17 @@ from torch import Tensor
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.flops import Workload
 from longvita.data.batch import LocalBatch
+from longvita.errors import UserError
 from longvita.model.feature_exchange import sum_vision_gradients
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import schedule_length
+from longvita.processes import EXIT_FAILED
 
 
-class TrainingError(RuntimeError):
-    """A step cannot go on: shapes that do not fit, or a gradient that is not a number."""
+class TrainingError(UserError, RuntimeError):
+    """A step that cannot be done: shapes that do not fit, or a gradient that is not a number."""
+
+    exit_code = EXIT_FAILED
 
 
 @dataclass

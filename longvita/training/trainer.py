@@ -55,7 +55,6 @@ def train(stages: Sequence[Config]) -> int:
         groups.destroy()
         if code != 0:
             break
-    dist.destroy_process_group()
     return code
 
 

@@ -14,8 +14,8 @@ import pytest
 from longvita.checkpoint.step_folders import step_folders, step_of
 from longvita.commands import train
 from longvita.config import ConfigError, load
+from longvita.processes import EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT
 from longvita.training.metrics import read_metrics
-from longvita.training.signals import EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT
 from tests.distributed.helpers import free_port
 from tests.e2e.training_material import STEPS, log_of, losses_of, start, start_train, write_run
 

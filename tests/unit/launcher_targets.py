@@ -11,28 +11,38 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from longvita.processes import current_place, init_distributed
+from longvita.processes import LaunchError, current_place, init_distributed, raise_on_all_ranks
 
 
-class GlooPlatform:
-    """What init_distributed asks of a platform."""
-
-    backend = "gloo"
-
-    def environment(self) -> dict[str, str]:
-        return {}
-
-    def set_device(self, local_rank: int) -> None:
-        """A CPU has no device to choose."""
+def join() -> tuple[int, int]:
+    """Join torch.distributed; a CPU has no device to choose."""
+    return init_distributed("gloo", lambda local_rank: None)
 
 
 def write_rank(payload: dict) -> int:
     """Sum the ranks and write (rank, world size, sum) to a file per rank."""
-    rank, world_size = init_distributed(GlooPlatform().backend, GlooPlatform().set_device)
+    rank, world_size = join()
     total = torch.tensor([rank])
     dist.all_reduce(total)
-    dist.destroy_process_group()
     Path(payload["folder"], str(rank)).write_text(f"{rank} {world_size} {int(total)}")
+    return 0
+
+
+def refuse_on_all_ranks(payload: dict) -> int:
+    """Every rank raises the same error."""
+    join()
+    raise LaunchError("the same on all")
+
+
+def refuse_on_rank_one(payload: dict) -> int:
+    """Rank 1 raises an error that the other shares."""
+    rank, _ = join()
+
+    def work() -> None:
+        if rank == payload["refusing"]:
+            raise LaunchError(f"found by {rank}")
+
+    raise_on_all_ranks(work, error=LaunchError)
     return 0
 
 

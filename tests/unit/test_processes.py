@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from longvita import processes
-from longvita.processes import LaunchError, current_place, launch
+from longvita.processes import EXIT_REFUSED, LaunchError, current_place, launch, raise_on_all_ranks
 
 TARGETS = "tests.unit.launcher_targets"
 
@@ -58,6 +59,29 @@ def test_failure_of_one_ends_the_others_with_its_code(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "FAILURE_GRACE_SECONDS", 0.5)
     assert launch(f"{TARGETS}:fail_on_rank_one", {"folder": str(tmp_path), "code": 3}, 2) == 3
     assert not alive(int((tmp_path / "0.pid").read_text()))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_error_that_all_ranks_raise_is_printed_once(capfd, monkeypatch, count):
+    clear_launchers(monkeypatch)
+    assert launch(f"{TARGETS}:refuse_on_all_ranks", {}, count) == EXIT_REFUSED
+    assert capfd.readouterr().err.splitlines().count("error: the same on all") == 1
+    assert not dist.is_initialized()
+
+
+def test_an_error_of_one_rank_is_raised_on_all_with_its_rank(capfd, monkeypatch):
+    clear_launchers(monkeypatch)
+    assert launch(f"{TARGETS}:refuse_on_rank_one", {"refusing": 1}, 2) == EXIT_REFUSED
+    assert capfd.readouterr().err.splitlines().count("error: rank 1: found by 1") == 1
+
+
+def test_an_error_of_a_rank_alone_is_raised_as_it_is():
+    def refuse() -> None:
+        raise LaunchError("no")
+
+    with pytest.raises(LaunchError, match="^no$"):
+        raise_on_all_ranks(refuse, error=LaunchError)
+    assert raise_on_all_ranks(lambda: 3) == 3
 
 
 def test_sigterm_reaches_every_process(tmp_path, monkeypatch):

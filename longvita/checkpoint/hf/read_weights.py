@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from longvita.checkpoint.errors import CheckpointError, SharedCheckpointError
+from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.config_json import read_json
 from longvita.checkpoint.hf.gather_tensors import check_shape, model_settings, named_parameters
 from longvita.checkpoint.hf.hub import local_folder
@@ -21,6 +20,7 @@ from longvita.checkpoint.hf.tensor_map import PARTS, HFTensor, Mapper, Parameter
 from longvita.checkpoint.hf.tensor_names import detect_names, part_of
 from longvita.config.schema import ModelConfig
 from longvita.parallel.groups import ParallelGroups
+from longvita.processes import raise_on_all_ranks
 
 _ROWS_AT_ONCE = 8192
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "position_ids")
@@ -42,35 +42,21 @@ def read_weights(
 
     A collective. Raises CheckpointError on every rank when any rank finds something wrong.
     """
-    found = ""
     place = local_folder(folder)
-    try:
-        source = SourceFolder(place, model_settings(models), parts)
-        mapper = source.mapper(groups.tp_rank, groups.tp_size)
-        with torch.no_grad():
-            for name, parameter in named_parameters(models).items():
-                if part_of_parameter(name) in source.parts:
-                    item = mapper.map(name)
-                    check_shape(item, parameter)
-                    source.fill(item, parameter.data)
-    except CheckpointError as error:
-        found = str(error)
-    _raise_on_all_ranks(found)
+    raise_on_all_ranks(lambda: _read_own_slices(models, place, groups, parts), error=CheckpointError)
 
 
-def _raise_on_all_ranks(found: str) -> None:
-    """Raise every rank's error on all ranks: the others would wait for it in the next collective call."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        if found:
-            raise CheckpointError(found)
-        return
-    everyone: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(everyone, found)
-    if len(set(everyone)) == 1 and found:
-        raise SharedCheckpointError(found)
-    errors = {text: rank for rank, text in reversed(list(enumerate(everyone))) if text}
-    if errors:
-        raise SharedCheckpointError("; ".join(f"rank {rank}: {text}" for text, rank in sorted(errors.items())))
+def _read_own_slices(
+    models: Sequence[torch.nn.Module], folder: Path, groups: ParallelGroups, parts: Sequence[str]
+) -> None:
+    source = SourceFolder(folder, model_settings(models), parts)
+    mapper = source.mapper(groups.tp_rank, groups.tp_size)
+    with torch.no_grad():
+        for name, parameter in named_parameters(models).items():
+            if part_of_parameter(name) in source.parts:
+                item = mapper.map(name)
+                check_shape(item, parameter)
+                source.fill(item, parameter.data)
 
 
 class SourceFolder:

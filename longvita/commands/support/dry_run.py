@@ -11,12 +11,12 @@ from rich.console import Console
 from longvita.commands.support import dry_run_tables
 from longvita.config.errors import Problem
 from longvita.config.loader import Loaded, placed
+from longvita.config.sizes import processes_to_start
 from longvita.planning.dry_run.plan_comparison import Figures, compare, counted_figures
 from longvita.planning.dry_run.rank_counts import RankDryRun
-from longvita.planning.dry_run.run import default_world_size, dry_run
+from longvita.planning.dry_run.run import dry_run
 from longvita.platforms.layer_memory import LayerMemory
-
-EXIT_REFUSED = 2
+from longvita.processes import EXIT_REFUSED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def run(
     planned: gives figures of a plan for ranks, to be compared with what is counted on them. refused: what the platform
     of the run refuses of the config. notes: what else is to be told. Raises ConfigError for ranks beyond the world.
     """
-    world_size = options.world_size or default_world_size(loaded.config)
+    world_size = options.world_size or processes_to_start(loaded.config)
     found = dry_run(loaded.config, world_size, options.ranks or None, options.with_files, refused, options.layer_memory)
     problems = tuple(placed(problem, loaded) for problem in found.problems)
     found = dataclasses.replace(found, problems=problems, notes=(*found.notes, *notes))

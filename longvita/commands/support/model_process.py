@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from longvita import platforms
-from longvita.checkpoint.errors import CheckpointError, SharedCheckpointError
+from longvita.checkpoint.errors import CheckpointError
 from longvita.config.checks import find_problems
 from longvita.config.errors import ConfigError
 from longvita.config.schema import Config
 from longvita.config.sizes import replica_size
-from longvita.errors import UserError
 from longvita.platforms import environment
-from longvita.processes import launch, world_size_of_launcher
+from longvita.platforms.base import Platform
+from longvita.processes import init_distributed, launch, world_size_of_launcher
 
-USER_ERROR_CODE = 2
+if TYPE_CHECKING:
+    from longvita.parallel.groups import ParallelGroups
 
 
-def in_world(payload: dict[str, Any], work: Callable[..., int]) -> int:
-    """Joins the world and runs `work(payload, config, groups, platform)`; a user's error is told once, with code 2."""
-    config = Config.model_validate(payload["config"])
+@contextlib.contextmanager
+def joined_replica(config: Config) -> Iterator[tuple[ParallelGroups, Platform]]:
+    """Join the ranks of a replica of the config's layout: their groups and their platform, for the block."""
     platform = platforms.get(config.platform)
     platform.activate()
-
-    # After the patches: these import megatron-core, which looks at the device as it is then.
-    import torch.distributed as dist
-
+    # After the patches: it imports megatron-core, which looks at the device as it is then.
     from longvita.parallel.groups import initialize
-    from longvita.processes import init_distributed
 
     init_distributed(platform.backend, platform.set_device)
-    try:
-        groups = initialize(config, platform)
-        code = work(payload, config, groups, platform)
-        groups.destroy()
-        return code
-    except UserError as error:
-        if dist.get_rank() == 0 or not isinstance(error, SharedCheckpointError):
-            print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR_CODE
-    finally:
-        dist.destroy_process_group()
+    groups = initialize(config, platform)
+    yield groups, platform
+    groups.destroy()
 
 
 def one_replica(config: Config) -> int:

@@ -15,7 +15,6 @@ from pathlib import Path
 from longvita.config import check_world_size, names
 from longvita.config.errors import ABSENT, ConfigError, Problem
 from longvita.config.schema import Config
-from longvita.config.sizes import replica_size
 from longvita.data.mix.missing_files import find_training_problems
 from longvita.planning.dry_run.rank_counts import RankDryRun
 from longvita.planning.hardware import hardware_of
@@ -176,11 +175,6 @@ def field_named_in(text: str) -> str:
         if names.field_at(steps) is not None or (around is not None and names.is_mapping(around.annotation)):
             return match[0]
     return ""
-
-
-def default_world_size(config: Config) -> int:
-    """Processes that `longvita train` would start: layout.processes, or one replica."""
-    return config.layout.processes or replica_size(config)
 
 
 def _own_peak() -> int:

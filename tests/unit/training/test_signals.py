@@ -4,15 +4,8 @@ import signal
 import pytest
 import torch
 
-from longvita.training.signals import (
-    EXIT_COMPLETE,
-    EXIT_REFUSED,
-    EXIT_SIGINT,
-    EXIT_SIGTERM,
-    EXIT_TIME_LIMIT,
-    StopReason,
-    StopWatch,
-)
+from longvita.processes import EXIT_COMPLETE, EXIT_REFUSED, EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT
+from longvita.training.signals import StopReason, StopWatch
 
 
 def test_exit_codes_differ():
