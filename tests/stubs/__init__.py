@@ -1,1 +1,1 @@
-"""Stand-ins for libraries that need an accelerator, with the real signatures and the right numbers in plain torch."""
+"""Stubs of libraries that need an accelerator, with the real signatures and correct results in plain torch."""

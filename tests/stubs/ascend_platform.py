@@ -14,14 +14,14 @@ ROOT = Path(__file__).parent / "ascend"
 
 
 def install(mindspeed_source: str | None = None) -> None:
-    """Has this process find the stubs; MindSpeed itself from `mindspeed_source`, where that is given."""
+    """Put the stubs on the import path of this process, and MindSpeed itself if `mindspeed_source` is given."""
     paths = [str(ROOT)] if mindspeed_source is None else [mindspeed_source, str(ROOT)]
     sys.path[:0] = [path for path in paths if path not in sys.path]
 
 
 @contextlib.contextmanager
 def torch_npu_alone() -> Iterator[Any]:
-    """The stub of torch_npu in this process, gone without a trace afterwards."""
+    """The stub of torch_npu in this process, removed completely afterwards."""
     install()
     try:
         import torch_npu
@@ -35,7 +35,7 @@ def torch_npu_alone() -> Iterator[Any]:
 
 
 def platform(mindspeed_source: str | None = None) -> Any:
-    """The platform, not yet active. In a process of its own: megatron-core must not have been imported."""
+    """The inactive platform. Use a process of its own: megatron-core must not have been imported."""
     install(mindspeed_source)
     if mindspeed_source is not None:
         from tests.stubs.every_device import make_every_device_the_cpu
@@ -44,7 +44,7 @@ def platform(mindspeed_source: str | None = None) -> Any:
     from longvita.platforms.npu.platform import NPUPlatform
 
     class NPUOverStubs(NPUPlatform):
-        """What a test needs to be otherwise: tensors on the CPU, and gloo."""
+        """The platform with tensors on the CPU, and gloo."""
 
         backend = "gloo"
 
@@ -53,7 +53,7 @@ def platform(mindspeed_source: str | None = None) -> Any:
             return torch.device("cpu")
 
         def patches(self) -> list:
-            """megatron-core on the CPU, but for its optimizer and what else MindSpeed replaces itself."""
+            """The CPU platform's patches, except for the optimizer and the names that MindSpeed replaces."""
             from megatron_patches import cpu
             from megatron_patches.npu.adaptor import replaced_names
             from megatron_patches.shared import adam

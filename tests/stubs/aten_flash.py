@@ -1,4 +1,4 @@
-"""Stands in for torch's aten._flash_attention_forward and _backward (torch 2.13): packed documents by products.
+"""Stub of torch's aten._flash_attention_forward and _backward (torch 2.13): packed documents by matrix products.
 
 tests/unit/platforms/cuda/test_flash_kernels.py compares the parameters with the schema of the installed torch.
 """

@@ -1,4 +1,4 @@
-"""A process in which every device is the CPU, for MindSpeed's own source, which names its device in place."""
+"""A process in which every device is the CPU, for MindSpeed's own source, which hard-codes its device."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ ANSWERED = (
 
 
 class _OnTheCPU(TorchFunctionMode):
-    """Turns devices in the arguments of torch's functions into the CPU, and drops pinned memory.
+    """Replaces devices in the arguments of torch's functions by the CPU, and ignores pinned memory.
 
-    The names of tensors' types stay those of the device: MindSpeed turns their "npu" into the "cuda" that
-    megatron-core's optimizers ask for.
+    The names of tensors' types remain those of the device: MindSpeed replaces "npu" in them by "cuda", which
+    megatron-core's optimizers check.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -60,7 +60,7 @@ def _here(value: Any) -> Any:
 
 
 def make_every_device_the_cpu() -> None:
-    """For good: use it in a process of its own."""
+    """Cannot be undone: use it in a process of its own."""
     answers = Accelerator()
     for name in ANSWERED:
         setattr(torch.cuda, name, getattr(answers, name))

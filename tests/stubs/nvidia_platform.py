@@ -12,21 +12,21 @@ Library = Literal["te", "flash", "none"]
 
 
 def install(library: Library) -> None:
-    """Has this process find the stub; before anything imports megatron-core, which asks once."""
+    """Put the stub on the import path. It must precede imports of megatron-core, which looks for the library once."""
     if "megatron.core" in sys.modules:
-        raise RuntimeError("megatron-core is imported already; it would not see the stub")
+        raise RuntimeError("megatron-core is imported already and would not find the stub")
     if library != "none":
         sys.path.insert(0, str(ROOT / library))
 
 
 def platform(library: Library = "te") -> Any:
-    """The platform, not yet active. In a process of its own."""
+    """The inactive platform. Use a process of its own."""
     install(library)
     from longvita.platforms.cpu.platform import CPUPlatform
     from longvita.platforms.cuda.platform import CUDAPlatform
 
     class NvidiaOverStubs(CUDAPlatform):
-        """What a test needs to be otherwise: the CPU as device, gloo, and fp32 to compare in."""
+        """The platform with the CPU as device, gloo, and fp32 for comparisons."""
 
         backend = "gloo"
         device = CPUPlatform.device
@@ -45,14 +45,14 @@ def platform(library: Library = "te") -> Any:
             return 9, 0
 
         def problems(self, config: Any) -> list:
-            """The stub's attention has fp32."""
+            """Without the refusal of fp32, which the stub's attention supports."""
             return [problem for problem in super().problems(config) if problem.field != "training.precision"]
 
         def kernel(self) -> Any:
             return super().kernel() if library != "none" else _torch_kernel()
 
         def patches(self) -> list:
-            """megatron-core on the CPU; the fused Adam and the wrappers of Transformer Engine are the stub's."""
+            """The CPU platform's patches. The fused Adam and the wrappers of Transformer Engine use the stub."""
             from megatron_patches import cpu
             from megatron_patches.cpu import torch_names
             from megatron_patches.patch import Patch
@@ -63,15 +63,15 @@ def platform(library: Library = "te") -> Any:
             view = Patch(
                 target="megatron.core.extensions.transformer_engine:torch",
                 replacement=torch_names.VIEW,
-                why="asks torch.cuda for the device and for streams",
+                why="calls torch.cuda for the device and for streams",
                 versions="megatron-core==0.16.1",
-                remove_when="never: tests alone",
+                remove_when="never: for tests only",
                 signature="module torch",
             )
             return [*own, *others, *([view] if library == "te" else [])]
 
         def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
-            """Without what compiles kernels."""
+            """Without settings that compile kernels."""
             return super().transformer_config_overrides(virtual_pipeline) | {
                 "bias_activation_fusion": False,
                 "bias_dropout_fusion": False,
@@ -82,7 +82,7 @@ def platform(library: Library = "te") -> Any:
 
 
 def _torch_kernel() -> Any:
-    """torch's kernel with a stub of the two operators, which the CPU has not."""
+    """torch's kernel with stubs of its two operators, which do not exist on the CPU."""
     from longvita.platforms.cuda.flash_kernels import TorchFlashKernel
     from tests.stubs import aten_flash
 

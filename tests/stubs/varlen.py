@@ -19,7 +19,7 @@ def attend(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """(out of q's type, lse fp32 [heads, t])."""
+    """Return (out of q's type, lse fp32 [heads, t])."""
     _check(q, k, v, rows, keys, longest, longest_key)
     out, lse = torch.zeros_like(q), torch.zeros(q.shape[1], len(q))
     for own, theirs in _documents(rows, keys):
@@ -33,7 +33,7 @@ def attend(
 def attend_backward(
     saved: tuple[Tensor, ...], rows: Tensor, keys: Tensor, longest: int, longest_key: int, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, from the output and logsumexp over these keys or more."""
+    """Gradients of q, k and v; the output and logsumexp may cover more keys than these."""
     grad, q, k, v, out, lse = saved
     _check(q, k, v, rows, keys, longest, longest_key)
     assert grad.dtype == out.dtype == q.dtype and lse.dtype == torch.float32 and lse.shape == (q.shape[1], len(q))
@@ -69,7 +69,7 @@ def _wide(x: Tensor, q: Tensor) -> Tensor:
 def _scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
     scores = torch.einsum("qhd,khd->hqk", q.float(), _wide(k, q)) * scale
     if causal:
-        # Flash kernels put the last query and the last key together.
+        # Flash kernels align the last query with the last key.
         hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(scores.shape[2] - scores.shape[1] + 1)
         scores = scores.masked_fill(hidden, -torch.inf)
     return scores

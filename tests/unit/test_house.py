@@ -1,4 +1,4 @@
-"""The rules of the house that a program can check."""
+"""Rules for the tree that a program can check: device names, file lengths, packages, pins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEVICE_LIBRARIES = re.compile(
     re.IGNORECASE,
 )
 MARKERS = re.compile(r"pytest\.mark\.npu")
-# Folders of one machine, written apart so that this file does not hold them.
+# Folders of one machine, split so that this file does not contain them.
 MACHINE_PATHS = re.compile("|".join(("/" + "work/", "/" + "tmp/", "/" + "root/", r"(?<![\w/])" + "shared" + "/")))
 
 
@@ -59,7 +59,7 @@ def tree(name: str) -> ast.Module:
     return ast.parse(read(name))
 
 
-def test_there_is_something_to_check():
+def test_there_are_files_to_check():
     assert "longvita/config/schema.py" in LIBRARY
     assert "megatron_patches/__init__.py" in LIBRARY
     assert len(PYTHON) > len(LIBRARY) > 20
@@ -84,6 +84,16 @@ def test_devices_are_named_in_the_platform_layer_only():
         for number, line in enumerate(read(name).splitlines(), 1):
             if DEVICE_WORDS.search(MARKERS.sub("", line)):
                 found.append(f"{name}:{number}: {line.strip()}")
+    assert found == []
+
+
+def test_folders_of_devices_do_not_import_each_other():
+    found = []
+    for name in files(".py", folders=("longvita/platforms", "megatron_patches")):
+        own = Path(name).parent.name
+        for other in {"cpu", "cuda", "npu"} - {own}:
+            if own in ("cpu", "cuda", "npu") and re.search(rf"(platforms|megatron_patches)\.{other}\b", read(name)):
+                found.append(f"{name} imports {other}")
     assert found == []
 
 
@@ -122,18 +132,18 @@ def test_functions_are_short():
     assert found == {}
 
 
-def test_every_module_says_its_purpose():
-    wordless = [name for name in LIBRARY if len((ast.get_docstring(tree(name)) or "").split()) < 3]
-    assert wordless == []
+def test_every_module_has_a_docstring():
+    missing = [name for name in LIBRARY if len((ast.get_docstring(tree(name)) or "").split()) < 3]
+    assert missing == []
 
 
-def test_nothing_is_left_to_do():
+def test_there_are_no_todo_comments():
     pattern = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
     found = [name for name in files(".py", ".sh", ".yaml") if name != ME and pattern.search(read(name))]
     assert found == []
 
 
-def test_the_environment_is_read_by_the_launcher_alone():
+def test_only_launchers_read_environment_variables():
     found = []
     for name in LIBRARY:
         if name in LAUNCHERS:
@@ -150,7 +160,7 @@ def test_every_package_is_importable_by_setuptools():
     assert missing == []
 
 
-def test_the_pins_cover_what_setup_asks_for():
+def test_constraints_pin_every_package_of_setup():
     pins = {
         re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
         for line in read("constraints.txt").splitlines()
@@ -162,7 +172,7 @@ def test_the_pins_cover_what_setup_asks_for():
     assert wanted - pins == set()
 
 
-def test_other_pythons_are_refused_with_the_reason(monkeypatch):
+def test_other_python_versions_are_refused_with_the_reason(monkeypatch):
     namespace = {"__name__": "__main__", "__file__": str(REPOSITORY / "setup.py")}
     monkeypatch.setattr("sys.version_info", (3, 10, 12, "final", 0))
     with pytest.raises(SystemExit, match=r"(?s)Python 3.11 or 3.12, and this is Python 3.10.*Reason: .*Fix: "):

@@ -1,19 +1,15 @@
-"""What the processes of the Ascend door's tests do. Nothing here imports megatron-core before the door is active."""
+"""Runs of the Ascend platform over stubs. MindSpeed must precede every import of megatron-core."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-FUSED_NAMES = {
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
-}
-"""Norms that the TE-shaped spec holds in the linear layer behind them, and their names where they stand alone."""
+from tests.distributed.platforms.shared_runs import fresh_state, step, stop_and_resume
 
 
-def active_door(source: str | None = None) -> Any:
-    """The platform over the stubs, active; MindSpeed's own source where `source` is given."""
+def active_platform(source: str | None = None) -> Any:
+    """The active platform over the stubs, or over MindSpeed's own source at `source`."""
     from tests.stubs import ascend_platform
 
     platform = ascend_platform.platform(source)
@@ -24,102 +20,35 @@ def active_door(source: str | None = None) -> Any:
 def step_at_each_layout(
     rank: int, size: int, layouts: list[dict[str, Any]], source: str | None = None
 ) -> list[dict[str, Any]]:
-    """Loss, gradients and two optimizer steps of the mixed packed batch, at one layout after the other."""
-    platform = active_door(source)
-    return [_step(platform, sections) for sections in layouts]
-
-
-def _step(platform: Any, sections: dict[str, Any]) -> dict[str, Any]:
-    from longvita.parallel.groups import initialize
-    from longvita.training.state import build_state
-    from longvita.training.step import forward_backward, train_step
-    from longvita.verify.compare import gather_gradients
-    from tests.distributed.mixed_batch import micro_batches, tiny_config
-    from tests.distributed.whole_tensors import local_parts
-
-    config = tiny_config(**sections, optimizer={"adam_eps": 1e-2})
-    groups = initialize(config, platform)
-    state = build_state(config, groups, platform)
-    batches = micro_batches(config, groups)
-    for chunk in state.chunks:
-        chunk.train()
-        chunk.zero_grad_buffer()
-    losses, _ = forward_backward(state, batches, len(batches), ("pictures", "text"))
-    gather_gradients(state)
-    gradients = local_parts(state.models, groups, lambda p: p.main_grad if p.requires_grad else None)
-    steps = [train_step(state, micro_batches(config, groups, seed), len(batches)) for seed in range(2)]
-    groups.destroy()
-    gradients["parts"] = {_separate(name): part for name, part in gradients["parts"].items()}
-    return {
-        "loss": losses.loss,
-        "gradients": gradients,
-        "norms": [step.grad_norm for step in steps],
-        "losses": [step.losses.loss for step in steps],
-    }
-
-
-def _separate(name: str) -> str:
-    for fused, separate in FUSED_NAMES.items():
-        name = name.replace(fused, separate)
-    return name
+    """Loss, gradients and two optimizer steps of the mixed packed batch, at each layout."""
+    platform = active_platform(source)
+    return [step(platform, sections) for sections in layouts]
 
 
 def stopped_and_resumed(
     rank: int, size: int, runs: list[tuple[str, dict[str, Any]]], folder: str, source: str | None = None
 ) -> list[dict[str, Any]]:
-    """Runs of some precision and layout, stopped after two steps, and what comes after a resume and without a stop."""
-    platform = active_door(source)
-    return [_stop_and_resume(platform, *run, Path(folder) / str(index)) for index, run in enumerate(runs)]
-
-
-def _stop_and_resume(platform: Any, precision: str, layout: dict[str, Any], folder: Path) -> dict[str, Any]:
-    from longvita.checkpoint.load import load_state
-    from longvita.checkpoint.resume import newest_intact
-    from longvita.checkpoint.save import Checkpointer
-    from tests.distributed.training_runs import go_on, run_config, tensors, unequal
-
-    config = run_config(layout, training={"precision": precision})
-    state = _fresh(platform, config)
-    before = go_on(state, 2)
-    checkpointer = Checkpointer(folder, keep=1, platform=platform)
-    checkpointer.save(state)
-    checkpointer.poll(wait=True)
-    after, wanted = go_on(state, 2), tensors(state)
-    state.groups.destroy()
-    again = _fresh(platform, config)
-    newest = newest_intact(folder)
-    if newest is None:
-        raise RuntimeError(f"no checkpoint in {folder}")
-    load_state(again, newest)
-    found = go_on(again, 2)
-    different = unequal(wanted, tensors(again))
-    again.groups.destroy()
-    return {"before": before, "after": after, "resumed": found, "different": different, "folder": str(newest)}
-
-
-def _fresh(platform: Any, config: Any) -> Any:
-    from longvita.parallel.groups import initialize
-    from longvita.training.state import build_state
-
-    return build_state(config, initialize(config, platform), platform)
+    """Runs of a precision and a layout, stopped after two steps: the next steps with and without a resume."""
+    platform = active_platform(source)
+    return [stop_and_resume(platform, *run, Path(folder) / str(index)) for index, run in enumerate(runs)]
 
 
 def facts_of_activation(rank: int, size: int, source: str | None = None) -> dict[str, Any]:
-    """What the door leaves behind: the command line, the arguments, and who is found in which place."""
+    """The command line, MindSpeed's arguments and the patches after an activation."""
     import sys
 
     sys.argv = ["longvita", "train", "config.yaml", "--context-parallel-size", "2"]
-    platform = active_door(source)
+    platform = active_platform(source)
     from megatron.core.extensions import transformer_engine
     from mindspeed.args_utils import get_full_args
 
     from tests.distributed.mixed_batch import tiny_config
 
-    told = dict(vars(get_full_args()))
+    at_import = dict(vars(get_full_args()))
     platform.configure(tiny_config())
     return {
         "argv": list(sys.argv),
-        "arguments_at_import": told,
+        "arguments_at_import": at_import,
         "arguments": {name: value for name, value in vars(get_full_args()).items() if not name.startswith("_")},
         "have_te": transformer_engine.HAVE_TE,
         "again": [one.patch.target for one in platform.activate()],
@@ -128,23 +57,23 @@ def facts_of_activation(rank: int, size: int, source: str | None = None) -> dict
 
 
 def too_late(rank: int, size: int, source: str | None = None) -> str:
-    """The error of a door that is opened after megatron-core."""
+    """The error of a platform that is activated after an import of megatron-core."""
     import megatron.core.transformer  # noqa: F401
 
     from longvita.platforms.base import PlatformError
 
     try:
-        active_door(source)
+        active_platform(source)
     except PlatformError as error:
         return str(error)
     return "no error"
 
 
 def configs_under_context_parallelism(rank: int, size: int, source: str | None = None) -> dict[str, Any]:
-    """Fields of the vision tower's config, of the language model's, and of one that names none of them."""
+    """Fields of the vision tower's config, the language model's, and one that sets none of them."""
     import torch
 
-    platform = active_door(source)
+    platform = active_platform(source)
     from megatron.core.transformer.transformer_config import TransformerConfig
     from mindspeed.args_utils import get_full_args
 
@@ -154,7 +83,7 @@ def configs_under_context_parallelism(rank: int, size: int, source: str | None =
 
     config = tiny_config(layout={"context_parallel": 2})
     groups = initialize(config, platform)
-    # As a command line of Megatron's own would leave them there.
+    # As Megatron's own command line would set them.
     args = get_full_args()
     args.normalization, args.num_query_groups = "RMSNorm", 1
     fields = ("context_parallel_size", "normalization", "num_query_groups", "num_attention_heads")
@@ -170,10 +99,10 @@ def configs_under_context_parallelism(rank: int, size: int, source: str | None =
 
 
 def mask_types(rank: int, size: int, source: str | None = None) -> dict[str, Any]:
-    """Our attention's error for each mask type but causal, and whether MindSpeed's own looks ahead with it."""
+    """For each mask type our attention's error, and whether MindSpeed's own attends to later tokens."""
     import torch
 
-    platform = active_door(source)
+    platform = active_platform(source)
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.transformer.enums import AttnMaskType
 
@@ -208,9 +137,9 @@ def mask_types(rank: int, size: int, source: str | None = None) -> dict[str, Any
     return found
 
 
-def saved_for_all(rank: int, size: int, folder: str, layout: dict[str, Any]) -> dict[str, Any]:
-    """A run's checkpoint, the same in the format for all platforms, and what comes after it."""
-    platform = active_door()
+def save_and_convert(rank: int, size: int, folder: str, layout: dict[str, Any]) -> dict[str, Any]:
+    """Save a run, convert its checkpoint to the format that all platforms load, and take two more steps."""
+    platform = active_platform()
     from longvita.checkpoint.errors import CheckpointError
     from longvita.checkpoint.load import load_state
     from longvita.checkpoint.resume import newest_intact
@@ -220,7 +149,7 @@ def saved_for_all(rank: int, size: int, folder: str, layout: dict[str, Any]) -> 
 
     root = Path(folder)
     config = run_config(layout, training={"precision": "fp32"})
-    state = _fresh(platform, config)
+    state = fresh_state(platform, config)
     go_on(state, 2)
     _save(state, root / "ascend")
     after = go_on(state, 2)
@@ -245,8 +174,8 @@ def _save(state: Any, output: Path) -> None:
     checkpointer.poll(wait=True)
 
 
-def cpu_goes_on(rank: int, size: int, folder: str, layout: dict[str, Any]) -> dict[str, Any]:
-    """The CPU door goes on from the checkpoint for all, and saves one for the way back."""
+def resume_on_cpu(rank: int, size: int, folder: str, layout: dict[str, Any]) -> dict[str, Any]:
+    """Resume from the converted checkpoint on the CPU platform, and save a checkpoint there."""
     from longvita.checkpoint.errors import CheckpointError
     from longvita.checkpoint.load import load_state
     from longvita.checkpoint.resume import newest_intact
@@ -265,9 +194,9 @@ def cpu_goes_on(rank: int, size: int, folder: str, layout: dict[str, Any]) -> di
     return {"after": go_on(state, 2), "error": error}
 
 
-def back_again(rank: int, size: int, folder: str, layout: dict[str, Any]) -> list[tuple[float, float]]:
-    """The Ascend door goes on from the CPU's checkpoint, once it is in its own format."""
-    platform = active_door()
+def resume_from_cpu(rank: int, size: int, folder: str, layout: dict[str, Any]) -> list[tuple[float, float]]:
+    """Resume on the Ascend platform from the CPU platform's checkpoint, converted to its own format."""
+    platform = active_platform()
     from longvita.checkpoint.load import load_state
     from longvita.checkpoint.resume import newest_intact
     from longvita.checkpoint.step_folders import checkpoint_root
@@ -276,17 +205,17 @@ def back_again(rank: int, size: int, folder: str, layout: dict[str, Any]) -> lis
 
     root = Path(folder)
     config = run_config(layout, training={"precision": "fp32"})
-    state = _fresh(platform, config)
+    state = fresh_state(platform, config)
     resave(root / "cpu", root / "back", platform.optimizer_sharding_type, config, state.groups, platform)
     load_state(state, newest_intact(checkpoint_root(root / "back")))
     return go_on(state, 2)
 
 
 def greedy_answers(rank: int, size: int, layouts: list[dict[str, Any]], source: str | None = None) -> list[list[int]]:
-    """Greedy tokens of the golden model at each layout, its prompt taken in chunks of seven."""
+    """Greedy tokens of the golden model at each layout, with its prompt in chunks of seven tokens."""
     import torch
 
-    platform = active_door(source)
+    platform = active_platform(source)
     from longvita.checkpoint.hf.read_weights import read_weights
     from longvita.inference.engine import Engine
     from longvita.model.build import build_model

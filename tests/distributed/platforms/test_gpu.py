@@ -47,9 +47,9 @@ def test_a_tensor_comes_back_from_pinned_memory() -> None:
     from longvita.platforms import get
 
     tensor = torch.randn(1000, 100, device="cuda")
-    away = get("cuda").offload(tensor)
-    away.start()
-    assert torch.equal(away.fetch(), tensor)
+    offloaded = get("cuda").offload(tensor)
+    offloaded.start()
+    assert torch.equal(offloaded.fetch(), tensor)
 
 
 def test_memory_follows_the_allocator() -> None:
@@ -86,13 +86,13 @@ def losses(rank: int, size: int, name: str, sections: dict[str, Any]) -> list[fl
     return found
 
 
-# Heads of 8, as the tiny model has, are the least that flash kernels take.
+# The tiny model has heads of size 8, the minimum of flash kernels.
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one GPU": (1, {}),
     "TP2+SP": (2, {"layout": {"tensor_parallel": 2, "sequence_parallel": True}}),
     "CP2, ring": (2, {"layout": {"context_parallel": 2, "ulysses": 1}}),
     "CP2, Ulysses": (2, {"layout": {"context_parallel": 2, "ulysses": 2}}),
-    # Gathered where the GPU's kernels take it, else a ring (te_layers.method_of).
+    # All-gather if the GPU's kernels support it, else a ring (te_layers.method_of).
     "CP2, one group": (2, {"model": {"language": {"num_query_groups": 1}}, "layout": {"context_parallel": 2}}),
     "CP4, ring of Ulysses": (4, {"layout": {"context_parallel": 4, "ulysses": 2}}),
 }

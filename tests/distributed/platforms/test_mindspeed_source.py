@@ -1,8 +1,8 @@
-"""The Ascend door over MindSpeed's own source, branch core_r0.16.0, and the stub of torch_npu.
+"""The Ascend platform over MindSpeed's own source, branch core_r0.16.0, and the stub of torch_npu.
 
-MINDSPEED_SOURCE is the folder that holds the package `mindspeed`; einops, scipy and triton must be installed. What the
-stub of MindSpeed stands for elsewhere is looked at here in MindSpeed itself: these tests fail where its traps, or the
-way around them, are not what the door was written for.
+MINDSPEED_SOURCE is the folder that contains the package `mindspeed`; einops, scipy and triton must be installed. Other
+tests use the stub of MindSpeed. These tests use MindSpeed itself, and fail if its traps, or the ways to avoid them,
+differ from those that the platform was written for.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def run(function: Any, size: int, *args: Any) -> list[Any]:
 
 
 @cache
-def _door(size: int) -> dict[str, list[dict[str, Any]]]:
+def _results(size: int) -> dict[str, list[dict[str, Any]]]:
     ranks = run(ascend_runs.step_at_each_layout, size, list(LAYOUTS[size].values()))
     return {name: [rank[index] for rank in ranks] for index, name in enumerate(LAYOUTS[size])}
 
 
 @pytest.mark.parametrize(("size", "layout"), [(size, name) for size, names in LAYOUTS.items() for name in names])
-def test_loss_and_gradients_equal_the_cpu_door(size: int, layout: str) -> None:
+def test_loss_and_gradients_equal_the_cpu_platform(size: int, layout: str) -> None:
     from tests.distributed.test_layouts import _assert_close
     from tests.distributed.whole_tensors import whole_tensors
 
-    results = _door(size)[layout]
+    results = _results(size)[layout]
     expected = _cpu(("projector",) if "projector alone" in layout else ())
     for result in results:
         assert result["loss"] == pytest.approx(expected["loss"], rel=TOLERANCE)
@@ -79,19 +79,19 @@ def test_only_causal_is_causal() -> None:
     assert found["padding_causal"][1]
 
 
-def test_a_stopped_run_goes_on(tmp_path: Any) -> None:
+def test_a_stopped_run_resumes(tmp_path: Any) -> None:
     for result in run(ascend_runs.stopped_and_resumed, 2, RUNS, str(tmp_path))[0]:
         assert result["resumed"] == result["after"]
         assert result["different"] == []
 
 
-def test_it_answers_what_the_golden_model_answers() -> None:
+def test_greedy_tokens_equal_those_of_the_golden_model() -> None:
     from tests.distributed.test_generation import GREEDY_TOKENS
 
     assert run(ascend_runs.greedy_answers, 2, [{"tensor_parallel": 2}])[0] == [GREEDY_TOKENS]
 
 
 def test_our_patches_fit() -> None:
-    """Each names its target where the signature is not the recorded one."""
+    """Activation raises the target's name if a signature is not the recorded one."""
     targets = run(ascend_runs.facts_of_activation, 1)[0]["again"]
     assert any("layernorm_column_parallel_linear" in target for target in targets)

@@ -1,4 +1,4 @@
-"""The Ascend door over the stubs of torch_npu and MindSpeed: equal to the CPU door, and MindSpeed's traps kept shut."""
+"""The Ascend platform over stubs of torch_npu and MindSpeed equals the CPU platform and avoids MindSpeed's traps."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ FOUR_PROCESSES: dict[str, dict[str, Any]] = {
 
 
 @cache
-def _door(size: int) -> dict[str, list[dict[str, Any]]]:
-    """Per layout, what each rank found; one set of processes goes through all of them, repatched each time."""
+def _results(size: int) -> dict[str, list[dict[str, Any]]]:
+    """By layout, the result of each rank. One set of processes runs all layouts, with a repatch for each."""
     layouts = {1: {"one process": {}}, 2: TWO_PROCESSES, 4: FOUR_PROCESSES}[size]
     ranks = run_distributed(ascend_runs.step_at_each_layout, size, list(layouts.values()), fresh=True)
     return {name: [rank[index] for rank in ranks] for index, name in enumerate(layouts)}
@@ -49,11 +49,11 @@ def _cpu(trainable: tuple[str, ...] = ()) -> dict[str, Any]:
     ("size", "layout"),
     [(1, "one process"), *((2, name) for name in TWO_PROCESSES), *((4, name) for name in FOUR_PROCESSES)],
 )
-def test_loss_gradients_and_steps_equal_the_cpu_door(size: int, layout: str) -> None:
+def test_loss_gradients_and_steps_equal_the_cpu_platform(size: int, layout: str) -> None:
     from tests.distributed.test_layouts import _assert_close
     from tests.distributed.whole_tensors import whole_tensors
 
-    results = _door(size)[layout]
+    results = _results(size)[layout]
     expected = _cpu(("projector",) if "projector alone" in layout else ())
     for result in results:
         assert result["loss"] == pytest.approx(expected["loss"], rel=TOLERANCE)
@@ -62,7 +62,7 @@ def test_loss_gradients_and_steps_equal_the_cpu_door(size: int, layout: str) -> 
     _assert_close(whole_tensors([r["gradients"] for r in results]), whole_tensors([expected["gradients"]]))
 
 
-def test_activation_leaves_the_command_line_and_takes_no_argument_from_it() -> None:
+def test_activation_restores_the_command_line_and_uses_no_argument_of_it() -> None:
     facts = run_distributed(ascend_runs.facts_of_activation, 1, fresh=True)[0]
     assert facts["argv"] == ["longvita", "train", "config.yaml", "--context-parallel-size", "2"]
     assert "context_parallel_size" not in facts["arguments_at_import"]
@@ -75,14 +75,14 @@ def test_activation_leaves_the_command_line_and_takes_no_argument_from_it() -> N
     assert int(decided["names replaced by MindSpeed"]) > 10
 
 
-def test_a_door_opened_after_megatron_says_so() -> None:
+def test_activation_after_megatron_is_an_error() -> None:
     error = run_distributed(ascend_runs.too_late, 1, fresh=True)[0]
-    assert "before megatron-core" in error and "activate the platform first" in error
+    assert "before megatron-core" in error and "activate the platform before" in error
 
 
 def test_the_vision_tower_inherits_nothing() -> None:
     facts = run_distributed(ascend_runs.configs_under_context_parallelism, 2, fresh=True)[0]
-    # What a config gets that names nothing: the trap is there.
+    # A config that sets none of the fields: this is the trap.
     assert facts["careless"] == {
         "context_parallel_size": 2,
         "normalization": "RMSNorm",
@@ -96,14 +96,14 @@ def test_the_vision_tower_inherits_nothing() -> None:
         "num_attention_heads": 2,
     }
     assert facts["language"]["num_query_groups"] == 2
-    assert facts["language"]["context_parallel_size"] == 1  # its core attention alone has the other
+    assert facts["language"]["context_parallel_size"] == 1  # only its core attention has another value
     assert facts["ring"] == (2, 1)
 
 
 def test_mask_types_that_lose_causality_are_refused() -> None:
     found = run_distributed(ascend_runs.mask_types, 1, fresh=True)[0]
     assert found.pop("causal") == ("", False)
-    assert found["padding_causal"][1]  # MindSpeed sees the last token from the first
+    assert found["padding_causal"][1]  # in MindSpeed the first token attends to the last
     for mask, (error, _) in found.items():
         assert mask in error and "both directions" in error
 
@@ -116,7 +116,7 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Any) -> None:
+def test_a_stopped_run_resumes_bitwise(tmp_path: Any) -> None:
     for results in run_distributed(ascend_runs.stopped_and_resumed, 2, RUNS, str(tmp_path), fresh=True):
         for result in results:
             assert result["resumed"] == result["after"]
@@ -124,7 +124,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Any) -> None:
             assert result["before"] != result["after"]
 
 
-def test_it_answers_what_the_golden_model_answers() -> None:
+def test_greedy_tokens_equal_those_of_the_golden_model() -> None:
     from tests.distributed.test_generation import GREEDY_TOKENS
 
     layouts: list[dict[str, Any]] = [{"tensor_parallel": 2}, {"context_parallel": 2}]
@@ -132,15 +132,15 @@ def test_it_answers_what_the_golden_model_answers() -> None:
         assert answers == [GREEDY_TOKENS] * len(layouts)
 
 
-def test_the_optimizer_s_format_is_converted_both_ways(tmp_path: Any) -> None:
-    """From the Ascend door to the CPU door at another layout, and back to yet another one."""
+def test_the_optimizer_format_is_converted_both_ways(tmp_path: Any) -> None:
+    """From the Ascend platform to the CPU platform at another layout, and back at a third layout."""
     there = run_distributed(
-        ascend_runs.saved_for_all, 2, str(tmp_path), {"tensor_parallel": 2, "sequence_parallel": True}, fresh=True
+        ascend_runs.save_and_convert, 2, str(tmp_path), {"tensor_parallel": 2, "sequence_parallel": True}, fresh=True
     )[0]
     assert "--optimizer dp_reshardable" in there["error"]
-    here = run_distributed(ascend_runs.cpu_goes_on, 2, str(tmp_path), {})[0]
+    here = run_distributed(ascend_runs.resume_on_cpu, 2, str(tmp_path), {})[0]
     assert "saved on platform npu" in here["error"] and "--optimizer fully_reshardable" in here["error"]
-    back = run_distributed(ascend_runs.back_again, 2, str(tmp_path), {"context_parallel": 2}, fresh=True)[0]
+    back = run_distributed(ascend_runs.resume_from_cpu, 2, str(tmp_path), {"context_parallel": 2}, fresh=True)[0]
     for found in (here["after"], back):
-        # In fp32, which shows a moment in a wrong place.
+        # fp32 reveals an optimizer moment that is assigned to the wrong parameter.
         assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in there["after"]], rel=1e-5)

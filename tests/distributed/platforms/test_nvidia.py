@@ -1,4 +1,4 @@
-"""The Nvidia door over stubs equals the CPU door on the mixed packed batch: loss, every gradient, optimizer steps.
+"""The Nvidia platform over stubs equals the CPU platform on the mixed packed batch: loss, gradients, optimizer steps.
 
 Tolerances are those of tests/distributed/test_layouts.py.
 """
@@ -14,6 +14,7 @@ import torch
 
 from tests.distributed.helpers import run_distributed
 from tests.distributed.platforms import nvidia_runs
+from tests.distributed.platforms.shared_runs import separate_name
 from tests.distributed.test_layouts import TOLERANCE, _assert_close
 from tests.distributed.whole_tensors import whole_tensors
 
@@ -50,7 +51,7 @@ METHODS = {
 
 @functools.cache
 def _references() -> list[dict[str, Any]]:
-    """Of the tiny model, and of the same with one group of keys and values."""
+    """Of the tiny model, and of a tiny model with one group of keys and values."""
     return run_distributed(nvidia_runs.step_at_each_layout, 1, "cpu", [{}, ONE_GROUP], fresh=True)[0]
 
 
@@ -66,7 +67,7 @@ def _compare(results: list[dict[str, Any]], reference: dict[str, Any]) -> None:
     for result in results:
         for name in ("loss", "losses", "norms"):
             assert result[name] == pytest.approx(reference[name], rel=TOLERANCE), name
-    expected = {nvidia_runs._separate(name): value for name, value in whole_tensors([reference["gradients"]]).items()}
+    expected = {separate_name(name): value for name, value in whole_tensors([reference["gradients"]]).items()}
     _assert_close(whole_tensors([result["gradients"] for result in results]), expected)
 
 
@@ -85,14 +86,14 @@ def test_transformer_engine_equals_the_cpu(size: int, layout: str) -> None:
 @pytest.mark.parametrize("library", ["flash", "none"])
 @pytest.mark.parametrize("layout", TWO)
 def test_our_own_attention_equals_the_cpu(library: str, layout: str) -> None:
-    """Without Transformer Engine; fp32 goes through plain products, the flash kernels are in test_flash_kernels."""
+    """Without Transformer Engine; fp32 uses plain matrix products. test_flash_kernels.py tests the flash kernels."""
     results = _results(library, 2)[layout]
     assert {result["attention"] for result in results} == {"KernelAttention"}
     _compare(results, _references()[0])
 
 
-def test_a_run_goes_on_where_it_was_stopped_here_and_on_the_cpu(tmp_path: Path) -> None:
-    """Bit for bit here; on the CPU, from the same folder, with losses that bf16 lets differ a little."""
+def test_a_stopped_run_resumes_here_and_on_the_cpu(tmp_path: Path) -> None:
+    """Bitwise here; on the CPU, from the same folder, losses differ a little in bf16."""
     arguments = ("te", SP, str(tmp_path))
     for result in run_distributed(nvidia_runs.stopped_and_resumed, 2, *arguments, fresh=True):
         assert result["resumed"] == result["after"] and result["different"] == []
@@ -102,8 +103,8 @@ def test_a_run_goes_on_where_it_was_stopped_here_and_on_the_cpu(tmp_path: Path) 
         assert loss == pytest.approx(wanted, rel=0.02)
 
 
-def test_a_run_of_the_cpu_goes_on_here(tmp_path: Path) -> None:
-    """Its groups of parameters lack what Transformer Engine's Adam keeps there beside."""
+def test_a_run_of_the_cpu_resumes_here(tmp_path: Path) -> None:
+    """Its parameter groups lack the other entries of Transformer Engine's Adam."""
     stopped = run_distributed(nvidia_runs.stopped_and_resumed, 1, "cpu", {}, str(tmp_path), fresh=True)[0]
     for losses in run_distributed(nvidia_runs.resumed_elsewhere, 2, "te", SP, str(tmp_path), fresh=True):
         for loss, wanted in zip(losses, stopped["after"], strict=True):
@@ -112,7 +113,7 @@ def test_a_run_of_the_cpu_goes_on_here(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", [{}, SP | {"context_parallel": 2}], ids=["one process", "TP2 x CP2 + SP"])
 def test_generation_over_a_cache_equals_the_cpu(layout: dict[str, Any]) -> None:
-    """Transformer Engine's layers around our attention, which alone knows the cache and whose tokens lie where."""
+    """Transformer Engine's layers around our attention, which alone sees the cache and the placement of tokens."""
     size = 4 if layout else 1
     wanted = run_distributed(nvidia_runs.logits_with_a_cache, 1, "cpu", {}, fresh=True)[0]
     for found in run_distributed(nvidia_runs.logits_with_a_cache, size, "te", layout, fresh=True):

@@ -1,4 +1,4 @@
-"""Patches act on the whole process: these tests start without any and put back what was there."""
+"""Patches change the whole process: these tests start without any and restore the previous ones."""
 
 from __future__ import annotations
 

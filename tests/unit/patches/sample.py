@@ -1,4 +1,4 @@
-"""What the tests of the patch machinery patch."""
+"""Targets for the tests of patches."""
 
 from __future__ import annotations
 

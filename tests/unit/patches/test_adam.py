@@ -64,7 +64,7 @@ def test_parameters_without_gradient_stay() -> None:
     assert torch.equal(params[0], before) and params[0] not in optimizer.state
 
 
-def test_state_goes_on_after_a_round_trip() -> None:
+def test_training_continues_after_a_state_dict_round_trip() -> None:
     results = []
     for reload in (False, True):
         params = parameters()

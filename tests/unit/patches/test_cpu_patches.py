@@ -1,4 +1,4 @@
-"""The CPU platform's patches: they fit what is installed, can be taken back, and do what they say."""
+"""The CPU platform's patches: they fit the installed versions, can be reverted, and have the described effect."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_no_two_share_a_target() -> None:
 
 
 @pytest.mark.parametrize("one", PATCHES, ids=[one.target for one in PATCHES])
-def test_target_is_what_the_patch_was_written_for(one: Patch) -> None:
+def test_the_target_has_the_recorded_signature(one: Patch) -> None:
     patch.check_fits(one)
     assert one.why and one.remove_when
 
@@ -45,8 +45,8 @@ def test_a_changed_signature_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert patch.report() == []
 
 
-def test_functions_are_called_as_the_originals_are() -> None:
-    """A replacement takes the same parameters, by the same names and with the same defaults."""
+def test_replacements_have_the_signatures_of_the_originals() -> None:
+    """A replacement has the original's parameters, with their names and defaults."""
     compared = 0
     for one in PATCHES:
         replacement = getattr(one.replacement, "__func__", one.replacement)
@@ -59,18 +59,18 @@ def test_functions_are_called_as_the_originals_are() -> None:
 
 
 def test_revert_restores_every_target() -> None:
-    def stand_for() -> list[Any]:
+    def values() -> list[Any]:
         return [patch._resolve(one)[2:] for one in PATCHES]
 
-    before = stand_for()
+    before = values()
     patch.apply(PATCHES)
-    during = stand_for()
+    during = values()
     assert all(old[0] is not new[0] for old, new in zip(before, during))
     patch.revert()
-    assert all(old[0] is new[0] and old[1] == new[1] for old, new in zip(before, stand_for()))
+    assert all(old[0] is new[0] and old[1] == new[1] for old, new in zip(before, values()))
 
 
-def test_torch_itself_is_left_alone(patched: None) -> None:
+def test_torch_itself_is_unchanged(patched: None) -> None:
     assert torch.zeros is not TorchView().zeros
     assert torch.cuda.current_device.__module__ == "torch.cuda"
     assert megatron_random.torch.cuda.current_device() == torch.device("cpu")
@@ -99,8 +99,8 @@ def test_view_answers_for_streams_and_events() -> None:
     assert accelerator.memory_allocated() == accelerator.max_memory_allocated() == 0
 
 
-def test_tensor_type_answers_to_both_names(patched: None) -> None:
-    """The optimizers look for 'torch.cuda.FloatTensor'; everybody else for the true name."""
+def test_tensor_type_equals_both_names(patched: None) -> None:
+    """The optimizers compare with 'torch.cuda.FloatTensor', other code with the true name."""
     names = {torch.float32: "Float", torch.bfloat16: "BFloat16", torch.float16: "Half"}
     for dtype, name in names.items():
         answer = torch.zeros(1, dtype=dtype).type()
@@ -110,7 +110,7 @@ def test_tensor_type_answers_to_both_names(patched: None) -> None:
     assert torch.nn.Parameter(torch.zeros(1)).type() == "torch.cuda.FloatTensor"
 
 
-def test_tensor_and_module_stay_where_they_are(patched: None) -> None:
+def test_tensors_and_modules_are_not_moved(patched: None) -> None:
     tensor = torch.zeros(2)
     assert tensor.cuda() is tensor and tensor.cuda(0, non_blocking=True) is tensor
     module = torch.nn.Linear(2, 2)
@@ -135,7 +135,7 @@ def draws_of(seed: int, count: int) -> list[float]:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def test_fork_goes_on_where_it_ended_and_leaves_the_default_alone(patched: None) -> None:
+def test_fork_continues_its_state_and_keeps_the_default_one(patched: None) -> None:
     states = tracker()
     torch.manual_seed(7)
     drawn, default = [], []
@@ -161,7 +161,7 @@ def test_fork_nests(patched: None) -> None:
     assert drawn == {"one": draws_of(1, 3), "two": draws_of(2, 2)}
 
 
-def test_fork_leaves_the_state_on_an_error(patched: None) -> None:
+def test_fork_restores_the_state_after_an_error(patched: None) -> None:
     states = tracker()
     torch.manual_seed(7)
     with pytest.raises(ZeroDivisionError), states.fork("one"):
@@ -180,7 +180,7 @@ def test_fork_does_not_warn_of_the_cpus_generator(patched: None, caplog: pytest.
 
 
 def test_the_original_preload_shares_cpu_tensors() -> None:
-    """Why longvita.checkpoint.background_write copies the tensors itself: when this fails, it need not."""
+    """The reason why longvita.checkpoint.background_write copies tensors itself, which it need not once this fails."""
     tensor = torch.arange(4.0)
     (staged,) = FileSystemWriterAsync.preload_tensors([("file", "key", ([], [("item", tensor)]))], False)
     assert staged[2][1][0][1].data_ptr() == tensor.data_ptr()
@@ -206,7 +206,7 @@ def test_positions_of_a_context_parallel_rank_need_no_pinned_memory(patched: Non
 
 
 def test_variable_sequence_lengths_need_a_token_dispatcher() -> None:
-    """A dense model is refused with the default; Platform.transformer_config_overrides has the one that is taken."""
+    """A dense model is refused with the default; Platform.transformer_config_overrides sets another one."""
     fields: dict[str, Any] = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "variable_seq_lengths": True}
     with pytest.raises(ValueError, match="variable sequence length"):
         TransformerConfig(**fields)

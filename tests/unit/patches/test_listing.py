@@ -1,4 +1,4 @@
-"""docs/patches.md is what the code says."""
+"""docs/patches.md agrees with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The patches of a dry run: fit what is installed, and make shapes."""
+"""The patches of a dry run fit the installed versions and compute shapes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PATCHES = meta_patches.patches(NVIDIA)
 
 
 @pytest.mark.parametrize("one", PATCHES, ids=[one.target for one in PATCHES])
-def test_target_is_what_the_patch_was_written_for(one: patch.Patch) -> None:
+def test_the_target_has_the_recorded_signature(one: patch.Patch) -> None:
     patch.check_fits(one)
     assert one.why and one.remove_when
 
 
-def test_plain_layers_take_the_patches_of_the_cpu_alone() -> None:
+def test_plain_layers_need_only_the_patches_of_the_cpu() -> None:
     plain, no_rotary = ({one.target for one in meta_patches.patches(layer_memory)} for layer_memory in (LOCAL, ASCEND))
     fused = {one.target for one in PATCHES}
     assert plain == {one.target for one in cpu.patches()}

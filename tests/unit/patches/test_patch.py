@@ -1,4 +1,4 @@
-"""The patch machinery."""
+"""Applying, reverting and refusing patches."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ print(len(patches))
 
 
 def test_nothing_is_patched_at_import() -> None:
-    """In a process that imports every module, each target is what it was."""
+    """A process that imports every module leaves each target unchanged."""
     result = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[-1]) > 10

@@ -1,4 +1,4 @@
-"""Environment variables of the platforms: which are set, where they are written down, and for whom."""
+"""Environment variables of the platforms, and their documentation."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def test_megatron_s_order_of_collectives():
 
 
 @pytest.mark.parametrize(("file", "name"), [("nvidiactl", "cuda"), ("davinci_manager", "npu"), ("tty", "cpu")])
-def test_auto_goes_by_the_driver_s_file(tmp_path, file, name):
+def test_auto_depends_on_the_driver_s_file(tmp_path, file, name):
     (tmp_path / file).touch()
     assert variables("auto", devices=tmp_path) == VARIABLES[name]
 
 
-def test_a_name_that_is_no_platform_has_none():
+def test_an_unknown_name_has_none():
     assert variables("toaster") == ()
 
 

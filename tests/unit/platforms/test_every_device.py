@@ -1,4 +1,4 @@
-"""What MindSpeed's own source finds in a process where every device is the CPU: the tests over it stand on this."""
+"""Functions that MindSpeed's own source needs in a process in which every device is the CPU."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ assert torch.nn.Parameter(torch.zeros(1)).type() == "torch.cuda.FloatTensor"
 assert torch.zeros(1, dtype=torch.bfloat16).type() == "torch.cuda.BFloat16Tensor"
 assert torch.zeros(1).type(torch.int64).dtype is torch.int64
 
-# MindSpeed's _set_cuda_rng_state and its Adam ask for the device so.
+# As in MindSpeed's _set_cuda_rng_state and its Adam.
 generator = torch.npu.default_generators[torch.cuda.current_device()]
 generator.set_state(torch.npu.get_rng_state())
 step = torch.tensor(1, dtype=torch.int64, device=torch.cuda.current_device())
 step += 1
 assert step.cuda() is step
 
-# What stands for torch.cuda.nvtx.range_push and range_pop.
+# The equivalent of torch.cuda.nvtx.range_push and range_pop.
 torch_npu.npu.mstx.range_end(torch_npu.npu.mstx.range_start("layer"))
 print("found")
 """
 
 
-def test_what_mindspeed_asks_of_its_device_is_there() -> None:
+def test_functions_that_mindspeed_calls_exist() -> None:
     result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=REPOSITORY)
     assert result.stdout.strip() == "found", result.stderr[-2000:]

@@ -31,7 +31,7 @@ def test_rms_norm_values_and_gradients() -> None:
         assert torch.allclose(a, b, atol=2e-6)
 
 
-def test_rms_norm_takes_rows_that_are_not_contiguous_and_zeros() -> None:
+def test_rms_norm_supports_noncontiguous_rows_and_zeros() -> None:
     norm = RMSNorm(config(), HIDDEN, eps=1e-6)
     x = torch.randn(2, 5, HIDDEN).transpose(0, 1)
     assert torch.allclose(norm(x), torch.nn.functional.rms_norm(x, (HIDDEN,), norm.weight, 1e-6), atol=1e-6)
@@ -62,7 +62,7 @@ def test_weights_are_marked_for_sequence_parallel(norm: type) -> None:
 
 
 def test_megatron_cores_own_norm_still_refuses_sequence_parallel() -> None:
-    """The reason for RMSNorm: when this fails, it can go."""
+    """The reason for our RMSNorm, which can be removed once this fails."""
     wanted = config(sequence_parallel=True, tensor_model_parallel_size=2, normalization="RMSNorm")
     with pytest.raises(AssertionError, match="sequence parallel"):
         WrappedTorchNorm(wanted, HIDDEN)

@@ -1,4 +1,4 @@
-"""The stub of torch_npu: the recorded signatures, the right numbers, and errors for what the real one refuses."""
+"""The stub of torch_npu: recorded signatures, correct results, and errors for arguments that the real one refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.stubs.ascend_platform import torch_npu_alone
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
 ENDS = [5, 5, 12]
-"""Of three documents, the second without a token."""
+"""Ends of three documents, the second without a token."""
 
 
 @pytest.fixture
@@ -124,14 +124,14 @@ def test_statistics_are_head_major_in_each_document(npu_library: Any) -> None:
     torch.testing.assert_close(maximum.reshape(-1)[: 5 * HEADS * 8 : 8].view(HEADS, 5), scores.amax(-1))
 
 
-def test_without_a_mask_there_is_none_whatever_the_mode(npu_library: Any) -> None:
+def test_without_a_mask_the_sparse_mode_is_ignored(npu_library: Any) -> None:
     q, k, v = documents()
     how = {"scale": WIDTH**-0.5, "actual_seq_qlen": ENDS, "actual_seq_kvlen": ENDS}
     out = npu_library.npu_fusion_attention(q, k, v, HEADS, "TND", sparse_mode=2, **how)[0]
     torch.testing.assert_close(out, plain(q, k, v, causal=False))
 
 
-def test_other_layouts_give_the_same(npu_library: Any) -> None:
+def test_input_layouts_give_equal_results(npu_library: Any) -> None:
     q, k, v = (torch.randn(6, 3, heads, WIDTH) for heads in (HEADS, GROUPS, GROUPS))
     sbh = npu_library.npu_fusion_attention(*(x.flatten(2) for x in (q, k, v)), HEADS, "SBH", scale=0.3)[0]
     bsnd = npu_library.npu_fusion_attention(*(x.transpose(0, 1) for x in (q, k, v)), HEADS, "BSND", scale=0.3)[0]

@@ -17,9 +17,9 @@ STUB = Path(__file__).parents[2] / "stubs" / "te" / "transformer_engine"
 
 
 def _source() -> Path | None:
-    told = os.environ.get("TRANSFORMER_ENGINE_SOURCE")
-    if told:
-        return Path(told) / "transformer_engine"
+    folder = os.environ.get("TRANSFORMER_ENGINE_SOURCE")
+    if folder:
+        return Path(folder) / "transformer_engine"
     spec = importlib.util.find_spec("transformer_engine")
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
@@ -42,7 +42,7 @@ FUNCTIONS: list[tuple[str, str | None, str, str | None]] = [
     ("pytorch/module/base.py", None, "get_dummy_wgrad", None),
     ("pytorch/fp8.py", None, "fp8_autocast", "pytorch/quantization.py"),
 ]
-# The norms hand **kwargs on to these, which the stubs have in their place.
+# The norms pass **kwargs to these; the stubs have their parameters instead.
 NORMS = {
     "pytorch/module/layernorm.py": ("LayerNorm", "pytorch/ops/basic/layer_norm.py"),
     "pytorch/module/rmsnorm.py": ("RMSNorm", "pytorch/ops/basic/rmsnorm.py"),
@@ -82,13 +82,13 @@ def test_signatures_are_those_of_the_source(file: str, owner: str | None, name: 
 
 @needs_source
 @pytest.mark.parametrize("file", NORMS)
-def test_norms_take_what_the_source_hands_on(file: str) -> None:
+def test_norms_have_the_parameters_that_the_source_passes_on(file: str) -> None:
     assert SOURCE is not None
     owner, place = NORMS[file]
     stub = dict(_parameters(STUB / file, owner, "__init__"))
     source = dict(_parameters(SOURCE / file, owner, "__init__"))
-    handed = dict(_parameters(SOURCE / place, owner, "__init__"))
-    taken = source | {name: default for name, default in handed.items() if name not in source}
+    passed = dict(_parameters(SOURCE / place, owner, "__init__"))
+    taken = source | {name: default for name, default in passed.items() if name not in source}
     assert stub == taken | {"*": ""}
 
 
@@ -104,13 +104,11 @@ def test_what_is_not_computed_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 ABSENT = {"cast_to_fp8", "_SplitAlongDim", "get_workspace", "apply_rotary_pos_emb"}
-"""What megatron-core 0.16.1 asks of older versions alone, or does without: each stands in a `try` or behind a check of
-the version.
-"""
+"""Names that megatron-core 0.16.1 imports only from older versions, or in a `try`."""
 
 
 def _names(module: str) -> set[str]:
-    """What a module of the source defines, imports or contains."""
+    """Names that a module of the source defines, imports or contains."""
     assert SOURCE is not None
     place = SOURCE.parent / module.replace(".", "/")
     inside = {one.stem for one in place.iterdir()} if place.is_dir() else set()
@@ -130,7 +128,7 @@ def _names(module: str) -> set[str]:
 
 @needs_source
 def test_what_megatron_core_imports_is_in_the_source() -> None:
-    """One name that is missing, and megatron-core goes on as if the library were not there."""
+    """If a name is missing, megatron-core continues as if the library were missing."""
     spec = importlib.util.find_spec("megatron.core")
     assert spec is not None and spec.submodule_search_locations
     missing: dict[str, set[str]] = {}

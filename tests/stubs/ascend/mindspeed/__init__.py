@@ -1,4 +1,4 @@
-"""Stands for MindSpeed, branch core_r0.16.0, where its source is not at hand.
+"""Stub of MindSpeed, branch core_r0.16.0, for machines without its source.
 
 Written after the public source at github.com/Ascend/MindSpeed: features_manager (context_parallel at 2084668,
 megatron_basic at 2436b58, requirements_basic at 0041b91, transformer_engine_basic at 1a38359), patch_utils at 2435777,

@@ -1,4 +1,4 @@
-"""MindSpeed's AdamW (core/optimizer/adamw.py at a9d3f9c), which stands for apex's FusedAdam.
+"""MindSpeed's AdamW (core/optimizer/adamw.py at a9d3f9c), which replaces apex's FusedAdam.
 
 The count of steps is a tensor in each parameter group; a plain number is an AttributeError at the next step.
 """

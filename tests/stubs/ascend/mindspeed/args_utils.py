@@ -1,12 +1,12 @@
-"""MindSpeed's arguments: its own defaults, then whatever stands on the command line, as text."""
+"""MindSpeed's arguments: its own defaults, overridden by the command line, as text."""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
 
-# Defaults of its features' arguments. What belongs to Megatron's own arguments has none where there is no
-# megatron.training: reading it before `repatch` gave it is an AttributeError.
+# Defaults of its features' arguments. Megatron's own arguments have no defaults without megatron.training: reading one
+# before `repatch` has set it raises AttributeError.
 DEFAULTS = {
     "context_parallel_algo": "megatron_cp_algo",
     "cp_window_size": 1,

@@ -16,7 +16,7 @@ SIDE = 2048
 
 
 def dot_product_attention_init_wrapper(fn: Any) -> Any:
-    """Takes the arguments of every core attention there is."""
+    """Accept the arguments of every core attention."""
 
     @wraps(fn)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -27,7 +27,7 @@ def dot_product_attention_init_wrapper(fn: Any) -> Any:
 
 
 def dot_product_attention_forward_wrapper(fn: Any) -> Any:
-    """The fused operator in the place of Megatron's products and softmax."""
+    """The fused operator instead of Megatron's matrix products and softmax."""
 
     @wraps(fn)
     def wrapper(
@@ -47,7 +47,7 @@ def dot_product_attention_forward_wrapper(fn: Any) -> Any:
 
 
 def cp_dot_product_attention() -> type:
-    """The class that stands for both core attentions under context parallelism."""
+    """The class that replaces both core attentions under context parallelism."""
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     class MindSpeedCPDotProductAttention(DotProductAttention):
@@ -83,7 +83,7 @@ def cp_dot_product_attention() -> type:
                 return _fused(self, query, key, value, mask, sparse_mode, packed_seq_params)
             if self.config.context_parallel_algo != "megatron_cp_algo" or packed_seq_params is None:
                 raise NotImplementedError("the stub has the ring over packed documents alone")
-            # Causal or not, whatever the layer's mask type says.
+            # By the argument; the layer's mask type is ignored.
             causal = self.config.attention_mask_type == "causal"
             return ring_attention(query, key, value, self.softmax_scale, causal, packed_seq_params)
 
@@ -91,7 +91,7 @@ def cp_dot_product_attention() -> type:
 
 
 def _masking(module: Any, mask: Tensor | None, mask_type: AttnMaskType | None) -> tuple[Tensor | None, int]:
-    """A mask is made for AttnMaskType.causal alone; any other type goes on without one."""
+    """Create a mask only for AttnMaskType.causal; other types run without a mask."""
     if mask is None and module.attn_mask_type == AttnMaskType.causal:
         mask = torch.ones(SIDE, SIDE, dtype=torch.bool).triu(1)
         if module.config.attention_mask_type == "causal":
@@ -110,7 +110,7 @@ def _fused(
     if packed is None:
         query, key, value = (x.flatten(2) for x in (query, key, value))
         return torch_npu.npu_fusion_attention(query, key, value, heads, "SBH", **how)[0]
-    # The bounds without padding: those with it are not read here.
+    # The bounds without padding; the padded ones are not read here.
     how["actual_seq_qlen"] = packed.cu_seqlens_q.tolist()
     how["actual_seq_kvlen"] = packed.cu_seqlens_kv.tolist()
     return torch_npu.npu_fusion_attention(query, key, value, heads, "TND", **how)[0]

@@ -1,4 +1,4 @@
-"""MindSpeed's context parallelism: its groups, its ring over packed documents, its share of rotary angles."""
+"""MindSpeed's context parallelism: its groups, its ring over packed documents, its shard of rotary angles."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from mindspeed.args_utils import get_full_args
 
 _RANKS_OF_WINDOW: list[int] | None = None
-"""Ranks of the ring's inner window, made beside Megatron's groups."""
+"""Ranks of the ring's inner window, in addition to Megatron's groups."""
 
 
 def initialize_model_parallel_cp_wrapper(initialize_model_parallel: Any) -> Any:
-    """Makes the ring's groups after Megatron's; by the arguments, not by what it is called with."""
+    """Create the ring's groups after Megatron's, from MindSpeed's arguments, not from those of the call."""
 
     @wraps(initialize_model_parallel)
     def wrapper(tensor_model_parallel_size: int = 1, **kwargs: Any) -> None:
@@ -34,7 +34,7 @@ def initialize_model_parallel_cp_wrapper(initialize_model_parallel: Any) -> Any:
 
 
 def destroy_model_parallel_cp_wrapper(destroy_model_parallel: Any) -> Any:
-    """Forgets the groups."""
+    """Remove the groups."""
 
     @wraps(destroy_model_parallel)
     def wrapper() -> None:
@@ -46,7 +46,7 @@ def destroy_model_parallel_cp_wrapper(destroy_model_parallel: Any) -> Any:
 
 
 def get_pos_emb_on_this_cp_rank(pos_emb: Tensor, seq_dim: int, cp_group: Any = None) -> Tensor:
-    """The zigzag share of the angles of one sequence."""
+    """The zigzag shard of the angles of one sequence."""
     args = get_full_args()
     if args.reset_position_ids and args.attention_mask_type == "causal":
         return pos_emb
@@ -57,7 +57,7 @@ def get_pos_emb_on_this_cp_rank(pos_emb: Tensor, seq_dim: int, cp_group: Any = N
 
 
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, packed_seq_params: Any) -> Tensor:
-    """Rows [t, heads, d] of this rank. Of the bounds only cu_seqlens_q_padded is read, of the whole sequence."""
+    """Attention of this rank's rows [t, heads, d]. Its bounds are cu_seqlens_q_padded of the full sequence."""
     if _RANKS_OF_WINDOW is None:
         raise TypeError("object of type 'NoneType' has no len()")  # get_ring_ranks_for_intra_window() is None
     group = parallel_state.get_context_parallel_group()
@@ -88,7 +88,7 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, 
 
 
 def _places(bounds: list[int], size: int, rank: int) -> Tensor:
-    """Place in the whole sequence of each row of a rank: chunks r and 2 CP - 1 - r of each document."""
+    """Place in the full sequence of each row of a rank: chunks r and 2 CP - 1 - r of each document."""
     rows = []
     for start, end in itertools.pairwise(bounds):
         chunk, left = divmod(end - start, 2 * size)

@@ -24,7 +24,7 @@ class RMSNorm(torch.nn.Module):
 
 
 class PTNorm:
-    """The norm that the config names."""
+    """The norm of the config."""
 
     def __new__(cls, config: Any, hidden_size: int, eps: float = 1e-5) -> torch.nn.Module:  # type: ignore[misc]
         if config.normalization == "LayerNorm":

@@ -1,4 +1,4 @@
-"""What MindSpeed does when it is imported, and `repatch`."""
+"""The effects of importing MindSpeed, and `repatch`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from argparse import Namespace
 from typing import Any
 
 import torch
-from torch_npu.contrib import transfer_to_npu  # noqa: F401 - imported for what its import does
+from torch_npu.contrib import transfer_to_npu  # noqa: F401 - imported for its side effects
 
 from mindspeed.args_utils import get_full_args, get_mindspeed_args
 from mindspeed.patch_utils import MindSpeedPatchesManager
@@ -17,7 +17,7 @@ TE = "megatron.core.extensions.transformer_engine"
 
 
 def repatch(args: dict[str, Any] | Namespace) -> None:
-    """Lays values over the arguments, and replaces all names anew."""
+    """Override arguments by these values, and replace all names again."""
     MindSpeedPatchesManager.remove_patches()
     full_args = get_full_args()
     for key, value in (args if isinstance(args, dict) else vars(args)).items():
@@ -27,7 +27,7 @@ def repatch(args: dict[str, Any] | Namespace) -> None:
 
 
 def _pre_patches(args: Namespace) -> None:
-    """Dummies of packages that megatron.core looks for when it is imported."""
+    """Create dummies of the packages that megatron.core looks for on import."""
     from mindspeed.adamw import AdamW
     from mindspeed.multi_tensor import multi_tensor_applier, multi_tensor_l2norm, multi_tensor_scale
 
@@ -49,7 +49,7 @@ def _pre_patches(args: Namespace) -> None:
 
 
 def version_wrapper(fn: Any) -> Any:
-    """A version for the package that is not there."""
+    """Add a version for the missing package."""
 
     def version(name: str, *args: Any, **kwargs: Any) -> str:
         return "0.0" if name == "transformer-engine" else fn(name, *args, **kwargs)

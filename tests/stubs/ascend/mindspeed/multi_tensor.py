@@ -22,7 +22,7 @@ def multi_tensor_l2norm(overflow_buf: Any, tensor_lists: list, per_parameter: bo
 
 
 def multi_tensor_scale(overflow_buf: Any, tensor_lists: list, scale: Any) -> None:
-    """The second list becomes the first, scaled."""
+    """Set the second list to the first, scaled."""
     with torch.no_grad():
         for source, target in zip(*tensor_lists, strict=True):
             target.copy_(source * scale)

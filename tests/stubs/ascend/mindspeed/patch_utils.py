@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Patch:
-    """One replaced name, "package.module.name"; dummy modules are made for packages that are not installed."""
+    """A replaced name, "package.module.name"; dummy modules are created for packages that are not installed."""
 
     def __init__(self, name: str, new: Any, create_dummy: bool):
         self.module_name, self.name = name.rsplit(".", 1)
@@ -18,7 +18,7 @@ class Patch:
         self.owner: Any = None
 
     def apply(self) -> None:
-        """Puts the replacement in the module, and in every module that had imported the original."""
+        """Set the replacement in the module, and in every module that has imported the original."""
         self.owner = _module(self.module_name, self.create_dummy)
         self.original = getattr(self.owner, self.name, None)
         new = self.new(self.original) if getattr(self.new, "__name__", "").endswith("wrapper") else self.new
@@ -28,7 +28,7 @@ class Patch:
         self.final = new
 
     def remove(self) -> None:
-        """Puts the original back, wherever the replacement is."""
+        """Restore the original everywhere."""
         if self.original is None:
             return
         _replace_everywhere(self.name, self.final, self.original)
@@ -72,14 +72,14 @@ class MindSpeedPatchesManager:
     def register_patch(
         orig_func_name: str, new_func: Any = None, force_patch: bool = False, create_dummy: bool = False
     ) -> None:
-        """Replaces a name; functions called ...wrapper are wrapped around the original."""
+        """Replace a name; functions named ...wrapper are wrapped around the original."""
         patch = Patch(orig_func_name, new_func, create_dummy)
         patch.apply()
         MindSpeedPatchesManager.patches_info[orig_func_name] = patch
 
     @staticmethod
     def remove_patches() -> None:
-        """Takes all replacements of installed modules back."""
+        """Revert all replacements in installed modules."""
         for patch in reversed(list(MindSpeedPatchesManager.patches_info.values())):
             patch.remove()
         MindSpeedPatchesManager.patches_info.clear()

@@ -1,4 +1,4 @@
-"""What MindSpeed does to TransformerConfig."""
+"""MindSpeed's change of TransformerConfig."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mindspeed.args_utils import get_full_args
 
 
 def transformer_config_init_wrapper(fn: Any) -> Any:
-    """Fields that are not given come from the arguments; arguments that are no fields become attributes.
+    """Missing fields come from the arguments; arguments that are not fields become attributes.
 
-    The class of the object is one made for it, so pickle and dataclasses.replace fail.
+    Each object gets a class of its own, so pickle and dataclasses.replace fail.
     """
 
     @wraps(fn)

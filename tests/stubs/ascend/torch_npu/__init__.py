@@ -1,4 +1,4 @@
-"""Stands for torch_npu where there is no Ascend device: its fused operators in plain torch, on the CPU.
+"""Stub of torch_npu for machines without an Ascend device: its fused operators in plain torch, on the CPU.
 
 The signatures are those of torch_npu 2.13.0, as its libraries hold them (`SCHEMAS`); what an operator does with its
 arguments is from the documents of the same release (op-plugin's docs of npu_fusion_attention and others). An argument

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 COMPRESSED = 2048
-"""Side of the triangular mask that stands for a causal one of any size in sparse modes 2 and 3."""
+"""Side of the triangular mask that represents a causal mask of any size in sparse modes 2 and 3."""
 NOT_MODELLED = ("pse", "padding_mask", "prefix", "sink", "dropout_mask")
 LANES = 8
 """Times that a softmax statistic is repeated."""
@@ -48,7 +48,7 @@ def npu_fusion_attention(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
     """Output like query; softmax maxima and sums, fp32; the softmax (empty); seed, offset and size of a dropout mask.
 
-    The statistics are [b, n, s, 8]; for TND they are [t, n, 8] by name, and head-major inside each sequence in memory.
+    The statistics are [b, n, s, 8]; for TND their shape is [t, n, 8], but in memory each sequence is head-major.
     """
     _refuse(locals())
     lengths = _lengths(query, key, input_layout, actual_seq_qlen, actual_seq_kvlen)
@@ -89,7 +89,7 @@ def npu_fusion_attention_grad(
     softmax_layout: str = "",
     sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value (then of pse and sink, empty), from the statistics that are handed in."""
+    """Gradients of query, key and value (then of pse and sink, empty), from the given statistics."""
     _refuse(locals())
     if softmax_max is None or softmax_sum is None or attention_in is None:
         raise ValueError("npu_fusion_attention_grad needs softmax_max, softmax_sum and attention_in")
@@ -159,7 +159,7 @@ def _gradients(tensors: tuple[Tensor, ...], statistics: tuple[Tensor, Tensor], h
 
 
 class Parts:
-    """The sequences of a tensor of some layout, each as [b, n, s, d]."""
+    """The sequences of a tensor in an input layout, each as [b, n, s, d]."""
 
     def __init__(self, tensor: Tensor, heads: int, layout: str, lengths: list[int]):
         self.tensor, self.heads, self.layout = tensor, heads, layout
@@ -170,7 +170,7 @@ class Parts:
         return self._view(index).float()
 
     def write(self, index: int, value: Tensor) -> None:
-        """Puts a sequence in its place."""
+        """Write a sequence to its place."""
         self._view(index).copy_(value)
 
     def _view(self, index: int) -> Tensor:
@@ -202,7 +202,7 @@ def _groups(query: Tensor, key: Tensor, heads: int, layout: str) -> int:
 
 
 def _lengths(query: Tensor, key: Tensor, layout: str, ends_q: Any, ends_k: Any) -> list[tuple[int, int]]:
-    """(queries, keys) of each sequence; one, of the whole batch, where the layout has a batch dimension."""
+    """(queries, keys) of each sequence; a single pair for the batch if the input layout has a batch dimension."""
     if layout != "TND":
         if ends_q is not None or ends_k is not None:
             raise ValueError(f"actual_seq_qlen and actual_seq_kvlen go with TND, not with {layout}")
@@ -227,7 +227,7 @@ def _scores(q: Tensor, k: Tensor, masking: tuple, scale: float) -> Tensor:
 
 
 def _hidden(queries: int, keys: int, mask: Tensor | None, mode: int, before: int, after: int) -> Tensor | None:
-    """True where a key is not seen: [queries, keys] or what broadcasts to [b, n, queries, keys]."""
+    """True for each masked key: [queries, keys] or a shape that broadcasts to [b, n, queries, keys]."""
     if mask is None:
         return None
     if mode in (2, 3):

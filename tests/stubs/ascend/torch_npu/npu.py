@@ -8,7 +8,7 @@ import torch
 
 FREE, TOTAL = 60 * 2**30, 64 * 2**30
 ALLOCATED, PEAK = 3 * 2**30, 5 * 2**30
-"""Figures of a device that is not there, for the tests that read them, bytes."""
+"""Memory of the imaginary device in bytes, for tests."""
 VISIBLE = 8
 _chosen = 0
 
@@ -32,7 +32,7 @@ def set_device(device: Any) -> None:
 
 
 def current_device() -> int:
-    """Number of the chosen device."""
+    """Number of the selected device."""
     return _chosen
 
 
@@ -71,7 +71,7 @@ def set_rng_state(new_state: torch.Tensor, device: Any = "npu") -> None:
 
 
 class Stream:
-    """A queue of the device; the CPU does one thing after the other."""
+    """A stream of the device; the CPU executes operators in order."""
 
     def __init__(self, device: Any = None, priority: int = 0, **kwargs: Any) -> None:
         if kwargs:
@@ -81,42 +81,42 @@ class Stream:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Back to the queue before it."""
+        """Return to the previous stream."""
 
     def wait_stream(self, stream: Stream) -> None:
-        """Waits for another queue."""
+        """Wait for another stream."""
 
     def wait_event(self, event: Event) -> None:
         """Waits for an event."""
 
     def synchronize(self) -> None:
-        """Waits for what is in it."""
+        """Wait for its operators."""
 
 
 class Event:
-    """A point in a queue."""
+    """A point in a stream."""
 
     def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None: ...
 
     def record(self, stream: Stream | None = None) -> None:
-        """Marks the point."""
+        """Record the point."""
 
     def synchronize(self) -> None:
         """Waits for it."""
 
 
 def stream(stream: Stream) -> Stream:
-    """Context in which work goes to a queue."""
+    """Context in which operators use a stream."""
     return stream
 
 
 def current_stream(device: Any = None) -> Stream:
-    """The queue that work goes to."""
+    """The current stream."""
     return Stream()
 
 
 class device:
-    """Context in which another device is chosen."""
+    """Context in which another device is selected."""
 
     def __init__(self, device: Any) -> None: ...
 
@@ -126,12 +126,12 @@ class device:
 
 
 def _lazy_call(callable: Any, **kwargs: Any) -> None:
-    """Calls it once there is a device, which there is."""
+    """Call it at once."""
     callable()
 
 
 class _Generators:
-    """One for each device, whose number the CPU does not have."""
+    """The default generator for each device number."""
 
     def __getitem__(self, index: Any) -> torch.Generator:
         return torch.default_generator
@@ -141,13 +141,13 @@ default_generators = _Generators()
 
 
 class mstx:
-    """Marks for the profiler, which there is none of."""
+    """Ranges for the profiler, which does not exist here."""
 
     @staticmethod
     def range_start(message: str, stream: Any = None, domain: str = "default") -> int:
-        """A range begins; its number."""
+        """Start a range and return its number."""
         return 0
 
     @staticmethod
     def range_end(range_id: int, domain: str = "default") -> None:
-        """A range ends."""
+        """End a range."""

@@ -1,4 +1,4 @@
-"""Norm, rotary and SwiGLU operators of torch_npu in plain torch. See torch_npu.SCHEMAS for where they are from."""
+"""Norm, rotary and SwiGLU operators of torch_npu in plain torch. Their source: torch_npu.SCHEMAS."""
 
 from __future__ import annotations
 

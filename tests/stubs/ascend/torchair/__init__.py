@@ -1,1 +1,1 @@
-"""Stands for torchair, which MindSpeed imports and uses for compiled graphs alone."""
+"""Stub of torchair, which MindSpeed imports and uses only for compiled graphs."""

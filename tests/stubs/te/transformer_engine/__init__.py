@@ -1,4 +1,4 @@
-"""Stands in for Transformer Engine 2.20.2 on CPU: its signatures, its layout of sequences, plain torch inside.
+"""Stub of Transformer Engine 2.20.2 on the CPU: its signatures and its placement of sequences, in plain torch.
 
 Only what megatron-core 0.16.1 imports and the door uses is here; unknown and missing arguments are refused by the
 signatures themselves, what is not computed by `refuse`. Each module names the file that its signatures were read from

@@ -1,4 +1,4 @@
-"""What the stub does not compute is refused, so that no test passes over it."""
+"""Refusal of arguments that the stub does not compute, so that no test ignores them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CPU platform, and how a platform is chosen."""
+"""The CPU platform, and the selection of a platform."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_platform_that_this_version_does_not_have() -> None:
     assert issubclass(PlatformError, UserError)
 
 
-def test_auto_takes_the_first_device_that_is_there(monkeypatch: pytest.MonkeyPatch, cpu: Platform) -> None:
+def test_auto_selects_the_first_available_device(monkeypatch: pytest.MonkeyPatch, cpu: Platform) -> None:
     monkeypatch.setattr(platforms, "NAMES", ("cpu",))
     assert platforms.get("auto") is cpu
     monkeypatch.setattr(type(cpu), "is_available", lambda self: False)
@@ -74,18 +74,18 @@ def test_memory_is_counted(cpu: Platform) -> None:
     assert 2**20 < memory["free"] < memory["total"]
 
 
-def test_what_is_held_counts_as_used() -> None:
-    """In a process that has nothing else that could be paged out, or used again, meanwhile."""
+def test_allocated_memory_counts_as_used() -> None:
+    """In a process without other memory that could be paged out or reused during the test."""
     size = 64 * 2**20
     code = (
         "import torch; from longvita import platforms; cpu = platforms.get('cpu'); before = cpu.memory()['used']; "
         f"held = torch.ones({size}, dtype=torch.uint8); print(cpu.memory()['used'] - before)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert int(told) > size // 2
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(printed) > size // 2
 
 
-def test_processes_share_what_is_free(cpu: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_divided_by_the_processes(cpu: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = cpu.memory()["free"]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert cpu.memory()["free"] == pytest.approx(alone / 4, rel=0.2)
@@ -109,7 +109,7 @@ def test_pipeline_messages_are_never_batched(cpu: Platform) -> None:
     assert not interleaved.batch_p2p_comm and interleaved.overlap_p2p_comm
 
 
-def test_the_blocks_own_final_norm_is_not_ours(cpu: Platform) -> None:
+def test_the_block_s_own_final_norm_is_not_ours(cpu: Platform) -> None:
     """LayerNormImpl refuses sequence parallel; a block spec with Platform.norm() never gets it."""
     built = config(cpu, pipeline_model_parallel_size=1)
     spec = cpu.language_layer_spec(built)
@@ -118,7 +118,7 @@ def test_the_blocks_own_final_norm_is_not_ours(cpu: Platform) -> None:
     assert transformer_block._get_block_submodules(built, ours, None, 0).layer_norm is RMSNorm
 
 
-def test_random_states_come_back(cpu: Platform, caplog: pytest.LogCaptureFixture) -> None:
+def test_random_states_are_restored(cpu: Platform, caplog: pytest.LogCaptureFixture) -> None:
     cpu.activate()
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 

@@ -1,4 +1,4 @@
-"""The kernels of a GPU without Transformer Engine, over stubs of the functions below them."""
+"""The kernels of a GPU without Transformer Engine, over stubs of the functions that they call."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows(count: int, heads: int, seed: int, dtype: torch.dtype) -> Tensor:
 
 
 def inputs(dtype: torch.dtype, keys: int = BOUNDS[-1]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The output's gradient (fp32, as the ring hands it on), q, k and v."""
+    """The output's gradient (fp32, as in the ring), q, k and v."""
     count = BOUNDS[-1]
     grad, q = rows(count, HEADS, 1, torch.float32), rows(count, HEADS, 2, dtype)
     return grad, q, rows(keys, GROUPS, 3, dtype), rows(keys, GROUPS, 4, dtype)
@@ -74,14 +74,14 @@ def test_it_equals_the_kernel_of_the_cpu(
 
 
 def test_parts_are_merged_as_one(kernel: VarlenKernel) -> None:
-    """The gradients of keys in two parts, each with the output and logsumexp over both, are those of all keys."""
+    """The gradients of two parts of the keys, with the output and logsumexp over both, equal those of all keys."""
     grad, q, k, v = inputs(torch.bfloat16, 40)
-    whole, whole_lse = kernel.full_forward(q, k, v, SCALE)
+    full, full_lse = kernel.full_forward(q, k, v, SCALE)
     out, lse = kernel.full_forward(q, k[:13], v[:13], SCALE)
     merge_into(out, lse, *kernel.full_forward(q, k[13:], v[13:], SCALE))
-    assert_close(out, whole, TOLERANCE)
-    assert_close(lse, whole_lse, TOLERANCE)
-    _, all_keys, all_values = kernel.full_backward(grad, q, k, v, whole, whole_lse, SCALE)
+    assert_close(out, full, TOLERANCE)
+    assert_close(lse, full_lse, TOLERANCE)
+    _, all_keys, all_values = kernel.full_backward(grad, q, k, v, full, full_lse, SCALE)
     parts = [kernel.full_backward(grad, q, k[s], v[s], out, lse, SCALE) for s in (slice(13), slice(13, None))]
     assert_close(torch.cat([part[1] for part in parts]), all_keys, TOLERANCE)
     assert_close(torch.cat([part[2] for part in parts]), all_values, TOLERANCE)
@@ -92,7 +92,7 @@ def test_inputs_keep_their_type(kernel: VarlenKernel) -> None:
     assert FlashKernel().compute_dtype(torch.bfloat16) == torch.float32
 
 
-def test_core_attention_hands_gradients_back(kernel: VarlenKernel) -> None:
+def test_core_attention_returns_gradients(kernel: VarlenKernel) -> None:
     attention = CoreAttention.__new__(CoreAttention)
     torch.nn.Module.__init__(attention)
     attention.kernel = kernel

@@ -1,4 +1,4 @@
-"""What the Nvidia platform answers, as far as no GPU is needed for it."""
+"""The Nvidia platform, as far as no GPU is needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.tiny import tiny_config
 
 
 class WithEngine(CUDAPlatform):
-    """A Hopper machine with Transformer Engine, as far as answers go."""
+    """The platform of a Hopper machine with Transformer Engine."""
 
     def is_available(self) -> bool:
         return True
@@ -45,7 +45,7 @@ class WithEngine(CUDAPlatform):
         return 9, 0
 
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
-        # megatron-core asks at once whether the fused kernel is there.
+        # megatron-core checks for the fused kernel at once.
         return super().transformer_config_overrides(virtual_pipeline) | {"apply_rope_fusion": False}
 
 
@@ -63,7 +63,7 @@ def groups_of(ulysses: int, ring: int) -> Any:
     )
 
 
-def test_it_is_known_and_not_there_without_a_gpu() -> None:
+def test_without_a_gpu_it_is_known_and_not_available() -> None:
     assert "cuda" in platforms.NAMES
     if not torch.cuda.is_available():
         with pytest.raises(PlatformError, match="no device"):
@@ -71,18 +71,18 @@ def test_it_is_known_and_not_there_without_a_gpu() -> None:
         assert platforms.get("auto").name == "cpu"
 
 
-def test_it_says_what_computes_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_description_names_the_implementation_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    told = "8 x NVIDIA H200 (compute capability 9.0), attention"
-    assert WithEngine().describe() == f"{told} and layers by Transformer Engine"
-    assert WithoutEngine().describe() == f"{told} by torch's flash kernel, layers by megatron-core"
+    start = "8 x NVIDIA H200 (compute capability 9.0), attention"
+    assert WithEngine().describe() == f"{start} and layers by Transformer Engine"
+    assert WithoutEngine().describe() == f"{start} by torch's flash kernel, layers by megatron-core"
 
 
-def test_what_is_decided_here_is_told() -> None:
-    told, without = dict(WithEngine().decisions()), dict(WithoutEngine().decisions())
-    assert "zigzag" in told["documents under context parallelism"] and told["Adam"] == "Transformer Engine's"
+def test_decisions_name_layout_and_adam() -> None:
+    decided, without = dict(WithEngine().decisions()), dict(WithoutEngine().decisions())
+    assert "zigzag" in decided["documents under context parallelism"] and decided["Adam"] == "Transformer Engine's"
     assert without["Adam"] == "ours, on torch's kernel" and "not fused" in without["gradient accumulation"]
 
 
@@ -93,7 +93,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("own_adam", [True, False])
-def test_patches_fit_and_can_be_taken_back(own_adam: bool) -> None:
+def test_patches_fit_and_can_be_reverted(own_adam: bool) -> None:
     patch.revert()
     for one in patches_of_cuda.patches(own_adam):
         patch.check_fits(one)
@@ -112,11 +112,11 @@ def test_a_changed_target_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.apply(patches_of_cuda.patches(False))
 
 
-def test_documents_lie_zigzag_for_the_engine_alone() -> None:
+def test_documents_are_placed_zigzag_only_for_the_engine() -> None:
     lengths = (33, 0, 7, 100)
     ring, layout = WithEngine().sequence_layout(lengths, 2, 2, 2)
     assert ring is layout and layout.cp_size == 4 and layout.tp_size == 2
-    # FP8 products take rows in sixteens, on each TP rank.
+    # FP8 products need multiples of sixteen rows on each TP rank.
     assert layout.local_length % 32 == 0 and layout.used == [layout.local_length] * 4
     ring, layout = WithoutEngine().sequence_layout(lengths, 2, 2, 2)
     assert (ring.cp_size, layout.cp_size) == (2, 4) and sum(layout.used) == sum(lengths)
@@ -131,7 +131,7 @@ def test_bounds_of_the_whole_sequence(real: bool) -> None:
     assert inner is not None and inner.qkv_format == "thd"
     assert inner.cu_seqlens_q_padded.tolist() == inner.cu_seqlens_kv_padded.tolist() == [0, 8, 20]
     assert inner.cu_seqlens_q.tolist() == inner.cu_seqlens_kv.tolist() == ([0, 5, 17] if real else [0, 8, 20])
-    # Transformer Engine 2.20 knows by the same object that there is no padding between documents.
+    # Transformer Engine 2.20 recognizes by object identity that there is no padding between documents.
     assert (inner.cu_seqlens_q is inner.cu_seqlens_q_padded) == (not real)
     assert (inner.cu_seqlens_kv is inner.cu_seqlens_kv_padded) == (not real)
     assert inner.max_seqlen_q == inner.max_seqlen_kv == 12 and inner.cu_seqlens_q.dtype == torch.int32
@@ -151,16 +151,16 @@ def test_messages_between_stages_have_any_length_where_documents_are_padded() ->
     assert not language_transformer_config(config, WithoutEngine()).variable_seq_lengths
 
 
-def told(platform: Any, config: Any) -> dict[str, str]:
-    """What a platform refuses: the way it is told, by field."""
+def refusals(platform: Any, config: Any) -> dict[str, str]:
+    """Messages of the settings that a platform refuses, by field."""
     return {problem.field: f"{problem.message}; {problem.fix}" for problem in platform.problems(config)}
 
 
 def test_attention_of_split_sequences_is_bf16_s_alone() -> None:
     layout = {"context_parallel": 2, "ulysses": 1}
-    assert "use bf16" in told(WithEngine(), tiny_config(layout=layout))["training.precision"]
-    assert told(WithEngine(), tiny_config(layout=layout, training={"precision": "bf16"})) == {}
-    assert told(WithoutEngine(), tiny_config(layout=layout)) == told(WithEngine(), tiny_config()) == {}
+    assert "use bf16" in refusals(WithEngine(), tiny_config(layout=layout))["training.precision"]
+    assert refusals(WithEngine(), tiny_config(layout=layout, training={"precision": "bf16"})) == {}
+    assert refusals(WithoutEngine(), tiny_config(layout=layout)) == refusals(WithEngine(), tiny_config()) == {}
 
 
 def test_interleaved_stages_send_one_by_one() -> None:
@@ -169,13 +169,13 @@ def test_interleaved_stages_send_one_by_one() -> None:
     assert not interleaved["batch_p2p_comm"] and interleaved["overlap_p2p_comm"]
 
 
-def test_a_stage_lets_go_of_what_it_has_sent() -> None:
-    """As plans take it (longvita.platforms.layer_memory); pipelines over the stub run so."""
+def test_a_stage_frees_outputs_that_it_has_sent() -> None:
+    """As plans assume (longvita.platforms.layer_memory)."""
     config = language_transformer_config(tiny_config(), WithoutEngine())
     assert config.deallocate_pipeline_outputs == NVIDIA.frees_stage_outputs
 
 
-def test_fp8_is_the_language_models_alone() -> None:
+def test_fp8_applies_only_to_the_language_model() -> None:
     config = tiny_config(training={"precision": "bf16", "fp8": "tensorwise"})
     language = language_transformer_config(config, WithEngine())
     assert (language.fp8, language.fp8_recipe) == ("hybrid", "tensorwise")
@@ -212,32 +212,32 @@ WIDE = {"model": {"language": {"ffn_hidden_size": 80}}}
 def test_fp8_is_refused_with_the_reason(platform: Any, sections: dict, field: str, message: str) -> None:
     training = {"precision": "bf16"} | sections["training"]
     config = tiny_config(**{**sections, "training": training})
-    assert message in told(platform, config)[field]
+    assert message in refusals(platform, config)[field]
     with pytest.raises(ConfigError, match=re.escape(field)):
         Platform.configure(platform, config)
 
 
-def test_lengths_that_fp8_takes_are_not_refused() -> None:
-    """Nor, with no GPU to ask, any scaling; nor any length of a sequence that is split, and padded for it."""
+def test_lengths_that_fp8_supports_are_not_refused() -> None:
+    """Nor is any scaling without a GPU, nor any length of a sequence that is split and padded."""
     for sections in ({"data": {"sequence_length": 96}}, {"layout": {"context_parallel": 2, "ulysses": 1}}):
         config = tiny_config(**sections, training={"precision": "bf16", "fp8": "tensorwise"})
-        assert told(WithEngine(), config) == {}
-    assert FP8 not in told(CUDAPlatform(), tiny_config(training={"precision": "bf16", "fp8": "mxfp8"}))
+        assert refusals(WithEngine(), config) == {}
+    assert FP8 not in refusals(CUDAPlatform(), tiny_config(training={"precision": "bf16", "fp8": "mxfp8"}))
 
 
-def test_flags_whose_buffers_are_not_built_are_refused() -> None:
+def test_flags_whose_buffers_are_not_allocated_are_refused() -> None:
     config = tiny_config(training={"megatron": {"tp_comm_overlap": True}})
-    assert "buffers" in told(WithEngine(), config)["training.megatron.tp_comm_overlap"]
-    assert told(WithoutEngine(), config) == {}
+    assert "buffers" in refusals(WithEngine(), config)["training.megatron.tp_comm_overlap"]
+    assert refusals(WithoutEngine(), config) == {}
 
 
 @pytest.mark.parametrize("recipe", ["stage4_1m", "stage3_128k", "stage4_1m_72b", "stage2_general_72b"])
-def test_shipped_recipes_are_taken(recipe: str) -> None:
+def test_shipped_recipes_are_accepted(recipe: str) -> None:
     config = load(REPOSITORY / "configs" / "train" / f"{recipe}.yaml")
-    assert told(WithEngine(), config) == {}
+    assert refusals(WithEngine(), config) == {}
 
 
-def test_fp8_goes_with_bf16() -> None:
+def test_fp8_requires_bf16() -> None:
     problems = find_problems(tiny_config(training={"fp8": "tensorwise"}))
     assert "training.fp8" in [problem.field for problem in problems]
     problems = find_problems(tiny_config(training={"fp8": "tensorwise", "precision": "bf16"}))
@@ -255,7 +255,7 @@ def test_fp8_goes_with_bf16() -> None:
         (5, 1, 1, 8, "p2p"),
     ],
 )
-def test_how_keys_and_values_travel(heads: int, kv_groups: int, ulysses: int, ring: int, method: str) -> None:
+def test_how_keys_and_values_are_communicated(heads: int, kv_groups: int, ulysses: int, ring: int, method: str) -> None:
     fields = {"num_attention_heads": heads, "num_query_groups": kv_groups, "tensor_model_parallel_size": 1}
     assert method_of(types.SimpleNamespace(**fields), groups_of(ulysses, ring), True) == method
 
@@ -271,12 +271,12 @@ def test_groups_that_do_not_divide_over_ulysses_are_refused() -> None:
     layout = {"context_parallel": 4, "ulysses": 4}
     model = {"language": {"num_attention_heads": 8, "num_query_groups": 2}}
     config = tiny_config(layout=layout, model=model, training={"precision": "bf16"})
-    assert "does not divide the 8 heads and 2 groups" in told(WithEngine(), config)["layout.ulysses"]
-    assert told(WithoutEngine(), config) == {}
+    assert "does not divide the 8 heads and 2 groups" in refusals(WithEngine(), config)["layout.ulysses"]
+    assert refusals(WithoutEngine(), config) == {}
 
 
-def test_an_engine_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """megatron-core would go on without it, silently."""
+def test_an_engine_that_cannot_be_loaded_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """megatron-core would silently continue without it."""
     package = tmp_path / "transformer_engine" / "pytorch"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
@@ -292,17 +292,17 @@ def test_the_page_has_the_command_that_installs_the_engine() -> None:
     assert f"\n{INSTALL_ENGINE}\n" in page
 
 
-def test_settings_are_written_out_and_may_be_set_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_s_variable_overrides_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     platform = CUDAPlatform()
     for name in platform.environment():
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
-    told = processes.with_defaults(platform.environment())
-    assert told["NCCL_NVLS_ENABLE"] == "1" and told["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    variables = processes.with_defaults(platform.environment())
+    assert variables["NCCL_NVLS_ENABLE"] == "1" and variables["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
     assert platforms.get("cpu").environment() == {}
 
 
-def test_the_other_apex_is_not_taken_for_nvidias(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_other_apex_is_not_nvidias(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -313,14 +313,14 @@ def test_the_other_apex_is_not_taken_for_nvidias(monkeypatch: pytest.MonkeyPatch
     assert not importable("nothing.of.the.kind")
 
 
-def test_flash_attn_4_alone_is_not_taken_for_its_elder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_flash_attn_4_alone_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
     monkeypatch.syspath_prepend(str(tmp_path))
     importable.cache_clear()
     assert importable("flash_attn") and not importable(FLASH_ATTN)
     assert isinstance(CUDAPlatform().kernel(), TorchFlashKernel)
     importable.cache_clear()
-    sys.modules.pop("flash_attn")  # looking for what is in it has imported it
+    sys.modules.pop("flash_attn")  # the search for its submodule has imported it
 
 
 def test_peaks_are_those_of_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:

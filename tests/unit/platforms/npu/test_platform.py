@@ -1,4 +1,4 @@
-"""What the Ascend platform answers before MindSpeed is there, and what MindSpeed is told."""
+"""The Ascend platform without MindSpeed, and the arguments that MindSpeed gets."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def test_a_machine_without_it() -> None:
         NPU.activate()  # this process has imported megatron-core long ago
 
 
-def test_without_mindspeed_the_way_to_install_it_is_said() -> None:
+def test_without_mindspeed_the_error_has_the_command_that_installs_it() -> None:
     code = "from longvita.platforms.npu.platform import NPUPlatform; NPUPlatform().activate()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert "PlatformError" in result.stderr and "core_r0.16.0" in result.stderr
     assert "placeholders" in result.stderr and "longvita doctor" in result.stderr
 
 
-def test_what_mindspeed_imports_is_asked_for() -> None:
+def test_packages_that_mindspeed_imports_are_required() -> None:
     asked = {one.name: one for one in requirements()}
     for name in ("einops", "scipy", "triton-ascend"):
         assert asked[name].required and asked[name].remedy == f"pip install {name}"
-    # Its requirements pin a numpy below this project's.
+    # Its requirements pin an older numpy than this project's.
     assert "--no-deps" in asked["mindspeed"].remedy and "core_r0.16.0" in asked["mindspeed"].remedy
 
 
@@ -71,7 +71,7 @@ RECIPES = sorted(path for path in (REPOSITORY / "configs" / "train").glob("stage
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_runs_here(recipe: Path) -> None:
-    """One YAML for both accelerators: what differs is decided by the platform."""
+    """One YAML for both accelerators: the platform decides the differences."""
     config = load(recipe)
     assert config.platform == "auto"
     assert NPU.problems(config) == []
@@ -102,7 +102,7 @@ def test_ulysses_is_refused_with_the_reason() -> None:
         ({"seq_length": None}, "must be an integer"),
     ],
 )
-def test_arguments_that_mindspeed_takes_and_gets_wrong(change: dict[str, Any], message: str) -> None:
+def test_arguments_that_mindspeed_computes_wrongly_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(PatchError, match=message):
         adaptor.check(repatch_arguments(tiny_config()) | change)
 
@@ -119,7 +119,7 @@ NEEDED = (
     "seq_length",
     "micro_batch_size",
 )
-"""What MindSpeed reads without a default, or gets wrong without a word."""
+"""Arguments that MindSpeed reads without a default or silently computes wrongly."""
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -130,7 +130,7 @@ def test_an_argument_that_is_missing(name: str) -> None:
         adaptor.check(arguments)
 
 
-def test_the_optimizer_s_format_is_the_one_that_loads() -> None:
+def test_the_optimizer_format_is_the_one_that_loads() -> None:
     assert NPU.optimizer_sharding_type == "dp_reshardable"
     assert NPU.backend == "hccl"
 
@@ -147,7 +147,7 @@ def test_all_four_fields_hold_the_padded_bounds(npu_library: Any) -> None:
         assert getattr(attention, name).tolist() == [0, 8, 24]
 
 
-def test_figures_come_from_torch_npu(npu_library: Any) -> None:
+def test_memory_and_name_come_from_torch_npu(npu_library: Any) -> None:
     npu = npu_library.npu
     assert NPU.is_available()
     assert NPU.memory() == {"used": npu.ALLOCATED, "peak": npu.PEAK, "free": npu.FREE, "total": npu.TOTAL}
@@ -157,7 +157,7 @@ def test_figures_come_from_torch_npu(npu_library: Any) -> None:
 
 
 def test_the_kernel_for_generation(npu_library: Any) -> None:
-    """Against the CPU's: documents with their logsumexps, and queries over all keys."""
+    """Equals the CPU's kernel: documents with their logsumexps, and queries over all keys."""
     from longvita.platforms.cpu.attention import FlashKernel
     from longvita.platforms.npu.layers import FusedKernel
 
@@ -173,16 +173,16 @@ def test_the_kernel_for_generation(npu_library: Any) -> None:
         torch.testing.assert_close(found, right)
 
 
-def test_a_tensor_is_put_away_and_brought_back(npu_library: Any) -> None:
+def test_a_tensor_is_offloaded_and_restored(npu_library: Any) -> None:
     from longvita.platforms.pinned_offload import PinnedStore
 
     tensor = torch.randn(3, 5)
-    put_away = PinnedStore(npu_library.npu, pinned=False).put(tensor)
-    put_away.start()
-    assert torch.equal(put_away.fetch(), tensor)
+    offloaded = PinnedStore(npu_library.npu, pinned=False).put(tensor)
+    offloaded.start()
+    assert torch.equal(offloaded.fetch(), tensor)
 
 
-def test_doctor_prints_what_is_decided_here() -> None:
+def test_doctor_prints_the_decisions() -> None:
     console = Console(file=io.StringIO(), width=200)
     doctor._print_decisions(console, NPU)
     text = console.file.getvalue()
@@ -195,24 +195,24 @@ import sys
 from longvita import platforms
 
 
-class Door:
-    name = "door"
+class StopAtActivation:
+    name = "stop"
 
     def is_available(self):
         return True
 
     def activate(self):
         found = [name for name in sys.modules if name.split(".")[0] == "megatron"]
-        print("megatron before the door:", found[:3])
+        print("megatron before the platform:", found[:3])
         raise SystemExit(0)
 
 
-platforms.get = platforms.named = lambda name="auto": Door()
+platforms.get = platforms.named = lambda name="auto": StopAtActivation()
 """
 CONFIG = "from longvita.config.schema import Config; config = Config().model_dump(mode='json')\n"
 SETTINGS = """
 from longvita.inference.settings import Settings
-Settings.from_payload = classmethod(lambda cls, payload: type("S", (), {"config": type("C", (), {"platform": "door"})}))
+Settings.from_payload = classmethod(lambda cls, payload: type("S", (), {"config": type("C", (), {"platform": "stop"})}))
 """
 ENTRIES = {
     "train": CONFIG + "from longvita.commands.train import run; run({'stages': [config]})",
@@ -221,16 +221,16 @@ ENTRIES = {
     "evaluate": SETTINGS + "from longvita.commands.evaluate import run_evaluate; run_evaluate({'settings': {}})",
     "verify": CONFIG + "from longvita.commands.verify import verify_process; verify_process({'config': config})",
     "convert": CONFIG + "from longvita.commands.convert import convert_process; convert_process({'config': config})",
-    "doctor": "from longvita.commands import doctor; doctor.run('door')",
+    "doctor": "from longvita.commands import doctor; doctor.run('stop')",
 }
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_no_process_imports_megatron_before_its_platform_is_active(entry: str) -> None:
-    """MindSpeed comes too late otherwise."""
+    """MindSpeed must be imported first."""
     code = STOP + ENTRIES[entry]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
-    assert "megatron before the door: []" in result.stdout, result.stdout + result.stderr[-2000:]
+    assert "megatron before the platform: []" in result.stdout, result.stdout + result.stderr[-2000:]
 
 
 def test_importing_the_library_imports_no_megatron() -> None:
@@ -243,7 +243,7 @@ def test_importing_the_library_imports_no_megatron() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_tests_on_mindspeed_s_source_are_listed_where_it_is_not_at_hand() -> None:
+def test_tests_over_mindspeed_source_are_listed_if_it_is_missing() -> None:
     command = [
         sys.executable,
         "-m",

@@ -1,1 +1,1 @@
-"""Stands for the module whose import turns torch's "cuda" into "npu": over the stub there is neither to turn."""
+"""Stub of the module whose import replaces torch's "cuda" by "npu"; the stub replaces nothing."""

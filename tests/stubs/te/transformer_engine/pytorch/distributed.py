@@ -7,7 +7,7 @@ from typing import Any
 
 class CudaRNGStatesTracker:
     def __init__(self) -> None:
-        raise NotImplementedError("megatron-core's own tracker is the one that the doors use")
+        raise NotImplementedError("the platforms use megatron-core's own tracker")
 
 
 def activation_recompute_forward(activation_recompute: bool = False, recompute_phase: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""transformer_engine/pytorch/fp8.py: no FP8 is ever on in the stub."""
+"""transformer_engine/pytorch/fp8.py: the stub has no FP8."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _b(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def rows_of_rank(padded: list[int], size: int, rank: int) -> Tensor:
-    """Places in the whole packed batch of the rows that a rank holds, in their order there."""
+    """Places in the full packed batch of a rank's rows, in the rank's order."""
     places = []
     for start, end in itertools.pairwise(padded):
         assert (end - start) % (2 * size) == 0, f"a sequence of {end - start} does not divide in 2 x {size} chunks"
@@ -214,7 +214,7 @@ def attend_packed(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """[s, heads, d] queries over [s, groups, d] keys and values, by products."""
+    """[s, heads, d] queries over [s, groups, d] keys and values, by matrix products."""
     repeats = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(repeats, 1) for x in (k, v))
     scores = torch.einsum("qhd,khd->hqk", q, k) * scale

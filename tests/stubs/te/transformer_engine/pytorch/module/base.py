@@ -8,7 +8,7 @@ import torch
 
 
 class TransformerEngineBaseModule(torch.nn.Module):
-    """Every module has an extra state in its state dict: scales of FP8, empty without."""
+    """Every module has an extra state in its state dict: FP8 scales, empty without FP8."""
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The collectives that Transformer Engine's linear layers do around their product, each with its gradient."""
+"""The collectives around the matrix product of Transformer Engine's linear layers, with gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def gathered(x: Tensor, group: Any) -> Tensor:
-    """All ranks' rows one after the other; the gradient is the sum of all ranks' for the own rows."""
+    """The concatenated rows of all ranks; the gradient is the sum over ranks for the own rows."""
     return _Gather.apply(x, group)
 
 
@@ -20,12 +20,12 @@ def scattered_sum(x: Tensor, group: Any) -> Tensor:
 
 
 def copied(x: Tensor, group: Any) -> Tensor:
-    """The same, with a gradient that is summed over ranks."""
+    """x itself, with a gradient that is summed over ranks."""
     return _Copy.apply(x, group)
 
 
 def summed(x: Tensor, group: Any) -> Tensor:
-    """The sum over ranks; each rank's gradient is the whole one."""
+    """The sum over ranks; each rank gets the full gradient."""
     return _Sum.apply(x, group)
 
 

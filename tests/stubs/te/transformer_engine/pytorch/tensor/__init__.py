@@ -2,4 +2,4 @@ import torch
 
 
 class QuantizedTensor(torch.Tensor):
-    """No tensor of the stub is one."""
+    """The class of no tensor of the stub."""

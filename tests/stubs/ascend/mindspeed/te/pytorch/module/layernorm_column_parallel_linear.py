@@ -1,4 +1,4 @@
-"""MindSpeed's norm and column-parallel linear layer in one."""
+"""MindSpeed's fused norm and column-parallel linear layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class MindSpeedTELayerNormColumnParallelLinear(torch.nn.Module):
-    """Its groups are Megatron's, whatever tp_group says."""
+    """Its groups are Megatron's; tp_group is ignored."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class MindSpeedTELayerNormColumnParallelLinear(torch.nn.Module):
         skip_weight_param_allocation: bool = False,
         tp_comm_buffer_name: str | None = None,
         tp_group: Any = None,
-        stride: int = 1,  # what megatron-core 0.16.1 passes; two halves of one weight say 2
+        stride: int = 1,  # megatron-core 0.16.1 passes it; 2 for two halves of one weight
     ) -> None:
         super().__init__()
         if gather_output or is_expert or skip_weight_param_allocation:
@@ -71,7 +71,7 @@ class MindSpeedTELayerNormColumnParallelLinear(torch.nn.Module):
     def forward(
         self, inp: Tensor, is_first_microbatch: bool | None = None, fp8_output: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Norm, then linear; the weight's gradient is computed whether it is trained or not."""
+        """Norm, then linear; the weight's gradient is computed even if the weight is frozen."""
         normed = self._norm(inp.contiguous())
         if not (self.allreduce_dgrad or self.sequence_parallel):
             normed = copy_to_tensor_model_parallel_region(normed)
