@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.media.source import Medium, name_of
+from longvita.data.media.source import MediaRef, name_of
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 """Role words of the published files and the ChatML role that each stands for."""
@@ -32,9 +32,9 @@ class Sample:
     """A conversation and its media."""
 
     turns: tuple[Turn, ...]
-    images: tuple[Medium, ...] = ()
+    images: tuple[MediaRef, ...] = ()
     """Pictures, in the order of their marks."""
-    videos: tuple[Medium, ...] = ()
+    videos: tuple[MediaRef, ...] = ()
     """Video files or folders of frames, in the order of their marks."""
 
 
@@ -62,7 +62,7 @@ def parse_sample(value: Any) -> Sample:
     return checked_sample(parse_turns(messages), parse_paths(value, "image"), parse_paths(value, "video"))
 
 
-def checked_sample(turns: Sequence[Turn], images: Sequence[Medium], videos: Sequence[Medium]) -> Sample:
+def checked_sample(turns: Sequence[Turn], images: Sequence[MediaRef], videos: Sequence[MediaRef]) -> Sample:
     """A sample with an answer and a mark for each medium. Raises SampleError: no_answer or mark_count."""
     if all(turn.role != "assistant" for turn in turns):
         raise SampleError(Reason.NO_ANSWER, "no assistant turn, so nothing to learn")

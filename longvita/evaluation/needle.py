@@ -30,8 +30,8 @@ from longvita.config.schema import Config
 from longvita.data.errors import SampleError
 from longvita.data.media.image import normalise, open_picture, square_tile
 from longvita.data.media.item import MediaSettings, VideoItem, decode_tiles
-from longvita.data.media.source import InlineMedium
-from longvita.data.media.video import VideoFacts, chosen_frames, list_frames, probe_video
+from longvita.data.media.source import InlineMedia
+from longvita.data.media.video import VideoFacts, list_frames, probe_video, selected_frames
 from longvita.data.sample import parse_turns
 from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, read_rows
 from longvita.evaluation.needle_picture import draw_grid
@@ -83,7 +83,7 @@ class NeedleInVideo(EvaluationTask):
             self.facts = probe_video(self.film)
         except SampleError as error:
             raise DataSetError(str(error)) from error
-        frames = len(chosen_frames(self.facts, FILM_FPS, seconds_of(self.facts)))
+        frames = len(selected_frames(self.facts, FILM_FPS, seconds_of(self.facts)))
         if frames < self.lengths[-1]:
             raise DataSetError(
                 f"the film {self.film} has {frames} frames at one a second, but {self.lengths[-1]} are asked for; "
@@ -239,7 +239,7 @@ def read_needles(folder: Path) -> list[Needle]:
 
 def _needle(folder: Path, row: Mapping[str, Any]) -> Needle:
     if isinstance(row["image"], Mapping):
-        picture = open_picture(InlineMedium(row["image"]["bytes"], "a needle's picture"))
+        picture = open_picture(InlineMedia(row["image"]["bytes"], "a needle's picture"))
     else:
         picture = open_picture(folder / row["image"])
     question, answer = row["question"], row["answer"]

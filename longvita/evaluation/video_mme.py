@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from longvita.config.schema import Config
 from longvita.data.errors import SampleError
-from longvita.data.media.video import chosen_frames, probe_video
+from longvita.data.media.video import probe_video, selected_frames
 from longvita.data.sample import Turn
 from longvita.evaluation.choice import LETTERS, chosen_option
 from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, MediaFiles, read_rows
@@ -150,7 +150,7 @@ class VideoMME(EvaluationTask):
             raise PromptError(str(error)) from error
 
         def shown(limit: int) -> tuple[list[int], list[str]]:
-            frames = chosen_frames(facts, config.data.max_fps, limit)
+            frames = selected_frames(facts, config.data.max_fps, limit)
             return frames, texts_at(subtitles, [frame / facts.fps for frame in frames])
 
         def fits(limit: int) -> bool:

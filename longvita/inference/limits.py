@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from longvita.config.schema import TILE_MARKERS, Config
-from longvita.data.media.video import VideoFacts, count_frames, most_frames_that_fit
+from longvita.data.media.video import VideoFacts, count_frames, max_frames_that_fit
 from longvita.errors import UserError
 
 
@@ -55,7 +55,7 @@ def _advice(prompt_tokens: int, config: Config, videos: Sequence[VideoFacts]) ->
     frames = sum(count_frames(video, max_fps, inference.max_num_frames) for video in videos)
     rest = prompt_tokens - frames * per_frame
     room = (inference.max_seq_len - 1 - rest) // per_frame
-    fitting = most_frames_that_fit(videos, max_fps, inference.max_num_frames, room)
+    fitting = max_frames_that_fit(videos, max_fps, inference.max_num_frames, room)
     if fitting is None:
         return f"no --max_num_frame fits beside {rest} tokens of text and pictures: shorten them, or {longer}"
     return f"--max_num_frame {fitting} fits, or {longer}"

@@ -16,7 +16,7 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import media_settings
 from longvita.data.errors import SampleError
 from longvita.data.media.item import MediaItem, MediaSettings, MediaSource, decode_tiles
-from longvita.data.media.video import VideoFacts, chosen_frames
+from longvita.data.media.video import VideoFacts, selected_frames
 from longvita.data.tokenizer import LongVITATokenizer
 from longvita.errors import UserError
 from longvita.inference import encoded_prompt as data_prompt
@@ -51,7 +51,7 @@ class MediaTiles:
         for item in self._encoded.items:
             name = Path(item.source).name if isinstance(item.source, (str, os.PathLike)) else "picture"
             if isinstance(item.facts, VideoFacts):
-                frames = chosen_frames(item.facts, settings.max_fps, settings.max_num_frames)
+                frames = selected_frames(item.facts, settings.max_fps, settings.max_num_frames)
                 labels += [f"{name}, frame {frame} at {frame / item.facts.fps:.1f} s" for frame in frames]
             else:
                 count = item.num_tiles(settings, settings.max_num_frames)
@@ -102,7 +102,7 @@ def tile_keys(item: MediaItem, settings: MediaSettings) -> Iterator[Hashable]:
     """For each tile of a picture or video, what tells it from every other: the content it is of, its place in it."""
     key = MediaKey(item.source)
     if isinstance(item.facts, VideoFacts):
-        places: Sequence[int] = chosen_frames(item.facts, settings.max_fps, settings.max_num_frames)
+        places: Sequence[int] = selected_frames(item.facts, settings.max_fps, settings.max_num_frames)
     else:
         places = range(item.num_tiles(settings, settings.max_num_frames))
     yield from ((key, place) for place in places)

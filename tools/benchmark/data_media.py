@@ -40,7 +40,7 @@ from longvita.data.loader import Loader, LoaderRanks, build_loader
 from longvita.data.media.image import probe_picture
 from longvita.data.media.item import MediaSettings, PictureFacts, PictureItem, VideoItem, decode_tiles
 from longvita.data.media.packets import read_packet_table
-from longvita.data.media.video import chosen_frames, probe_video
+from longvita.data.media.video import probe_video, selected_frames
 from longvita.parallel.tile_sharing import assign_tiles
 
 WORKERS = 2
@@ -160,7 +160,7 @@ def compare(config: Config) -> None:
 def sparse_figures(film: Path) -> dict[str, float]:
     """`video_seconds_over_naive` and the seconds of both sides."""
     facts, settings = probe_video(film), MediaSettings()
-    frames = chosen_frames(facts, settings.max_fps, settings.max_num_frames)
+    frames = selected_frames(facts, settings.max_fps, settings.max_num_frames)
     seconds = []
     for number in range(ROUNDS):
         unknown = film.with_name(f"{number}-{film.name}")  # A file of which no packet has been looked at.
@@ -181,7 +181,7 @@ def redundancy(film: Path) -> float:
     """Frames that four ranks decode together for a frame a second of the film, over those that one decodes alone."""
     facts = probe_video(film)
     settings = MediaSettings(image_size=56, max_num_frames=4096)
-    frames = chosen_frames(facts, settings.max_fps, settings.max_num_frames)
+    frames = selected_frames(facts, settings.max_fps, settings.max_num_frames)
     owners = assign_tiles(len(frames), RANKS).numpy()
     read_packet_table(film, settings.stall_seconds, lambda: None)  # The rest of the beats are frames.
 

@@ -14,8 +14,8 @@ from sample_lengths import KINDS, TOKENS_PER_TILE, Kind
 
 from longvita.config.schema import Config
 from longvita.data.formats.base import Part
-from longvita.data.index.build import Piece
-from longvita.data.index.columns import KIND_BITS, MEDIUM, ROW, VIDEO_FILE, FileIndex
+from longvita.data.index.build import IndexPart
+from longvita.data.index.columns import KIND_BITS, MEDIA_ROW, ROW, VIDEO_FILE, FileIndex
 from longvita.data.index.store import open_edition, write_edition
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.measure import Measured, measure
@@ -73,7 +73,7 @@ def _write_index(folder: Path, samples: int) -> int:
     """Writes the columns; their bytes on disk."""
     rows, media = _columns(list(KINDS.values()), list(KINDS), samples, np.random.default_rng(0))
     index = FileIndex(rows, media, np.ones(1), ())
-    write_edition(folder, [Piece(Part(0, 1), "", samples, index)], [0, 0, 0], 1)
+    write_edition(folder, [IndexPart(Part(0, 1), "", samples, index)], [0, 0, 0], 1)
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
@@ -95,7 +95,7 @@ def _columns(
     rows["media_end"] = np.cumsum(counts)
     rows["line"], rows["size"] = np.arange(1, samples + 1), 700
     rows["offset"], rows["names"] = np.arange(samples) * 700, rng.integers(0, 2**63, samples)
-    media = np.zeros(int(counts.sum()), MEDIUM)
+    media = np.zeros(int(counts.sum()), MEDIA_ROW)
     # One picture is a grid of n x 1 tiles and its thumbnail; frames of a video are numbers below their kind.
     columns = np.repeat(np.where(single, np.maximum(tiles - 1, 1), 1), counts)
     pictures = np.repeat(single | several, counts)

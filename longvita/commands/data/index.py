@@ -17,8 +17,8 @@ from longvita.config.schema import Config, DatasetConfig
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import media_settings
 from longvita.data.index.columns import KIND_BITS, PICTURE
+from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import forget_index, size_of
-from longvita.data.index.worker_processes import IndexProcesses
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.catalog import CatalogFile, files_of, index_job, make_template
 from longvita.data.mix.measure import of_media
@@ -65,7 +65,7 @@ def index(config: Config, as_json: bool, anew: bool = False) -> int:
     mixes = {"training": config.data.dataset, "held_out": config.data.validation}
     missing = {mix: missing_files(config, sources) for mix, sources in mixes.items()}
     found: dict[str, list[CatalogFile]] = {}
-    with IndexProcesses.of(config, template) as processes:
+    with IndexProcessPool.of(config, template) as processes:
         for mix, sources in mixes.items():
             places = files_of(config, sources)
             if anew:
@@ -82,7 +82,7 @@ def index(config: Config, as_json: bool, anew: bool = False) -> int:
     return 0
 
 
-def _forget(config: Config, places: Sequence[tuple[str, DatasetConfig, str]], processes: IndexProcesses) -> None:
+def _forget(config: Config, places: Sequence[tuple[str, DatasetConfig, str]], processes: IndexProcessPool) -> None:
     for source, dataset, path in places:
         forget_index(data_file(config.data, path), index_job(config, source, dataset, path, processes))
 

@@ -21,8 +21,8 @@ from longvita.data.document import DocumentRequest, media_settings
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Place
 from longvita.data.index.columns import IndexBuilder
+from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, lines_of_parts, renew_index
-from longvita.data.index.worker_processes import IndexProcesses
 from longvita.data.loading.worker_pool import WorkerPool, open_pool
 from longvita.data.media.item import DECODED_AT_ONCE
 from longvita.data.mix.catalog import Catalog, CatalogFile, files_of, index_job, make_template
@@ -62,7 +62,7 @@ def retry(quarantine: str | Path, config: Config) -> int:
     if others and not entries:
         raise DataError(f"{quarantine} is no quarantine file: it has {len(others)} lines, and none of them is an entry")
     template = make_template(config)
-    with IndexProcesses.of(config, template) as processes:
+    with IndexProcessPool.of(config, template) as processes:
         files = _files(config, processes)
         mended, left = _sort_out(entries, files, config, template)
         for key, file in files.items():
@@ -93,7 +93,7 @@ def _sort_out(
     return mended, left
 
 
-def _files(config: Config, processes: IndexProcesses) -> dict[tuple[str, str], _File]:
+def _files(config: Config, processes: IndexProcessPool) -> dict[tuple[str, str], _File]:
     """The data files of the mix and of the held-out sources, by source name and path as in quarantine files."""
     places = [*files_of(config, config.data.dataset), *files_of(config, config.data.validation)]
     files = [

@@ -14,7 +14,7 @@ from longvita.data.storage import remote
 
 READ_BYTES = 1 << 20
 """Bytes that are read at once where a whole range is gone through."""
-LONGEST = 256 << 20
+MAX_SAMPLE_BYTES = 256 << 20
 """Bytes of the longest sample of a text file."""
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.formats.base import LONGEST, READ_BYTES, Part, Place, digest_bytes, refuse_columns
+from longvita.data.formats.base import MAX_SAMPLE_BYTES, READ_BYTES, Part, Place, digest_bytes, refuse_columns
 from longvita.data.formats.record import FormatOptions
 from longvita.data.sample import Sample, parse_line
 from longvita.data.storage import remote
@@ -137,7 +137,7 @@ class _Scan:
                 return
             if self._closes(token):
                 yield self._element(self._taken)
-        if self._first is not None and (not block or len(self._buffer) > LONGEST):
+        if self._first is not None and (not block or len(self._buffer) > MAX_SAMPLE_BYTES):
             # Where so much is read without an end, the brackets do not match.
             yield self._element(len(self._buffer))
             self.ended = True

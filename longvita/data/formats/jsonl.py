@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.formats.base import LONGEST, Part, Place, digest_bytes, refuse_columns
+from longvita.data.formats.base import MAX_SAMPLE_BYTES, Part, Place, digest_bytes, refuse_columns
 from longvita.data.formats.record import FormatOptions
 from longvita.data.sample import Sample, parse_line
 from longvita.data.storage import remote
@@ -45,8 +45,8 @@ class Jsonl:
         for number, (offset, line) in enumerate(lines_of(path, part), start=1):
             place = Place(offset, len(line), number)
             try:
-                if len(line) > LONGEST:
-                    raise SampleError(Reason.INVALID_SAMPLE, f"the line is longer than {LONGEST >> 20} MiB")
+                if len(line) > MAX_SAMPLE_BYTES:
+                    raise SampleError(Reason.INVALID_SAMPLE, f"the line is longer than {MAX_SAMPLE_BYTES >> 20} MiB")
                 yield place, parse_line(line) if line.strip() else None
             except SampleError as error:
                 yield place, error
@@ -59,14 +59,14 @@ class Jsonl:
 
 
 def lines_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
-    """First byte and bytes of each line of a part of a file; of one longer than LONGEST, its first LONGEST + 1."""
+    """First byte and content of each line of a part of a file; a line is cut after MAX_SAMPLE_BYTES + 1 bytes."""
     offset = part.start
     with remote.open_file(path) as file:
         file.seek(offset)
-        while offset < part.end and (line := file.readline(LONGEST + 1)):
+        while offset < part.end and (line := file.readline(MAX_SAMPLE_BYTES + 1)):
             yield offset, line
             offset += len(line)
-            if len(line) > LONGEST and not line.endswith(b"\n"):
+            if len(line) > MAX_SAMPLE_BYTES and not line.endswith(b"\n"):
                 _skip_line(file)
                 offset = file.tell()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from longvita.config.schema import PROMPT
 from longvita.data.errors import DataError, Reason, SampleError
-from longvita.data.media.source import FilePart, InlineMedium, Medium
+from longvita.data.media.source import FilePart, InlineMedia, MediaRef
 from longvita.data.sample import (
     IMAGE_MARK,
     VIDEO_MARK,
@@ -138,20 +138,20 @@ def _marked(turns: Sequence[Turn], num_images: int, num_videos: int) -> tuple[Tu
     return (*turns[:first], marked, *turns[first + 1 :])
 
 
-def _media(value: Any, noun: str) -> list[Medium]:
+def _media(value: Any, noun: str) -> list[MediaRef]:
     values = value if isinstance(value, list) else [value]
     return [_medium(one, f"{noun}[{number}]") for number, one in enumerate(values) if one is not None]
 
 
-def _medium(value: Any, name: str) -> Medium:
+def _medium(value: Any, name: str) -> MediaRef:
     """A path, bytes, a struct {"bytes", "path"} or a medium as it is."""
     if isinstance(value, dict):
         path = value.get("path")
         name = path if isinstance(path, str) and is_path(path) else name
         value = path if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
-        return InlineMedium(value, name)
-    if isinstance(value, FilePart | InlineMedium):
+        return InlineMedia(value, name)
+    if isinstance(value, FilePart | InlineMedia):
         return value
     if not isinstance(value, str) or not is_path(value):
         raise SampleError(Reason.INVALID_SAMPLE, f"{name} is no path, bytes or struct of both, but {value!a:.60}")

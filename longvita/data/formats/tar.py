@@ -14,9 +14,9 @@ from longvita.data.storage import remote
 BLOCK = tarfile.BLOCKSIZE
 HEADER_BYTES = 4 * BLOCK
 """What a store is asked for at once: most headers, with their longer names."""
-END_BYTES = 2 * tarfile.RECORDSIZE
+MAX_END_BYTES = 2 * tarfile.RECORDSIZE
 """Most bytes after the last member."""
-LARGEST_RECORD = 1 << 20
+MAX_RECORD_BYTES = 1 << 20
 """Bytes that an archive is filled up to a multiple of, at most: `tar -b 2048`."""
 INDEX_CHECKS = 16
 """Members of an index whose headers are looked at before it is believed."""
@@ -87,8 +87,8 @@ def _check_end(file: BinaryIO, offset: int, size: int) -> None:
     An end is a few blocks of zeros; more of them, or something behind them, is a hole or another archive.
     """
     file.seek(offset)
-    rest = file.read(max(0, min(size - offset, LARGEST_RECORD + 1)))
-    if rest.strip(b"\0") or len(rest) % BLOCK or len(rest) > LARGEST_RECORD:
+    rest = file.read(max(0, min(size - offset, MAX_RECORD_BYTES + 1)))
+    if rest.strip(b"\0") or len(rest) % BLOCK or len(rest) > MAX_RECORD_BYTES:
         raise tarfile.ReadError(f"there is no header of a member at byte {offset}, and no end of the archive")
 
 
@@ -134,7 +134,7 @@ def _fits(found: list[Member], size: int) -> bool:
         follow
         and found[0].header == 0
         and min(member.size for member in found) >= 0
-        and 0 <= size - found[-1].end <= END_BYTES
+        and 0 <= size - found[-1].end <= MAX_END_BYTES
     )
 
 

@@ -24,7 +24,7 @@ TEXTS = {"txt": "caption", "cls": "caption"}
 """Ends of the names of members that are text, beside json, and what they are in a record."""
 TEXT_BYTES = 8 << 10
 """What a store is asked for at once to read a text; longer ones are asked for whole."""
-MOST_BYTES = (1 << 32) - 1
+MAX_BYTES = (1 << 32) - 1
 """Bytes that a place can hold."""
 
 
@@ -73,12 +73,12 @@ class WebDataset:
         for number, group in enumerate(_groups(path, part.start, part.end), start=1):
             first = group.members[0].header if group.members else part.start
             size = group.members[-1].end - first if group.members else 0
-            place = Place(first, min(size, MOST_BYTES), number)
+            place = Place(first, min(size, MAX_BYTES), number)
             try:
                 if group.damage:
                     raise SampleError(Reason.INVALID_SAMPLE, f"the archive can't be read on: {group.damage}")
-                if size > MOST_BYTES:
-                    raise SampleError(Reason.INVALID_SAMPLE, f"a sample of {size} bytes; the most are {MOST_BYTES}")
+                if size > MAX_BYTES:
+                    raise SampleError(Reason.INVALID_SAMPLE, f"a sample of {size} bytes; the most are {MAX_BYTES}")
                 yield place, self._sample(path, group.members)
             except SampleError as error:
                 yield place, error

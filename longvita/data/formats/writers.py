@@ -13,7 +13,7 @@ from typing import IO, Protocol
 from longvita.data.errors import DataError, MediaError, Reason
 from longvita.data.media.image import check_regular_file
 from longvita.data.media.kinds import PICTURES, VIDEOS, ending
-from longvita.data.media.source import FilePart, InlineMedium, Medium, is_folder, leads_outside, read_bytes, resolve
+from longvita.data.media.source import FilePart, InlineMedia, MediaRef, is_folder, leads_outside, read_bytes, resolve
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
@@ -83,10 +83,10 @@ class JsonlWriter:
         """See Writer."""
         self._file.close()
 
-    def _stays(self, medium: Medium) -> bool:
+    def _stays(self, medium: MediaRef) -> bool:
         return _path_of(medium, self._old_root) is not None
 
-    def _write(self, number: int, at: int, medium: Medium, content: bytes, is_video: bool) -> str:
+    def _write(self, number: int, at: int, medium: MediaRef, content: bytes, is_video: bool) -> str:
         name = f"{number:0{NUMBER_DIGITS}}.{at}.{_ending(medium, content, is_video)}"
         path = Path("media", self._name, name)
         (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class WebDatasetWriter:
         return self._archive
 
 
-def _path_of(medium: Medium, media_root: str) -> str | None:
+def _path_of(medium: MediaRef, media_root: str) -> str | None:
     """A medium as a path below the media root; None where it is no file there."""
     if isinstance(medium, str):
         return medium
@@ -161,7 +161,7 @@ def _path_of(medium: Medium, media_root: str) -> str | None:
     return None if leads_outside(path, media_root) else os.path.relpath(path, media_root)
 
 
-def _content(medium: Medium, media_root: str, is_video: bool) -> bytes:
+def _content(medium: MediaRef, media_root: str, is_video: bool) -> bytes:
     """Bytes of a medium. Raises MediaError."""
     source = resolve(medium, media_root)
     check_regular_file(source, "video" if is_video else "picture")
@@ -171,9 +171,9 @@ def _content(medium: Medium, media_root: str, is_video: bool) -> bytes:
         raise MediaError(Reason.MISSING_FILE, f"{medium} can't be read: {error}") from error
 
 
-def _ending(medium: Medium, content: bytes, is_video: bool) -> str:
+def _ending(medium: MediaRef, content: bytes, is_video: bool) -> str:
     """End of a medium's name; where it has none that is known, by its first bytes."""
-    known = ending(medium.name if isinstance(medium, FilePart | InlineMedium) else medium)
+    known = ending(medium.name if isinstance(medium, FilePart | InlineMedia) else medium)
     if known in (VIDEOS if is_video else PICTURES):
         return known
     return "mp4" if is_video else next((end for first, end in SIGNATURES.items() if content.startswith(first)), "jpg")

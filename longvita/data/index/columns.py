@@ -1,6 +1,6 @@
-"""The columns of an index: 32 bytes a sample and 8 for each of its pictures and videos, mapped from disk.
+"""The columns of an index: 32 bytes for each sample and 8 for each of its pictures and videos, mapped from disk.
 
-Mapped read-only, so a file of 17 million samples opens at once and the ranks of a machine share its pages.
+They are mapped read-only: a file of 17 million samples opens at once, and the ranks of a machine share its pages.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ ROW = np.dtype(
         ("media_end", "<u4"),
     ]
 )
-"""A sample: its Place, a hash of its media's names, its tokens without tiles, the end of its rows of media."""
-MEDIUM = np.dtype([("extent", "<u4"), ("detail", "<u4")])
-"""A picture: width and height, pixels. A video: its kind and number of frames, and the number of its frame rate."""
+"""A sample: its Place, a hash of its media names, its tokens without tiles, the end of its rows of media."""
+MEDIA_ROW = np.dtype([("extent", "<u4"), ("detail", "<u4")])
+"""A picture: width and height, pixels. A video: its kind and number of frames, and its index into the frame rates."""
 KIND_BITS = 30
 """Bits of an extent below its kind."""
 EXTENT = (1 << KIND_BITS) - 1
-LEAST_MAPPED = 64 << 10
-"""Bytes of a file of the index that is mapped and not read."""
+MIN_MAPPED_BYTES = 64 << 10
+"""A smaller file of the index is read instead: each mapped one holds a file open."""
 PICTURE, VIDEO_FILE, FRAME_FOLDER = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class FileIndex:
-    """The samples of one data file that can be used, and the others' entries for the quarantine file."""
+    """The usable samples of one data file, and its quarantined ones."""
 
     rows: np.ndarray
     """[n] ROW."""
     media: np.ndarray
-    """[m] MEDIUM, in the order of the samples, of each its pictures first."""
+    """[m] MEDIA_ROW, in the order of the samples, the pictures of each before its videos."""
     rates: np.ndarray
-    """[r] float64, the frame rates of the file's videos, each once, 1/s."""
-    broken: Sequence[QuarantinedSample]
-    """Samples that cannot be used, by their lines."""
+    """[r] float64, the distinct frame rates of the file's videos, 1/s."""
+    quarantined: Sequence[QuarantinedSample]
+    """In the order of their lines."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def place(self, number: int) -> Place:
-        """Where a sample lies in its file."""
+        """The place of a sample in its file."""
         row = self.rows[number]
         return Place(int(row["offset"]), int(row["size"]), int(row["line"]))
 
@@ -64,7 +64,7 @@ class FileIndex:
         return np.concatenate([[0], self.rows["media_end"]]).astype(np.int64)
 
     def facts(self, number: int) -> MediaFacts:
-        """What the headers of one sample's media told."""
+        """The media headers of one sample."""
         start = int(self.rows["media_end"][number - 1]) if number else 0
         rows = self.media[start : int(self.rows["media_end"][number])]
         kinds = rows["extent"] >> KIND_BITS
@@ -72,23 +72,23 @@ class FileIndex:
         return MediaFacts(tuple(pictures), tuple(self.video(row) for row in rows[kinds != PICTURE]))
 
     def video(self, row: np.void) -> VideoFacts:
-        """What the header of a video told, from its row of `media`."""
+        """The header of a video, from its row of `media`."""
         extent = int(row["extent"])
         rate = float(self.rates[int(row["detail"])])
         return VideoFacts(extent & EXTENT, rate, extent >> KIND_BITS == FRAME_FOLDER)
 
 
 class IndexBuilder:
-    """Gathers the columns sample by sample."""
+    """Builds the columns sample by sample."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, ...]] = []
         self._media: list[tuple[int, int]] = []
         self._rates: dict[float, int] = {}
-        self._broken: list[QuarantinedSample] = []
+        self._quarantined: list[QuarantinedSample] = []
 
     def add(self, place: Place, names: int, text_tokens: int, facts: MediaFacts) -> None:
-        """A sample that can be used."""
+        """Add a usable sample; `names` is the hash of its media names."""
         self._media += [(picture.width, picture.height) for picture in facts.pictures]
         for video in facts.videos:
             kind = FRAME_FOLDER if video.is_folder else VIDEO_FILE
@@ -96,59 +96,59 @@ class IndexBuilder:
             self._media.append((kind << KIND_BITS | min(video.num_frames, EXTENT), rate))
         self._rows.append((place.offset, names, place.size, place.line, text_tokens, len(self._media)))
 
-    def quarantined(self, entry: QuarantinedSample) -> None:
-        """A sample that can't."""
-        self._broken.append(entry)
+    def quarantine(self, entry: QuarantinedSample) -> None:
+        """Add a sample that cannot be used."""
+        self._quarantined.append(entry)
 
     def index(self) -> FileIndex:
-        """All that was added."""
+        """The index of all that was added."""
         return FileIndex(
             np.array(self._rows, ROW),
-            np.array(self._media, MEDIUM),
+            np.array(self._media, MEDIA_ROW),
             np.array(list(self._rates), np.float64),
-            tuple(self._broken),
+            tuple(self._quarantined),
         )
 
 
-def join(pieces: Sequence[tuple[FileIndex, int]]) -> FileIndex:
-    """One index of the pieces of a file, each with the number of lines before it."""
-    rates = np.unique(np.concatenate([np.zeros(0), *(piece.rates for piece, _ in pieces)]))
-    rows, media, broken = [np.zeros(0, ROW)], [np.zeros(0, MEDIUM)], []
-    first_medium = 0
-    for piece, lines_before in pieces:
-        own = piece.rows.copy()
+def join_parts(parts: Sequence[tuple[FileIndex, int]]) -> FileIndex:
+    """The index of a file from those of its parts in order, each with the number of lines before it."""
+    rates = np.unique(np.concatenate([np.zeros(0), *(part.rates for part, _ in parts)]))
+    rows, media, quarantined = [np.zeros(0, ROW)], [np.zeros(0, MEDIA_ROW)], []
+    media_before = 0
+    for part, lines_before in parts:
+        own = part.rows.copy()
         own["line"] += lines_before
-        own["media_end"] += first_medium
+        own["media_end"] += media_before
         rows.append(own)
-        media.append(renumbered(piece, rates))
-        first_medium += len(piece.media)
-        broken += [dataclasses.replace(entry, line=entry.line + lines_before) for entry in piece.broken]
-    return FileIndex(np.concatenate(rows), np.concatenate(media), rates, tuple(broken))
+        media.append(_with_rates(part, rates))
+        media_before += len(part.media)
+        quarantined += [dataclasses.replace(entry, line=entry.line + lines_before) for entry in part.quarantined]
+    return FileIndex(np.concatenate(rows), np.concatenate(media), rates, tuple(quarantined))
 
 
-def renumbered(piece: FileIndex, rates: np.ndarray) -> np.ndarray:
-    """A piece's media with the numbers that its rates have among `rates`, ascending, which holds them all."""
-    media = piece.media.copy()
+def _with_rates(part: FileIndex, rates: np.ndarray) -> np.ndarray:
+    """The media of a part with their frame rates as indices into `rates`, ascending, which holds all of the part's."""
+    media = part.media.copy()
     videos = media["extent"] >> KIND_BITS != PICTURE
-    media["detail"][videos] = np.searchsorted(rates, piece.rates[media["detail"][videos]])
+    media["detail"][videos] = np.searchsorted(rates, part.rates[media["detail"][videos]])
     return media
 
 
-def piece_of(index: FileIndex, rows: range, lines: range) -> FileIndex:
-    """The inverse of `join`: some rows of an index as a piece of its own, with lines counted from 1 in it.
+def slice_index(index: FileIndex, rows: range, lines: range) -> FileIndex:
+    """The index of a part from that of its file, with lines counted from 1: the inverse of `join_parts`.
 
-    `lines`: the numbers of all lines that the piece covers, those set aside among them.
+    lines: numbers of all lines of the part, those of quarantined samples included.
     """
     own = index.rows[rows.start : rows.stop].copy()
-    starts = index.rows["media_end"]
-    first = int(starts[rows.start - 1]) if rows.start else 0
+    ends = index.rows["media_end"]
+    first = int(ends[rows.start - 1]) if rows.start else 0
     end = int(own["media_end"][-1]) if len(own) else first
     own["media_end"] -= first
     own["line"] -= lines.start - 1
-    first_entry, end_entry = (
-        bisect.bisect_left(index.broken, line, key=lambda entry: entry.line) for line in (lines.start, lines.stop)
+    bounds = (
+        bisect.bisect_left(index.quarantined, line, key=lambda entry: entry.line) for line in (lines.start, lines.stop)
     )
-    broken = tuple(
-        dataclasses.replace(entry, line=entry.line - lines.start + 1) for entry in index.broken[first_entry:end_entry]
+    quarantined = tuple(
+        dataclasses.replace(entry, line=entry.line - lines.start + 1) for entry in index.quarantined[slice(*bounds)]
     )
-    return FileIndex(own, np.asarray(index.media[first:end]), index.rates, broken)
+    return FileIndex(own, np.asarray(index.media[first:end]), index.rates, quarantined)

@@ -1,8 +1,8 @@
-"""Indexes on disk: a folder for each data file, made once, opened by mapping, made anew where its file changed.
+"""Indexes on disk: a folder for each data file, built once, opened by mapping, rebuilt where the data file changed.
 
-What a folder holds: meta.json, and beside it the columns and the entries of what was set aside, with the number of
-their edition in their names. A new edition is written beside the old one and meta.json replaced last, so a process
-that has the old one open keeps it, and nobody ever sees half of one.
+A folder holds meta.json, the columns and the quarantined entries; the names of the latter contain the number of their
+edition. A new edition is written next to the old one and meta.json is replaced last. Therefore a process that has the
+old edition open keeps it, and no process sees an incomplete one.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ import numpy as np
 
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
-from longvita.data.index.build import PART_BYTES, UNREADABLE, IndexSettings, Piece
-from longvita.data.index.columns import LEAST_MAPPED, FileIndex, join, piece_of
-from longvita.data.index.quarantined import QuarantinedEntries, write_quarantined
-from longvita.data.index.worker_processes import IndexProcesses
+from longvita.data.index.build import PART_BYTES, UNREADABLE, IndexPart, IndexSettings
+from longvita.data.index.columns import MIN_MAPPED_BYTES, FileIndex, join_parts, slice_index
+from longvita.data.index.process_pool import IndexProcessPool
+from longvita.data.index.quarantined_entries import QuarantinedEntries, write_quarantined
 from longvita.data.storage import remote
 from longvita.process_limits import open_more_files
 
-VERSION = 3
-"""Raised when the files' contents change."""
+VERSION = 4
+"""Increased when the contents of the files change."""
 META = "meta.json"
 COLUMNS = ("rows", "media", "rates")
 
@@ -45,49 +45,49 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IndexProgress:
-    """How far the index of a file is, of the parts that need work."""
+    """Progress over the parts of a file that have to be indexed."""
 
     done: int
-    """Units of the parts that are done: bytes, or whatever the format's parts count."""
-    whole: int
-    """Units of all of them."""
+    """Size of the parts that are done, in bytes or in the unit of the format's parts."""
+    total: int
+    """Size of all of them."""
     samples: int
-    """Samples of the parts that are done and can be used."""
+    """Usable samples of the parts that are done."""
     quarantined: int
-    """Those that can't."""
+    """Quarantined samples of these."""
 
 
-Report = Callable[[IndexProgress], None]
+OnProgress = Callable[[IndexProgress], None]
 
 
-def _say_nothing(_: IndexProgress) -> None:
-    """For those who do not ask how far it is."""
+def _ignore(_: IndexProgress) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class IndexJob:
-    """What is needed beside a data file to index it."""
+    """Processes, settings and cache folder for indexing data files."""
 
-    processes: IndexProcesses
+    processes: IndexProcessPool
     settings: IndexSettings
     cache: Path
-    """Folder that holds the indexes' folders."""
+    """Folder of the indexes' folders."""
     part_bytes: int = PART_BYTES
 
     def folder(self, path: str) -> Path:
-        """The index's folder: another one for another tokenizer, media folder, format or choice of columns."""
+        """The folder of a file's index; it differs by tokenizer, media folder, frame rate, format and columns."""
         place = path if remote.is_remote(path) else str(Path(path).resolve())
         about = {"version": VERSION, "path": place, "tokenizer": self.processes.template.tokenizer.fingerprint}
         text = json.dumps(about | dataclasses.asdict(self.settings))
         return self.cache / f"{Path(place).stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing) -> FileIndex:
-    """The index of a data file, from the cache folder or made and put there.
+def load_index(path: str | Path, job: IndexJob, progress: OnProgress = _ignore) -> FileIndex:
+    """Load the index of a data file from the cache folder, or build it there.
 
-    A file that changed since then is indexed anew where its bytes differ: a grown one at its end. Several processes may
-    ask at once: the first one works, the others wait for it. `progress` is called after each part that needed work.
-    Raises DataError if there is no such file.
+    Of a file that changed since, only the parts whose bytes differ are indexed again: of a grown file, its end. Several
+    processes may call this at once: the first one works, the others wait for it. `progress` is called after each part
+    that was indexed. Raises DataError if the file does not exist.
     """
     path = str(path)
     if not remote.exists(path):
@@ -100,32 +100,32 @@ def load_index(path: str | Path, job: IndexJob, progress: Report = _say_nothing)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder) as drafts:
             if _meta(folder).get("state") != state:
-                _bring_up_to_date(path, job, folder, state, _last_pieces(folder), drafts, progress)
+                _update(path, job, folder, state, _saved_parts(folder), drafts, progress)
     try:
         return open_edition(folder)
     except UNREADABLE as error:
-        logger.warning("the index of %s is damaged (%s: %s) and is made anew", path, type(error).__name__, error)
+        logger.warning("the index of %s is damaged (%s: %s) and is rebuilt", path, type(error).__name__, error)
         forget_index(path, job)
         with _locked(folder) as drafts:
-            _bring_up_to_date(path, job, folder, state, [], drafts, progress)
+            _update(path, job, folder, state, [], drafts, progress)
         return open_edition(folder)
 
 
 def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
-    """Makes the parts of an index that hold these lines anew, though their bytes are the same: media were mended."""
+    """Rebuild the parts of an index that hold these lines, although their bytes are unchanged: media were fixed."""
     path = str(path)
     load_index(path, job)
     folder = job.folder(path)
     with _locked(folder) as drafts:
-        doubted = {part for part, own in _lines_of_parts(folder) if not lines.isdisjoint(own)}
-        trusted = [piece for piece in _last_pieces(folder) if piece.part not in doubted]
-        # What an interrupted pass left may be from before the media were mended.
+        stale = {part for part, own in _lines_of_parts(folder) if not lines.isdisjoint(own)}
+        kept = [saved for saved in _saved_parts(folder) if saved.part not in stale]
+        # Parts of an interrupted pass may be from before the media were fixed.
         shutil.rmtree(drafts, ignore_errors=True)
-        _bring_up_to_date(path, job, folder, remote.state(path), trusted, drafts)
+        _update(path, job, folder, remote.state(path), kept, drafts)
 
 
 def forget_index(path: str | Path, job: IndexJob) -> None:
-    """Has the index of a data file made anew when it is asked for next, whatever is there."""
+    """Delete the index of a data file, so that the next `load_index` rebuilds it."""
     folder = job.folder(str(path))
     if folder.exists():
         with _locked(folder) as drafts:
@@ -134,7 +134,7 @@ def forget_index(path: str | Path, job: IndexJob) -> None:
 
 
 def lines_of_parts(path: str | Path, job: IndexJob) -> list[tuple[Part, range]]:
-    """The parts of a data file and the numbers of the lines of each, by its index, which is made where it is not."""
+    """The parts of a data file and the line numbers of each, from its index, which is built if it is missing."""
     load_index(path, job)
     return _lines_of_parts(job.folder(str(path)))
 
@@ -150,51 +150,48 @@ def size_of(path: str | Path) -> int:
     return remote.state(str(path))[1]
 
 
-def _bring_up_to_date(
+def _update(
     path: str,
     job: IndexJob,
     folder: Path,
     state: list[Any],
-    last: Sequence[Piece],
+    saved: Sequence[IndexPart],
     drafts: Path,
-    progress: Report = _say_nothing,
+    progress: OnProgress = _ignore,
 ) -> None:
-    """Writes a new edition: the pieces of `last` whose bytes are the same, and new ones for the other parts.
+    """Write a new edition: the `saved` parts whose bytes are unchanged, and the others indexed again.
 
-    Those lie in the folder `drafts` until all are there.
+    The latter are in the folder `drafts` until all are done.
     """
     start, meta, format = time.monotonic(), _meta(folder), job.settings.make_format()
-    kept = {piece.part: piece for piece in last}
+    old = {one.part: one for one in saved}
     parts = format.parts(path, job.part_bytes)
-    pieces = {part: kept[part] for part in parts if part in kept and kept[part].digest == format.digest(path, part)}
-    wanted = [part for part in parts if part not in pieces]
-    if meta and wanted and meta["state"] != state:
-        is_as_it_was = all(part in pieces or format.digest(path, part) == kept[part].digest for part in kept)
-        what = "grew" if is_as_it_was else "changed"
-        logger.warning("%s %s since it was indexed: %d of %d parts anew", path, what, len(wanted), len(parts))
-    made, whole = [], sum(part.end - part.start for part in wanted)
-    for piece in job.processes.index(path, wanted, job.settings, drafts):
-        pieces[piece.part] = piece
-        made.append(piece)
-        progress(_progress(made, whole))
-    index = write_edition(folder, [pieces[part] for part in parts], state, meta.get("edition", 0) + 1)
+    indexed = {part: old[part] for part in parts if part in old and old[part].digest == format.digest(path, part)}
+    missing = [part for part in parts if part not in indexed]
+    if meta and missing and meta["state"] != state:
+        is_longer = all(part in indexed or format.digest(path, part) == old[part].digest for part in old)
+        what = "grew" if is_longer else "changed"
+        logger.warning("%s %s since it was indexed: %d of %d parts again", path, what, len(missing), len(parts))
+    new, total = [], sum(part.end - part.start for part in missing)
+    for one in job.processes.index(path, missing, job.settings, drafts):
+        indexed[one.part] = one
+        new.append(one)
+        progress(
+            IndexProgress(
+                done=sum(one.part.end - one.part.start for one in new),
+                total=total,
+                samples=sum(len(one.index) for one in new),
+                quarantined=sum(len(one.index.quarantined) for one in new),
+            )
+        )
+    index = write_edition(folder, [indexed[part] for part in parts], state, meta.get("edition", 0) + 1)
     shutil.rmtree(drafts, ignore_errors=True)
-    logger.info(
-        "indexed %s: %d samples, %d set aside, %.1f s", path, len(index), len(index.broken), time.monotonic() - start
-    )
+    seconds = time.monotonic() - start
+    logger.info("indexed %s: %d samples, %d quarantined, %.1f s", path, len(index), len(index.quarantined), seconds)
 
 
-def _progress(made: Sequence[Piece], whole: int) -> IndexProgress:
-    return IndexProgress(
-        done=sum(piece.part.end - piece.part.start for piece in made),
-        whole=whole,
-        samples=sum(len(piece.index) for piece in made),
-        quarantined=sum(len(piece.index.broken) for piece in made),
-    )
-
-
-def _last_pieces(folder: Path) -> list[Piece]:
-    """The pieces of the edition that is there."""
+def _saved_parts(folder: Path) -> list[IndexPart]:
+    """The parts of the newest edition; none if there is no readable one."""
     meta = _meta(folder)
     if not meta:
         return []
@@ -202,38 +199,39 @@ def _last_pieces(folder: Path) -> list[Piece]:
         index = open_edition(folder)
     except UNREADABLE:
         return []
-    pieces, row, line = [], 0, 1
+    parts, row, line = [], 0, 1
     for about in meta["parts"]:
         rows, lines = range(row, row + about["rows"]), range(line, line + about["lines"])
         part = Part(about["start"], about["end"])
-        pieces.append(Piece(part, about["digest"], about["lines"], piece_of(index, rows, lines)))
+        parts.append(IndexPart(part, about["digest"], about["lines"], slice_index(index, rows, lines)))
         row, line = rows.stop, lines.stop
-    return pieces
+    return parts
 
 
-def write_edition(folder: Path, pieces: Sequence[Piece], state: list[Any], edition: int) -> FileIndex:
-    """Writes an edition of the pieces of a file, in order; `state` is the file's, see `load_index`."""
-    lines_before = itertools.accumulate((piece.lines for piece in pieces), initial=0)
-    index = join([(piece.index, before) for piece, before in zip(pieces, lines_before)])
+def write_edition(folder: Path, parts: Sequence[IndexPart], state: list[Any], edition: int) -> FileIndex:
+    """Write an edition of the parts of a data file, in order; `state` is the `remote.state` of that file."""
+    lines_before = itertools.accumulate((part.lines for part in parts), initial=0)
+    index = join_parts([(part.index, before) for part, before in zip(parts, lines_before)])
     for name in COLUMNS:
-        _put(folder / f"{name}-{edition}.npy", functools.partial(np.save, arr=getattr(index, name)))
-    _put(folder / f"broken-{edition}.jsonl", functools.partial(write_quarantined, entries=index.broken))
-    parts = [
+        _write_atomically(folder / f"{name}-{edition}.npy", functools.partial(np.save, arr=getattr(index, name)))
+    write_entries = functools.partial(write_quarantined, entries=index.quarantined)
+    _write_atomically(folder / f"quarantined-{edition}.jsonl", write_entries)
+    about = [
         {"start": p.part.start, "end": p.part.end, "digest": p.digest, "lines": p.lines, "rows": len(p.index)}
-        for p in pieces
+        for p in parts
     ]
-    meta = {"edition": edition, "state": state, "quarantined": len(index.broken), "parts": parts}
-    _put(folder / META, lambda file: file.write(json.dumps(meta).encode()))
-    # The edition before stays: a process may have read its number and not opened it yet.
-    for name in (*(f"{column}-{edition - 2}.npy" for column in COLUMNS), f"broken-{edition - 2}.jsonl"):
+    meta = {"edition": edition, "state": state, "quarantined": len(index.quarantined), "parts": about}
+    _write_atomically(folder / META, lambda file: file.write(json.dumps(meta).encode()))
+    # The previous edition stays: a process may have read its number and not opened it yet.
+    for name in (*(f"{column}-{edition - 2}.npy" for column in COLUMNS), f"quarantined-{edition - 2}.jsonl"):
         (folder / name).unlink(missing_ok=True)
     return index
 
 
-def _put(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file that others see whole or not at all, a machine that goes down among them.
+def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that is complete or absent, also after a crash of the machine.
 
-    A process without a lock may have the one of this name mapped, and keeps it.
+    A process without a lock that has the old file of this name mapped keeps it.
     """
     draft = path.with_name(f".{path.name}.{_own_name()}")
     with open(draft, "wb") as file:
@@ -249,12 +247,13 @@ def open_edition(folder: Path) -> FileIndex:
     meta = _meta(folder)
     edition = meta["edition"]
     columns = {name: _column(folder / f"{name}-{edition}.npy") for name in COLUMNS}
-    return FileIndex(**columns, broken=QuarantinedEntries(folder / f"broken-{edition}.jsonl", meta["quarantined"]))
+    quarantined = QuarantinedEntries(folder / f"quarantined-{edition}.jsonl", meta["quarantined"])
+    return FileIndex(**columns, quarantined=quarantined)
 
 
 def _column(path: Path) -> np.ndarray:
-    """Mapped where ranks gain by sharing it: one that is mapped keeps a file open, and those are limited."""
-    column = np.load(path, mmap_mode="r" if path.stat().st_size >= LEAST_MAPPED else None)
+    """Map a large column, which ranks share, and read a small one: a mapping holds one of a limited number of files."""
+    column = np.load(path, mmap_mode="r" if path.stat().st_size >= MIN_MAPPED_BYTES else None)
     column.flags.writeable = False
     return column
 
@@ -267,15 +266,15 @@ def _meta(folder: Path) -> dict[str, Any]:
 
 
 def _own_name() -> str:
-    """Tells this process from all others that may write to the same file system."""
+    """A name that is unique among the processes that may write to the same file system."""
     return f"{socket.gethostname()}.{os.getpid()}"
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[Path]:
-    """Holds an index's lock; gives the folder for pieces, where the next process finds those of an interrupted pass.
+    """Hold an index's lock; yields the folder for drafts of parts, where the next process resumes an interrupted pass.
 
-    Where the file system has no locks, several processes may do the same work; each then has a folder of its own.
+    On a file system without locks, several processes may do the same work, each with a folder of its own.
     """
     with open(folder / "lock", "w") as file:
         try:

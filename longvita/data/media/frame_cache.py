@@ -26,7 +26,7 @@ from typing import TextIO
 import numpy as np
 
 from longvita.data.media.identity import FileIdentity
-from longvita.data.media.source import Stored
+from longvita.data.media.source import MediaFile
 
 HEADER = struct.Struct("<8sI")
 """Head of an entry: MAGIC and the CRC-32 of the pixels behind it."""
@@ -54,7 +54,7 @@ class FrameCache:
     max_bytes: int
     """Bound on the bytes of its files."""
 
-    def of_file(self, path: Stored, image_size: int) -> FileFrames | None:
+    def of_file(self, path: MediaFile, image_size: int) -> FileFrames | None:
         """Its entries of one video file as the file is now; None if there is no such file."""
         try:
             return FileFrames(self, FileIdentity.of(path), image_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from longvita.data.media.source import FilePart, InlineMedium, Stored, name_of
+from longvita.data.media.source import FilePart, InlineMedia, MediaFile, name_of
 from longvita.data.storage import remote
 
 
@@ -21,9 +21,9 @@ class FileIdentity:
     """Time of the last change, nanoseconds; 0 where there is no file of this machine."""
 
     @classmethod
-    def of(cls, source: Stored) -> FileIdentity:
+    def of(cls, source: MediaFile) -> FileIdentity:
         """The identity of a source as it is now. Raises OSError."""
-        if isinstance(source, InlineMedium):
+        if isinstance(source, InlineMedia):
             return cls(str(name_of(source)), len(source.content), 0)
         path, bounds = (source.path, str(name_of(source))) if isinstance(source, FilePart) else (str(source), "")
         if remote.is_remote(path):

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from longvita.data.errors import DataError, MediaError, Reason, tell
-from longvita.data.media.source import Stored, file_of, opened
+from longvita.data.media.source import MediaFile, file_of, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,7 +175,7 @@ def normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def open_picture(
-    path: Stored, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
+    path: MediaFile, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
 ) -> Image.Image:
     """A picture file as an upright RGB picture, the first one of an animation.
 
@@ -200,7 +200,7 @@ def picture_formats() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _opened(path: Stored) -> Iterator[Image.Image]:
+def _opened(path: MediaFile) -> Iterator[Image.Image]:
     """A picture file of a permitted size; errors name it."""
     check_regular_file(path, "picture")
     try:
@@ -225,7 +225,7 @@ def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> No
         )
 
 
-def check_regular_file(source: Stored, noun: str) -> None:
+def check_regular_file(source: MediaFile, noun: str) -> None:
     """Raises MediaError if there is no file at a path, or something that is no file and might block its reader."""
     path = file_of(source)
     if path is None:
@@ -237,7 +237,7 @@ def check_regular_file(source: Stored, noun: str) -> None:
         raise MediaError(reason, f"{noun} {path} is no regular file")
 
 
-def probe_picture(path: Stored) -> tuple[int, int]:
+def probe_picture(path: MediaFile) -> tuple[int, int]:
     """Width and height in pixels of the upright picture, from its header alone. Raises as `open_picture` does."""
     with _opened(path) as picture:
         return upright_size(picture)

@@ -23,12 +23,12 @@ from longvita.data.media.image import (
     to_upright_rgb,
     upright_size,
 )
-from longvita.data.media.source import Stored
-from longvita.data.media.video import STALL_SECONDS, VideoFacts, chosen_frames, count_frames, probe_video, read_frames
+from longvita.data.media.source import MediaFile
+from longvita.data.media.video import STALL_SECONDS, VideoFacts, count_frames, probe_video, read_frames, selected_frames
 
 MediaSource = str | os.PathLike | Image.Image
 """A picture of a prompt: its path, or the picture itself."""
-PictureSource = MediaSource | Stored
+PictureSource = MediaSource | MediaFile
 DECODED_AT_ONCE = 64
 """Tiles that are decoded and dropped together where they are only looked at: what bounds memory."""
 
@@ -86,7 +86,7 @@ class MediaFacts:
         return [count_frames(video, settings.max_fps, limit) for video in self.videos]
 
 
-def probe_media(pictures: Sequence[PictureSource], videos: Sequence[Stored], max_fps: float) -> MediaFacts:
+def probe_media(pictures: Sequence[PictureSource], videos: Sequence[MediaFile], max_fps: float) -> MediaFacts:
     """Reads the headers of a sample's media. Raises MediaError for the first one that is missing or broken."""
     facts = MediaFacts(
         tuple(PictureFacts(*_picture_size(source)) for source in pictures),
@@ -144,7 +144,7 @@ class PictureItem:
 class VideoItem:
     """One video of a sample: a file or a folder of frames."""
 
-    source: Stored
+    source: MediaFile
     """What is opened."""
     facts: VideoFacts
     """What its header told when the sample was measured."""
@@ -162,7 +162,7 @@ class VideoItem:
         out: np.ndarray,
     ) -> None:
         """Its frames `wanted`, counted among the chosen ones, into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
-        chosen = chosen_frames(self.facts, settings.max_fps, max_num_frames)
+        chosen = selected_frames(self.facts, settings.max_fps, max_num_frames)
         frames = [chosen[number] for number in wanted]
         cache = self._cache(settings)
         missing = list(range(len(frames))) if cache is None else cache.load(frames, out)
@@ -186,7 +186,7 @@ MediaItem = PictureItem | VideoItem
 
 
 def order_media(
-    is_video: Sequence[bool], pictures: Sequence[PictureSource], videos: Sequence[Stored], facts: MediaFacts
+    is_video: Sequence[bool], pictures: Sequence[PictureSource], videos: Sequence[MediaFile], facts: MediaFacts
 ) -> list[MediaItem]:
     """The media of a sample in the order of its marks; `is_video` tells for each mark whether it is a video's."""
     picture_items = map(PictureItem, pictures, facts.pictures)

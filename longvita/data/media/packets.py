@@ -16,7 +16,7 @@ import numpy as np
 from longvita.data.errors import MediaError, Reason
 from longvita.data.media.container import open_container
 from longvita.data.media.identity import FileIdentity
-from longvita.data.media.source import Stored, opened
+from longvita.data.media.source import MediaFile, opened
 
 JUMP_PACKETS = 12
 """A jump to a key frame costs about as much as decoding so many frames."""
@@ -81,7 +81,7 @@ def plan_sweeps(table: PacketTable, frames: Sequence[int]) -> list[Sweep]:
     return sweeps
 
 
-def read_packet_table(path: Stored, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
+def read_packet_table(path: MediaFile, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
     """The table of a file. Tables of the last few files are kept while those do not change.
 
     `beat` is called at each packet. Raises ValueError for packets without a time stamp, and what PyAV raises.
@@ -96,7 +96,7 @@ def read_packet_table(path: Stored, stall_seconds: float, beat: Callable[[], Non
     return table
 
 
-def _scan(path: Stored, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
+def _scan(path: MediaFile, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
     shown, is_key, decoded = [], [], None
     with opened(path) as file, open_container(file, stall_seconds) as container:
         stream = video_stream(container)

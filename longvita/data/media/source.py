@@ -14,7 +14,7 @@ from typing import BinaryIO
 from longvita.data.errors import MediaError, Reason
 from longvita.data.storage import remote
 
-PIECE_BYTES = 1 << 20
+MAX_READ_BYTES = 1 << 20
 """Most bytes that a store is asked for at once: a picture whole, of a video what decoders need next."""
 
 
@@ -36,7 +36,7 @@ class FilePart:
 
 
 @dataclass(frozen=True)
-class InlineMedium:
+class InlineMedia:
     """A picture or video that stands in the data file itself."""
 
     content: bytes = field(repr=False)
@@ -48,22 +48,22 @@ class InlineMedium:
         return self.name
 
 
-Medium = str | FilePart | InlineMedium
+MediaRef = str | FilePart | InlineMedia
 """A picture or video of a sample; a string is a path below the media root."""
-Stored = str | os.PathLike | FilePart | InlineMedium
+MediaFile = str | os.PathLike | FilePart | InlineMedia
 """What the readers open: `resolve` makes it of a medium."""
 
 
-def name_of(medium: Medium) -> str | list:
+def name_of(medium: MediaRef) -> str | list:
     """What tells a medium from others without a look at any file, as JSON values."""
     if isinstance(medium, FilePart):
         return [medium.path, medium.offset, medium.name]
-    if isinstance(medium, InlineMedium):
+    if isinstance(medium, InlineMedia):
         return [medium.name, hashlib.blake2b(medium.content, digest_size=16).hexdigest()]
     return medium
 
 
-def resolve(medium: Medium, root: str | os.PathLike) -> Path | FilePart | InlineMedium:
+def resolve(medium: MediaRef, root: str | os.PathLike) -> Path | FilePart | InlineMedia:
     """What a reader opens for a sample's medium. Raises MediaError for a path that leads outside the media root."""
     if not isinstance(medium, str):
         return medium
@@ -88,27 +88,27 @@ def leads_outside(path: str, root: str | os.PathLike) -> bool:
     return os.path.commonpath([whole, top]) != top
 
 
-def as_stored(source: Stored) -> Path | FilePart | InlineMedium:
+def as_media_file(source: MediaFile) -> Path | FilePart | InlineMedia:
     """A path as a Path, anything else as it is."""
-    return source if isinstance(source, FilePart | InlineMedium) else Path(source)
+    return source if isinstance(source, FilePart | InlineMedia) else Path(source)
 
 
-def file_of(source: Stored) -> str | None:
+def file_of(source: MediaFile) -> str | None:
     """The file of this machine that holds a source, None where there is none."""
-    if isinstance(source, InlineMedium):
+    if isinstance(source, InlineMedia):
         return None
     path = source.path if isinstance(source, FilePart) else str(source)
     return None if remote.is_remote(path) else path
 
 
-def is_folder(source: Stored) -> bool:
+def is_folder(source: MediaFile) -> bool:
     """Whether a source is a folder, of frames."""
-    if isinstance(source, InlineMedium) or (isinstance(source, FilePart) and source.size is not None):
+    if isinstance(source, InlineMedia) or (isinstance(source, FilePart) and source.size is not None):
         return False
     return remote.is_folder(source.path if isinstance(source, FilePart) else str(source))
 
 
-def files_in(folder: Stored) -> list[tuple[str, Stored]]:
+def files_in(folder: MediaFile) -> list[tuple[str, MediaFile]]:
     """Name and source of each entry of a folder."""
     if isinstance(folder, FilePart):
         names = [name for name in remote.files_below(folder.path) if "/" not in name]
@@ -117,29 +117,29 @@ def files_in(folder: Stored) -> list[tuple[str, Stored]]:
 
 
 @contextmanager
-def opened(source: Stored) -> Iterator[str | BinaryIO]:
+def opened(source: MediaFile) -> Iterator[str | BinaryIO]:
     """What Pillow, PyAV and decord take: a path of this machine, or a file object that is closed in the end.
 
     Raises MediaError if there is no such file.
     """
-    if not isinstance(source, FilePart | InlineMedium):
+    if not isinstance(source, FilePart | InlineMedia):
         yield str(source)
         return
     with _open(source) as file:
         yield file
 
 
-def read_bytes(source: Stored) -> bytes:
+def read_bytes(source: MediaFile) -> bytes:
     """All bytes of a picture or video. Raises MediaError if there is no such file, OSError if it can't be read."""
     with opened(source) as file:
         return Path(file).read_bytes() if isinstance(file, str) else file.read()
 
 
-def _open(source: FilePart | InlineMedium) -> BinaryIO:
-    if isinstance(source, InlineMedium):
+def _open(source: FilePart | InlineMedia) -> BinaryIO:
+    if isinstance(source, InlineMedia):
         return io.BytesIO(source.content)
     try:
-        file = remote.open_file(source.path, min(source.size or PIECE_BYTES, PIECE_BYTES))
+        file = remote.open_file(source.path, min(source.size or MAX_READ_BYTES, MAX_READ_BYTES))
     except FileNotFoundError as error:
         raise MediaError(Reason.MISSING_FILE, f"{source} does not exist") from error
     if source.offset == 0 and source.size is None:

@@ -13,14 +13,14 @@ from PIL import Image
 from longvita.data.errors import MediaError, Reason
 from longvita.data.media.container import open_container
 from longvita.data.media.packets import PacketTable, Sweep, plan_sweeps, read_packet_table, video_stream
-from longvita.data.media.source import Stored, opened
+from longvita.data.media.source import MediaFile, opened
 
 SKIPPABLE_CODECS = ("h264",)
 """Codecs that mark, by the standard, the frames that no other frame is made from; a decoder may leave those out."""
 
 
 def read_with_pyav(
-    path: Stored, indices: Sequence[int], stall_seconds: float, beat: Callable[[], None], threads: int = 1
+    path: MediaFile, indices: Sequence[int], stall_seconds: float, beat: Callable[[], None], threads: int = 1
 ) -> Iterator[Image.Image]:
     """The frames with these numbers, ascending and with repeats, as upright RGB pictures.
 

@@ -22,7 +22,7 @@ from longvita.data.errors import DataError, MediaError, Reason, tell
 from longvita.data.media.container import open_container
 from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_picture
 from longvita.data.media.packets import video_stream
-from longvita.data.media.source import Stored, as_stored, files_in, is_folder, opened
+from longvita.data.media.source import MediaFile, as_media_file, files_in, is_folder, opened
 from longvita.data.media.sweep import read_with_pyav
 from longvita.data.storage.retries import store_failure
 
@@ -61,7 +61,7 @@ def folder_indices(num_frames: int, max_fps: float, max_num_frames: int) -> list
     return [int(num_frames / taken) * slot for slot in range(taken)]
 
 
-def chosen_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> list[int]:
+def selected_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> list[int]:
     """Indices of the frames taken from a video."""
     if facts.is_folder:
         return folder_indices(facts.num_frames, max_fps, max_num_frames)
@@ -69,7 +69,7 @@ def chosen_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> lis
 
 
 def count_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> int:
-    """len(chosen_frames(...)) without listing them."""
+    """len(selected_frames(...)) without listing them."""
     if facts.is_folder:
         return int(min(facts.num_frames * max_fps, max_num_frames))
     step = _frame_step(facts.num_frames, facts.fps, max_fps, max_num_frames)
@@ -83,7 +83,7 @@ def count_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> int:
     return taken
 
 
-def most_frames_that_fit(videos: Sequence[VideoFacts], max_fps: float, max_num_frames: int, room: int) -> int | None:
+def max_frames_that_fit(videos: Sequence[VideoFacts], max_fps: float, max_num_frames: int, room: int) -> int | None:
     """The largest frame limit, up to `max_num_frames`, at which all videos together give at most `room` frames.
 
     None if even one frame a video is too many. The number of frames never falls as the limit rises.
@@ -105,7 +105,7 @@ def _frame_step(num_frames: int, fps: float, max_fps: float, max_num_frames: int
     return max(fps / max_fps, num_frames / (max_num_frames + 1))
 
 
-def list_frames(folder: Stored) -> list[Stored]:
+def list_frames(folder: MediaFile) -> list[MediaFile]:
     """Frame pictures of a folder in natural order (frame2 before frame10)."""
     frames = [entry for entry in files_in(folder) if os.path.splitext(entry[0])[1].lower() in FRAME_SUFFIXES]
     return [source for _, source in sorted(frames, key=lambda entry: _natural_key(entry[0]))]
@@ -116,12 +116,12 @@ def _natural_key(name: str) -> tuple:
     return tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts)
 
 
-def probe_video(path: Stored) -> VideoFacts:
+def probe_video(path: MediaFile) -> VideoFacts:
     """Frames and rate of a video from its header alone; files whose header has no count are demuxed, not decoded.
 
     Raises MediaError: missing_file if there is nothing at `path`, broken_video if it is no video that can be opened.
     """
-    path = as_stored(path)
+    path = as_media_file(path)
     if is_folder(path):
         return _probe_folder(path)
     check_regular_file(path, "video")
@@ -142,7 +142,7 @@ def probe_video(path: Stored) -> VideoFacts:
     return VideoFacts(num_frames, float(rate))
 
 
-def _probe_folder(path: Stored) -> VideoFacts:
+def _probe_folder(path: MediaFile) -> VideoFacts:
     try:
         num_frames = len(list_frames(path))
     except OSError as error:
@@ -159,7 +159,7 @@ def _check_frame_size(stream: Any) -> None:
 
 
 def read_frames(
-    path: Stored,
+    path: MediaFile,
     indices: Sequence[int],
     stall_seconds: float = STALL_SECONDS,
     beat: Callable[[], None] = lambda: None,
@@ -170,7 +170,7 @@ def read_frames(
     `beat` is called at each sign of life; `threads` is how many the decoder of a file has. Raises MediaError if a frame
     cannot be had, naming file and frame, or if one takes longer than `stall_seconds`.
     """
-    path = as_stored(path)
+    path = as_media_file(path)
     if is_folder(path):
         files = list_frames(path)
         for index in indices:
@@ -209,7 +209,7 @@ def read_frames(
         ) from error
 
 
-def _read_with_decord(path: Stored, indices: Sequence[int], beat: Callable[[], None]) -> Iterator[Image.Image]:
+def _read_with_decord(path: MediaFile, indices: Sequence[int], beat: Callable[[], None]) -> Iterator[Image.Image]:
     """Frame by frame from the first one on: where decord2 3.4.0 jumps it may give another frame, without an error."""
     import decord
 

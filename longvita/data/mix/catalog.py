@@ -19,8 +19,8 @@ from longvita.data.errors import DataError
 from longvita.data.formats.record import FormatOptions
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.columns import FileIndex
+from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, IndexProgress, load_index
-from longvita.data.index.worker_processes import IndexProcesses
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.measure import Measured, measure
 from longvita.data.mix.missing_files import Missing, describe_missing, files_of_mix, holds_nothing, missing_files
@@ -46,12 +46,12 @@ class CatalogFile:
     @property
     def num_samples(self) -> int:
         """All its samples, those that cannot be used among them."""
-        return len(self.index) + len(self.index.broken)
+        return len(self.index) + len(self.index.quarantined)
 
     @property
     def quarantined(self) -> list[QuarantinedSample]:
         """Its samples that cannot be used."""
-        return [*self.index.broken, *self.measured.too_long]
+        return [*self.index.quarantined, *self.measured.too_long]
 
 
 class Catalog:
@@ -129,7 +129,7 @@ def build_catalog(
     open_one: what opens each file, with the arguments of `open_file`, which it is when absent.
     """
     places = files_of(config, sources)
-    with IndexProcesses.of(config, template) as processes:
+    with IndexProcessPool.of(config, template) as processes:
         files = [(open_one or open_file)(config, *place, processes) for place in places]
     if sum(len(file.taken) for file in files) == 0:
         entries = [entry for file in files for entry in file.quarantined]
@@ -166,7 +166,7 @@ def files_of(config: Config, sources: Mapping[str, DatasetConfig]) -> list[tuple
     ]
 
 
-def index_job(config: Config, source: str, dataset: DatasetConfig, path: str, processes: IndexProcesses) -> IndexJob:
+def index_job(config: Config, source: str, dataset: DatasetConfig, path: str, processes: IndexProcessPool) -> IndexJob:
     """How one file of a mix is indexed."""
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
     format = format_of(data_file(config.data, path), dataset.format)
@@ -180,7 +180,7 @@ def open_file(
     source: str,
     dataset: DatasetConfig,
     path: str,
-    processes: IndexProcesses,
+    processes: IndexProcessPool,
     progress: Callable[[IndexProgress], None] = lambda progress: None,
 ) -> CatalogFile:
     """One file of a mix, indexed and measured; `progress` as for load_index. Raises DataError if it is missing."""

@@ -15,7 +15,7 @@ from longvita.data.errors import Reason
 from longvita.data.index.columns import EXTENT, KIND_BITS, PICTURE, FileIndex
 from longvita.data.media.image import choose_grid
 from longvita.data.media.item import MediaFacts, MediaSettings
-from longvita.data.media.video import count_frames, most_frames_that_fit
+from longvita.data.media.video import count_frames, max_frames_that_fit
 from longvita.data.quarantine import QuarantinedSample
 
 
@@ -81,7 +81,7 @@ def _thinned(
 ) -> tuple[int, int]:
     """The largest frame limit at which a sample's frames fit beside its `still` other tokens, and the frames then."""
     room = (sequence_length - still) // template.tokens_per_frame
-    limit = most_frames_that_fit(facts.videos, settings.max_fps, settings.max_num_frames, room) or 1
+    limit = max_frames_that_fit(facts.videos, settings.max_fps, settings.max_num_frames, room) or 1
     return limit, sum(facts.frame_counts(settings, limit))
 
 

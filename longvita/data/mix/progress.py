@@ -19,8 +19,8 @@ from rich.progress import (
 )
 
 from longvita.config.schema import Config, DatasetConfig
+from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexProgress, size_of
-from longvita.data.index.worker_processes import IndexProcesses
 from longvita.data.mix.catalog import CatalogFile, open_file
 from longvita.data.mix.paths import data_file
 
@@ -47,18 +47,18 @@ def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
             source: str,
             dataset: DatasetConfig,
             path: str,
-            processes: IndexProcesses,
+            processes: IndexProcessPool,
         ) -> CatalogFile:
             nonlocal before, quarantined
             size = size_of(data_file(config.data, path))
 
             def show(progress: IndexProgress) -> None:
-                done = before + size * progress.done // max(progress.whole, 1)
+                done = before + size * progress.done // max(progress.total, 1)
                 bar.update(task, completed=done, found=f"{quarantined + progress.quarantined:,} set aside")
 
             bar.update(task, description=f"indexing {source}")
             file = open_file(config, source, dataset, path, processes, show)
-            before, quarantined = before + size, quarantined + len(file.index.broken)
+            before, quarantined = before + size, quarantined + len(file.index.quarantined)
             bar.update(task, completed=before, found=f"{quarantined:,} set aside")
             return file
 

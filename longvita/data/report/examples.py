@@ -21,7 +21,7 @@ from longvita.data.loading.worker_pool import WorkerPool, open_pool
 from longvita.data.mix.catalog import Catalog
 from longvita.data.report.spans import Span, loss_tokens, spans_of
 
-MOST_PICTURES = 6
+MAX_PICTURES = 6
 """Pictures of a sample that are shown, and as many frames of its videos."""
 
 
@@ -84,10 +84,10 @@ def _shown_tiles(encoded: EncodedSample, template: ChatTemplate) -> dict[int, st
     tokens = encoded.input_ids[encoded.tile_starts]
     pictures = np.flatnonzero(tokens == template.tokenizer.id_of("<IMG_CONTEXT>"))
     frames = np.flatnonzero(tokens == template.tokenizer.id_of("<VID_CONTEXT>"))
-    chosen = np.unique(np.linspace(0, len(frames) - 1, MOST_PICTURES).astype(int)).tolist() if len(frames) else []
+    chosen = np.unique(np.linspace(0, len(frames) - 1, MAX_PICTURES).astype(int)).tolist() if len(frames) else []
     names = {
         int(tile): f"picture {number} of {len(pictures)}"
-        for number, tile in enumerate(pictures[:MOST_PICTURES], start=1)
+        for number, tile in enumerate(pictures[:MAX_PICTURES], start=1)
     }
     names |= {int(frames[number]): f"frame {number + 1} of {len(frames)}" for number in chosen}
     return dict(sorted(names.items()))

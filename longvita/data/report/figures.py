@@ -19,7 +19,7 @@ FILL_STEPS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 """Bounds of the classes of fill."""
 FIRST_SEQUENCES = 16
 """Sequences whose documents are kept to be drawn."""
-MOST_STEPS = 200
+MAX_STEPS = 200
 """Steps whose division among replicas is looked at, evenly chosen among those of an epoch."""
 
 Histogram = list[tuple[str, int]]
@@ -140,7 +140,7 @@ class Imbalance:
 
 def steps_of(plan: PackingPlan, config: Config) -> int:
     """How many steps `imbalance` looks at."""
-    return min(max(plan.num_sequences // config.training.global_batch_size, 1), MOST_STEPS)
+    return min(max(plan.num_sequences // config.training.global_batch_size, 1), MAX_STEPS)
 
 
 def imbalance(

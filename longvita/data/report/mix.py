@@ -27,7 +27,7 @@ from longvita.data.report.figures import (
     steps_of,
 )
 
-USUAL_REPLICAS = 8
+DEFAULT_REPLICAS = 8
 
 
 @dataclass(frozen=True)
@@ -86,5 +86,5 @@ def gather(title: str, sources: dict[str, DatasetConfig], config: Config, option
 
 def _imbalance(catalog: Catalog, plan: PackingPlan, config: Config, replicas: int | None) -> Imbalance:
     with counting("dividing steps", steps_of(plan, config)) as show:
-        replicas = replicas or math.gcd(config.training.global_batch_size, USUAL_REPLICAS)
+        replicas = replicas or math.gcd(config.training.global_batch_size, DEFAULT_REPLICAS)
         return imbalance(catalog, plan, config, replicas, show)

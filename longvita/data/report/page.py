@@ -20,9 +20,9 @@ from longvita.pages import as_data_url, write_page
 
 SIDE = 160
 """Of a thumbnail, pixels."""
-MOST_CHARACTERS = 2000
+MAX_CHARACTERS = 2000
 """Of one run of an example's text."""
-MOST_ENTRIES = 10
+MAX_ENTRIES = 10
 """Entries for each source and reason of what was set aside."""
 _STYLE = (
     spans.STYLE
@@ -128,7 +128,7 @@ def _example(example: Example) -> str:
         for name, picture in example.pictures
     )
     problem = f"<p>{html.escape(example.problem)}</p>" if example.problem else ""
-    text = spans.as_html(example.spans, MOST_CHARACTERS)
+    text = spans.as_html(example.spans, MAX_CHARACTERS)
     return f"<article><p><small>{html.escape(head)}</small></p>{figures}{problem}{text}</article>"
 
 
@@ -141,7 +141,7 @@ def _quarantined(entries: Sequence[QuarantinedSample]) -> list[str]:
 
 
 def _group(source: str, reason: str, entries: Sequence[QuarantinedSample]) -> str:
-    shown = entries[:MOST_ENTRIES]
+    shown = entries[:MAX_ENTRIES]
     more = f", the first {len(shown)} of them here" if len(shown) < len(entries) else ""
     items = "".join(f"<li>{html.escape(f'{one.path}:{one.line}: {one.detail}')}</li>" for one in shown)
     return f"<p>{html.escape(source)}: {reason} {len(entries):,}{more}</p><ul>{items}</ul>"

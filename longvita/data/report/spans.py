@@ -62,13 +62,13 @@ def loss_tokens(encoded: EncodedSample) -> int:
     return int(np.count_nonzero(encoded.labels != IGNORED_LABEL))
 
 
-def as_html(spans: Sequence[Span], most_characters: int, name_of: Callable[[int], str] | None = None) -> str:
+def as_html(spans: Sequence[Span], max_characters: int, name_of: Callable[[int], str] | None = None) -> str:
     """A block of a page: loss-bearing text marked, tiles as blocks in the colours of their ranks.
 
-    most_characters: of one run of text; its middle is left out beyond that. name_of: of a tile's rank, where that is
+    max_characters: of one run of text; its middle is left out beyond that. name_of: of a tile's rank, where that is
     wanted. Needs STYLE.
     """
-    return f"<div class='tokens'>{''.join(_pieces(spans, most_characters, name_of))}</div>"
+    return f"<div class='tokens'>{''.join(_pieces(spans, max_characters, name_of))}</div>"
 
 
 def _pieces(spans: Sequence[Span], most: int, name_of: Callable[[int], str] | None) -> Iterator[str]:
@@ -82,13 +82,13 @@ def _pieces(spans: Sequence[Span], most: int, name_of: Callable[[int], str] | No
             yield f"<b style='background: {colour}'>{html.escape(_block(span, name_of))}</b>"
 
 
-def as_text(spans: Sequence[Span], most_characters: int, name_of: Callable[[int], str] | None = None) -> Text:
+def as_text(spans: Sequence[Span], max_characters: int, name_of: Callable[[int], str] | None = None) -> Text:
     """The same for the terminal: loss-bearing text green and underlined."""
     text = Text()
     for span in spans:
         if span.kind < 0:
             style = "green underline" if span.kind == LOSS else ""
-            head, gap, tail = _cut(span.text, most_characters)
+            head, gap, tail = _cut(span.text, max_characters)
             text.append(head, style)
             text.append(gap, "dim")
             text.append(tail, style)

@@ -8,7 +8,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from longvita.data.media.image import IMAGE_MEAN, IMAGE_STD
-from longvita.data.media.video import VideoFacts, chosen_frames
+from longvita.data.media.video import VideoFacts, selected_frames
 from longvita.data.tokenizer import load_tokenizer
 from longvita.evaluation.data_set_files import DataSetError
 from longvita.evaluation.needle import DEPTHS, LENGTHS, NeedleInVideo, read_needles, seconds_of
@@ -119,9 +119,9 @@ def test_lengths_that_do_not_fit_are_refused_at_once(folder, tokenizer):
 
 def test_a_slow_film_repeats_its_frames(folder):
     facts = VideoFacts(30, 0.5)
-    assert chosen_frames(facts, 1.0, seconds_of(facts)) == [second // 2 for second in range(60)]
+    assert selected_frames(facts, 1.0, seconds_of(facts)) == [second // 2 for second in range(60)]
     facts = VideoFacts(250, 25.0)
-    assert chosen_frames(facts, 1.0, seconds_of(facts)) == list(range(0, 250, 25))
+    assert selected_frames(facts, 1.0, seconds_of(facts)) == list(range(0, 250, 25))
 
 
 def test_other_needles_are_another_run(folder):

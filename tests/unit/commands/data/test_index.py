@@ -150,8 +150,8 @@ def test_processes_end_with_their_parent(config, folder):
     """A parent that is killed outright: its processes go, whatever they wait for."""
     code = (
         "import os, signal; from longvita.config import load; from longvita.data.mix.catalog import make_template\n"
-        "from longvita.data.index.worker_processes import IndexProcesses\n"
-        f"config = load({str(config)!r}); processes = IndexProcesses.of(config, make_template(config))\n"
+        "from longvita.data.index.process_pool import IndexProcessPool\n"
+        f"config = load({str(config)!r}); processes = IndexProcessPool.of(config, make_template(config))\n"
         "pool = processes._pool_of(1); print(pool.submit(os.getpid).result(), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -181,8 +181,8 @@ def test_the_bar_counts_bytes_and_what_is_set_aside(folder, monkeypatch):
     monkeypatch.setattr(data_progress.Progress, "update", lambda self, task, **fields: bar.update(task, **fields))
 
     def open_file(config, source, dataset, path, processes, show):
-        show(IndexProgress(done=1, whole=2, samples=5, quarantined=3))
-        return SimpleNamespace(index=SimpleNamespace(broken=[0] * 4))
+        show(IndexProgress(done=1, total=2, samples=5, quarantined=3))
+        return SimpleNamespace(index=SimpleNamespace(quarantined=[0] * 4))
 
     monkeypatch.setattr(data_progress, "open_file", open_file)
     config = SimpleNamespace(data=SimpleNamespace(data_root=folder))

@@ -14,8 +14,8 @@ from longvita.data.formats import FORMATS, jsonl, make_format, read_samples
 from longvita.data.formats.base import Part
 from longvita.data.formats.record import COLUMNS, NO_OPTIONS, FormatOptions
 from longvita.data.index.build import IndexSettings
+from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
-from longvita.data.index.worker_processes import IndexProcesses
 from longvita.data.mix.paths import FORMAT_OF_ENDING, format_of
 from longvita.data.sample import Sample
 from tests.unit.data.format_material import (
@@ -38,7 +38,7 @@ ROWS = [{"question": f"what {n}?", "answer": f"{n}", "image": {"bytes": png(c), 
 
 
 def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl, "LONGEST", 1000)
+    monkeypatch.setattr(jsonl, "MAX_SAMPLE_BYTES", 1000)
     path = write_jsonl(tmp_path / "a.jsonl", [conversation("a"), conversation("b" * 5000), conversation("c")])
     assert max(len(line) for _, line in jsonl.lines_of(str(path), Part(0, path.stat().st_size))) == 1001
     for part_bytes in (100, 10**6):
@@ -203,9 +203,9 @@ def test_indexed_and_read_through_the_index(kind, processes, tmp_path, template)
     name, make = MAKERS[kind]
     path = make(tmp_path)
     settings = IndexSettings("web", str(tmp_path), 1.0, name)
-    with IndexProcesses(template, processes) as pool:
+    with IndexProcessPool(template, processes) as pool:
         index = load_index(path, IndexJob(pool, settings, tmp_path / "cache", part_bytes=1))
-    assert (len(index), len(index.broken)) == (COUNT, 0)
+    assert (len(index), len(index.quarantined)) == (COUNT, 0)
     assert index.facts(3).pictures[0].width == 8
     samples = [settings.make_format().read(str(path), index.place(number)) for number in range(COUNT)]
     assert samples == [content for _, _, content in read_all(name, path)]
@@ -213,7 +213,7 @@ def test_indexed_and_read_through_the_index(kind, processes, tmp_path, template)
 
 def test_another_choice_of_columns_is_another_index(tmp_path, template):
     jobs = [
-        IndexJob(IndexProcesses(template, 0), IndexSettings("web", "", 1.0, "parquet", options), tmp_path)
+        IndexJob(IndexProcessPool(template, 0), IndexSettings("web", "", 1.0, "parquet", options), tmp_path)
         for options in (NO_OPTIONS, FormatOptions((("answer", "label"),)), FormatOptions(prompt="What?"))
     ]
     assert len({job.folder("a.parquet") for job in jobs}) == 3

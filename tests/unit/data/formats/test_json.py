@@ -124,7 +124,7 @@ def test_a_grown_file_keeps_its_first_parts(tmp_path):
 
 
 def test_brackets_without_an_end_do_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_array, "LONGEST", 1000)
+    monkeypatch.setattr(json_array, "MAX_SAMPLE_BYTES", 1000)
     monkeypatch.setattr(json_array, "READ_BYTES", 100)
     path = tmp_path / "a.json"
     path.write_text("[" + json.dumps(llava("hello")) + ', {"a": ' + "[1, " * 5000)

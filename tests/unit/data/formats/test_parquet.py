@@ -8,7 +8,7 @@ from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats import make_format, tables
 from longvita.data.formats.base import Place
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
-from longvita.data.media.source import InlineMedium
+from longvita.data.media.source import InlineMedia
 from longvita.data.sample import Turn
 from tests.unit.data.format_material import png, read_all, samples_of, write_arrow, write_parquet
 
@@ -23,17 +23,17 @@ def test_columns_of_the_config(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [{"q": "what?", "label": 3, "scan": RED, "text": "no"}])
     (sample,) = samples_of("parquet", path, options(question="q", answer="label", images="scan"))
     assert sample.turns == (Turn("user", "<image>\nwhat?"), Turn("assistant", "3"))
-    assert sample.images == (InlineMedium(RED, "images[0]"),)
+    assert sample.images == (InlineMedia(RED, "images[0]"),)
 
 
 @pytest.mark.parametrize(
     "value, images",
     [
-        ({"bytes": RED, "path": "red.png"}, (InlineMedium(RED, "red.png"),)),
+        ({"bytes": RED, "path": "red.png"}, (InlineMedia(RED, "red.png"),)),
         ({"bytes": None, "path": "red.png"}, ("red.png",)),
         ([{"bytes": RED, "path": None}, {"bytes": BLUE, "path": "b"}],
-         (InlineMedium(RED, "images[0]"), InlineMedium(BLUE, "b"))),
-        ([RED, BLUE], (InlineMedium(RED, "images[0]"), InlineMedium(BLUE, "images[1]"))),
+         (InlineMedia(RED, "images[0]"), InlineMedia(BLUE, "b"))),
+        ([RED, BLUE], (InlineMedia(RED, "images[0]"), InlineMedia(BLUE, "images[1]"))),
         ("red.png", ("red.png",)),
     ],
 )  # fmt: skip

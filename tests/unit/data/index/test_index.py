@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from longvita.data.errors import DataError, Reason
-from longvita.data.index import build, store
-from longvita.data.index import worker_processes as index_processes
+from longvita.data.index import build, process_pool, store
 from longvita.data.index.build import IndexSettings
-from longvita.data.index.probe import ProbeLimits
+from longvita.data.index.header_probe import ProbeLimits
+from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
-from longvita.data.index.worker_processes import IndexProcesses
 from longvita.data.media import image, video
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.catalog import build_catalog, make_template
@@ -62,11 +61,11 @@ def settings_of(folder):
 
 
 def job_of(folder, template, processes=0, **options):
-    return IndexJob(IndexProcesses(template, processes), settings_of(folder), folder / "cache", **options)
+    return IndexJob(IndexProcessPool(template, processes), settings_of(folder), folder / "cache", **options)
 
 
 def index_of(path, folder, template):
-    """Anew, whatever the file of this name held before."""
+    """Built from scratch, whatever the file of this name held before."""
     shutil.rmtree(folder / "cache", ignore_errors=True)
     return load_index(path, job_of(folder, template))
 
@@ -88,11 +87,11 @@ def open(file, *arguments, **options):
 av.open = open
 sys.path.insert(0, here)
 """
-"""A module found in the place of PyAV, which it becomes, but for files of some names."""
+"""A module found in place of PyAV, which behaves as PyAV except for files of some names."""
 
 
 def install_harmful_headers(folder, monkeypatch, crashing="crash"):
-    """In the processes that start from now on."""
+    """For the processes that start after this call."""
     folder.mkdir()
     (folder / "av.py").write_text(HARMFUL_HEADERS.replace("crash", crashing))
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
@@ -117,28 +116,28 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 from longvita.data.index.build import IndexSettings
-from longvita.data.index.worker_processes import IndexProcesses
+from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
 folder, tokenizer = map(Path, sys.argv[1:])
-processes = IndexProcesses(ChatTemplate(LongVITATokenizer.from_json(tokenizer.read_text()), 1), 0)
+processes = IndexProcessPool(ChatTemplate(LongVITATokenizer.from_json(tokenizer.read_text()), 1), 0)
 job = IndexJob(processes, IndexSettings("web", str(folder / "media"), 1.0), folder / "cache")
 indexes = [load_index(folder / f"{number}.jsonl", job) for number in range(40)]
-print(sum(map(len, indexes)), sum(len(index.broken) for index in indexes))
+print(sum(map(len, indexes)), sum(len(index.quarantined) for index in indexes))
 """
 
 COUNT_SAMPLES = """
 import sys
 from pathlib import Path
 from longvita.data.index.build import IndexSettings
-from longvita.data.index.worker_processes import IndexProcesses
+from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
 path, tokenizer, media, cache = sys.argv[1:]
 template = ChatTemplate(LongVITATokenizer.from_json(Path(tokenizer).read_text()), 1)
-print(len(load_index(path, IndexJob(IndexProcesses(template, 0), IndexSettings("web", media, 1.0), Path(cache)))))
+print(len(load_index(path, IndexJob(IndexProcessPool(template, 0), IndexSettings("web", media, 1.0), Path(cache)))))
 """
 
 
@@ -146,7 +145,7 @@ def test_places_lengths_and_headers(folder, template):
     path = write_jsonl(folder / "a.jsonl", GOOD)
     index = index_of(path, folder, template)
     assert len(index) == 4
-    assert len(index.broken) == 0
+    assert len(index.quarantined) == 0
     content = path.read_bytes()
     for number, sample in enumerate(GOOD):
         place = index.place(number)
@@ -158,11 +157,11 @@ def test_places_lengths_and_headers(folder, template):
 
 
 @pytest.mark.parametrize("reason", BROKEN)
-def test_what_cannot_be_used(folder, template, reason):
+def test_quarantined_samples(folder, template, reason):
     path = write_jsonl(folder / "a.jsonl", [GOOD[0], *BROKEN[reason], GOOD[1]])
     index = index_of(path, folder, template)
-    assert [entry.reason for entry in index.broken] == [reason] * len(BROKEN[reason])
-    assert [entry.line for entry in index.broken] == list(range(2, 2 + len(BROKEN[reason])))
+    assert [entry.reason for entry in index.quarantined] == [reason] * len(BROKEN[reason])
+    assert [entry.line for entry in index.quarantined] == list(range(2, 2 + len(BROKEN[reason])))
     assert index.rows["line"].tolist() == [1, 2 + len(BROKEN[reason])]
 
 
@@ -171,7 +170,7 @@ def test_blank_lines_and_a_missing_last_newline(folder, template):
     path.write_text("\n" + json.dumps(GOOD[0]) + "\n  \n" + json.dumps(GOOD[1]))
     index = index_of(path, folder, template)
     assert index.rows["line"].tolist() == [2, 4]
-    assert len(index.broken) == 0
+    assert len(index.quarantined) == 0
 
 
 def test_nothing_is_decoded(folder, template, monkeypatch):
@@ -196,7 +195,7 @@ def indexed_parts(monkeypatch):
 def assert_equal(index, other):
     np.testing.assert_array_equal(index.rows, other.rows)
     assert [index.facts(number) for number in range(len(index))] == [other.facts(n) for n in range(len(other))]
-    assert list(index.broken) == list(other.broken)
+    assert list(index.quarantined) == list(other.quarantined)
 
 
 class TestCache:
@@ -207,14 +206,14 @@ class TestCache:
         assert_equal(load_index(path, job_of(folder, template)), first)
         assert indexed_parts == []
         other = IndexSettings("web", str(folder / "media"), 0.5)
-        load_index(path, IndexJob(IndexProcesses(template, 0), other, folder / "cache"))
+        load_index(path, IndexJob(IndexProcessPool(template, 0), other, folder / "cache"))
         write_jsonl(path, GOOD)
-        assert len(load_index(path, job_of(folder, template)).broken) == 0
+        assert len(load_index(path, job_of(folder, template)).quarantined) == 0
         assert len(indexed_parts) == 2
 
     def test_is_mapped_and_small(self, folder, template, monkeypatch):
         index = index_of(write_jsonl(folder / "a.jsonl", GOOD * 5), folder, template)
-        monkeypatch.setattr(store, "LEAST_MAPPED", 0)
+        monkeypatch.setattr(store, "MIN_MAPPED_BYTES", 0)
         mapped = load_index(folder / "a.jsonl", job_of(folder, template))
         assert_equal(mapped, index)
         for column in (mapped.rows, mapped.media, mapped.rates):
@@ -229,7 +228,7 @@ class TestCache:
         shutil.rmtree(folder / "cache")
         assert_equal(load_index(path, job_of(folder, template, processes=processes, part_bytes=200)), whole)
 
-    def test_of_a_grown_file_is_made_at_its_end_alone(self, folder, template, indexed_parts, caplog):
+    def test_of_a_grown_file_is_built_for_its_end_alone(self, folder, template, indexed_parts, caplog):
         path = write_jsonl(folder / "a.jsonl", GOOD * 5)
         load_index(path, job_of(folder, template, part_bytes=400))
         before = len(indexed_parts)
@@ -263,12 +262,12 @@ class TestCache:
         load_index(path, job)
         assert "changed since it was indexed: 1 of 1" in caplog.text
 
-    @pytest.mark.parametrize("name", ["rows-1.npy", "media-1.npy", "broken-1.jsonl", "meta.json"])
+    @pytest.mark.parametrize("name", ["rows-1.npy", "media-1.npy", "quarantined-1.jsonl", "meta.json"])
     @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
-    def test_that_is_damaged_is_made_anew(self, folder, template, name, damage):
+    def test_that_is_damaged_is_rebuilt(self, folder, template, name, damage):
         path, job = write_jsonl(folder / "a.jsonl", [*GOOD, "{oops"]), job_of(folder, template)
         whole = load_index(path, job)
-        rows, broken = whole.rows.copy(), list(whole.broken)
+        rows, broken = whole.rows.copy(), list(whole.quarantined)
         file = job.folder(str(path)) / name
         if damage == "gone":
             file.unlink()
@@ -276,20 +275,20 @@ class TestCache:
             file.write_bytes(file.read_bytes()[:-20] if damage == "cut" else b"")
         again = load_index(path, job)
         np.testing.assert_array_equal(again.rows, rows)
-        assert list(again.broken) == broken
+        assert list(again.quarantined) == broken
         assert_equal(load_index(path, job), again)
 
     @pytest.mark.parametrize("content", [b"", b"PK cut"])
-    def test_a_damaged_draft_is_made_anew(self, folder, template, content):
+    def test_a_damaged_draft_is_rebuilt(self, folder, template, content):
         path, job = write_jsonl(folder / "a.jsonl", GOOD), job_of(folder, template)
         (part,) = settings_of(folder).make_format().parts(str(path), job.part_bytes)
-        draft = build.piece_file(job.folder(str(path)) / "parts", part)
+        draft = build.part_file(job.folder(str(path)) / "parts", part)
         draft.parent.mkdir(parents=True)
         draft.write_bytes(content)
         assert len(load_index(path, job)) == len(GOOD)
 
     def test_where_the_file_system_has_no_locks(self, folder, template, monkeypatch):
-        """Another process at the same index neither loses what it has mapped nor its pieces."""
+        """Another process at the same index loses neither its mapped columns nor its drafts."""
 
         def refuse(*_arguments):
             raise OSError("no locks")
@@ -299,16 +298,14 @@ class TestCache:
         mapped = load_index(path, job)
         before, inner = mapped.rows.copy(), job.folder(str(path))
         (inner / "parts").mkdir()
-        (inner / store.META).unlink()  # As if the two had begun at the same time.
+        (inner / store.META).unlink()  # As if both had started at the same time.
         assert_equal(load_index(path, job), mapped)
         np.testing.assert_array_equal(mapped.rows, before)
         assert (inner / "parts").is_dir()
         assert [file.name for file in inner.iterdir() if file.name.startswith(("parts.", "."))] == []
 
     @pytest.mark.parametrize("processes", [1, 3])
-    def test_a_header_that_harms_the_process_costs_its_sample(
-        self, folder, template, own_media, monkeypatch, processes
-    ):
+    def test_a_header_that_ends_the_process_costs_one_sample(self, folder, template, own_media, monkeypatch, processes):
         install_harmful_headers(folder / "code", monkeypatch)
         media = own_media()
         samples = [conversation(f"<video>{n}", videos=["clip.mp4"]) for n in range(8)]
@@ -317,19 +314,19 @@ class TestCache:
             samples[number] = conversation("<video>?", videos=[name])
         path = write_jsonl(folder / "a.jsonl", samples)
         limits = ProbeLimits(seconds=0.5, memory_bytes=512 << 20)
-        with IndexProcesses(template, processes, limits) as own:
+        with IndexProcessPool(template, processes, limits) as own:
             index = load_index(path, IndexJob(own, settings_of(folder), folder / "cache", part_bytes=300))
-        assert {entry.line: entry.detail for entry in index.broken} == {
+        assert {entry.line: entry.detail for entry in index.quarantined} == {
             2: matching("more memory than data.decode_memory_bytes"),
             **dict.fromkeys((4, 5, 7), matching("the process that opened its headers ended or took too long, 2 times")),
         }
-        assert {entry.reason for entry in index.broken} == {Reason.BROKEN_VIDEO}
+        assert {entry.reason for entry in index.quarantined} == {Reason.BROKEN_VIDEO}
         assert len(index) == 4
-        assert list((folder / "cache").rglob("*.ends")) == []
+        assert list((folder / "cache").rglob("*.crashes")) == []
 
     def test_processes_serve_one_file_after_the_other(self, folder, template):
         paths = [write_jsonl(folder / f"{name}.jsonl", GOOD * 5) for name in "abc"]
-        with IndexProcesses(template, 1) as own:
+        with IndexProcessPool(template, 1) as own:
             jobs = [IndexJob(own, settings_of(folder), folder / "cache") for _ in paths]
             pools = []
             for path, job in zip(paths, jobs):
@@ -347,11 +344,11 @@ class TestCache:
 
     def test_processes_that_end_for_another_reason(self, folder, template, monkeypatch):
         path = write_jsonl(folder / "a.jsonl", GOOD * 5)
-        monkeypatch.setattr(index_processes, "_index", exit_at_once)
+        monkeypatch.setattr(process_pool, "_index", exit_at_once)
         with pytest.raises(DataError, match="end again and again"):
             load_index(path, job_of(folder, template, processes=2, part_bytes=400))
 
-    def test_goes_on_where_it_was_interrupted(self, folder, template, monkeypatch, indexed_parts):
+    def test_resumes_after_an_interrupt(self, folder, template, monkeypatch, indexed_parts):
         path = write_jsonl(folder / "a.jsonl", GOOD * 5)
         real, calls = build.index_part, []
 
@@ -371,7 +368,7 @@ class TestCache:
         assert len(indexed_parts) == whole - 2
         assert_equal(index, index_of(path, folder, template))
 
-    def test_processes_that_ask_at_once_get_the_same(self, folder, template):
+    def test_processes_that_load_at_once_get_one_index(self, folder, template):
         path = write_jsonl(folder / "a.jsonl", GOOD * 5)
         (folder / "tokenizer.txt").write_text(template.tokenizer.to_json())
         command = [
@@ -404,7 +401,7 @@ class TestMeasure:
         assert measured.usable.tolist() == [0, 1, 2, 3]
         assert measured.frame_limits.tolist() == [8] * 4
 
-    def test_a_video_is_cut_to_the_most_frames_that_fit(self, folder, template):
+    def test_a_video_is_cut_to_the_frames_that_fit(self, folder, template):
         whole = self.measured(folder, template, GOOD, 4096)
         length = int(whole.lengths[3])
         cut = self.measured(folder, template, GOOD, length - 4)
@@ -412,7 +409,7 @@ class TestMeasure:
         assert cut.lengths[3] == length - 2 * template.tokens_per_frame
         assert cut.tiles[3] == 6
 
-    def test_too_long_all_the_same(self, folder, template):
+    def test_too_long_even_at_one_frame(self, folder, template):
         samples = [conversation("x" * 90), conversation("<video>" + "x" * 90, videos=["clip.mp4"]), GOOD[0]]
         measured = self.measured(folder, template, samples, 100)
         assert measured.usable.tolist() == [2]

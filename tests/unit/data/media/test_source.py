@@ -15,7 +15,7 @@ from longvita.data.errors import MediaError, Reason
 from longvita.data.media import video
 from longvita.data.media.image import open_picture, probe_picture
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
-from longvita.data.media.source import FilePart, InlineMedium, files_in, leads_outside, opened, read_bytes, resolve
+from longvita.data.media.source import FilePart, InlineMedia, files_in, leads_outside, opened, read_bytes, resolve
 from longvita.data.media.video import list_frames, probe_video, read_frames
 from longvita.data.sample import Sample, Turn, media_names
 from longvita.inference.media_key import MediaKey
@@ -45,7 +45,7 @@ def stored(request, folder, memory):
         if request.param == "address":
             memory.pipe(f"/{name}", content)
             return resolve(name, "memory://")
-        return InlineMedium(content, name) if request.param == "inline" else FilePart(str(folder / "media" / name))
+        return InlineMedia(content, name) if request.param == "inline" else FilePart(str(folder / "media" / name))
 
     return store
 
@@ -143,19 +143,19 @@ def test_names_tell_media_apart():
         FilePart("a"),
         FilePart("a", 1),
         FilePart("a", 1, 9, "n"),
-        InlineMedium(b"1", "a"),
-        InlineMedium(b"2", "a"),
-        InlineMedium(b"1", "b"),
+        InlineMedia(b"1", "a"),
+        InlineMedia(b"2", "a"),
+        InlineMedia(b"1", "b"),
     ]
     assert len({names(medium) for medium in media}) == len(media)
-    assert names(InlineMedium(b"1", "a")) == names(InlineMedium(b"1", "a"))
+    assert names(InlineMedia(b"1", "a")) == names(InlineMedia(b"1", "a"))
 
 
 def test_keys_of_media_tell_contents_apart(stored):
     one = stored("one.png")
     content = read_bytes(one)
-    assert MediaKey(one) == MediaKey(InlineMedium(content, "other name"))
-    assert MediaKey(one) != MediaKey(InlineMedium(content + b"x", "one.png"))
+    assert MediaKey(one) == MediaKey(InlineMedia(content, "other name"))
+    assert MediaKey(one) != MediaKey(InlineMedia(content + b"x", "one.png"))
 
 
 INSIDE = ["a.png", "b/../a.png", "b/a..png", "/data/media/a.png", "/data/media/../media/a.png", "..a/b"]
@@ -200,4 +200,4 @@ def test_links_are_followed_but_do_not_count(folder, tmp_path):
 
 
 def test_bytes_are_not_shown():
-    assert repr(InlineMedium(io.BytesIO(b"x" * 999).read(), "a")) == "InlineMedium(name='a')"
+    assert repr(InlineMedia(io.BytesIO(b"x" * 999).read(), "a")) == "InlineMedia(name='a')"

@@ -15,13 +15,13 @@ from longvita.data.errors import MediaError, Reason
 from longvita.data.media import video
 from longvita.data.media.video import (
     VideoFacts,
-    chosen_frames,
     count_frames,
     folder_indices,
     frame_indices,
-    most_frames_that_fit,
+    max_frames_that_fit,
     probe_video,
     read_frames,
+    selected_frames,
 )
 from tests.clips import clip
 from tests.unit.data.material import clip_frames, write_video
@@ -36,7 +36,7 @@ FACTS = st.builds(
 
 @given(FACTS, st.floats(0.1, 5), st.integers(1, 300))
 def test_frames_are_counted_without_listing_them(facts, max_fps, limit):
-    chosen = chosen_frames(facts, max_fps, limit)
+    chosen = selected_frames(facts, max_fps, limit)
     assert count_frames(facts, max_fps, limit) == len(chosen) <= limit
     assert chosen == sorted(chosen)
     assert all(0 <= index < facts.num_frames for index in chosen)
@@ -47,7 +47,7 @@ def test_the_largest_frame_limit_that_fits(videos, max_fps, most, room):
     def total(limit):
         return sum(count_frames(facts, max_fps, limit) for facts in videos)
 
-    fitting = most_frames_that_fit(videos, max_fps, most, room)
+    fitting = max_frames_that_fit(videos, max_fps, most, room)
     if fitting is None:
         assert total(1) > room
     else:

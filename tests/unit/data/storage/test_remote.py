@@ -13,8 +13,8 @@ from longvita.data.document import DocumentReader, media_settings
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Format
 from longvita.data.index.build import IndexSettings
+from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
-from longvita.data.index.worker_processes import IndexProcesses
 from longvita.data.media.source import FilePart, opened
 from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.storage import remote
@@ -180,7 +180,7 @@ def test_a_store_whose_package_is_missing_is_no_fault_of_the_file(folder, templa
     path = write_jsonl(folder / "a.jsonl", [conversation("<image>?", images=["one.png"])])
     settings = IndexSettings("web", "gs://bucket", 1.0)
     with pytest.raises(DataError, match="gcsfs"):
-        load_index(path, IndexJob(IndexProcesses(template, 0), settings, folder / "cache"))
+        load_index(path, IndexJob(IndexProcessPool(template, 0), settings, folder / "cache"))
 
 
 def upload(memory, folder, *names):
@@ -230,11 +230,11 @@ def _with_all_tiles(request):
 def test_an_index_of_an_address_is_used_until_the_file_changes(folder, template, memory, monkeypatch):
     write_jsonl(folder / "a.jsonl", [conversation("one")])
     upload(memory, folder, "a.jsonl")
-    job = IndexJob(IndexProcesses(template, 0), settings_of(folder), folder / "cache")
+    job = IndexJob(IndexProcessPool(template, 0), settings_of(folder), folder / "cache")
     assert len(load_index("memory://mix/a.jsonl", job)) == 1
     with monkeypatch.context() as patch:
         patch.setattr(Format, "samples", None)
-        patch.setattr(IndexProcesses, "index", None)
+        patch.setattr(IndexProcessPool, "index", None)
         assert len(load_index("memory://mix/a.jsonl", job)) == 1
     write_jsonl(folder / "a.jsonl", [conversation("one"), conversation("two")])
     upload(memory, folder, "a.jsonl")

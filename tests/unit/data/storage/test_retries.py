@@ -12,8 +12,8 @@ from PIL import Image
 from longvita.data.document import DocumentReader
 from longvita.data.errors import DataError, MediaError, Reason
 from longvita.data.index.build import IndexSettings
+from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
-from longvita.data.index.worker_processes import IndexProcesses
 from longvita.data.media import sweep
 from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.storage import remote, retries
@@ -61,7 +61,7 @@ def reader_and_requests(folder):
 def job_of(folder, template, samples):
     path = write_jsonl(folder / "a.jsonl", samples)
     settings = IndexSettings("web", str(folder / "media"), 1.0)
-    return path, IndexJob(IndexProcesses(template, 0), settings, folder / "cache")
+    return path, IndexJob(IndexProcessPool(template, 0), settings, folder / "cache")
 
 
 def test_a_data_file_that_fails_for_a_moment_is_read_again(reader_and_requests, monkeypatch, waits):
@@ -112,7 +112,7 @@ def test_a_header_is_opened_again(folder, template, monkeypatch, waits):
     path, job = job_of(folder, template, SAMPLES)
     monkeypatch.setattr(Image, "open", Failing(Image.open, 3))
     index = load_index(path, job)
-    assert (len(index), len(index.broken)) == (3, 0)
+    assert (len(index), len(index.quarantined)) == (3, 0)
     assert waits == list(retries.WAITS)
 
 
@@ -121,7 +121,7 @@ def test_one_header_that_stays_away_costs_its_sample(folder, template, monkeypat
     tries = len(retries.WAITS) + 1
     monkeypatch.setattr(Image, "open", Failing(Image.open, 2 * tries))
     index = load_index(path, job)
-    assert [(entry.line, entry.reason) for entry in index.broken] == [
+    assert [(entry.line, entry.reason) for entry in index.quarantined] == [
         (1, Reason.BROKEN_PICTURE),
         (3, Reason.BROKEN_PICTURE),
     ]

@@ -1,4 +1,4 @@
-"""The entries of what an index sets aside, in a file that is read when somebody asks for one."""
+"""The quarantined samples of an index, parsed from their file only when one is read."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import BinaryIO
 
 import numpy as np
 
-from longvita.data.index.columns import LEAST_MAPPED
+from longvita.data.index.columns import MIN_MAPPED_BYTES
 from longvita.data.quarantine import QuarantinedSample
 
 
 class QuarantinedEntries(Sequence[QuarantinedSample]):
-    """Entries in their mapped file, parsed when one is asked for: few who open an index want more than their number.
+    """Entries of a mapped file. Parsing is delayed because most readers of an index need only their number.
 
-    Raises ValueError for a file of another number.
+    Raises ValueError if the file does not hold `count` entries.
     """
 
     def __init__(self, path: Path, count: int):
         # As for columns: a small file is read, a large one mapped.
-        is_small = path.stat().st_size < LEAST_MAPPED
+        is_small = path.stat().st_size < MIN_MAPPED_BYTES
         self._content = np.fromfile(path, np.uint8) if is_small else np.memmap(path, np.uint8, "r")
         if np.count_nonzero(self._content == ord("\n")) != count:
             raise ValueError(f"{path} does not hold {count} entries")
@@ -39,5 +39,5 @@ class QuarantinedEntries(Sequence[QuarantinedSample]):
 
 
 def write_quarantined(file: BinaryIO, entries: Iterable[QuarantinedSample]) -> None:
-    """Writes the file of a QuarantinedEntries."""
+    """Write the file that QuarantinedEntries reads."""
     file.writelines(f"{entry.to_json()}\n".encode() for entry in entries)

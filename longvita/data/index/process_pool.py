@@ -1,4 +1,7 @@
-"""The processes that index: they share the parts of a file, and one that a broken medium ends costs that sample."""
+"""Processes that index the parts of a file; a media file that crashes one of them costs one sample.
+
+This pool is our own: concurrent.futures does not retry tasks after a crash or find the sample that caused it.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import probe_sample
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
-from longvita.data.index.build import IndexSettings, Piece, index_part_once, piece_file
-from longvita.data.index.probe import USUAL_LIMITS, ProbeLimits, blamed, ends_noted
+from longvita.data.index.build import IndexPart, IndexSettings, load_or_index_part, part_file
+from longvita.data.index.header_probe import DEFAULT_LIMITS, ProbeLimits, count_crashes, crash_error
 from longvita.data.media.item import MediaFacts
 from longvita.data.sample import Sample
 from longvita.data.tokenizer import LongVITATokenizer
@@ -29,49 +32,49 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class IndexProcesses(contextlib.AbstractContextManager):
-    """Processes that are started when there is something to index, and kept for the next file until `close`.
+class IndexProcessPool(contextlib.AbstractContextManager):
+    """Processes, started at the first work and kept for the next file until `close`.
 
-    number: of processes; 0 does the work in this one, without limits, and what ends it ends all.
+    number: of processes; 0 indexes in this process, without limits, where a crash ends the run.
     """
 
-    def __init__(self, template: ChatTemplate, number: int, limits: ProbeLimits = USUAL_LIMITS):
+    def __init__(self, template: ChatTemplate, number: int, limits: ProbeLimits = DEFAULT_LIMITS):
         self.template, self._number, self._limits = template, number, limits
         self._pool: ProcessPoolExecutor | None = None
         self._size = 0
 
     @classmethod
-    def of(cls, config: Config, template: ChatTemplate) -> IndexProcesses:
-        """Those that a config asks for."""
+    def of(cls, config: Config, template: ChatTemplate) -> IndexProcessPool:
+        """The pool of a config's number of processes and limits."""
         limits = ProbeLimits(config.data.sample_timeout_seconds, config.data.decode_memory_bytes)
         return cls(template, config.data.index_processes, limits)
 
-    def index(self, path: str, parts: Sequence[Part], settings: IndexSettings, folder: Path) -> Iterator[Piece]:
-        """The pieces of `parts`, as they are done: from `folder`, where an interrupted pass left them, or made now.
+    def index(self, path: str, parts: Sequence[Part], settings: IndexSettings, folder: Path) -> Iterator[IndexPart]:
+        """Yield the index of each part as it is done, loaded from `folder` if an interrupted pass saved it there.
 
-        Raises DataError if the processes end for another cause than a sample's media.
+        Raises DataError if the processes crash for another reason than a sample's media files.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self._number == 0:
-            yield from (index_part_once(path, part, self.template, settings, folder, None) for part in parts)
+            yield from (load_or_index_part(path, part, self.template, settings, folder, None) for part in parts)
             return
-        size, done, before = self._number, set[Part](), (-1, -1)
+        size, done, last_progress = self._number, set[Part](), (-1, -1)
         while len(done) < len(parts):
             try:
                 left = [part for part in parts if part not in done]
                 for part in self._index_in_pool(path, left, settings, folder, size):
                     done.add(part)
-                    yield Piece.load(piece_file(folder, part))
+                    yield IndexPart.load(part_file(folder, part))
             except BrokenProcessPool:
                 self.close()
-                now = (len(done), ends_noted(folder))
-                if now == before:
+                progress = (len(done), count_crashes(folder))
+                if progress == last_progress:
                     raise DataError(
-                        f"the processes that index {path} end again and again; is there memory enough?"
+                        f"the processes that index {path} end again and again; is there enough memory?"
                     ) from None
-                before = now
-                logger.warning("%s: a process that indexed it ended; its part is begun again", path)
-                size = 1  # Alone, a process that ends is at the sample that ended it, and no other is ended with it.
+                last_progress = progress
+                logger.warning("%s: a process that indexed it ended; its part is started again", path)
+                size = 1  # With one process, the recorded line is that of the crash, and no other part is interrupted.
 
     def _index_in_pool(
         self, path: str, parts: Sequence[Part], settings: IndexSettings, folder: Path, size: int
@@ -87,7 +90,7 @@ class IndexProcesses(contextlib.AbstractContextManager):
                 future.cancel()
 
     def probe(self, sample: Sample, settings: IndexSettings) -> MediaFacts:
-        """What the headers of one sample's media tell, in one of the processes. Raises SampleError."""
+        """Read the media headers of one sample in one of the processes. Raises SampleError."""
         if self._number == 0 or not (sample.images or sample.videos):
             return probe_sample(sample, settings.media_root, settings.max_fps)
         pool = self._pool_of(1)
@@ -95,10 +98,10 @@ class IndexProcesses(contextlib.AbstractContextManager):
             return pool.submit(_probe, sample, settings).result()
         except BrokenProcessPool:
             self.close()
-            raise blamed(sample, "ended or took too long") from None
+            raise crash_error(sample, "ended or took too long") from None
 
     def close(self) -> None:
-        """Ends the processes; may be called more than once, and new ones start when they are wanted again."""
+        """End the processes; may be called repeatedly, and the next work starts new ones."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -109,7 +112,7 @@ class IndexProcesses(contextlib.AbstractContextManager):
     def _pool_of(self, size: int) -> ProcessPoolExecutor:
         if self._pool is None or self._size != size:
             self.close()
-            # Spawned, not forked: the process that asks may hold threads, locks and a device.
+            # Spawned, not forked: this process may have threads, locks and a device.
             context = multiprocessing.get_context("spawn")
             setup = (self.template.tokenizer.to_json(), self.template.tokens_per_tile, self._limits)
             self._pool, self._size = ProcessPoolExecutor(size, context, _set_up, setup), size
@@ -117,13 +120,13 @@ class IndexProcesses(contextlib.AbstractContextManager):
 
 
 _SETUP: list[tuple[ChatTemplate, ProbeLimits]] = []
-"""Of a process of the pool, which is set up once."""
+"""Set once in each process of the pool."""
 
 
 def _set_up(tokenizer: str, tokens_per_tile: int, limits: ProbeLimits) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
-        die_with_parent(parent.pid)  # A parent that is killed tells nobody.
+        die_with_parent(parent.pid)  # A killed parent can't end its children.
     limit_memory(limits.memory_bytes)
     _SETUP[:] = [(ChatTemplate(LongVITATokenizer.from_json(tokenizer), tokens_per_tile), limits)]
 
@@ -131,11 +134,11 @@ def _set_up(tokenizer: str, tokens_per_tile: int, limits: ProbeLimits) -> None:
 def _index(path: str, part: Part, settings: IndexSettings, folder: Path) -> None:
     template, limits = _SETUP[0]
     try:
-        index_part_once(path, part, template, settings, folder, limits.seconds)
+        load_or_index_part(path, part, template, settings, folder, limits.seconds)
     except MemoryError:
         raise DataError(
-            f"{path}: reading a part of it takes more than data.decode_memory_bytes {limits.memory_bytes}, and would "
-            "where it is trained on; raise that, or write the file with smaller row groups"
+            f"{path}: reading a part of it takes more than data.decode_memory_bytes {limits.memory_bytes}, in training "
+            "too; raise that, or write the file with smaller row groups"
         ) from None
 
 

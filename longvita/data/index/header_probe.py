@@ -1,0 +1,137 @@
+"""Read the headers of a sample's media files, which may crash or hang the process that reads them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from longvita.data.document import probe_sample
+from longvita.data.errors import DataError, MediaError, Reason, SampleError
+from longvita.data.media.item import MediaFacts
+from longvita.data.sample import Sample
+from longvita.data.storage import remote
+from longvita.data.storage.retries import store_failure, with_retries
+from longvita.process_limits import ends_process_after
+
+MAX_CRASHES = 2
+"""Crashes at a sample before it is quarantined: the first may have had another cause."""
+MAX_STORE_FAILURES = 3
+"""Consecutive samples whose media files the store fails to deliver before the pass ends with an error."""
+_LINE = struct.Struct("<q")
+
+
+class CrashRecord:
+    """Lines of one part at which a process crashed: two small files, written before the crash that they record."""
+
+    def __init__(self, path: Path):
+        self._line, self._crashes = path.with_suffix(".line"), path.with_suffix(".crashes")
+        crashes = self._read_crashes()
+        with suppress(FileNotFoundError, struct.error):
+            (line,) = _LINE.unpack(self._line.read_bytes())
+            if line:
+                crashes[line] = crashes.get(line, 0) + 1
+                self._crashes.write_text(json.dumps(list(crashes.items())))
+        self.lines = {line for line, count in crashes.items() if count >= MAX_CRASHES}
+        """Lines with MAX_CRASHES crashes, counted from 1 in the part."""
+        self._file = open(self._line, "wb", buffering=0)  # noqa: SIM115 - open while the part is indexed.
+        self._write(0)
+
+    @contextmanager
+    def at(self, line: int) -> Iterator[None]:
+        """Record a crash in this block as one at a line, counted from 1 in the part."""
+        self._write(line)
+        try:
+            yield
+        finally:
+            self._write(0)
+
+    def remove(self) -> None:
+        """Delete the files: the part is indexed."""
+        self._file.close()
+        for file in (self._line, self._crashes):
+            file.unlink(missing_ok=True)
+
+    def _write(self, line: int) -> None:
+        self._file.seek(0)
+        self._file.write(_LINE.pack(line))
+
+    def _read_crashes(self) -> dict[int, int]:
+        try:
+            return dict(json.loads(self._crashes.read_text()))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+
+def count_crashes(folder: Path) -> int:
+    """Number of crashes of all parts whose records are in a folder.
+
+    The last crash of each part is written to its record when the part is started again, and is already counted here.
+    """
+    recorded = sum(count for file in folder.glob("*.crashes") for _, count in json.loads(file.read_text()))
+    return recorded + sum(file.read_bytes() != _LINE.pack(0) for file in folder.glob("*.line"))
+
+
+@dataclass(frozen=True)
+class ProbeLimits:
+    """Time and memory for reading the headers of one sample's media files."""
+
+    seconds: float = 600.0
+    memory_bytes: int = 4 << 30
+    """In addition to the memory of the process at its start."""
+
+
+DEFAULT_LIMITS = ProbeLimits()
+
+
+class HeaderProbe:
+    """Reads the media headers of a part's samples.
+
+    media_root, max_fps: as for `probe_sample`. seconds: a sample that takes longer ends this process; never when None.
+    """
+
+    def __init__(self, media_root: str, max_fps: float, crashes: CrashRecord, seconds: float | None):
+        self._media_root, self._max_fps, self._crashes, self._seconds = media_root, max_fps, crashes, seconds
+        self._store_failures = 0
+
+    def facts(self, sample: Sample, line: int, name: str) -> MediaFacts:
+        """Read the media headers of a sample; `line` as for CrashRecord.at, `name` for messages.
+
+        Raises SampleError, also for a sample that crashed the process before; DataError if the store fails for
+        MAX_STORE_FAILURES samples in a row or the media root does not exist.
+        """
+        if not sample.images and not sample.videos:
+            return MediaFacts()
+        if line in self._crashes.lines:
+            raise crash_error(sample, f"ended or took too long, {MAX_CRASHES} times")
+        try:
+            with self._crashes.at(line):
+                facts = with_retries(lambda: self._open(sample), name)
+        except MediaError as error:
+            if error.reason == Reason.MISSING_FILE and not remote.exists(self._media_root):
+                raise DataError(
+                    f"{name} has media below {self._media_root}, which does not exist: mount it, or set "
+                    "data.media_root (or the source's media_root)"
+                ) from error
+            self._store_failures = self._store_failures + 1 if store_failure(error) else 0
+            if self._store_failures == MAX_STORE_FAILURES:
+                raise DataError(
+                    f"{name}: {error.detail}. The media of {MAX_STORE_FAILURES} samples in a row can't be read; "
+                    "start again when their store is back, the index resumes"
+                ) from error
+            raise
+        self._store_failures = 0
+        return facts
+
+    def _open(self, sample: Sample) -> MediaFacts:
+        with ends_process_after(self._seconds) if self._seconds is not None else nullcontext():
+            return probe_sample(sample, self._media_root, self._max_fps)
+
+
+def crash_error(sample: Sample, what: str) -> SampleError:
+    """The error of a sample whose headers ended the process that read them."""
+    reason = Reason.BROKEN_VIDEO if sample.videos else Reason.BROKEN_PICTURE
+    return SampleError(reason, f"the process that opened its headers {what}")
