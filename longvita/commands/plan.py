@@ -12,7 +12,7 @@ from rich.console import Console
 
 from longvita.commands.support import dry_run as dry_run_command
 from longvita.config import ConfigError
-from longvita.config.loader import Loaded, placed
+from longvita.config.loader import Loaded, locate
 from longvita.config.schema import Config
 from longvita.config.sizes import processes_to_start
 from longvita.planning import platform_refusals
@@ -147,7 +147,7 @@ def make_plan(loaded: Loaded, hardware: Hardware, options: PlanOptions) -> RunPl
         stages = plan_memory(config, world_size, hardware, contents)
         time = step_time(config, world_size, hardware, stages, contents[0])
     except ConfigError as error:
-        told = ConfigError([placed(problem, loaded) for problem in error.problems])
+        told = ConfigError([locate(problem, loaded) for problem in error.problems])
         if not options.search:
             raise told from None
         stages, time, problem = [], None, str(told)

@@ -1,4 +1,4 @@
-"""Configuration: the schema, and the loader that reads YAML files into it."""
+"""The schema of a config and the loader that reads YAML files into it."""
 
 from longvita.config.checks import check_world_size
 from longvita.config.errors import ConfigError

@@ -1,7 +1,6 @@
-"""Checks across fields: sizes that do not fit each other are refused before any process starts.
+"""Checks across fields: refuse sizes that do not fit each other before any process starts.
 
-`find_problems` holds for every configuration; `find_training_problems` for one that is to be trained;
-`check_world_size` for the number of processes that a launcher brings.
+`find_problems` checks every config, `check_world_size` the number of processes that a launcher starts.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from longvita.config.sizes import frames_that_fit, layers_per_stage, replica_siz
 
 
 def find_problems(config: Config) -> list[Problem]:
-    """Every cross-field problem of a configuration (sources are filled in by the loader)."""
+    """Return every cross-field problem of a config (the loader fills in the origins)."""
     return [problem for check in _CHECKS for problem in check(config)]
 
 
 def check_world_size(config: Config, world_size: int) -> int:
-    """The data-parallel size that `world_size` processes give.
+    """Return the data-parallel size of `world_size` processes.
 
     Raises:
-        ConfigError: the processes do not make up whole model replicas, or the batch does not split over them.
+        ConfigError: the processes are not a multiple of a model replica, or the batch does not split over them.
     """
     problems = list(_world_size_problems(config, world_size))
     if problems:
@@ -44,7 +43,7 @@ def _value(config: Config, dotted: str) -> Any:
 
 
 def _divisors(*numbers: int) -> str:
-    """The numbers that divide all of `numbers`, for a fix."""
+    """List the common divisors of `numbers`, for a fix."""
     common = [d for d in range(1, min(numbers) + 1) if all(number % d == 0 for number in numbers)]
     return ", ".join(str(d) for d in common[:12])
 
@@ -75,7 +74,7 @@ def _check_language(config: Config) -> Iterator[Problem]:
         fix = f"num_attention_heads of {_divisors(language.hidden_size)}, or kv_channels"
         yield _problem(config, heads, "does not divide the hidden size", fix, ("model.language.hidden_size",))
     elif language.head_dim % 2:
-        message = f"gives heads of odd width {language.head_dim}, and RoPE turns pairs"
+        message = f"gives heads of odd width {language.head_dim}, but RoPE rotates pairs of channels"
         yield _problem(config, heads, message, "another head count", ("model.language.hidden_size",))
     if language.num_attention_heads % language.num_query_groups:
         fix = f"num_query_groups of {_divisors(language.num_attention_heads)}"
@@ -87,12 +86,12 @@ def _check_tensor_parallel(config: Config) -> Iterator[Problem]:
     split = ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "vocab_size")
     wrong = [name for name in split if getattr(language, name) % tp]
     if wrong:
-        message = f"does not divide the model's {', '.join(wrong)}: every TP rank holds an equal, whole share"
+        message = f"does not divide the model's {', '.join(wrong)}: each TP rank holds an equal part"
         fix = f"tensor_parallel of {_divisors(*(getattr(language, name) for name in split))}"
         yield _problem(config, field, message, fix, tuple(f"model.language.{name}" for name in wrong))
     if config.layout.sequence_parallel and tp == 1:
         fix = "layout.sequence_parallel=false, or tensor_parallel above 1"
-        yield _problem(config, "layout.sequence_parallel", "needs tensor parallelism", fix, (field,))
+        yield _problem(config, "layout.sequence_parallel", "requires tensor parallelism", fix, (field,))
 
 
 def _check_pipeline(config: Config) -> Iterator[Problem]:
@@ -100,7 +99,7 @@ def _check_pipeline(config: Config) -> Iterator[Problem]:
     pp, virtual, field = layout.pipeline_parallel, layout.virtual_pipeline, "layout.pipeline_parallel"
     if virtual > 1 and pp == 1:
         fix = "layout.virtual_pipeline=1, or pipeline_parallel above 1"
-        yield _problem(config, "layout.virtual_pipeline", "needs pipeline parallelism", fix, (field,))
+        yield _problem(config, "layout.virtual_pipeline", "requires pipeline parallelism", fix, (field,))
         return
     ends = [
         f"layout.num_layers_in_{end}_pipeline_stage"
@@ -108,7 +107,7 @@ def _check_pipeline(config: Config) -> Iterator[Problem]:
         if _value(config, f"layout.num_layers_in_{end}_pipeline_stage") is not None
     ]
     if ends and pp == 1:
-        yield _problem(config, ends[0], "needs pipeline parallelism", f"remove {' and '.join(ends)}", (field,))
+        yield _problem(config, ends[0], "requires pipeline parallelism", f"remove {' and '.join(ends)}", (field,))
         return
     middle, stages = layers - sum(_value(config, end) for end in ends), pp - len(ends)
     related = ("model.language.num_layers", *ends)
@@ -157,7 +156,7 @@ def _check_sequence(config: Config) -> Iterator[Problem]:
     limit = config.model.language.max_position_embeddings
     if length > limit:
         related = ("model.language.max_position_embeddings",)
-        yield _problem(config, field, "is beyond the model's last position", f"at most {limit}", related)
+        yield _problem(config, field, "is longer than the model accepts", f"at most {limit}", related)
 
 
 def _check_tiles(config: Config) -> Iterator[Problem]:
@@ -168,9 +167,9 @@ def _check_tiles(config: Config) -> Iterator[Problem]:
     for field, extra, what in (("max_num_frames", 0, "frames"), ("max_num_tiles", 1, "tiles and a thumbnail")):
         limit = fit - extra
         value = getattr(config.data, field)
-        # A picture of one tile has no thumbnail, so one tile may fill the sequence.
+        # A picture of one tile has no thumbnail, so the tile may fill the sequence.
         if value > limit and not (field == "max_num_tiles" and value == 1 and fit >= 1):
-            message = f"so many {what} do not fit the sequence: {cost}, so at most {max(limit, 0)} fit"
+            message = f"{value} {what} do not fit the sequence: {cost}, so at most {max(limit, 0)} fit"
             fix = f"data.{field}={limit} or a longer data.sequence_length" if limit > 0 else "a longer sequence"
             yield _problem(config, f"data.{field}", message, fix, related)
 
@@ -180,11 +179,11 @@ def _check_inference(config: Config) -> Iterator[Problem]:
     fit = frames_that_fit(inference.max_seq_len, config.model.tokens_per_tile)
     if inference.max_seq_len > limit:
         related = ("model.language.max_position_embeddings",)
-        message = "is beyond the model's last position"
+        message = "is longer than the model accepts"
         yield _problem(config, "inference.max_seq_len", message, f"at most {limit}", related)
     if inference.max_num_frames > fit:
-        cost = config.model.tokens_per_tile + TILE_MARKERS
-        message = f"so many frames do not fit: {cost} tokens each with their markers, so at most {fit} fit"
+        cost = f"{config.model.tokens_per_tile + TILE_MARKERS} tokens each with their markers"
+        message = f"{inference.max_num_frames} frames do not fit: {cost}, so at most {fit} fit"
         fix = f"inference.max_num_frames={fit} or a larger inference.max_seq_len"
         yield _problem(config, "inference.max_num_frames", message, fix, ("inference.max_seq_len",))
     if inference.max_new_tokens >= inference.max_seq_len:
@@ -197,18 +196,18 @@ def _check_batch(config: Config) -> Iterator[Problem]:
     processes = config.layout.processes
     if processes is not None:
         yield from _world_size_problems(config, processes, "layout.processes")
-    else:  # any number of replicas may come; what does not fit one fits none
+    else:  # The number of replicas is not known yet; a batch that does not fit one fits none.
         yield from _world_size_problems(config, replica_size(config))
 
 
 def _world_size_problems(config: Config, world_size: int, field: str = "") -> Iterator[Problem]:
-    """Problems of running with `world_size` processes; `field` names where the number was configured."""
+    """Find problems of running with `world_size` processes; `field`: where the number was configured."""
     replica = replica_size(config)
     sizes = ("layout.tensor_parallel", "layout.pipeline_parallel", "layout.context_parallel")
     if world_size % replica:
         message = f"{world_size} processes are not a multiple of a model replica's {replica} = TP x PP x CP"
         lower = world_size // replica * replica
-        fix = f"start {f'{lower} or ' if lower else ''}{lower + replica} processes, or another layout"
+        fix = f"start {f'{lower} or ' if lower else ''}{lower + replica} processes, or choose another layout"
         yield _problem(config, field or sizes[0], message, fix, sizes if field else sizes[1:])
         return
     batch, micro = config.training.global_batch_size, config.training.micro_batch_size
@@ -217,7 +216,7 @@ def _world_size_problems(config: Config, world_size: int, field: str = "") -> It
     message = f"is not a multiple of micro batch x DP = {micro} x {data_parallel}"
     related: tuple[str, ...] = ("training.micro_batch_size",)
     if config.layout.virtual_pipeline > 1:
-        # megatron-core's interleaved schedule takes micro batches in groups of PP.
+        # megatron-core's interleaved schedule processes micro batches in groups of PP.
         unit *= pp
         message += f", x PP = {pp} for the interleaved schedule"
         related = (*related, "layout.virtual_pipeline")
@@ -233,9 +232,9 @@ def _check_training(config: Config) -> Iterator[Problem]:
         yield _problem(config, "training.trainable", "names a part twice", "name each part once")
     if optimizer.min_lr > optimizer.lr:
         fix = f"optimizer.min_lr of at most {optimizer.lr}"
-        yield _problem(config, "optimizer.min_lr", "is above the highest rate", fix, ("optimizer.lr",))
+        yield _problem(config, "optimizer.min_lr", "is above the highest learning rate", fix, ("optimizer.lr",))
     if training.fp8 is not None and training.precision != "bf16":
-        message, fix = "goes with bf16 alone", "training.precision=bf16"
+        message, fix = "requires bf16", "training.precision=bf16"
         yield _problem(config, "training.fp8", message, fix, ("training.precision",))
     if recompute.granularity == "full" and config.model.language.num_layers >= config.layout.pipeline_parallel:
         most = max(layers_per_stage(config)) // config.layout.virtual_pipeline
@@ -244,7 +243,7 @@ def _check_training(config: Config) -> Iterator[Problem]:
             related = ("model.language.num_layers", "layout.pipeline_parallel", "layout.virtual_pipeline")
             yield _problem(config, "training.recompute.num_layers", message, f"at most {most}", related)
     if recompute.offload and not _all_layers_recomputed(config):
-        message = "puts away the inputs of recomputed layers, but some layers are not recomputed"
+        message = "offloads the inputs of recomputed layers, but some layers are not recomputed"
         fix = "training.recompute.granularity=full and training.recompute.method=uniform"
         fields = tuple(f"training.recompute.{name}" for name in ("granularity", "method", "num_layers"))
         yield _problem(config, "training.recompute.offload", message, fix, fields)

@@ -1,4 +1,4 @@
-"""The error of a wrong configuration: what is wrong, where it is written, and the fix."""
+"""The error of a config that cannot be used: what is wrong, where it is written, and the fix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from longvita.errors import UserError
 
-LONGEST_VALUE = 70
+MAX_VALUE_LENGTH = 70
 
 
 class _Absent:
@@ -23,17 +23,14 @@ ABSENT = _Absent()
 
 @dataclass(frozen=True)
 class ValueOrigin:
-    """Where a value was written: a file and line, an override on the command line, or the schema's default.
-
-    Attributes:
-        kind: "file", "override" or "default".
-        file: the file, for kind "file".
-        line: line in the file, from 1.
-    """
+    """Where a value was written: a file and line, an override on the command line, or the schema's default."""
 
     kind: str = "default"
+    """"file", "override" or "default"."""
     file: Path | None = None
+    """The file, for kind "file"."""
     line: int = 0
+    """Line in the file, from 1."""
 
     def __str__(self) -> str:
         if self.file is None:
@@ -43,56 +40,50 @@ class ValueOrigin:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
-
-    Attributes:
-        message: what is wrong, a sentence without the field's name.
-        field: dotted name of the field, "" where there is none.
-        value: what was given; ABSENT where nothing was.
-        origin: where it was given.
-        fix: what to do about it.
-        related: (dotted name, value, origin) of the other fields that play a part.
-    """
+    """One thing that is wrong in a config."""
 
     message: str
+    """What is wrong, a sentence without the field's name."""
     field: str = ""
+    """Dotted name of the field; "" if there is none."""
     value: Any = ABSENT
+    """The value; ABSENT if none was given."""
     origin: ValueOrigin = ValueOrigin()
+    """Where the value was written."""
     fix: str = ""
+    """How to fix it."""
     related: tuple[tuple[str, Any, ValueOrigin], ...] = ()
+    """(dotted name, value, origin) of other fields that contribute to the problem."""
 
     def __str__(self) -> str:
         head = self.field if self.value is ABSENT else f"{self.field} = {show_value(self.value)}"
         lines = [": ".join(part for part in (str(self.origin), head, self.message) if part)]
         lines += [f"    {name} = {show_value(value)} ({origin})" for name, value, origin in self.related]
         if self.fix:
-            lines.append(f"    Fix: {self.fix}")
+            lines.append(f"    fix: {self.fix}")
         return "\n".join(lines)
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot be used; its text lists every problem found, with file, line, value and way out.
-
-    Args:
-        problems: the problems, or one sentence.
-    """
+    """A config that cannot be used; its text lists every problem found, with file, line, value and fix."""
 
     def __init__(self, problems: str | list[Problem]):
+        """Make the error of several problems, or of one that is given as a sentence."""
         self.problems = [Problem(problems, origin=ValueOrigin(""))] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 def show_value(value: Any) -> str:
-    """A value as YAML would write it, in one short line."""
+    """Format a value as in YAML, on one short line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = value if isinstance(value, str) and value else repr(value)
     text = " ".join(text.split())
-    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 4] + " ..."
+    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 4] + " ..."
 
 
 def short_path(path: Path) -> str:
-    """A path relative to the current folder where it lies below it, else as it is."""
+    """Return a path relative to the current folder if it is inside it, else unchanged."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

@@ -1,8 +1,9 @@
-"""Floating point operations of a training step, from what the documents in it hold.
+"""Floating point operations of a training step, from the contents of its documents.
 
-What counts is the work the model needs: padding counts nothing, attention only the pairs of positions that see each
-other, recomputed activations only once. Frozen parts count what their backward pass really does. A product of an
-[m, k] and a [k, n] matrix is 2 m k n operations; norms, activations and rotary embeddings (below 1%) are left out.
+Only the work that the model requires is counted: no padding, in attention only the pairs of positions that see each
+other, recomputed activations once. Frozen parts count the operations that their backward pass really has. The product
+of an [m, k] and a [k, n] matrix is 2 m k n operations; norms, activations and rotary embeddings (below 1%) are left
+out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from longvita.config.schema import ModelConfig
 
 @dataclass
 class Workload:
-    """What some documents ask of the model; workloads add up."""
+    """Contents of some documents that determine the model's work; workloads add up."""
 
     tokens: int = 0
     """Positions of the language model that hold a document."""
@@ -24,25 +25,21 @@ class Workload:
     loss_tokens: int = 0
     """Positions whose logits are computed."""
     tiles: int = 0
-    """Tiles that the vision tower encodes."""
+    """Tiles that the vision encoder encodes."""
 
     def add_documents(self, lengths: Iterable[int]) -> None:
-        """Count documents of these lengths, tokens."""
+        """Add documents of these lengths in tokens."""
         for length in lengths:
             self.tokens += length
             self.attention_pairs += length * (length + 1) // 2
 
 
-def forward_flops(model: ModelConfig, work: Workload) -> int:
-    """Operations of a forward pass."""
-    return sum(_forward_parts(model, work).values())
-
-
 def training_flops(model: ModelConfig, work: Workload, trainable: Iterable[str]) -> int:
-    """Operations of a forward and a backward pass, with the parts "vision", "projector", "language" trained or not.
+    """Return the operations of a forward and a backward pass; `trainable`: of "vision", "projector", "language".
 
-    A linear layer's backward pass has a product for its weight, if that is trained, and one for its input, if anything
-    before it is trained; attention's has twice the products of its forward pass, if anything before it is.
+    The backward pass of a linear layer has one product for its weight, if that is trained, and one for its input, if
+    anything before it is trained. That of attention has twice the products of its forward pass, if anything before it
+    is trained.
     """
     parts = set(trainable)
     vision, projector, language = ("vision" in parts), ("projector" in parts), ("language" in parts)
@@ -50,22 +47,19 @@ def training_flops(model: ModelConfig, work: Workload, trainable: Iterable[str])
         "patches": 1 + vision,
         "vision_linear": 1 + 2 * vision,
         "vision_attention": 1 + 2 * vision,
-        # The projector starts with a norm, whose weights lie before its first linear layer.
+        # The projector starts with a norm, whose weights come before its first linear layer.
         "projector_first": 1 + projector + (projector or vision),
         "projector_second": 1 + projector + (projector or vision),
         "language_linear": 2 + language,
         "language_attention": 3,
         "head": 2 + language,
     }
-    return sum(factors[name] * flops for name, flops in _forward_parts(model, work).items())
-
-
-def _forward_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
-    return {**vision_parts(model, work), **language_parts(model, work)}
+    forward = {**vision_parts(model, work), **language_parts(model, work)}
+    return sum(factors[name] * flops for name, flops in forward.items())
 
 
 def vision_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
-    """Operations of a forward pass in the vision tower and the projector, by part."""
+    """Return the operations of a forward pass in the vision encoder and the projector, by part."""
     vision, projector = model.vision, model.projector
     hidden, positions = vision.hidden_size, vision.sequence_length
     patches = vision.patches_per_side**2
@@ -81,7 +75,7 @@ def vision_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
 
 
 def language_parts(model: ModelConfig, work: Workload) -> dict[str, int]:
-    """Operations of a forward pass in the language model: linear layers, attention, head."""
+    """Return the operations of a forward pass in the language model: linear layers, attention, head."""
     language = model.language
     return {
         "language_linear": 2 * language.num_layers * work.tokens * language.layer_weights,

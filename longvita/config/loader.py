@@ -1,4 +1,4 @@
-"""Reads YAML files into `Config`: includes, overrides, strict validation, and errors that say where and what to do."""
+"""Reads YAML files into `Config`: includes, overrides, strict validation, and errors with file, line and fix."""
 
 from __future__ import annotations
 
@@ -22,37 +22,33 @@ INCLUDE = "include"
 OVERRIDE = ValueOrigin("override")
 NUMBER = re.compile(r"^[-+]?\d+(\.\d*)?([eE][-+]?\d+)?$")
 Check = Callable[[Config], list[Problem]]
-"""Finds problems of a config that are known to a layer above this one: its platform, its data."""
+"""Finds problems that only a higher layer knows: of the platform, of the data."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A configuration and where its values come from.
-
-    Attributes:
-        config: the validated configuration.
-        tree: what was written, with origins.
-    """
+    """A validated config and the origins of its values."""
 
     config: Config
     tree: Node
+    """What was written, with origins."""
 
     def origin(self, dotted: str | FieldPath) -> ValueOrigin:
-        """Where a field's value was written; the default origin where it was not."""
+        """Return where a field's value was written; the default origin if nowhere."""
         node = self.tree.find(split_name(dotted) if isinstance(dotted, str) else dotted)
         return node.origin if node is not None else ValueOrigin()
 
 
 def load(path: str | Path, overrides: list[str] | None = None, more_checks: Sequence[Check] = ()) -> Config:
-    """Read a YAML file with its includes, lay dotted overrides on it, and validate the whole.
+    """Read a YAML file with its includes, apply overrides and validate the result.
 
     Args:
         path: the file.
-        overrides: `section.field=value` each; the value is YAML, so `[1, 2]`, `null` and `1e-5` mean what they say.
-        more_checks: called with the config; their problems are reported together with the schema's own.
+        overrides: `section.field=value` each; the value is YAML, for instance `[1, 2]`, `null` or `1e-5`.
+        more_checks: called with the config; their problems are reported together with those of the schema.
 
     Raises:
-        ConfigError: with all problems found, each with file, line, value and the fix.
+        ConfigError: lists all problems found, each with file, line, value and fix.
     """
     return load_with_origins(path, overrides, more_checks).config
 
@@ -60,7 +56,7 @@ def load(path: str | Path, overrides: list[str] | None = None, more_checks: Sequ
 def load_with_origins(
     path: str | Path, overrides: list[str] | None = None, more_checks: Sequence[Check] = ()
 ) -> Loaded:
-    """`load`, with the origins of the values beside the configuration."""
+    """Load a config as `load` does, and return it with the origins of its values."""
     tree = read_with_includes(Path(path))
     for text in overrides or []:
         tree = merge_override(tree, text)
@@ -69,32 +65,32 @@ def load_with_origins(
     for check in more_checks:
         problems += check(loaded.config)
     if problems:
-        raise ConfigError([placed(problem, loaded) for problem in problems])
+        raise ConfigError([locate(problem, loaded) for problem in problems])
     return loaded
 
 
 def dump(config: Config) -> dict[str, Any]:
-    """The configuration as plain dicts, lists and scalars, which `Config.model_validate` takes back."""
+    """Convert a config to plain dicts, lists and scalars, which `Config.model_validate` accepts."""
     return config.model_dump(mode="python")
 
 
 def to_yaml(config: Config) -> str:
-    """The configuration as YAML text, which `load` takes back."""
+    """Convert a config to YAML text, which `load` accepts."""
     return yaml.safe_dump(dump(config), sort_keys=False, width=120, allow_unicode=True)
 
 
 def read_with_includes(path: Path, above: tuple[Path, ...] = ()) -> Node:
-    """Read a file and what it includes; later includes win over earlier ones, the file itself over all of them.
+    """Read a file and its includes; later includes override earlier ones, the file itself overrides all of them.
 
     Raises:
-        ConfigError: a file is missing or broken, or files include each other in a circle.
+        ConfigError: a file is missing or invalid, or files include each other in a circle.
     """
     path = path.resolve()
     if not path.is_file():
         raise ConfigError([_missing_file(path)])
     tree = read_file(path)
     if not isinstance(tree.value, dict):
-        raise ConfigError([Problem("the file must hold `name: value` lines", origin=tree.origin)])
+        raise ConfigError([Problem("the file must consist of `name: value` lines", origin=tree.origin)])
     include = tree.value.pop(INCLUDE, None)
     _accept_published_mix(tree)
     result = Node({}, ValueOrigin("file", path, 1))
@@ -110,7 +106,7 @@ def read_with_includes(path: Path, above: tuple[Path, ...] = ()) -> Node:
 
 
 def merge_override(tree: Node, text: str) -> Node:
-    """Lay one `section.field=value` on the tree; a value that is a section replaces the whole section.
+    """Apply one `section.field=value` to the tree; a value that is a section replaces the entire section.
 
     Raises:
         ConfigError: the text is not of this form, or its value is not valid YAML.
@@ -127,31 +123,31 @@ def merge_override(tree: Node, text: str) -> Node:
 
 
 def split_name(dotted: str) -> FieldPath:
-    """The steps of a dotted name; a step with dots in it stands in double quotes: data.dataset."a.b".ratio."""
+    """Split a dotted name into steps; a step that contains dots is in double quotes: data.dataset."a.b".ratio."""
     steps = [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|([^."]+)', dotted)]
     rebuilt = re.sub(r'"[^"]*"|[^."]+', "x", dotted)
     return tuple(steps) if re.fullmatch(r"x(\.x)*", rebuilt) else ()
 
 
 def validate(tree: Node) -> Config:
-    """Check the tree against the schema, field by field.
+    """Validate the tree against the schema, field by field.
 
     Raises:
-        ConfigError: unknown names, wrong types, values out of range: all of them at once.
+        ConfigError: lists all unknown names, wrong types and values out of range.
     """
     try:
         return Config.model_validate(tree.plain())
     except ValidationError as error:
         problems = [_schema_problem(dict(detail), tree) for detail in error.errors(include_url=False)]
-        raise ConfigError(sorted(problems, key=_place)) from None
+        raise ConfigError(sorted(problems, key=_file_and_line)) from None
 
 
-def _place(problem: Problem) -> tuple[str, int]:
+def _file_and_line(problem: Problem) -> tuple[str, int]:
     return str(problem.origin.file or ""), problem.origin.line
 
 
 def _with_value(tree: Node, steps: FieldPath, value: Node) -> Node:
-    """A copy of the tree in which `steps` leads to `value`."""
+    """Return a copy of the tree with `value` at `steps`."""
     if not steps:
         return value
     children = dict(tree.value) if isinstance(tree.value, dict) else {}
@@ -161,7 +157,7 @@ def _with_value(tree: Node, steps: FieldPath, value: Node) -> Node:
 
 
 def _accept_published_mix(tree: Node) -> None:
-    """A mix file of the published form has `dataset:` at its top: it means data.dataset."""
+    """Move a top-level `dataset:`, as mix files of the published form have it, to data.dataset."""
     if "dataset" in tree.value and "data" not in tree.value:
         dataset = tree.value.pop("dataset")
         tree.value["data"] = Node({"dataset": dataset}, dataset.origin)
@@ -184,9 +180,9 @@ def _missing_file(path: Path, entry: Node | None = None) -> Problem:
     if close:
         fix = f"did you mean {short_path(path.parent / close[0])}?"
     elif siblings:
-        fix = f"{short_path(path.parent)} holds {', '.join(siblings)}"
+        fix = f"{short_path(path.parent)} contains {', '.join(siblings)}"
     else:
-        fix = "includes are relative to the file that names them" if entry else ""
+        fix = "write includes relative to the file that names them" if entry else ""
     message = f"there is no file {short_path(path)}"
     if entry is None:
         return Problem(message, origin=ValueOrigin(""), fix=fix)
@@ -194,13 +190,13 @@ def _missing_file(path: Path, entry: Node | None = None) -> Problem:
 
 
 def _schema_problem(detail: dict[str, Any], tree: Node) -> Problem:
-    """One of pydantic's errors in our words."""
+    """Convert one of pydantic's errors to a Problem."""
     path: FieldPath = tuple(detail["loc"])
     dotted = ".".join(str(step) for step in path)
     origin = tree.origin_of(path)
     value = detail["input"]
     if detail["type"] == "extra_forbidden":
-        return Problem("this name is not known", dotted, value, origin, names.nearest(path))
+        return Problem("this name is not known", dotted, value, origin, names.suggest(path))
     if detail["type"] == "missing":
         return Problem("must be given", dotted, ABSENT, origin)
     info = names.field_at(path)
@@ -226,7 +222,7 @@ def _allowed(info: Any, detail: dict[str, Any]) -> str:
 
 
 def _choices(info: Any) -> list[str]:
-    """Values that a field of fixed choices (or a list of them) takes."""
+    """Return the values that a field of fixed choices, or a list of them, accepts."""
     text = names.type_name(info.annotation) if info is not None else ""
     return text.split("one of ", 1)[1].split(", ") if "one of " in text else []
 
@@ -258,14 +254,14 @@ def _type_fix(value: Any, info: Any) -> str:
 
 @contextlib.contextmanager
 def with_origins(loaded: Loaded) -> Iterator[None]:
-    """Gives the problems of a ConfigError that is raised inside the origins of their fields."""
+    """Add the origins of their fields to the problems of a ConfigError raised inside the context."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError([placed(problem, loaded) for problem in error.problems]) from None
+        raise ConfigError([locate(problem, loaded) for problem in error.problems]) from None
 
 
-def placed(problem: Problem, loaded: Loaded) -> Problem:
-    """A cross-field problem with the origins of its fields filled in."""
+def locate(problem: Problem, loaded: Loaded) -> Problem:
+    """Return a cross-field problem with the origins of its fields filled in."""
     related = tuple((name, value, loaded.origin(name)) for name, value, _ in problem.related)
     return Problem(problem.message, problem.field, problem.value, loaded.origin(problem.field), problem.fix, related)

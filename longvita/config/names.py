@@ -1,4 +1,4 @@
-"""The names that a configuration may use, read from the schema, and the nearest one to a misspelt name."""
+"""The names that a config may use, read from the schema, and suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longvita.config.schema import Config
 
 
 def section_of(annotation: object) -> type[BaseModel] | None:
-    """The section class inside a field's annotation: itself, or the value type of a dict of sections."""
+    """Return the section class in a field's annotation: the annotation itself, or the value type of a dict."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) is dict:
@@ -23,12 +23,12 @@ def section_of(annotation: object) -> type[BaseModel] | None:
 
 
 def is_mapping(annotation: object) -> bool:
-    """Whether a field holds named entries of the user's choice (data.dataset)."""
+    """Return whether a field holds entries named by the user (data.dataset)."""
     return typing.get_origin(annotation) is dict
 
 
 def fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """All (dotted name, field) pairs of a section, entries of the user's choice written NAME."""
+    """Yield all (dotted name, field) pairs of a section; names chosen by the user are written NAME."""
     for name, info in section.model_fields.items():
         dotted = f"{prefix}{name}"
         inner = section_of(info.annotation)
@@ -38,11 +38,11 @@ def fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tupl
 
 
 def section_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
-    """The section class that `path` leads to, or None when it leads elsewhere."""
+    """Return the section class at `path`, or None if there is no section."""
     section: type[BaseModel] | None = Config
     entry_next = False
     for step in path:
-        if entry_next:  # a name of the user's choice: the section stays
+        if entry_next:  # A name chosen by the user: the section stays.
             entry_next = False
             continue
         info = section.model_fields.get(str(step)) if section is not None else None
@@ -53,8 +53,8 @@ def section_at(path: tuple[str | int, ...]) -> type[BaseModel] | None:
     return None if entry_next else section
 
 
-def nearest(path: tuple[str | int, ...]) -> str:
-    """The way out for an unknown name: the nearest known name in its section, else anywhere, else the known ones."""
+def suggest(path: tuple[str | int, ...]) -> str:
+    """Return a fix for an unknown name: the nearest name in its section or in another one, else all in its section."""
     section = section_at(path[:-1])
     name = str(path[-1])
     prefix = ".".join(str(step) for step in path[:-1])
@@ -73,7 +73,7 @@ def nearest(path: tuple[str | int, ...]) -> str:
 
 
 def type_name(annotation: object) -> str:
-    """A field's type in words: int, float, text, true or false, list of text, one of a, b."""
+    """Return a field's type in words: int, float, text, true or false, list of text, one of a, b."""
     plain = {int: "int", float: "float", str: "text", bool: "true or false", type(None): "null"}
     if annotation in plain:
         return plain[annotation]  # type: ignore[index]
@@ -90,7 +90,7 @@ def type_name(annotation: object) -> str:
 
 
 def field_at(path: tuple[str | int, ...]) -> FieldInfo | None:
-    """The schema's field that `path` leads to (list positions and entry names are passed over), or None."""
+    """Return the schema's field at `path`, or None; list positions at the end of `path` are ignored."""
     steps = list(path)
     while steps and isinstance(steps[-1], int):
         steps.pop()

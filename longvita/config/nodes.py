@@ -1,4 +1,7 @@
-"""YAML files as trees that remember the file and line of every value."""
+"""YAML files as trees of values, each with its file and line.
+
+PyYAML alone keeps no lines and follows YAML 1.1.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,20 @@ import yaml
 from longvita.config.errors import ConfigError, Problem, ValueOrigin
 
 FieldPath = tuple[str | int, ...]
+"""Names of sections and of a field, and list positions."""
 
 
 @dataclass
 class Node:
-    """A value and where it was written.
-
-    Attributes:
-        value: a scalar, a dict of name to Node, or a list of Nodes.
-        origin: where it was written.
-    """
+    """A value and where it was written."""
 
     value: Any
+    """A scalar, a dict of name to Node, or a list of Nodes."""
     origin: ValueOrigin
+    """Where it was written."""
 
     def plain(self) -> Any:
-        """The value without origins: plain dicts, lists and scalars."""
+        """Return the value without origins: plain dicts, lists and scalars."""
         if isinstance(self.value, dict):
             return {name: child.plain() for name, child in self.value.items()}
         if isinstance(self.value, list):
@@ -36,7 +37,7 @@ class Node:
         return self.value
 
     def find(self, path: Iterable[str | int]) -> Node | None:
-        """The node at `path` (names and list positions), or None where nothing was written."""
+        """Return the node at `path` (names and list positions), or None if nothing is written there."""
         node: Node | None = self
         for step in path:
             if node is None:
@@ -50,7 +51,7 @@ class Node:
         return node
 
     def origin_of(self, path: Iterable[str | int]) -> ValueOrigin:
-        """The origin of the value at `path`, else of the nearest section around it that was written."""
+        """Return the origin of the value at `path`, else of the innermost written section around it."""
         steps = list(path)
         while steps:
             node = self.find(steps)
@@ -61,7 +62,7 @@ class Node:
 
 
 def merge(base: Node, over: Node) -> Node:
-    """`over` laid on `base`: sections are merged name by name; lists and single values replace what was there."""
+    """Override `base` by `over`: sections are merged name by name; lists and single values replace those of `base`."""
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
         return over
     merged = dict(base.value)
@@ -70,7 +71,7 @@ def merge(base: Node, over: Node) -> Node:
     return Node(merged, over.origin)
 
 
-# libyaml's parser where PyYAML was built with it: ten times faster on a mix of many files.
+# libyaml's parser if PyYAML was built with it: ten times faster on a mix of many files.
 _Base: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 
@@ -102,7 +103,7 @@ def read_file(path: Path) -> Node:
     """Read one YAML file, without its includes.
 
     Raises:
-        ConfigError: the file is missing or not text, the YAML is broken, or a name stands twice in one section.
+        ConfigError: the file is missing or not text, the YAML is invalid, or a name occurs twice in one section.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -116,7 +117,7 @@ def read_file(path: Path) -> Node:
 
 
 def parse(text: str, file: Path | None = None, kind: str = "file") -> Node:
-    """Parse YAML text; `file` and `kind` make up the origins. Raises ConfigError as read_file does."""
+    """Parse YAML text; `file` and `kind` become the origins. Raises ConfigError as read_file does."""
     reader = _Reader(_Loader(text), file, kind)
     try:
         root = reader.loader.get_single_node()
@@ -134,7 +135,7 @@ def parse(text: str, file: Path | None = None, kind: str = "file") -> Node:
 
 
 class _Reader:
-    """Turns PyYAML's nodes into ours."""
+    """Converts PyYAML's nodes to Nodes."""
 
     def __init__(self, loader: _Loader, file: Path | None, kind: str):
         self.loader = loader
@@ -170,6 +171,6 @@ class _Reader:
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.value in first and key.value != "<<":
-                message = f"stands twice in one section, first in line {first[key.value]}"
+                message = f"occurs twice in one section, first in line {first[key.value]}"
                 raise ConfigError([Problem(message, key.value, origin=self.origin(key), fix="keep one of them")])
             first[key.value] = line

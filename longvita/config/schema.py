@@ -1,4 +1,4 @@
-"""Every key that a Long-VITA YAML file may hold, with its type, unit and default.
+"""Every key of a Long-VITA config file, with its type, unit and default.
 
 Sections are strict and immutable: an unknown key, a wrong type or a value outside its range is an error.
 `longvita.config.loader` reads files into these classes and adds file and line to the errors.
@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 PROMPT = "Describe what you see."
-"""Question of a caption, unless data.dataset.NAME.prompt asks another."""
+"""Default of data.dataset.NAME.prompt."""
 TILE_MARKERS = 2
-"""Tokens around a tile's own: <img> </img>, <patch> </patch> or <vid> </vid>."""
+"""Marker tokens around the tokens of a tile: <img> </img>, <patch> </patch> or <vid> </vid>."""
 
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A path on this machine; a ~ at its start is the home folder."""
+"""A path on this machine or an address; ~ at its start is expanded to the home folder."""
 
 
 def _as_list(value: Any) -> Any:
-    """A name that stands alone, as a list of one."""
+    """Turn a single name into a list."""
     return [value] if isinstance(value, str) else value
 
 
@@ -30,7 +30,7 @@ Names = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):
-    """Base of all sections: strict types, no unknown keys, immutable, field docs from the strings below them."""
+    """Base of all sections: strict types, no unknown keys, immutable; the string below a field is its description."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -38,7 +38,7 @@ class Section(BaseModel):
 
 
 class VisionConfig(Section):
-    """InternViT vision tower (arXiv 2312.14238). The defaults are InternViT-300M-448px."""
+    """InternViT vision encoder (arXiv 2312.14238). The defaults are InternViT-300M-448px."""
 
     num_layers: int = Field(24, ge=1)
     """Transformer layers."""
@@ -55,7 +55,7 @@ class VisionConfig(Section):
     layernorm_epsilon: float = Field(1e-6, gt=0)
     """Epsilon of the layer norms."""
     layer_scale_init: float = 0.1
-    """First value of the layer scales ls1 and ls2 when the tower is trained from scratch."""
+    """Initial value of the layer scales ls1 and ls2 when the vision encoder is trained from scratch."""
 
     @property
     def patches_per_side(self) -> int:
@@ -64,15 +64,15 @@ class VisionConfig(Section):
 
     @property
     def sequence_length(self) -> int:
-        """Positions of one tile in the tower: the patches and the class token."""
+        """Positions of one tile in the vision encoder: the patches and the class token."""
         return self.patches_per_side**2 + 1
 
 
 class ProjectorConfig(Section):
-    """Pixel shuffle and two-layer MLP between the vision tower and the language model."""
+    """Pixel shuffle and two-layer MLP between the vision encoder and the language model."""
 
     downsample: int = Field(2, ge=1)
-    """Pixel shuffle factor per side: this many squared patches become one token."""
+    """Pixel shuffle factor per side: downsample x downsample patches become one token."""
     hidden_size: int = Field(1024, ge=1)
     """Width of the MLP's middle layer."""
     layernorm_epsilon: float = Field(1e-5, gt=0)
@@ -80,7 +80,7 @@ class ProjectorConfig(Section):
 
 
 class LanguageConfig(Section):
-    """Qwen2.5 decoder. The defaults are Qwen2.5-14B with Long-VITA's position limit."""
+    """Qwen2.5 decoder. The defaults are Qwen2.5-14B with the position limit of Long-VITA."""
 
     num_layers: int = Field(48, ge=1)
     """Transformer layers."""
@@ -103,7 +103,7 @@ class LanguageConfig(Section):
     layernorm_epsilon: float = Field(1e-6, gt=0)
     """Epsilon of the RMS norms."""
     tie_word_embeddings: bool = False
-    """Whether the output layer shares the embedding's weight."""
+    """Whether the output layer uses the weight of the embedding."""
 
     @property
     def head_dim(self) -> int:
@@ -112,220 +112,221 @@ class LanguageConfig(Section):
 
     @property
     def query_width(self) -> int:
-        """Width of all query heads together."""
+        """Total width of all query heads."""
         return self.num_attention_heads * self.head_dim
 
     @property
     def layer_weights(self) -> int:
-        """Weights of one layer's linears: attention and the gated MLP."""
+        """Weights of the linear layers of one transformer layer: attention and the gated MLP."""
         key_value = 2 * self.num_query_groups * self.head_dim
         return self.hidden_size * (2 * self.query_width + key_value + 3 * self.ffn_hidden_size)
 
 
 class ModelConfig(Section):
-    """A Long-VITA model: vision tower, projector, language model."""
+    """A Long-VITA model: vision encoder, projector, language model."""
 
     name: str = "long_vita"
     """Name shown in logs and written to exported model cards."""
     vision: VisionConfig = VisionConfig()
-    """Vision tower."""
+    """Vision encoder."""
     projector: ProjectorConfig = ProjectorConfig()
     """Projector."""
     language: LanguageConfig = LanguageConfig()
     """Language model."""
     init_method_std: float = Field(0.01, gt=0)
-    """Standard deviation of freshly initialised weights; residual outputs are scaled down by depth."""
+    """Standard deviation of newly initialised weights; residual outputs are scaled down by depth."""
     embedding_init_method_std: float | None = Field(None, gt=0)
-    """Standard deviation of freshly initialised word embeddings; init_method_std when absent."""
+    """Standard deviation of newly initialised word embeddings; init_method_std when absent."""
 
     @property
     def tokens_per_tile(self) -> int:
-        """Tokens that one tile or frame takes in the language model (256 in the published models)."""
+        """Tokens of one tile or frame in the language model (256 in the published models)."""
         return (self.vision.patches_per_side // self.projector.downsample) ** 2
 
 
 DataFormat = Literal["jsonl", "json", "parquet", "webdataset", "captions"]
-"""Formats of data files, see longvita/data/formats."""
+"""Formats of data files (longvita/data/formats)."""
 Column = Literal["messages", "question", "answer", "caption", "images", "videos"]
-"""What a named value of a record is for, see longvita/data/formats/record.py."""
+"""Roles of the columns of a record (longvita/data/formats/record.py)."""
 
 
 class DatasetConfig(Section):
-    """One source of a mix."""
+    """One data source of a mix."""
 
     ratio: float = Field(1.0, ge=0)
-    """Share of each file's samples to take; above 1 repeats samples, 0 leaves the source out."""
+    """Fraction of the samples of each file to use; above 1 repeats samples, 0 leaves the source out."""
     num: int = Field(999999999, ge=1)
-    """Most samples to take from each file."""
+    """Largest number of samples to use from each file."""
     data_paths: list[PathText] = Field(min_length=1)
-    """Data files of the source, relative to data.data_root: paths, folders, patterns with * ? [ ] and ranges such as
+    """Data files of the source, relative to data.data_root: paths, folders, patterns with * ? [ ], and ranges such as
     shard-{000..127}.tar."""
     format: DataFormat | None = None
-    """Format of the files; by the end of their names when absent, captions for a folder."""
+    """Format of the files; chosen by file name extension when absent, captions for a folder."""
     columns: dict[Column, str] = {}
     """For parquet, webdataset and captions: names of the columns or JSON keys that hold the messages, or a question and
-    its answer, or a caption, and the images and videos. The usual names need not be given."""
+    its answer, or a caption, and the images and videos. The usual names are found without being given."""
     prompt: str = Field(PROMPT, min_length=1)
-    """Question of a caption."""
+    """Question that a caption answers."""
     found_at: Names = []
-    """Where the source is public: data sets of the Hugging Face Hub (OWNER/NAME), pages (https://...) for what is
-    elsewhere. `longvita data fetch` leaves out a source without any."""
+    """Where the source is published: data sets of the Hugging Face Hub (OWNER/NAME), or web pages (https://...) for
+    other places. `longvita data fetch` leaves out a source without any."""
     files_at: str | None = None
-    """Where data_paths lie on the Hub: OWNER/NAME or OWNER/NAME/FOLDER, put before each path; data.files_at when
-    absent. Empty where each path starts with the OWNER/NAME of its own data set."""
+    """Where data_paths lie on the Hub: OWNER/NAME or OWNER/NAME/FOLDER, the prefix of each path; data.files_at when
+    absent. Empty if each path starts with the OWNER/NAME of its own data set."""
     licence: str = ""
-    """Licence of the source, as its own card states it."""
+    """Licence of the source, as its data set card states it."""
     media_root: PathText | None = None
-    """Folder, or address, that the samples' picture and video paths are relative to; data.media_root when absent."""
+    """Folder or address that picture and video paths of the source are relative to; data.media_root when absent."""
 
 
 class DataConfig(Section):
-    """What is read, how it is cut into tiles, frames and tokens, and how samples are packed."""
+    """Data sources, tiling, frame sampling, tokenization and packing."""
 
     tokenizer: PathText = ""
-    """Folder of the tokenizer (Hugging Face layout), with the 17 added tokens or without them."""
+    """Folder of the tokenizer in the format of Hugging Face, with or without the 17 added tokens."""
     dataset: dict[str, DatasetConfig] = {}
-    """Training mix: source name to its files, ratio and cap."""
+    """Training mix: source name to its files, ratio and limit."""
     validation: dict[str, DatasetConfig] = {}
-    """Held-out sources, each with a loss of its own in the log."""
+    """Held-out sources; the validation loss of each is logged separately."""
     data_root: PathText = "."
-    """Folder that data_paths are relative to, or an address such as s3://BUCKET/FOLDER."""
+    """Folder, or address such as s3://BUCKET/FOLDER, that data_paths are relative to."""
     files_at: str = ""
-    """Where the data_paths of all sources lie on the Hugging Face Hub: OWNER/NAME/FOLDER, put before each path."""
+    """Where the data_paths of all sources lie on the Hugging Face Hub: OWNER/NAME/FOLDER, the prefix of each path."""
     allow_missing: bool = False
-    """Whether a data file that is not there is left out and counted; otherwise it is an error."""
+    """Whether missing data files are left out and counted; otherwise a missing file is an error."""
     media_root: PathText = "."
-    """Folder, or address, that picture and video paths are relative to and may not lead out of; / allows any path."""
+    """Folder or address that picture and video paths are relative to; they must stay inside it; / allows any path."""
     sequence_length: int = Field(16384, ge=2)
     """Length of a packed sequence, tokens."""
     isolate_documents: bool = True
-    """Whether samples packed in one sequence are apart (positions and attention start anew at each)."""
+    """Whether each sample of a packed sequence attends to itself alone, with positions from 0."""
     max_num_tiles: int = Field(12, ge=1)
-    """Most tiles a picture is cut into, its thumbnail not counted."""
+    """Largest number of tiles of a picture, its thumbnail not counted."""
     max_num_frames: int = Field(63, ge=1)
-    """Most frames taken from one video."""
+    """Largest number of frames sampled from one video."""
     max_fps: float = Field(1.0, gt=0)
-    """Most frames taken from one second of video, 1/s."""
+    """Highest rate at which frames are sampled from a video, frames per second."""
     num_workers: int = Field(2, ge=0)
-    """Processes per training process that decode and tokenize ahead; 0 does it in the training process."""
+    """Worker processes per training process that decode and tokenize ahead; 0 does it in the training process."""
     decode_timeout_seconds: float = Field(120.0, gt=0)
-    """Longest wait for one frame of a video or one picture, seconds; a sample that takes longer is set aside."""
+    """Longest time to decode one frame or one picture, seconds; a sample that takes longer is quarantined."""
     sample_timeout_seconds: float = Field(600.0, gt=0)
-    """Longest time that the tiles of one sample may take a worker, seconds; a sample that takes longer is set aside."""
+    """Longest time to decode the tiles of one sample, seconds; a sample that takes longer is quarantined."""
     decode_memory_bytes: int = Field(4 * 1024**3, ge=256 * 1024**2)
-    """Most memory that a worker may take for decoding, beside the tiles themselves, bytes; a sample that needs more is
-    set aside."""
+    """Most memory that a worker may use for decoding, in addition to the tiles themselves, bytes; a sample that needs
+    more is quarantined."""
     decode_threads: int = Field(1, ge=1)
-    """Threads of the decoder of a video; above 1 is of use where there are more cores than workers."""
+    """Threads per video decoder; more than 1 helps if there are more cores than workers."""
     reduced_jpeg: bool = False
-    """Whether a JPEG picture is read at a half, a quarter or an eighth of its size where that still has as many pixels
-    in each direction as its grid of tiles. Faster for large photographs; the tiles differ a little from the published
-    ones."""
+    """Whether a JPEG picture is decoded at 1/2, 1/4 or 1/8 of its size if that still has as many pixels in each
+    direction as its grid of tiles. Faster for large photographs; the tiles differ slightly from the published ones."""
     frame_cache: PathText | None = None
-    """Folder of a cache of decoded frames that processes, epochs and runs share; no cache when absent."""
+    """Folder of a cache of decoded frames, shared by processes, epochs and runs; no cache when absent."""
     frame_cache_bytes: int = Field(100 * 1024**3, ge=1)
-    """Most bytes of the files in frame_cache; the frames that were not used for longest go first."""
+    """Size limit of frame_cache, bytes; the least recently used frames are removed first."""
     index_processes: int = Field(2, ge=0)
-    """Processes that index a data file together; 0 does it in the command's own, which a broken header may end."""
+    """Worker processes that index data files; 0 indexes in the main process, which a broken header can crash."""
     index_cache: PathText | None = None
-    """Folder for the indexes of the data files; "index" below output when absent."""
+    """Folder of the indexes of the data files; the folder "index" inside output when absent."""
 
 
 class LayoutConfig(Section):
-    """How the model and the batch are split over processes (Megatron's terms)."""
+    """Parallel sizes, in Megatron's terms."""
 
     tensor_parallel: int = Field(1, ge=1)
-    """TP: processes that share each layer's weights."""
+    """TP: processes that each layer's weights are split over."""
     pipeline_parallel: int = Field(1, ge=1)
-    """PP: stages that the layers are split into."""
+    """PP: pipeline stages that the layers are split into."""
     virtual_pipeline: int = Field(1, ge=1)
     """Model chunks per stage; above 1 uses the interleaved 1F1B schedule."""
     context_parallel: int = Field(1, ge=1)
-    """CP: processes that share each sequence."""
+    """CP: processes that each sequence is split over."""
     ulysses: int | None = Field(None, ge=1)
-    """CP ranks that trade tokens for heads in attention (Ulysses); keys and values travel in a ring over CP / ulysses
-    such groups. 1 is the ring alone, CP is Ulysses alone; when absent, as many as divide heads and groups.
-    """
+    """Size of the Ulysses groups inside CP, which exchange tokens for heads in attention; keys and values are sent
+    around a ring of CP / ulysses such groups. 1 uses the ring alone, CP uses Ulysses alone; when absent, the largest
+    size that divides both CP and the query groups of a TP rank."""
     sequence_parallel: bool = False
-    """SP: norms and residuals of a sequence are split over the TP group; needs tensor_parallel above 1."""
+    """SP: splits norms and residuals along the sequence over the TP group; requires tensor_parallel above 1."""
     num_layers_in_first_pipeline_stage: int | None = Field(None, ge=1)
-    """Language layers of the first stage, which also holds the vision tower; even split when absent."""
+    """Language layers of the first stage, which also holds the vision encoder; even split when absent."""
     num_layers_in_last_pipeline_stage: int | None = Field(None, ge=1)
     """Language layers of the last stage, which also holds the output layer; even split when absent."""
     processes: int | None = Field(None, ge=1)
-    """Processes started on one machine; one model replica (TP x PP x CP) when absent. Launchers override it."""
+    """Processes to start on this machine; one model replica (TP x PP x CP) when absent. A launcher (torchrun, Slurm)
+    overrides it."""
 
 
 class RecomputeConfig(Section):
-    """Activations recomputed in the backward pass instead of kept."""
+    """Activation recomputation (activation checkpointing)."""
 
     granularity: Literal["none", "selective", "full"] = "none"
-    """none keeps all; selective recomputes core attention; full recomputes whole layers."""
+    """none keeps all activations; selective recomputes core attention; full recomputes entire layers."""
     method: Literal["uniform", "block"] = "block"
     """For full: uniform recomputes groups of num_layers layers, block the first num_layers of a stage's model chunk."""
     num_layers: int = Field(1, ge=1)
-    """For full: see method."""
+    """For full: number of layers that method refers to."""
     vision: bool = False
-    """Whether the vision tower's layers are recomputed too."""
+    """Whether the layers of the vision encoder are recomputed too."""
     offload: bool = False
-    """Whether layer inputs, all that full recomputation keeps, wait for the backward pass outside the device's memory:
-    in the host's, or for the CPU in a file below TMPDIR, which wins nothing where that lies in memory. Every layer
-    must be recomputed."""
+    """Whether layer inputs, all that full recomputation keeps, are offloaded until the backward pass: to host memory,
+    or, on the CPU platform, to a file in TMPDIR (no gain if TMPDIR is in memory). Requires that every layer is
+    recomputed."""
 
 
 class TrainingConfig(Section):
     """One training stage."""
 
     global_batch_size: int = Field(512, ge=1)
-    """Packed sequences per optimizer step over all processes."""
+    """Packed sequences per optimizer step, over all processes."""
     micro_batch_size: int = Field(1, ge=1)
-    """Packed sequences per forward pass of one model replica."""
+    """Packed sequences per micro batch (one forward pass of one model replica)."""
     train_iterations: int = Field(1000, ge=0)
     """Optimizer steps of the stage."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Compute precision; bf16 keeps fp32 main parameters and gradients."""
+    """Precision of the computation; with bf16, main parameters and gradients stay in fp32."""
     fp8: Literal["tensorwise", "blockwise", "mxfp8"] | None = None
-    """Products of the language model's layers in FP8, by what one scale is for: a tensor, a block, or 32 numbers. For
-    platforms that have it, over bf16; delayed scaling is left out, whose history a checkpoint would have to hold."""
+    """FP8 recipe for the matrix products of the language model: one scale per tensor, per block or per 32 numbers.
+    Requires precision bf16 and a platform with FP8. Delayed scaling is not offered, because a checkpoint would have to
+    hold its history."""
     trainable: list[Literal["vision", "projector", "language"]] = Field(
         ["vision", "projector", "language"], min_length=1
     )
-    """Parts that are trained; the others are frozen."""
+    """Parts of the model that are trained; the others are frozen."""
     recompute: RecomputeConfig = RecomputeConfig()
     """Activation recomputation."""
     loss_chunk_size: int = Field(1024, ge=1)
-    """Loss positions whose logits exist at once."""
+    """Loss positions whose logits are in memory at once."""
     mlp_chunk_size: int | None = Field(None, ge=1)
-    """Rows of a process that the language model's MLPs take at once, tokens; all when absent. Chunks are computed
-    again in the backward pass and keep nothing but their input."""
+    """Tokens of a process that an MLP of the language model computes at once; all when absent. Chunks keep only their
+    input and are recomputed in the backward pass."""
     vision_chunk_size: int = Field(64, ge=1)
-    """Tiles of a process that are encoded, and whose features travel, at once."""
+    """Tiles of a process that are encoded at once, and whose features are exchanged at once."""
     megatron: dict[str, bool | int | float | str | list[str] | None] = {}
-    """Fields of megatron-core's TransformerConfig, by their names there, for the language model: captured
-    graphs, fused kernels, overlap. What this config has fields for is refused."""
+    """Further fields of megatron-core's TransformerConfig for the language model, by their names there: captured
+    graphs, fused kernels, overlap. Fields that this config sets itself are refused."""
     overlap_grad_reduce: bool = True
-    """Whether gradient reduction over DP overlaps with the backward pass."""
+    """Whether the gradient reduction over DP overlaps with the backward pass."""
     validation_interval: int = Field(0, ge=0)
-    """Steps between evaluations of data.validation; 0 for none but the last."""
+    """Steps between evaluations on data.validation; 0 evaluates after the last step only."""
     validation_sequences: int = Field(64, ge=1)
-    """Packed sequences per held-out source and evaluation."""
+    """Packed sequences per held-out source in each evaluation."""
     time_limit_minutes: float | None = Field(None, gt=0)
-    """Save and stop when this much wall time has passed, minutes."""
+    """Wall time after which the run saves and stops, minutes."""
 
 
 class OptimizerConfig(Section):
-    """AdamW with warm-up and decay."""
+    """AdamW with learning rate warm-up and decay."""
 
     lr: float = Field(1e-5, gt=0)
     """Highest learning rate."""
     min_lr: float = Field(0.0, ge=0)
-    """Learning rate at the end."""
+    """Learning rate at the end of the decay."""
     decay_style: Literal["cosine", "linear", "constant", "WSD"] = "cosine"
-    """Shape of the decay (Megatron's names; WSD holds, then decays over decay_fraction)."""
+    """Shape of the decay, by Megatron's names; WSD keeps the rate constant, then decays it over decay_fraction."""
     warmup_fraction: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps in which the rate rises linearly from 0."""
+    """Fraction of the steps in which the learning rate rises linearly from 0."""
     decay_fraction: float = Field(0.333, gt=0, le=1)
-    """For WSD: share of the steps at the end in which the rate falls."""
+    """For WSD: fraction of the steps, at the end, in which the learning rate falls."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW beta 1."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -333,82 +334,83 @@ class OptimizerConfig(Section):
     adam_eps: float = Field(1e-8, gt=0)
     """AdamW epsilon."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW weight decay; biases and norms have none."""
+    """AdamW weight decay; not applied to biases and norms."""
     clip_grad: float = Field(1.0, ge=0)
-    """Largest global gradient norm; 0 for no clipping."""
+    """Global gradient norm above which gradients are clipped; 0 for no clipping."""
     vision_lr_mult: float = Field(1.0, gt=0)
-    """Learning rate of the vision tower over lr."""
+    """Factor on lr for the vision encoder."""
     projector_lr_mult: float = Field(1.0, gt=0)
-    """Learning rate of the projector over lr."""
+    """Factor on lr for the projector."""
     vision_layer_decay: float = Field(1.0, gt=0, le=1)
-    """Learning rate of a vision layer over that of the layer above it (layer-wise decay)."""
+    """Layer-wise decay: ratio of the learning rate of a vision layer to that of the layer above it."""
 
 
 class CheckpointConfig(Section):
-    """Where weights come from and where checkpoints go."""
+    """Starting weights and checkpoints."""
 
     initial: PathText | None = None
-    """Starting weights: a checkpoint folder of ours, a published Long-VITA folder or Hub id; fresh when absent."""
+    """Starting weights: a checkpoint folder of this project, a published Long-VITA folder or Hub id; random when
+    absent."""
     initial_language: PathText | None = None
     """Starting weights of the language model alone: a Qwen2.5 folder or Hub id."""
     initial_vision: PathText | None = None
-    """Starting weights of the vision tower alone: an InternViT folder or Hub id."""
+    """Starting weights of the vision encoder alone: an InternViT folder or Hub id."""
     save_interval: int = Field(0, ge=0)
-    """Steps between checkpoints; 0 saves at the end only."""
+    """Steps between checkpoints; 0 saves after the last step only."""
     keep: int = Field(2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     asynchronous: bool = True
-    """Whether a checkpoint is written while training goes on."""
+    """Whether training continues while a checkpoint is written."""
 
 
 class LoggingConfig(Section):
-    """What a run reports."""
+    """Logs of a run."""
 
     interval: int = Field(1, ge=1)
     """Steps between log lines."""
     tensorboard: bool = True
-    """Whether TensorBoard files are written beside metrics.jsonl."""
+    """Whether TensorBoard files are written in addition to metrics.jsonl."""
 
 
 class InferenceConfig(Section):
     """Generation."""
 
     max_seq_len: int = Field(16384, ge=1)
-    """Longest prompt and answer together, tokens."""
+    """Longest prompt plus answer, tokens."""
     max_num_frames: int = Field(63, ge=1)
-    """Most frames taken from one video."""
+    """Largest number of frames sampled from one video."""
     prefill_chunk_size: int = Field(8192, ge=1)
-    """Prompt tokens that go through the model at once."""
+    """Prompt tokens per forward pass during prefill."""
     kept_documents: int = Field(4, ge=1)
-    """Prompts with their answers whose keys and values are kept for later prompts that begin alike, as far as memory
-    lasts; the one being answered included."""
+    """Documents (prompt and answer), the current one included, whose keys and values are kept for later prompts with an
+    identical beginning, as far as memory allows."""
     max_new_tokens: int = Field(1024, ge=1)
     """Longest answer, tokens."""
     temperature: float = Field(0.0, ge=0)
     """Sampling temperature; 0 is greedy."""
     top_k: int = Field(0, ge=0)
-    """Sample among this many most probable tokens; 0 for all."""
+    """Sample among this number of most probable tokens; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Sample among the most probable tokens that hold this much probability."""
+    """Sample among the most probable tokens whose probabilities add up to this."""
 
 
 class Config(Section):
-    """A whole run."""
+    """A complete run."""
 
     name: str = "run"
     """Name of the run."""
     output: PathText = "runs/default"
-    """Folder for checkpoints, metrics, the quarantine file and pictures."""
+    """Folder for checkpoints, metrics, the quarantine file and plots."""
     platform: str = "auto"
-    """Device platform, a name of longvita.platforms; auto takes the first one present."""
+    """Device platform, a name of longvita.platforms; auto selects the first one that is available."""
     seed: int = Field(42, ge=0)
-    """Seed of initialisation and of the data order."""
+    """Seed of the initialisation and of the data order."""
     model: ModelConfig = ModelConfig()
     """The model."""
     data: DataConfig = DataConfig()
     """The data."""
     layout: LayoutConfig = LayoutConfig()
-    """The parallel layout."""
+    """The parallel sizes."""
     training: TrainingConfig = TrainingConfig()
     """The training stage."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -416,6 +418,6 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
     logging: LoggingConfig = LoggingConfig()
-    """Reports."""
+    """Logs."""
     inference: InferenceConfig = InferenceConfig()
     """Generation."""

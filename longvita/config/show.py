@@ -1,4 +1,4 @@
-"""Prints a resolved configuration as YAML, each value with a comment that says where it comes from."""
+"""Prints a config as YAML, each value with a comment that names its origin."""
 
 from __future__ import annotations
 
@@ -14,26 +14,20 @@ from longvita.config import names
 from longvita.config.loader import Loaded, dump
 from longvita.config.nodes import FieldPath
 
-LONGEST_LIST = 80
+MAX_LIST_LENGTH = 80
 COMMENT_COLUMN = 52
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the listing: YAML text, then a comment (a source, or a doc string on a line of its own)."""
+    """One line of the listing: YAML text, then a comment (an origin, or a description on a line of its own)."""
 
     text: str
     comment: str = ""
 
 
 def show(loaded: Loaded, console: Console, docs: bool = False) -> None:
-    """Print the configuration; what is printed is YAML that `load` takes back.
-
-    Args:
-        loaded: the configuration with its sources.
-        console: where to print.
-        docs: print each field's doc string and type above it.
-    """
+    """Print a config as YAML that `load` accepts; `docs`: with each field's description and type above it."""
     for line in lines(loaded, docs):
         text = Text(line.text, no_wrap=True)
         if line.comment:
@@ -44,7 +38,7 @@ def show(loaded: Loaded, console: Console, docs: bool = False) -> None:
 
 
 def lines(loaded: Loaded, docs: bool = False) -> Iterator[Line]:
-    """The lines of the listing."""
+    """Yield the lines of the listing."""
     yield from _section(dump(loaded.config), (), loaded, docs)
 
 
@@ -59,7 +53,7 @@ def _section(section: dict[str, Any], path: FieldPath, loaded: Loaded, docs: boo
         if isinstance(value, dict) and value:
             yield Line(key)
             yield from _section(value, here, loaded, docs)
-        elif isinstance(value, list) and len(str(value)) > LONGEST_LIST:
+        elif isinstance(value, list) and len(str(value)) > MAX_LIST_LENGTH:
             yield Line(key, source)
             yield from (Line(f"{indent}  - {_scalar(item)}") for item in value)
         else:
@@ -75,6 +69,6 @@ def _doc(path: FieldPath, indent: str) -> Iterator[Line]:
 
 
 def _scalar(value: Any) -> str:
-    """A value in YAML's flow style, on one line."""
+    """Format a value in YAML's flow style, on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.strip().removesuffix("...").strip()

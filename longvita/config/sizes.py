@@ -1,4 +1,4 @@
-"""Sizes that follow from a config: processes of a replica, layers of a stage, frames of a sequence."""
+"""Sizes derived from a config: processes of a replica, layers of a stage, frames of a sequence."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from longvita.config.schema import TILE_MARKERS, Config
 
 
 def ulysses_size(config: Config) -> int:
-    """CP ranks that trade tokens for heads: layout.ulysses, or as many as heads and groups of a TP rank divide into.
+    """Return the size of the Ulysses groups: layout.ulysses, or the largest that divides CP and a TP rank's groups.
 
-    Ulysses moves each row of queries, keys, values and outputs once, the ring each row of keys and values up to CP - 1
-    times; with more ranks than groups Ulysses would have to send a group to several of them.
+    Ulysses sends each row of queries, keys, values and outputs once; the ring sends each row of keys and values up to
+    CP - 1 times. With more ranks than query groups, Ulysses would have to send a group to several of them.
     """
     layout = config.layout
     if layout.ulysses is not None:
@@ -20,12 +20,12 @@ def ulysses_size(config: Config) -> int:
 
 
 def local_query_groups(config: Config) -> int:
-    """Key and value heads of a TP rank: TP divides the groups until each rank has one."""
+    """Return the key and value heads of a TP rank: query groups / TP, at least 1."""
     return max(config.model.language.num_query_groups // config.layout.tensor_parallel, 1)
 
 
 def replica_size(config: Config) -> int:
-    """Processes of one model replica: TP x PP x CP."""
+    """Return the processes of one model replica: TP x PP x CP."""
     layout = config.layout
     return layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
 
@@ -36,12 +36,12 @@ def processes_to_start(config: Config) -> int:
 
 
 def frames_that_fit(length: int, tokens_per_tile: int, text_tokens: int = 0) -> int:
-    """Most frames (or tiles) whose tokens and markers fit `length` tokens beside `text_tokens` of text."""
+    """Return how many frames (or tiles) with their markers fit `length` tokens in addition to `text_tokens` of text."""
     return max(0, (length - text_tokens) // (tokens_per_tile + TILE_MARKERS))
 
 
 def layers_per_stage(config: Config) -> list[int]:
-    """Language layers of each pipeline stage; only right for a configuration that find_problems passes."""
+    """Return the language layers of each pipeline stage; only valid for a config without problems (find_problems)."""
     layout = config.layout
     first, last = layout.num_layers_in_first_pipeline_stage, layout.num_layers_in_last_pipeline_stage
     middle_stages = layout.pipeline_parallel - (first is not None) - (last is not None)

@@ -92,8 +92,8 @@ def test_an_absent_golden_vector_is_printed_as_such(golden: Path, capsys: pytest
     "layout, message",
     [
         ("tp=3", "tensor_parallel"),
-        ("tp=2,sp=yes", "'sp=yes' is not understood"),
-        ("dp=2", "'dp=2' is not understood"),
+        ("tp=2,sp=yes", "'sp=yes' is not valid"),
+        ("dp=2", "'dp=2' is not valid"),
         ("pp=3", "the layers do not fit the stages"),
     ],
 )

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from longvita.commands.support import dry_run_tables
 from longvita.config.errors import Problem
-from longvita.config.loader import Loaded, placed
+from longvita.config.loader import Loaded, locate
 from longvita.config.sizes import processes_to_start
 from longvita.planning.dry_run.plan_comparison import Figures, compare, counted_figures
 from longvita.planning.dry_run.rank_counts import RankDryRun
@@ -48,7 +48,7 @@ def run(
     """
     world_size = options.world_size or processes_to_start(loaded.config)
     found = dry_run(loaded.config, world_size, options.ranks or None, options.with_files, refused, options.layer_memory)
-    problems = tuple(placed(problem, loaded) for problem in found.problems)
+    problems = tuple(locate(problem, loaded) for problem in found.problems)
     found = dataclasses.replace(found, problems=problems, notes=(*found.notes, *notes))
     figures = planned(found.ranks) if planned is not None else {}
     comparisons = compare(figures, counted_figures(found.ranks))

@@ -41,12 +41,12 @@ CASES = {
     ),
     "first stage without a pipeline": (
         ["layout.num_layers_in_first_pipeline_stage=10"],
-        "needs pipeline parallelism",
+        "requires pipeline parallelism",
         "remove layout.num_layers_in_first_pipeline_stage",
     ),
     "virtual stages without a pipeline": (
         ["layout.virtual_pipeline=2"],
-        "layout.virtual_pipeline = 2: needs pipeline parallelism",
+        "layout.virtual_pipeline = 2: requires pipeline parallelism",
         "layout.virtual_pipeline=1",
     ),
     "virtual stages over layers": (
@@ -80,10 +80,14 @@ CASES = {
         "is not a multiple of 8 = TP (sequence parallel)",
         "sequence_length=16384 or 16392",
     ),
-    "SP without TP": (["layout.sequence_parallel=true"], "needs tensor parallelism", "layout.sequence_parallel=false"),
+    "SP without TP": (
+        ["layout.sequence_parallel=true"],
+        "requires tensor parallelism",
+        "layout.sequence_parallel=false",
+    ),
     "sequence beyond the positions": (
         ["data.sequence_length=2097152"],
-        "is beyond the model's last position",
+        "is longer than the model accepts",
         "at most 1310720",
     ),
     "vision heads": (["model.vision.num_attention_heads=15"], "does not divide the hidden size", "of 1, 2, 4, 8, 16"),
@@ -106,12 +110,12 @@ CASES = {
     ),
     "frames": (
         ["data.max_num_frames=64"],
-        "so many frames do not fit the sequence: 258 tokens each with their markers, so at most 63 fit",
+        "64 frames do not fit the sequence: 258 tokens each with their markers, so at most 63 fit",
         "data.max_num_frames=63 or a longer data.sequence_length",
     ),
     "tiles": (
         ["data.max_num_tiles=12", "data.sequence_length=2048", "data.max_num_frames=7"],
-        "so many tiles and a thumbnail do not fit the sequence: 258 tokens each with their markers, so at most 6 fit",
+        "12 tiles and a thumbnail do not fit the sequence: 258 tokens each with their markers, so at most 6 fit",
         "data.max_num_tiles=6",
     ),
     "not even one tile": (
@@ -119,10 +123,10 @@ CASES = {
         "at most 0 fit",
         "a longer sequence",
     ),
-    "inference length": (["inference.max_seq_len=1310721"], "is beyond the model's last position", "at most 1310720"),
+    "inference length": (["inference.max_seq_len=1310721"], "is longer than the model accepts", "at most 1310720"),
     "inference frames": (
         ["inference.max_seq_len=131072", "inference.max_num_frames=512"],
-        "so many frames do not fit: 258 tokens each with their markers, so at most 508 fit",
+        "512 frames do not fit: 258 tokens each with their markers, so at most 508 fit",
         "inference.max_num_frames=508",
     ),
     "inference answer": (
@@ -160,7 +164,7 @@ CASES = {
         "x PP = 4 for the interleaved schedule",
         "global_batch_size=4 or 8",
     ),
-    "rates": (["optimizer.min_lr=1e-4"], "is above the highest rate", "at most 1e-05"),
+    "rates": (["optimizer.min_lr=1e-4"], "is above the highest learning rate", "at most 1e-05"),
     "parts twice": (["training.trainable=[vision, vision]"], "names a part twice", "each part once"),
     "recompute": (
         ["training.recompute={granularity: full, num_layers: 30}", "layout.pipeline_parallel=2"],
@@ -169,7 +173,7 @@ CASES = {
     ),
     "offload without recomputation": (
         ["training.recompute.offload=true"],
-        "training.recompute.offload = true: puts away the inputs of recomputed layers, but some layers are not",
+        "training.recompute.offload = true: offloads the inputs of recomputed layers, but some layers are not",
         "training.recompute.granularity=full and training.recompute.method=uniform",
     ),
     "offload of some layers": (

@@ -196,7 +196,7 @@ def test_all_problems_at_once_in_the_file_s_order(write_yaml):
 
 def test_a_name_twice_in_a_section(write_yaml):
     path = write_yaml("optimizer:\n  lr: 1e-3\n  clip_grad: 1.0\n  lr: 1e-4\n")
-    assert f"{path}:4: lr: stands twice in one section, first in line 2" in error(path)
+    assert f"{path}:4: lr: occurs twice in one section, first in line 2" in error(path)
 
 
 def test_broken_yaml_has_its_line(write_yaml):

@@ -39,10 +39,13 @@ def test_each_value_has_its_source(write_yaml):
     assert by_name["clip_grad: 1.0"] == "default"
 
 
-def test_docs_tell_meaning_unit_and_type(write_yaml):
+def test_docs_show_meaning_unit_and_type(write_yaml):
     listing = text(load_with_origins(write_yaml("")), docs=True)
     assert "# Length of a packed sequence, tokens. (int)" in listing
-    assert "# Compute precision; bf16 keeps fp32 main parameters and gradients. (one of bf16, fp32)" in listing
+    assert (
+        "# Precision of the computation; with bf16, main parameters and gradients stay in fp32. (one of bf16, fp32)"
+        in listing
+    )
 
 
 def test_the_command(write_yaml):
@@ -62,7 +65,7 @@ def test_an_error_is_one_clean_message_and_exit_code_2(write_yaml):
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
         f"error: {path}:1: optimizer.lrr = 0.001: this name is not known",
-        "    Fix: did you mean optimizer.lr?",
+        "    fix: did you mean optimizer.lr?",
     ]
 
 

@@ -129,7 +129,7 @@ def test_a_training_checkpoint_brings_its_config(tmp_path: Path) -> None:
         (Options(layout="tp=2"), 4, "takes 2 processes .* 4 were started"),
         (Options(layout="cp=2"), 4, r"takes 2 processes \(tp=1, pp=1, cp=2\), but 4 were started"),
         (Options(layout="vp=2,pp=2"), None, "layout.virtual_pipeline is 2, but generation needs 1"),
-        (Options(layout="two"), None, "--layout: 'two' is not understood"),
+        (Options(layout="two"), None, "--layout: 'two' is not valid"),
         (Options(temperature=-1.0), None, "--temperature is -1.0"),
         (Options(max_new_tokens=0), None, "--max_new_tokens is 0"),
     ],

@@ -114,7 +114,7 @@ def test_layouts_in_short(text: str, layout: LayoutConfig, back: str):
 
 @pytest.mark.parametrize("text", ["tp", "tp=0", "tp=-1", "tp=two", "dp=2", "sp=1", "tp=2;pp=2"])
 def test_layouts_that_are_not_understood(text: str):
-    with pytest.raises(LayoutError, match=r"--layout: .* is not understood"):
+    with pytest.raises(LayoutError, match=r"--layout: .* is not valid"):
         parse_layout(text)
 
 

@@ -15,7 +15,7 @@ from longvita.checkpoint.hf.tensor_map import hf_tensors
 from longvita.checkpoint.hf.tensor_names import LONG_VITA
 from longvita.config import dump, load_with_origins
 from longvita.config.errors import Problem
-from longvita.config.loader import placed
+from longvita.config.loader import locate
 from longvita.planning.dry_run import data_check, weight_check
 from longvita.planning.dry_run.run import field_named_in
 from tests.e2e.training_material import write_run
@@ -25,7 +25,7 @@ from tests.tiny_folder import write_tiny_model
 def problems_of(path: Path, *overrides: str) -> list[Problem]:
     """With their places in the config."""
     loaded = load_with_origins(path, list(overrides))
-    return [placed(problem, loaded) for problem in data_check.find_problems(loaded.config)]
+    return [locate(problem, loaded) for problem in data_check.find_problems(loaded.config)]
 
 
 def line_of(path: Path, words: str) -> int:
@@ -174,7 +174,7 @@ def test_an_output_folder_of_another_run(run: Path, tiny) -> None:
     saved["data"] = saved["data"] | {"dataset": {}}
     torch.save(common | {"run": {"config": saved}}, folder / "common.pt")
     manifest.write_manifest(folder, {})
-    told = {problem.field: placed(problem, loaded) for problem in weight_check.look(loaded.config, {})[0]}
+    told = {problem.field: locate(problem, loaded) for problem in weight_check.look(loaded.config, {})[0]}
     assert told.keys() == {"seed", "data.dataset"}
     assert str(told["seed"]).startswith(f"override: seed = 8: is 7 in the checkpoint {folder}")
     assert told["data.dataset"].origin.file == run and "checkpoint.initial=" in told["seed"].fix
