@@ -1,1 +1,1 @@
-"""Hugging Face layouts: Long-VITA, InternVL, Qwen2.5 and InternViT, read and written at any TP and PP."""
+"""Checkpoints: our own training checkpoints, and Hugging Face folders, read and written at any TP and PP."""

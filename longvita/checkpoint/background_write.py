@@ -1,8 +1,8 @@
-"""Megatron's distributed checkpoint written by a thread, from a copy made before training goes on.
+"""Write Megatron's distributed checkpoint in a thread, from a copy made before training continues.
 
-Megatron's own asynchronous writers need either a fork of a process full of communication threads, or helper processes
-that outlive a killed trainer; and one of them does not copy tensors that are in host memory already. Here every tensor
-is copied first, and the thread ends with its process.
+The writer is our own: Megatron's asynchronous writers need either a fork of a process with communication threads, or
+helper processes that outlive a killed trainer, and one of them does not copy tensors that are already in host memory.
+Here every tensor is copied first, and the thread ends with its process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FORMAT = ("torch_dist", 1)
 
 
 class SnapshotWriter(FileSystemWriterAsync):
-    """Copies this rank's part of a checkpoint, then writes it to one file and takes the file's checksum."""
+    """Copies this rank's part of a checkpoint, then writes it to one file and computes the file's checksum."""
 
     def __init__(self, folder: str):
         super().__init__(folder, thread_count=1)
@@ -46,7 +46,7 @@ class SnapshotWriter(FileSystemWriterAsync):
         self.digests: dict[str, Digest] = {}
 
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
-        """Copy the data of every item of the plan to host memory."""
+        """Copy the data of every item in the plan to host memory."""
         self.file_name = f"{plan.storage_data.prefix}0.distcp"
         self.items = [(item, _copy(planner.resolve_data(item), item)) for item in plan.items]
 
@@ -66,7 +66,7 @@ class SnapshotWriter(FileSystemWriterAsync):
         self.digests = {self.file_name: digest(path)}
 
     def retrieve_write_results(self) -> list[WriteResult]:
-        """Where each item stands in the file."""
+        """The position of each item in the file."""
         return self.results
 
 
@@ -77,14 +77,14 @@ def _copy(data: Any, item: Any) -> Any:
 
 
 class SnapshotStrategy(TorchDistSaveShardedStrategy):
-    """Megatron's torch_dist format through a SnapshotWriter, which `writer` holds after `async_save`."""
+    """Megatron's torch_dist format, written by a SnapshotWriter, which is in `writer` after `async_save`."""
 
     def __init__(self) -> None:
         super().__init__(*FORMAT, thread_count=1)
         self.writer: SnapshotWriter | None = None
 
     def async_save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> AsyncRequest:
-        """Copy and plan; a collective. The request writes (`async_fn`) and then finishes on all ranks together."""
+        """Copy and plan. A collective. The request writes (`async_fn`), then finishes on all ranks (`finalize_fns`)."""
         sharded_state_dict, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
         writer = self.writer = SnapshotWriter(str(checkpoint_dir))
         plan, *_ = save_state_dict_async_plan(
@@ -96,7 +96,7 @@ class SnapshotStrategy(TorchDistSaveShardedStrategy):
 
 
 class BackgroundWrite:
-    """An AsyncRequest under way in a thread of its own."""
+    """An AsyncRequest that runs in its own thread."""
 
     def __init__(self, request: AsyncRequest, writer: SnapshotWriter):
         self.request, self.writer = request, writer
@@ -110,6 +110,6 @@ class BackgroundWrite:
         return self._future.done()
 
     def wait(self) -> str | None:
-        """Wait for the end of it; what went wrong, or None."""
+        """Wait until it ends; the error as text, or None."""
         error = self._future.exception()
         return None if error is None else f"{type(error).__name__}: {error}"

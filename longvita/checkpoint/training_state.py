@@ -1,4 +1,4 @@
-"""What a training process holds between steps, and what a checkpoint keeps of it."""
+"""The state of a training process between steps: everything that a checkpoint saves or depends on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longvita.platforms.base import Platform
 
 @dataclass
 class TrainingState:
-    """Everything that a step changes, and the settings it follows."""
+    """Everything that a step changes, and the settings that it uses."""
 
     config: Config
     groups: ParallelGroups
@@ -25,13 +25,13 @@ class TrainingState:
     models: list[LongVITA]
     """The chunks of this process's pipeline stage."""
     chunks: list[DistributedDataParallel]
-    """The same chunks, wrapped; forward passes go through these."""
+    """The same chunks wrapped in DDP; forward passes use these."""
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     iteration: int = 0
     """Optimizer steps done."""
     consumed_sequences: int = 0
-    """Packed sequences that these steps took from the data, over all processes."""
+    """Packed sequences that these steps consumed, over all processes."""
     sample_accounting: SampleAccounting = field(default_factory=SampleAccounting)
     """What became of the samples of these sequences, as of the newest checkpoint."""
 

@@ -1,1 +1,1 @@
-"""A training stage: step, optimizer, checkpoints, metrics, stopping and resuming."""
+"""A training stage: the run, its steps, optimizer, metrics, report, stopping and resuming."""

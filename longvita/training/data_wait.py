@@ -1,4 +1,4 @@
-"""How long a step waits for its data."""
+"""Measure how long a step waits for its data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longvita.data.batch import LocalBatch
 
 
 class TimedBatches(Iterator[LocalBatch]):
-    """Passes micro batches on and adds up the time until each one was there."""
+    """Yields micro batches and sums the time that each one took to arrive."""
 
     def __init__(self, batches: Iterator[LocalBatch], clock: Callable[[], float] = time.perf_counter):
         self._batches, self._clock = batches, clock
@@ -26,7 +26,7 @@ class TimedBatches(Iterator[LocalBatch]):
             self._seconds += self._clock() - start
 
     def take_seconds(self, device: torch.device) -> float:
-        """Seconds waited since the last call, on the rank that waited longest: the others waited for it in their turn.
+        """Seconds waited since the last call, on the rank that waited longest: the other ranks wait for it.
 
         A collective over the whole world.
         """

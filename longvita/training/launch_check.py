@@ -1,4 +1,4 @@
-"""What a training run is refused for before any process starts: starting weights and folders that do not exist."""
+"""Check a training run before any process starts: initial weights and folders that do not exist."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 _HUB_PAGES = ("models", "datasets", "spaces", "docs")
-"""Nobody can have these names on the Hub: they are pages of huggingface.co."""
+"""Names that no owner on the Hub can have: they are pages of huggingface.co."""
 
 
 def check(config: Config, made_before: Sequence[str] = ()) -> None:
-    """Refuse what would only fail later. Raises ConfigError with every problem found.
+    """Raise ConfigError with every missing source of weights and every folder that cannot be made.
 
-    made_before: output folders of the stages before it, which are not there yet.
+    made_before: output folders of earlier stages, which do not exist yet.
     """
     problems = []
     for field in ("initial", "initial_language", "initial_vision"):
@@ -39,7 +39,7 @@ def check(config: Config, made_before: Sequence[str] = ()) -> None:
 
 
 def _folder_problems(field: str, name: str) -> Iterator[Problem]:
-    """Why a folder that a run writes to cannot be made."""
+    """The reason why a folder that a run writes to cannot be made, if there is one."""
     folder = Path(name).absolute()
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
@@ -48,8 +48,10 @@ def _folder_problems(field: str, name: str) -> Iterator[Problem]:
 
 
 def _is_hub_id(name: str) -> bool:
-    """Whether a name that is no folder here can be OWNER/NAME; not when its first part is a folder, a mistyped path,
-    nor when it is one of the Hub's own pages, such as the models/ of the recipes.
+    """Whether a name that is no folder here can be OWNER/NAME.
+
+    It cannot when its first part is a folder (a mistyped path) or one of the Hub's own pages, such as the models/ of
+    the recipes.
     """
     owner = name.partition("/")[0]
     return _HUB_ID.fullmatch(name) is not None and owner not in _HUB_PAGES and not Path(owner).is_dir()

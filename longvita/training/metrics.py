@@ -1,4 +1,4 @@
-"""What a run says about itself: progress on the terminal, metrics.jsonl and TensorBoard."""
+"""Metrics of a run: progress on the terminal, metrics.jsonl and TensorBoard. Rank 0 writes them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typing_extensions import override
 
 from longvita.config.flops import training_flops
 from longvita.config.schema import Config
 from longvita.files import write_atomically
+from longvita.platforms.base import Platform
 from longvita.training.step import StepFigures
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-"""One JSON object a line: of steps ("loss" ...) and of evaluations ("validation")."""
+"""One JSON object a line, for steps ("loss" ...) and for evaluations ("validation")."""
 TENSORBOARD = "tensorboard"
 """Folder of the TensorBoard files."""
 _SMOOTHING = 0.1
@@ -35,14 +39,14 @@ class Speed:
     mfu: float
     """Model FLOPs a second over the peak of all devices, 0 to 1."""
     data_wait_fraction: float
-    """Share of the time in which the rank that waited longest for its data did so, 0 to 1."""
+    """Part of the time that the rank that waited longest for its data spent waiting, 0 to 1."""
 
 
 class Metrics:
-    """Writes the metrics of a run; on one rank only.
+    """Writes the metrics of a run, on one rank only. Use as a context manager.
 
     Lines of steps after `iteration`, left by an earlier process that got further than its newest checkpoint, are
-    dropped: the file always tells one story. Use as a context manager.
+    removed, so that metrics.jsonl has each step once.
     """
 
     def __init__(self, output: Path, config: Config, iteration: int, devices: int, peak_flops: float):
@@ -73,9 +77,9 @@ class Metrics:
             self._board.close()
 
     def step(self, iteration: int, figures: StepFigures, seconds: float, waited: float) -> None:
-        """Note a step that took `seconds`, of which it waited for data for `waited`.
+        """Add a step that took `seconds`, `waited` of them waiting for data.
 
-        Written every logging.interval steps and at the last one of this process.
+        Lines are written every logging.interval steps and after the last step of this process.
         """
         work = figures.batch.work
         self.iteration, self._unwritten = iteration, figures
@@ -127,7 +131,7 @@ class Metrics:
         self._progress.step(self.iteration, figures, speed, self._steps)
 
     def validation(self, losses: dict[str, float | None]) -> None:
-        """Note the held-out loss of each source after the newest step."""
+        """Write the held-out loss of each source after the newest step."""
         self._append({"step": self.iteration, "validation": losses})
         self._scalars({f"validation/{source}": loss for source, loss in losses.items() if loss is not None})
         self._progress.say(
@@ -139,7 +143,7 @@ class Metrics:
         )
 
     def say(self, text: RenderableType) -> None:
-        """A line or a table for people."""
+        """Print a line or a table."""
         self._progress.say(text)
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -152,8 +156,48 @@ class Metrics:
                 self._board.add_scalar(name, value, self.iteration)
 
 
+class NoMetrics(Metrics):
+    """Metrics of the ranks that report nothing."""
+
+    @override
+    def __init__(self) -> None:
+        pass
+
+    @override
+    def __enter__(self) -> NoMetrics:
+        return self
+
+    @override
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @override
+    def step(self, iteration: int, figures: StepFigures, seconds: float, waited: float) -> None:
+        pass
+
+    @override
+    def validation(self, losses: dict[str, float | None]) -> None:
+        pass
+
+    @override
+    def say(self, text: RenderableType) -> None:
+        pass
+
+
+def open_metrics(config: Config, platform: Platform, iteration: int) -> Metrics:
+    """Metrics that rank 0 writes and the other ranks ignore. A collective over the whole world.
+
+    All ranks measure the peak FLOPs at the same time, as they later compute at the same time.
+    """
+    dist.barrier()
+    peak = platform.peak_flops(torch.bfloat16 if config.training.precision == "bf16" else torch.float32)
+    if dist.get_rank() != 0:
+        return NoMetrics()
+    return Metrics(Path(config.output), config, iteration, dist.get_world_size(), peak)
+
+
 def read_metrics(output: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, oldest first; a last line cut by a crash is left out."""
+    """Read the lines of a run's metrics, oldest first; a last line cut by a crash is left out."""
     path = output / METRICS
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -171,7 +215,7 @@ def _tensorboard(output: Path, iteration: int) -> Any:
 
 
 class _Progress:
-    """A live bar on a terminal, a line per report elsewhere."""
+    """A live bar on a terminal, one line for each report elsewhere."""
 
     def __init__(self, config: Config, iteration: int):
         self._total = config.training.train_iterations
@@ -217,7 +261,7 @@ class _Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42s, 3m05s, 2h07m."""
+    """Format seconds for people: 42s, 3m05s, 2h07m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

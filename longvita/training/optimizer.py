@@ -1,4 +1,4 @@
-"""The distributed optimizer, its parameter groups and the schedule of their learning rates, on megatron-core."""
+"""Build megatron-core's distributed optimizer, its parameter groups and the schedule of their learning rates."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _VISION_LAYER = re.compile(r"vision_model\.decoder\.layers\.(\d+)\.")
 
 
 def learning_rate_multiplier(name: str, config: Config) -> float:
-    """Learning rate of the parameter called `name` over `optimizer.lr`.
+    """Factor from `optimizer.lr` to the learning rate of the parameter called `name`.
 
-    In the vision tower it falls from layer to layer as in BEiT (arXiv 2106.08254): layer i of L, counted from 0, has
+    In the vision encoder it falls from layer to layer as in BEiT (arXiv 2106.08254): layer i of L, counted from 0, has
     decay ** (L - i) and the embeddings decay ** (L + 1), times vision_lr_mult.
     """
     optimizer = config.optimizer
@@ -36,15 +36,15 @@ def learning_rate_multiplier(name: str, config: Config) -> float:
 
 
 def weight_decay_multiplier(name: str, parameter: torch.Tensor) -> float:
-    """0 for biases, norms, layer scales and whatever else has one dimension; 1 for the rest."""
+    """0 for biases, norms, layer scales and other parameters of one dimension; 1 for all others."""
     return 0.0 if parameter.dim() <= 1 or name.endswith(".bias") else 1.0
 
 
 def group_overrides(chunks: Sequence[torch.nn.Module], config: Config) -> dict[ParamKey, ParamGroupOverride]:
     """Megatron's overrides that put each parameter in the group of its learning rate and weight decay.
 
-    Every group has a multiplier of its own: on load Megatron tells groups apart by `lr_mult` and `wd_mult`, not by
-    their rates.
+    Every group has its own multipliers: on load Megatron identifies groups by `lr_mult` and `wd_mult`, not by their
+    rates.
     """
     kinds = {
         (learning_rate_multiplier(name, config), weight_decay_multiplier(name, parameter))
@@ -76,9 +76,9 @@ def _group_override(lr: float, decay: float, optimizer: OptimizerConfig) -> Para
 def build_optimizer(chunks: Sequence[torch.nn.Module], config: Config) -> MegatronOptimizer:
     """AdamW sharded over data-parallel ranks, with fp32 main parameters for bf16 ones.
 
-    `chunks` are wrapped in Megatron's DDP. A stage without trainable parameters gets the same groups, empty: it takes
-    part in the norm's reductions and in checkpoints. Without gradients while it is built: its fp32 main parameters are
-    views of the weights, and torch would warn at each use of `.grad` of a view that has a history.
+    `chunks` are wrapped in Megatron's DDP. A pipeline stage without trainable parameters gets the same groups, empty:
+    it takes part in the reduction of the gradient norm and in checkpoints. It is built without autograd: its fp32 main
+    parameters are views of the weights, and torch would warn at each use of `.grad` of a view that has a history.
     """
     settings = config.optimizer
     bf16 = config.training.precision == "bf16"
@@ -103,7 +103,7 @@ def build_optimizer(chunks: Sequence[torch.nn.Module], config: Config) -> Megatr
 
 
 def warmup_steps(config: Config) -> int:
-    """Steps in which the rate rises; below the number of steps, as Megatron's schedule asks."""
+    """Steps in which the rate rises; fewer than all steps, as Megatron's schedule requires."""
     steps = decay_steps(config)
     return min(round(config.optimizer.warmup_fraction * steps), steps - 1)
 
@@ -114,9 +114,9 @@ def decay_steps(config: Config) -> int:
 
 
 def build_scheduler(optimizer: Any, config: Config) -> OptimizerParamScheduler:
-    """Warm-up from 0, then decay; advance it before each step, so that the last of N steps has `min_lr`.
+    """Warm up from 0, then decay; advance it before each step, so that the last of N steps has `min_lr`.
 
-    The rates are a function of the number of steps alone: settings come from the config, the number from a checkpoint.
+    The rates depend on the number of steps alone: settings come from the config, the number from a checkpoint.
     """
     settings, steps = config.optimizer, decay_steps(config)
     return OptimizerParamScheduler(

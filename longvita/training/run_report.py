@@ -1,4 +1,4 @@
-"""What is left of a run when it ends: report.json, a picture of its losses, and the sample accounting."""
+"""The report of a run: what it prints at its start and end, report.json, loss.png and sample_accounting.json."""
 
 from __future__ import annotations
 
@@ -11,41 +11,78 @@ from typing import Any
 import torch.distributed as dist
 from rich.table import Table
 
+from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.data.audit.sample_accounting import FILE_NAME as ACCOUNTING_FILE
 from longvita.data.audit.sample_accounting import OutcomeCounts, SampleAccounting
+from longvita.data.loader import Loader
 from longvita.data.quarantine import FILE_NAME as QUARANTINE_FILE
 from longvita.data.quarantine import count_reasons, read_quarantine, reasons_text
 from longvita.files import write_atomically
-from longvita.training.metrics import read_metrics
+from longvita.training.metrics import Metrics, read_metrics
+from longvita.training.signals import StopReason
 
 REPORT = "report.json"
 PICTURE = "loss.png"
 _WINDOW = 20
 
 
-def add_up(account: SampleAccounting, own: OutcomeCounts) -> SampleAccounting:
-    """The account with the tallies of all processes; a collective over the whole world."""
-    tallies: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(tallies, own)
-    return account.plus(tallies)
+def start_text(state: TrainingState, resumed: Path | None) -> str:
+    """The line that a run prints at its start: where it starts, its layout, size and device."""
+    config, groups = state.config, state.groups
+    layout = f"TP {groups.tp_size}, PP {groups.pp_size}, CP {groups.cp_size}, DP {groups.dp_size}"
+    start = f"resumes from {resumed}" if resumed else "starts"
+    weights = sum(parameter.numel() for model in state.models for parameter in model.parameters())
+    return (
+        f"{config.name}: {start} at step {state.iteration} of {config.training.train_iterations}, {layout}, "
+        f"{weights:,} parameters on the first process, {state.platform.describe()}"
+    )
 
 
-def write_sample_accounting(output: Path, report: dict[str, Any]) -> None:
-    """Writes sample_accounting.json of a run."""
-    write_atomically(output / ACCOUNTING_FILE, json.dumps(report, indent=1) + "\n")
+def data_change_text(state: TrainingState, resumed: Path | None) -> str:
+    """The warning that a run prints when its data are not those of its checkpoint."""
+    return (
+        f"the data are not those that {resumed} was trained on (files grew, changed or were fixed). From sequence "
+        f"{state.consumed_sequences:,} on the order is another one; samples of this epoch may come twice or never; "
+        f"{ACCOUNTING_FILE} lists the change"
+    )
+
+
+def finish_report(state: TrainingState, reason: StopReason, loader: Loader | None, metrics: Metrics) -> None:
+    """Write the files of a run that ended, and print its sample accounting and why it stopped; on rank 0 alone.
+
+    loader: what the samples came from; None when all steps had been done before.
+    """
+    output, word = Path(state.config.output), "complete" if reason is StopReason.NONE else reason.name.lower()
+    write_report(output, state.config, state.iteration, word)
+    if loader is not None:
+        accounting = state.sample_accounting.report(loader.catalog, state.consumed_sequences)
+        write_atomically(output / ACCOUNTING_FILE, json.dumps(accounting, indent=1) + "\n")
+        metrics.say(sample_accounting_table(accounting))
+    if reason is not StopReason.NONE:
+        metrics.say(
+            f"stopped by {word.replace('_', ' ')} after step {state.iteration}, saved; "
+            f"the same command resumes from there (exit code {reason.exit_code})"
+        )
+
+
+def add_up(accounting: SampleAccounting, own: OutcomeCounts) -> SampleAccounting:
+    """Add the counts of all processes; a collective over the whole world."""
+    counts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(counts, own)
+    return accounting.plus(counts)
 
 
 def sample_accounting_table(report: dict[str, Any]) -> Table:
-    """What sample_accounting.json holds, one row a source."""
+    """The content of sample_accounting.json as a table, one row a source."""
     table = Table(
         "source",
         title=f"samples of {report['sequences']:,} sequences, see {ACCOUNTING_FILE}",
-        caption=f"each one that is set aside: {report['quarantine']}",
+        caption=f"each quarantined sample is listed in {report['quarantine']}",
     )
     for name in ("planned", "delivered", "repeated"):
         table.add_column(name, justify="right")
-    for name in ("set aside", "unusable"):
+    for name in ("quarantined", "unusable"):
         table.add_column(name)
     for source, counts in report["sources"].items():
         numbers = (f"{counts[name]:,}" for name in ("planned", "delivered", "repeated"))
@@ -56,7 +93,7 @@ def sample_accounting_table(report: dict[str, Any]) -> Table:
 def write_report(output: Path, config: Config, iteration: int, reason: str) -> None:
     """Write report.json and loss.png of a run that ended after `iteration` steps for `reason`.
 
-    Times, tokens and losses come from the metrics, samples set aside from the quarantine file, so those of earlier
+    Times, tokens and losses come from the metrics, quarantined samples from the quarantine file, so those of earlier
     processes of the same run count.
     """
     lines = read_metrics(output)
@@ -81,7 +118,7 @@ def write_report(output: Path, config: Config, iteration: int, reason: str) -> N
 
 
 def quarantined(output: Path) -> dict[str, Any]:
-    """How many samples the run set aside, by reason and by source."""
+    """Count the quarantined samples of a run, by reason and by source."""
     entries = read_quarantine(output / QUARANTINE_FILE)
     return {
         "samples": len(entries),
@@ -91,7 +128,7 @@ def quarantined(output: Path) -> dict[str, Any]:
 
 
 def draw_losses(path: Path, title: str, steps: Sequence[dict], evaluations: Sequence[dict]) -> None:
-    """A picture of the loss by step: every step in grey, the running mean, and the held-out losses as dots."""
+    """Draw the loss by step: every step in grey, the running mean, and the held-out losses as dots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -37,13 +37,13 @@ class StopReason(IntEnum):
         }[self]
 
 
-class StopWatch:
-    """Notes requests to stop, and agrees on them with the other ranks between steps.
+class StopRequests:
+    """Records requests to stop, and agrees on them with the other ranks between steps.
 
-    Use as a context manager: it holds the handlers of SIGTERM and SIGINT inside. When the ranks have agreed to stop,
-    both are ignored after it. `srun -K1` sends SIGTERM to all ranks as soon as the first one has ended with a code
-    other than 0: the others, a moment later, shall end with the same code. (Python puts other handlers back to the
-    default while it ends, and leaves ignored signals ignored.)
+    Use as a context manager, which installs handlers of SIGTERM and SIGINT. If the ranks have agreed to stop, both
+    signals are ignored afterwards: `srun -K1` sends SIGTERM to all ranks as soon as the first one has ended with a code
+    other than 0, and the others must still end with the same code. (Python resets other handlers to the default while
+    it exits, and leaves ignored signals ignored.)
     """
 
     def __init__(self, time_limit_minutes: float | None, clock: Callable[[], float] = time.monotonic):
@@ -53,9 +53,9 @@ class StopWatch:
         self._agreed = StopReason.NONE
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopWatch:
+    def __enter__(self) -> StopRequests:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,14 +63,14 @@ class StopWatch:
             signal.signal(number, handler if self._agreed is StopReason.NONE else signal.SIG_IGN)
         self._previous.clear()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         # A second signal changes nothing: launchers and terminals often send two.
         reason = StopReason.SIGTERM if number == signal.SIGTERM else StopReason.SIGINT
         self._signal = max(self._signal, reason)
 
     @property
-    def wish(self) -> StopReason:
-        """What this rank alone would do."""
+    def requested(self) -> StopReason:
+        """The stop requested of this rank, NONE without any."""
         if self._signal != StopReason.NONE:
             return self._signal
         if self._deadline is not None and self._clock() >= self._deadline:
@@ -78,12 +78,12 @@ class StopWatch:
         return StopReason.NONE
 
     def agree(self, device: torch.device) -> StopReason:
-        """The same answer on every rank: the highest of all ranks' wishes. A collective over the whole world."""
-        # Not at the top: the command that starts the processes reads the exit codes alone.
+        """The highest of all ranks' requests, identical on every rank. A collective over the whole world."""
+        # Not at the top: the command that starts the processes only reads the exit codes.
         import torch
         import torch.distributed as dist
 
-        wish = torch.tensor(int(self.wish), dtype=torch.int32, device=device)
-        dist.all_reduce(wish, op=dist.ReduceOp.MAX)
-        self._agreed = StopReason(int(wish))
+        highest = torch.tensor(int(self.requested), dtype=torch.int32, device=device)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        self._agreed = StopReason(int(highest))
         return self._agreed

@@ -1,13 +1,17 @@
-"""What a training process holds between steps: wrapped model chunks, optimizer, schedule and position."""
+"""Build the state that a training stage starts from: wrapped model chunks, optimizer and schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.module import Float16Module
 
+from longvita.checkpoint.hf.read_weights import read_weights
+from longvita.checkpoint.load import load_state
+from longvita.checkpoint.sources import load_weights
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.model.build import build_model
@@ -17,6 +21,34 @@ from longvita.platforms.base import Platform
 from longvita.training.optimizer import build_optimizer, build_scheduler
 
 
+def start_or_resume(
+    config: Config, groups: ParallelGroups, platform: Platform, checkpoint: Path | None
+) -> TrainingState:
+    """The state from a checkpoint of the run, or its first state when `checkpoint` is None. A collective."""
+    models = build_model(config, groups, platform, fresh=checkpoint is None)
+    if checkpoint is None:
+        read_initial_weights(models, config, groups, platform)
+    state = build_state(config, groups, platform, models)
+    if checkpoint is not None:
+        load_state(state, checkpoint)
+    return state
+
+
+def read_initial_weights(models: list[LongVITA], config: Config, groups: ParallelGroups, platform: Platform) -> None:
+    """Fill initialised chunks from the weights that config.checkpoint names; other parts stay as initialised.
+
+    First `initial` (a checkpoint of ours, or a Hugging Face folder or Hub id), then `initial_language` and
+    `initial_vision`, which override it. A collective. Raises CheckpointError.
+    """
+    sources = config.checkpoint
+    if sources.initial is not None:
+        load_weights(models, sources.initial, groups, platform)
+    if sources.initial_language is not None:
+        read_weights(models, sources.initial_language, groups, parts=("language",))
+    if sources.initial_vision is not None:
+        read_weights(models, sources.initial_vision, groups, parts=("vision",))
+
+
 def build_state(
     config: Config,
     groups: ParallelGroups,
@@ -24,13 +56,13 @@ def build_state(
     models: Sequence[LongVITA] | None = None,
     fresh: bool = True,
 ) -> TrainingState:
-    """A state before its first step, around `models` or around freshly built ones (see build_model for `fresh`).
+    """Build a state before its first step, from `models` or from newly built ones (see build_model for `fresh`).
 
     The optimizer copies bf16 weights to fp32 here: call `optimizer.reload_model_params()` if weights change later.
     """
     models = list(models) if models is not None else build_model(config, groups, platform, fresh=fresh)
-    # Megatron's optimizer wants one way of reducing for all chunks of a stage.
-    overlap = config.training.overlap_grad_reduce and not any(_reports_vary(model, config) for model in models)
+    # Megatron's optimizer needs all chunks of a stage to reduce gradients the same way.
+    overlap = config.training.overlap_grad_reduce and not any(_has_varying_reports(model, config) for model in models)
     chunks = [_wrap(model, config, index, overlap) for index, model in enumerate(models)]
     optimizer = build_optimizer(chunks, config)
     return TrainingState(config, groups, platform, models, chunks, optimizer, build_scheduler(optimizer, config))
@@ -50,11 +82,11 @@ def _wrap(model: LongVITA, config: Config, index: int, overlap: bool) -> Distrib
     )
 
 
-def _reports_vary(model: LongVITA, config: Config) -> bool:
+def _has_varying_reports(model: LongVITA, config: Config) -> bool:
     """Whether a gradient is reported ready a different number of times from batch to batch.
 
-    A tower that is computed again reports once a round of tiles; megatron-core 0.16.1 starts each reduction at the
-    number of reports of the first batch, so that later ones would start early, or not at all.
+    A vision encoder that is recomputed reports once for each chunk of tiles. megatron-core 0.16.1 starts each reduction
+    at the number of reports in the first batch, so that later ones would start early, or not at all.
     """
     training = config.training
     return model.vision_model is not None and training.recompute.vision and "vision" in training.trainable

@@ -30,14 +30,14 @@ from longvita.processes import EXIT_FAILED
 
 
 class TrainingError(UserError, RuntimeError):
-    """A step that cannot be done: shapes that do not fit, or a gradient that is not a number."""
+    """A run cannot continue: shapes do not fit, a gradient is not finite, or a checkpoint was not written."""
 
     exit_code = EXIT_FAILED
 
 
 @dataclass
 class LossFigures:
-    """Losses of a global batch, the same on every rank."""
+    """Losses of a global batch, identical on every rank."""
 
     loss: float
     """Mean over the loss tokens; 0 when there are none."""
@@ -48,7 +48,7 @@ class LossFigures:
 
 @dataclass
 class BatchFigures:
-    """What a global batch held, the same on every rank."""
+    """The content of a global batch, identical on every rank."""
 
     work: Workload
     """Documents, tiles and loss tokens, padding left out."""
@@ -57,7 +57,7 @@ class BatchFigures:
 
 @dataclass
 class StepFigures:
-    """What a step reports, the same on every rank."""
+    """The figures of a step, identical on every rank."""
 
     losses: LossFigures
     batch: BatchFigures
@@ -69,7 +69,7 @@ class StepFigures:
 
 @dataclass
 class _Counter:
-    """Passes this rank's micro batches on to the schedule and counts what they hold."""
+    """Passes this rank's micro batches to the schedule and counts their content."""
 
     batches: Iterator[LocalBatch]
     expected_tokens: int
@@ -81,7 +81,7 @@ class _Counter:
         for batch in self.batches:
             self._check(batch)
             lengths = batch.cu_seqlens.diff().tolist()
-            # Padding is a document of its own, without a source.
+            # Padding is a separate document without a source.
             self.work.add_documents(n for n, source in zip(lengths, batch.document_sources, strict=True) if source)
             self.work.tiles += len(batch.tile_starts)
             self.padding_tokens += batch.padding_tokens
@@ -101,9 +101,9 @@ def train_step(state: TrainingState, batches: Iterable[LocalBatch], micro_batche
 
     A global batch without a loss token, as when none of its files can be read, changes no weight.
 
-    `batches` yields this rank's micro batches, on any device; `micro_batches` of them are taken
-    (state.micro_batches when absent). All ranks must call it together. Raises TrainingError when the gradient norm is
-    not finite; the weights are lost then, the newest checkpoint is not.
+    `batches` yields this rank's micro batches, on any device; `micro_batches` of them are used (state.micro_batches
+    when absent). A collective over the whole world. Raises TrainingError when the gradient norm is not finite: the
+    weights are lost then, the newest checkpoint is not.
     """
     for chunk in state.chunks:
         chunk.train()
@@ -126,7 +126,7 @@ def train_step(state: TrainingState, batches: Iterable[LocalBatch], micro_batche
 def evaluate(
     state: TrainingState, batches: Iterable[LocalBatch], micro_batches: int, sources: Sequence[str]
 ) -> tuple[LossFigures, BatchFigures]:
-    """Losses of this replica's next `micro_batches` batches without a backward pass. All ranks call it together."""
+    """Losses of this replica's next `micro_batches` batches, without a backward pass. A collective over the world."""
     for chunk in state.chunks:
         chunk.eval()
     return forward_backward(state, batches, micro_batches, tuple(sources), forward_only=True)
@@ -139,8 +139,10 @@ def forward_backward(
     sources: tuple[str, ...],
     forward_only: bool = False,
 ) -> tuple[LossFigures, BatchFigures]:
-    """Runs the pipeline schedule; afterwards `main_grad` of each parameter holds the gradient of the global loss
-    (with the distributed optimizer, the shard of it that this rank updates).
+    """Run the pipeline schedule over the micro batches.
+
+    Afterwards `main_grad` of each parameter holds the gradient of the global loss (with the distributed optimizer, the
+    shard of it that this rank updates).
     """
     iterator = iter(batches)
     first = next(iterator, None)
@@ -163,7 +165,7 @@ def forward_backward(
 
 
 def _prepare_schedule(state: TrainingState) -> None:
-    """Gives Megatron's schedules the functions they call; they look at the chunks' configs."""
+    """Set the functions that Megatron's schedules call, which they read from the chunks' configs."""
     no_sync: list[Any] = [chunk.no_sync for chunk in state.chunks]
     for model in state.models:
         settings: Any = model.config
@@ -183,7 +185,7 @@ def _forward(state: TrainingState, sources: tuple[str, ...], stream: Iterator[Lo
 
 
 def _loss(batch: LocalBatch, sources: tuple[str, ...], output: tuple) -> tuple[Tensor, Tensor, dict]:
-    """What the schedule wants from the last stage: the loss to differentiate, its tokens, and what to keep."""
+    """The values that the schedule needs from the last stage: loss to differentiate, its tokens, and a record."""
     loss, losses, positions = output
     tokens = torch.tensor(len(losses), dtype=torch.int, device=loss.device)
     record = {
@@ -210,7 +212,7 @@ def _by_source(batch: LocalBatch, sources: tuple[str, ...], losses: Tensor, posi
 def _gather_figures(
     state: TrainingState, records: list[dict], counter: _Counter, sources: tuple[str, ...]
 ) -> tuple[LossFigures, BatchFigures]:
-    """Adds up over all ranks: losses from the last stages, the batch's content from the first ones, each once."""
+    """Sum over all ranks: losses of the last stages, the batch's content of the first ones, each once."""
     groups, device = state.groups, state.platform.device
     sums = torch.zeros(1 + len(sources), dtype=torch.float32, device=device)
     counts = torch.zeros(5 + len(sources), dtype=torch.int64, device=device)
@@ -219,8 +221,8 @@ def _gather_figures(
         content = [work.tokens, work.attention_pairs, work.tiles, counter.padding_tokens]
         counts[:4] = torch.tensor(content, dtype=torch.int64)
     if groups.tp_rank == 0 and groups.is_last_stage:
-        # Each CP rank has the losses of its own rows. Micro batches are added in double precision, so that their number
-        # leaves no trace in the loss.
+        # Each CP rank has the losses of its own rows. Micro batches are summed in double precision, so that how many
+        # there are does not change the loss.
         sums[0] = torch.stack([record["loss"] for record in records]).cpu().double().sum()
         sums[1:] = torch.stack([record["source_losses"] for record in records]).cpu().double().sum(dim=0)
         counts[4] = torch.stack([record["tokens"] for record in records]).sum()

@@ -13,8 +13,8 @@ from longvita.training.step import evaluate
 def held_out_losses(state: TrainingState) -> dict[str, float | None]:
     """Mean loss of each source of data.validation over its first training.validation_sequences packed sequences.
 
-    None for a source of which nothing could be read. The same sequences each time and at every layout, so that losses
-    compare. A collective over the whole world.
+    None for a source of which nothing could be read. The sequences are identical each time and at every layout, so that
+    losses can be compared. A collective over the whole world.
     """
     micro_batches = validation_micro_batches(state)
     ranks = LoaderRanks.from_groups(state.groups)
@@ -27,12 +27,13 @@ def held_out_losses(state: TrainingState) -> dict[str, float | None]:
 
 
 def validation_micro_batches(state: TrainingState) -> int:
-    """Micro batches of this replica that hold training.validation_sequences sequences over all replicas, or more: the
-    loader fills the rest with padding.
+    """Micro batches of this replica, so that all replicas hold training.validation_sequences sequences or more.
+
+    The loader fills the rest with padding.
     """
     training, layout = state.config.training, state.config.layout
     number = math.ceil(training.validation_sequences / (training.micro_batch_size * state.groups.dp_size))
     if layout.virtual_pipeline > 1:
-        # The interleaved schedule takes micro batches in groups of the number of stages.
+        # The interleaved schedule needs a multiple of the number of stages.
         number = math.ceil(number / state.groups.pp_size) * state.groups.pp_size
     return number

@@ -30,15 +30,15 @@ def _state(platform: Platform, models: list, optimizer: Any, is_loading: bool) -
 
 
 def _train(models: list, optimizer: Any, steps: range, replicas: int, replica: int) -> list[float | None]:
-    """Each replica takes its share of the micro batches."""
+    """Train; each replica uses its part of the micro batches."""
     from tests.distributed import tiny_gpt
 
-    share = MICRO_BATCHES // replicas
-    return [tiny_gpt.train_step(models, optimizer, step, share, replica * share) for step in steps]
+    part = MICRO_BATCHES // replicas
+    return [tiny_gpt.train_step(models, optimizer, step, part, replica * part) for step in steps]
 
 
 def _start(rank: int, world_size: int, folder: str, layout: dict) -> list[float | None]:
-    """Trains, saves, trains on."""
+    """Train, save, continue training."""
     platform = _activate()
     from megatron.core import dist_checkpointing, parallel_state
 
@@ -54,7 +54,7 @@ def _start(rank: int, world_size: int, folder: str, layout: dict) -> list[float 
 
 
 def _resume(rank: int, world_size: int, folder: str, layout: dict) -> list[float | None]:
-    """Loads and trains on."""
+    """Load and continue training."""
     platform = _activate()
     from megatron.core import dist_checkpointing, parallel_state
 
@@ -85,7 +85,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[float]]:
     [(1, {}), (2, {}), (2, {"tp": 2, "sp": True}), (2, {"pp": 2})],
     ids=["dp1", "dp2", "tp2_sp", "pp2"],
 )
-def test_dp2_checkpoint_goes_on_at_any_layout(saved: tuple[str, list[float]], processes: int, layout: dict) -> None:
+def test_a_dp2_checkpoint_resumes_at_any_layout(saved: tuple[str, list[float]], processes: int, layout: dict) -> None:
     folder, undisturbed = saved
     assert (Path(folder) / ".metadata").exists()
     resumed = _mean(run_distributed(_resume, processes, folder, layout))

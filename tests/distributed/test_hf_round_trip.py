@@ -1,4 +1,4 @@
-"""Hugging Face weights into every layout and out again, bit by bit; errors reach every rank."""
+"""Hugging Face weights read at every layout and written again, bit by bit; errors reach every rank."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def settings(layout: dict[str, Any], tied: bool = False, precision: str = "fp32"
 
 
 def random_folder(folder: Path, dtype: torch.dtype = torch.float32, tied: bool = False, vocabulary: int = 400) -> Path:
-    """A folder in the published layout with random weights; returns it."""
+    """Write a folder in the published format with random weights; its path."""
     model = settings({}, tied).model
     generator = torch.Generator().manual_seed(9)
     tensors = {x.name: torch.randn(x.shape, generator=generator).to(dtype) for x in hf_tensors(model, LONG_VITA)}
@@ -78,7 +78,7 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def read_and_write(rank: int, world: int, config: Config, source: str, target: str, tokenizer: str) -> list[str]:
-    """Reads SOURCE, writes TARGET/long_vita and TARGET/internvl; the parameters' names on this rank."""
+    """Read SOURCE, write TARGET/long_vita and TARGET/internvl; the parameters' names on this rank."""
     platform = get("cpu")
     platform.activate()
     groups = initialize(config, platform)
@@ -130,7 +130,7 @@ def test_bf16_and_tied_embeddings_come_back_too(tmp_path: Path, tokenizer: str, 
     same(load_all(tmp_path / "long_vita"), wanted)
 
 
-def test_a_shorter_vocabulary_is_filled_alike_at_every_tp(tmp_path: Path, tokenizer: str):
+def test_a_shorter_vocabulary_is_filled_identically_at_every_tp(tmp_path: Path, tokenizer: str):
     source = random_folder(tmp_path / "source", vocabulary=150)
     for name in ("tp1", "tp2_sp"):
         config = settings(LAYOUTS[name])
@@ -172,7 +172,7 @@ def write_ours(rank: int, world: int, config: Config, source: str, target: str) 
     save_weights(models, config, Path(target), platform)
 
 
-def test_a_checkpoint_of_ours_becomes_a_folder_in_another_layout(tmp_path: Path):
+def test_a_training_checkpoint_is_converted_at_another_layout(tmp_path: Path):
     """Folder, checkpoint at TP2, then `longvita convert` at PP2."""
     source = random_folder(tmp_path / "source")
     step = tmp_path / "checkpoint"

@@ -1,4 +1,4 @@
-"""A run that is saved and resumed goes on as if it had never stopped."""
+"""A run that is saved and resumed continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from longvita.checkpoint.step_folders import step_folders
 from longvita.data.audit.sample_accounting import SampleAccounting
 from longvita.training import state as state_module
 from tests.distributed.helpers import run_distributed
-from tests.distributed.training_runs import go_on, run_config, start, tensors, unequal
+from tests.distributed.training_runs import run_config, run_steps, start, tensors, unequal
 
 STEPS = 3
 """Steps before the checkpoint."""
 TOLERANT = ["tp2_sp", "pp2", "dp2", "cp2"]
-"""Layouts that a run is moved between."""
+"""Layouts that a run is resumed at, from each other."""
 
 
 def save_after(config, folder: Path, steps: int = STEPS, **batches):
-    """A fresh run of some steps and its checkpoint; the state, which goes on."""
+    """Train a new run for some steps and start to save it; the state and the Checkpointer."""
     state = start(config)
-    go_on(state, steps, **batches)
+    run_steps(state, steps, **batches)
     checkpointer = Checkpointer(folder, keep=2, platform=state.platform)
     checkpointer.save(state)
     return state, checkpointer
 
 
 def resume(config, folder: Path):
-    """A new state of the layout in `config`, from the newest checkpoint."""
+    """A new state at the layout in `config`, from the newest checkpoint."""
     state = start(config)
     load_state(state, newest_intact(folder))
     return state
 
 
 def same_layout(rank, world_size, layout, folder):
-    return [resumed_alike(layout, {"precision": p}, Path(folder) / p) for p in ("fp32", "bf16")]
+    return [resumed_identically(layout, {"precision": p}, Path(folder) / p) for p in ("fp32", "bf16")]
 
 
-def resumed_alike(layout, training, folder):
-    """Steps without a stop against steps after a resume; figures of what was compared."""
+def resumed_identically(layout, training, folder):
+    """Compare steps without a stop with steps after a resume; the number of tensors, and the rates."""
     config = run_config(layout, training=training)
     state, checkpointer = save_after(config, folder)
-    expected = go_on(state, 3)
+    expected = run_steps(state, 3)
     checkpointer.poll(wait=True)
     wanted = tensors(state)
     other = resume(config, folder)
     assert (other.iteration, other.consumed_sequences) == (STEPS, 4 * STEPS)
-    assert go_on(other, 3) == expected
+    assert run_steps(other, 3) == expected
     different = unequal(wanted, tensors(other))
     assert different == []
     rates = {group["lr"] for group in other.optimizer.param_groups}
@@ -66,7 +66,7 @@ def resumed_alike(layout, training, folder):
 
 
 @pytest.mark.parametrize("layout", ["tp2_sp", "dp2", "pp2", "cp2"])
-def test_same_layout_is_bitwise(layout, tmp_path):
+def test_the_same_layout_resumes_bitwise(layout, tmp_path):
     results = run_distributed(same_layout, 2, layout, str(tmp_path))
     for tensor_count, same_rates, rate_count in itertools.chain(*results):
         assert tensor_count > 30
@@ -76,7 +76,7 @@ def test_same_layout_is_bitwise(layout, tmp_path):
 def projector_alone(rank, world_size, folder):
     config = run_config("pp2", training={"trainable": ["projector"]})
     before = tensors(start(config))
-    resumed_alike("pp2", {"trainable": ["projector"]}, Path(folder))
+    resumed_identically("pp2", {"trainable": ["projector"]}, Path(folder))
     changed = unequal(before, tensors(resume(config, Path(folder))))
     return [name for name in changed if name.startswith("0/")]
 
@@ -88,16 +88,16 @@ def test_projector_alone_with_a_stage_that_trains_nothing(tmp_path):
 
 
 def other_layouts(rank, world_size, layout, folder):
-    """Losses without a stop, and after a resume at every other layout of two processes."""
+    """Losses without a stop, and after resuming at every other layout of two processes."""
     training = {"train_iterations": 30, "global_batch_size": 2}
     state, checkpointer = save_after(run_config(layout, training=training), Path(folder))
-    losses = {layout: go_on(state, 21)}
+    losses = {layout: run_steps(state, 21)}
     checkpointer.poll(wait=True)
     for other in TOLERANT:
         if other != layout:
             resumed = resume(run_config(other, training=training), Path(folder))
             check_rates(resumed)
-            losses[other] = go_on(resumed, 21)
+            losses[other] = run_steps(resumed, 21)
     return losses
 
 
@@ -124,7 +124,7 @@ def counted_samples(rank, world_size, folder):
     """The sample accounting after a resume."""
     config = run_config("dp2")
     state = start(config)
-    go_on(state, STEPS)
+    run_steps(state, STEPS)
     state.sample_accounting = state.sample_accounting.plus([Counter({("words", "planned"): 5})])
     checkpointer = Checkpointer(Path(folder), keep=2, platform=state.platform)
     checkpointer.save(state)
@@ -140,9 +140,9 @@ def test_the_sample_accounting_is_resumed(tmp_path):
 def four_processes(rank, world_size, folder):
     layout = {"tensor_parallel": 2, "pipeline_parallel": 2, "sequence_parallel": True}
     state, checkpointer = save_after(run_config(layout), Path(folder))
-    expected = go_on(state, 5)
+    expected = run_steps(state, 5)
     checkpointer.poll(wait=True)
-    found = go_on(resume(run_config({"tensor_parallel": 2}), Path(folder)), 5)
+    found = run_steps(resume(run_config({"tensor_parallel": 2}), Path(folder)), 5)
     return expected, found
 
 
@@ -155,14 +155,14 @@ def interleaved(rank, world_size, folder):
     language = {"model": {"language": {"num_layers": 4}}}
     layout = {"pipeline_parallel": 2, "virtual_pipeline": 2}
     state, checkpointer = save_after(run_config(layout, **language), Path(folder))
-    expected = go_on(state, 3)
+    expected = run_steps(state, 3)
     checkpointer.poll(wait=True)
     wanted = tensors(state)
     again = resume(run_config(layout, **language), Path(folder))
-    found = go_on(again, 3)
+    found = run_steps(again, 3)
     different = unequal(wanted, tensors(again))
     uneven = {"pipeline_parallel": 2, "num_layers_in_first_pipeline_stage": 1}
-    return expected, found, different, go_on(resume(run_config(uneven, **language), Path(folder)), 3)
+    return expected, found, different, run_steps(resume(run_config(uneven, **language), Path(folder)), 3)
 
 
 def test_interleaved_and_uneven_stages(tmp_path):
@@ -176,15 +176,15 @@ def several_buckets(rank, world_size, folder):
     """Gradient buckets of odd sizes: small ones, and the shared embedding's own on both stages."""
     whole = state_module.DistributedDataParallelConfig
     state_module.DistributedDataParallelConfig = functools.partial(whole, bucket_size=3000)
-    small = resumed_alike("dp2", {}, Path(folder) / "small")
+    small = resumed_identically("dp2", {}, Path(folder) / "small")
     buckets = len(start(run_config("dp2")).chunks[0].bucket_groups)
     state_module.DistributedDataParallelConfig = whole
     tied = {"model": {"language": {"tie_word_embeddings": True}}}
     state, checkpointer = save_after(run_config("pp2", **tied), Path(folder) / "tied")
-    expected = go_on(state, 3)
+    expected = run_steps(state, 3)
     checkpointer.poll(wait=True)
-    found = go_on(resume(run_config("pp2", **tied), Path(folder) / "tied"), 3)
-    other = go_on(resume(run_config("dp2", **tied), Path(folder) / "tied"), 3)
+    found = run_steps(resume(run_config("pp2", **tied), Path(folder) / "tied"), 3)
+    other = run_steps(resume(run_config("dp2", **tied), Path(folder) / "tied"), 3)
     return small[0], buckets, expected, found, other
 
 
@@ -199,7 +199,7 @@ def overwritten(rank, world_size, folder):
     """Weights and optimizer state are overwritten as soon as the checkpoint is scheduled."""
     config = run_config("dp2")
     state = start(config)
-    go_on(state, 2)
+    run_steps(state, 2)
     wanted = tensors(state)
     checkpointer = Checkpointer(Path(folder), keep=1, platform=state.platform)
     checkpointer.save(state)
@@ -214,7 +214,7 @@ def overwritten(rank, world_size, folder):
     return unequal(wanted, tensors(resume(config, Path(folder))))
 
 
-def test_the_state_is_copied_before_training_goes_on(tmp_path):
+def test_the_state_is_copied_before_training_continues(tmp_path):
     for different in run_distributed(overwritten, 2, str(tmp_path)):
         assert different == []
 
@@ -227,7 +227,7 @@ def keeping(rank, world_size, folder):
     checkpointer = Checkpointer(root, keep=2, platform=state.platform)
     (root / ".partial-of-a-killed-run").mkdir(exist_ok=True)
     for _ in range(4):
-        go_on(state, 1)
+        run_steps(state, 1)
         checkpointer.save(state)
     checkpointer.poll(wait=True)
     torch.distributed.barrier()
@@ -265,18 +265,18 @@ def all_damaged(rank, world_size, folder):
     root = Path(folder)
     before = resume_point(root)
     _, checkpointer = save_after(run_config("dp2"), root)
-    whole = checkpointer.poll(wait=True)
+    saved = checkpointer.poll(wait=True)
     found = resume_point(root)
     if rank == 0:
-        for file in whole.glob("*.distcp"):
+        for file in saved.glob("*.distcp"):
             file.write_bytes(file.read_bytes()[:-1])
     dist.barrier()
     with pytest.raises(CheckpointError) as caught:
         resume_point(root)
-    return before, found == whole, str(caught.value)
+    return before, found == saved, str(caught.value)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_from_scratch(tmp_path):
     for before, found, message in run_distributed(all_damaged, 2, str(tmp_path)):
         assert before is None and found
         assert f"every checkpoint in {tmp_path} is damaged" in message
@@ -286,9 +286,9 @@ def failing(rank, world_size, folder):
     """The disk is full on one rank."""
     root = Path(folder)
     state, checkpointer = save_after(run_config("dp2"), root)
-    whole = checkpointer.poll(wait=True)
-    files = {path.name for path in whole.iterdir()}
-    go_on(state, 1)
+    saved = checkpointer.poll(wait=True)
+    files = {path.name for path in saved.iterdir()}
+    run_steps(state, 1)
     if rank == 1:
         SnapshotWriter.write = full_disk
     checkpointer.save(state)
@@ -301,16 +301,16 @@ def full_disk(writer):
     raise OSError(28, "No space left on device")
 
 
-def test_a_failed_write_is_told_on_every_rank_and_leaves_the_one_before(tmp_path):
+def test_a_failed_write_is_raised_on_every_rank_and_leaves_the_one_before(tmp_path):
     for files, message, newest in run_distributed(failing, 2, str(tmp_path)):
-        # Replicas share out what they write.
+        # Replicas divide what they write.
         assert {"__0_0.distcp", "__1_0.distcp", "common.pt", ".metadata", "config.json", "manifest.json"} <= files
         assert "step 4 was not written: rank 1: OSError" in message and "No space left" in message
         assert newest == "step_00000003"
 
 
 def misfits(rank, world_size, folder):
-    """What a checkpoint of another run or model says, and the weights alone in another precision."""
+    """Errors for checkpoints of another run or model, and weights alone loaded in another precision."""
     state, checkpointer = save_after(run_config("dp2"), Path(folder))
     checkpointer.poll(wait=True)
     place = newest_intact(Path(folder))

@@ -14,7 +14,7 @@ from longvita.config.flops import Workload, training_flops
 from longvita.data.batch import IGNORED_LABEL
 from longvita.training.step import TrainingError, evaluate, forward_backward, train_step
 from tests.distributed.helpers import run_distributed
-from tests.distributed.training_runs import go_on, run_config, start, tensors
+from tests.distributed.training_runs import run_config, run_steps, start, tensors
 from tests.tiny import batches, micro_batch, sequence
 
 
@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_global_batch(layout, micro_batch_size):
 def few_tiles(rank, world_size, layout):
     """Steps whose batches have tiles on some ranks, on one, or on none."""
     state = start(run_config(layout, optimizer={"lr": 1e-3}))
-    return [go_on(state, 2, tiles=tiles) for tiles in (2, 1, 0, 3)]
+    return [run_steps(state, 2, tiles=tiles) for tiles in (2, 1, 0, 3)]
 
 
 @pytest.mark.parametrize("layout", ["tp2_sp", "dp2", "pp2"])
@@ -72,7 +72,7 @@ def test_ranks_without_tiles_take_part(layout):
 def no_loss(rank, world_size, layout):
     config = run_config(layout)
     state = start(config)
-    go_on(state, 1)
+    run_steps(state, 1)
     empty = [micro_batch([number], config, state.groups) for number in range(state.micro_batches)]
     for batch in empty:
         batch.labels.fill_(IGNORED_LABEL)
@@ -80,7 +80,7 @@ def no_loss(rank, world_size, layout):
     step = train_step(state, empty)
     after = tensors(state)
     same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    return step.losses.loss, step.losses.loss_tokens, step.grad_norm, same, go_on(state, 1)[0]
+    return step.losses.loss, step.losses.loss_tokens, step.grad_norm, same, run_steps(state, 1)[0]
 
 
 @pytest.mark.parametrize("layout", ["tp2_sp", "pp2"])
@@ -132,7 +132,7 @@ def not_finite(rank, world_size):
     with torch.no_grad():
         dict(state.models[0].named_parameters())["language_model.output_layer.weight"][0, 0] = float("nan")
     with pytest.raises(TrainingError) as caught:
-        go_on(state, 1)
+        run_steps(state, 1)
     with pytest.raises(TrainingError) as empty:
         train_step(state, [])
     return str(caught.value), str(empty.value)

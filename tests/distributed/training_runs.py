@@ -26,7 +26,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 """Layouts of two processes."""
 STAGE2 = {"vision_lr_mult": 0.1, "vision_layer_decay": 0.9, "projector_lr_mult": 0.5}
-"""Rates that put nearly every layer of the tower in a group of its own."""
+"""Rates that put nearly every layer of the vision encoder in its own group."""
 
 
 def run_config(layout: str | dict[str, Any], **sections: Any) -> Config:
@@ -38,7 +38,7 @@ def run_config(layout: str | dict[str, Any], **sections: Any) -> Config:
 
 
 def start(config: Config) -> TrainingState:
-    """A freshly initialised state on the CPU platform; an earlier one of this process is done with."""
+    """A newly initialised state on the CPU platform; replaces an earlier one of this process."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     platform = get("cpu")
@@ -46,8 +46,8 @@ def start(config: Config) -> TrainingState:
     return build_state(config, parallel_groups.initialize(config, platform), platform)
 
 
-def go_on(state: TrainingState, steps: int, tiles: int | None = None) -> list[tuple[float, float]]:
-    """Loss and gradient norm of the next steps."""
+def run_steps(state: TrainingState, steps: int, tiles: int | None = None) -> list[tuple[float, float]]:
+    """Train for some steps; the loss and gradient norm of each."""
     stream = batches(state.config, state.groups, state.consumed_sequences, tiles)
     found = []
     for _ in range(steps):
@@ -58,7 +58,7 @@ def go_on(state: TrainingState, steps: int, tiles: int | None = None) -> list[tu
 
 
 def tensors(state: TrainingState) -> dict[str, torch.Tensor]:
-    """Copies of all weights and of what the optimizer holds on this rank."""
+    """Copies of all weights and of the optimizer's state on this rank."""
     found = {
         f"{index}/{name}": parameter.detach().clone()
         for index, model in enumerate(state.models)
@@ -74,6 +74,6 @@ def tensors(state: TrainingState) -> dict[str, torch.Tensor]:
 
 
 def unequal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[str]:
-    """Names of the tensors that are not bitwise the same in both."""
+    """Names of the tensors that are not bitwise identical in both."""
     names = first.keys() | second.keys()
     return sorted(n for n in names if n not in first or n not in second or not torch.equal(first[n], second[n]))

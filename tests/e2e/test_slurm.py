@@ -152,7 +152,7 @@ def test_two_nodes_compute_what_one_machine_does_also_when_stopped_and_put_back(
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), log
     stopped = re.search(r"stopped by sigterm after step (\d+), saved", log)
     assert stopped and 3 <= int(stopped[1]) < STEPS["stage1"], log
-    assert f"goes on from {step_folder(jobs.folder / 'stage1' / 'checkpoints', int(stopped[1]))}" in log
+    assert f"resumes from {step_folder(jobs.folder / 'stage1' / 'checkpoints', int(stopped[1]))}" in log
     assert log.index("start 1, 2 nodes of 1 ranks: n[1-2]") < log.index("back into the queue") < log.index("start 2, ")
     assert len(list((jobs.folder / "stage1" / "logs" / job).glob("node00[01]-*.log"))) == 2
 

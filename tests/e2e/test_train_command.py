@@ -67,7 +67,7 @@ def test_stopped_and_resumed_under_another_launcher_is_the_same_run(tmp_path):
     assert losses_of(output) == losses_of(whole)
     check_reports(output)
     check_account(output, whole)
-    assert f"goes on from {output}/checkpoints/step_{stopped:08d}" in log_of(tmp_path)
+    assert f"resumes from {output}/checkpoints/step_{stopped:08d}" in log_of(tmp_path)
 
 
 def check_account(output, whole):

@@ -1,4 +1,4 @@
-"""A tiny random Long-VITA, exported in both Hugging Face layouts, and what our own model makes of some inputs."""
+"""A tiny random Long-VITA, exported in both Hugging Face formats, and our own model's logits of some inputs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def our_logits(models: list[Any], ids: Tensor, tiles: Tensor, tile_starts: Tenso
 def export(
     rank: int, world: int, folder: str, sizes: dict[str, Any], ids: Tensor, tiles: Tensor, tile_starts: Tensor
 ) -> Tensor:
-    """Writes FOLDER/long_vita and FOLDER/internvl of a random model; our logits of the input."""
+    """Write FOLDER/long_vita and FOLDER/internvl of a random model; our logits of the input."""
     config = tiny_config(**sizes)
     platform, groups = world_of_one(config)
     models = build_model(config, groups, platform)

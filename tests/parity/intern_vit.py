@@ -58,7 +58,6 @@ class InternViT(nn.Module):
             nn.init.normal_(parameter, std=0.2)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """See the class."""
         patches = self.embeddings.patch_embedding(tiles).flatten(2).transpose(1, 2)
         hidden = torch.cat([self.embeddings.class_embedding.expand(len(tiles), -1, -1), patches], 1)
         hidden = hidden + self.embeddings.position_embedding

@@ -74,8 +74,8 @@ def test_heads_of_a_width_of_their_own(tmp_path: Path, inputs):
     """Query heads that together are wider than a hidden state, out to transformers and back."""
     wide = {"kv_channels": 12}
     (ours,) = run_distributed(export, 1, str(tmp_path), wide, *inputs)
-    for layout in ("long_vita", "internvl"):
-        assert model_config_from_folder(tmp_path / layout).language == tiny_config(**wide).model.language
+    for name in ("long_vita", "internvl"):
+        assert model_config_from_folder(tmp_path / name).language == tiny_config(**wide).model.language
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "internvl", dtype=torch.float32).eval()
     ids = with_picture_tokens(inputs[0], inputs[2], model.config.image_token_id)
     with torch.no_grad():
@@ -99,10 +99,10 @@ def test_the_native_export_generates(exported):
     assert found.shape[1] > prompt["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("layout", ["long_vita", "internvl"])
-def test_an_export_read_back_computes_the_same_logits(exported, inputs, layout: str):
+@pytest.mark.parametrize("name", ["long_vita", "internvl"])
+def test_an_export_read_back_computes_identical_logits(exported, inputs, name: str):
     folder, ours = exported
-    source = {"vision+projector+language": str(folder / layout)}
+    source = {"vision+projector+language": str(folder / name)}
     (found,) = run_distributed(logits_from, 1, source, {}, *inputs)
     assert torch.equal(found["logits"], ours)
 
@@ -125,7 +125,7 @@ def test_what_transformers_saves_is_read(exported, inputs, tmp_path: Path, form:
     assert torch.equal(found["logits"], ours)
 
 
-def test_a_long_vita_export_is_a_whole_folder(exported):
+def test_a_long_vita_export_is_a_complete_folder(exported):
     folder = exported[0] / "long_vita"
     names = {path.name for path in folder.iterdir()}
     assert names >= {
@@ -173,7 +173,7 @@ def test_qwen2_folders_written_by_transformers_are_read(tmp_path: Path, inputs):
 
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
 def test_intern_vit_folders_are_read(tmp_path: Path, inputs, prefix: str):
-    """InternViT alone, and inside an InternVL 2 folder, against a tower written out by hand in plain torch."""
+    """InternViT alone, and inside an InternVL 2 folder, against an encoder written in plain torch."""
     torch.manual_seed(1)
     tower = InternViT(tiny_config().model.vision).eval()
     tensors = {prefix + name: value.clone() for name, value in tower.state_dict().items()}
@@ -265,7 +265,7 @@ def test_several_turns_make_our_prompt(processor, template):
     assert "system" not in prompt
 
 
-def test_what_the_folder_says(published: Path):
+def test_the_files_of_the_folder(published: Path):
     tokenizer = read_json(published / "tokenizer_config.json")
     assert tokenizer["extra_special_tokens"] == {
         "start_image_token": "<img>",

@@ -145,14 +145,14 @@ def save_and_convert(rank: int, size: int, folder: str, layout: dict[str, Any]) 
     from longvita.checkpoint.resume import newest_intact
     from longvita.checkpoint.step_folders import checkpoint_root
     from longvita.convert.optimizer_format import resave
-    from tests.distributed.training_runs import go_on, run_config
+    from tests.distributed.training_runs import run_config, run_steps
 
     root = Path(folder)
     config = run_config(layout, training={"precision": "fp32"})
     state = fresh_state(platform, config)
-    go_on(state, 2)
+    run_steps(state, 2)
     _save(state, root / "ascend")
-    after = go_on(state, 2)
+    after = run_steps(state, 2)
     resave(root / "ascend", root / "for_all", "fully_reshardable", config, state.groups, platform)
     newest = newest_intact(checkpoint_root(root / "for_all"))
     try:
@@ -180,7 +180,7 @@ def resume_on_cpu(rank: int, size: int, folder: str, layout: dict[str, Any]) -> 
     from longvita.checkpoint.load import load_state
     from longvita.checkpoint.resume import newest_intact
     from longvita.checkpoint.step_folders import checkpoint_root
-    from tests.distributed.training_runs import go_on, run_config, start
+    from tests.distributed.training_runs import run_config, run_steps, start
 
     root = Path(folder)
     state = start(run_config(layout, training={"precision": "fp32"}))
@@ -191,7 +191,7 @@ def resume_on_cpu(rank: int, size: int, folder: str, layout: dict[str, Any]) -> 
         error = str(refused)
     load_state(state, newest_intact(checkpoint_root(root / "for_all")))
     _save(state, root / "cpu")
-    return {"after": go_on(state, 2), "error": error}
+    return {"after": run_steps(state, 2), "error": error}
 
 
 def resume_from_cpu(rank: int, size: int, folder: str, layout: dict[str, Any]) -> list[tuple[float, float]]:
@@ -201,14 +201,14 @@ def resume_from_cpu(rank: int, size: int, folder: str, layout: dict[str, Any]) -
     from longvita.checkpoint.resume import newest_intact
     from longvita.checkpoint.step_folders import checkpoint_root
     from longvita.convert.optimizer_format import resave
-    from tests.distributed.training_runs import go_on, run_config
+    from tests.distributed.training_runs import run_config, run_steps
 
     root = Path(folder)
     config = run_config(layout, training={"precision": "fp32"})
     state = fresh_state(platform, config)
     resave(root / "cpu", root / "back", platform.optimizer_sharding_type, config, state.groups, platform)
     load_state(state, newest_intact(checkpoint_root(root / "back")))
-    return go_on(state, 2)
+    return run_steps(state, 2)
 
 
 def greedy_answers(rank: int, size: int, layouts: list[dict[str, Any]], source: str | None = None) -> list[list[int]]:

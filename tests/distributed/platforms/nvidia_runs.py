@@ -37,11 +37,11 @@ def resumed_elsewhere(rank: int, size: int, library: str, layout: dict[str, Any]
     """The two steps after a checkpoint of another platform, at this layout."""
     platform = active_platform(library)
     from longvita.checkpoint.load import load_state
-    from tests.distributed.training_runs import go_on, run_config
+    from tests.distributed.training_runs import run_config, run_steps
 
     state = fresh_state(platform, run_config(layout, training={"precision": "bf16"}))
     load_state(state, newest_checkpoint(Path(folder)))
-    return go_on(state, 2)
+    return run_steps(state, 2)
 
 
 def logits_with_a_cache(rank: int, size: int, library: str, layout: dict[str, Any]) -> list[Any]:

@@ -63,20 +63,20 @@ def stop_and_resume(platform: Any, precision: str, layout: dict[str, Any], folde
     """A run stopped after two steps: its next two steps, and the same steps after a resume from its checkpoint."""
     from longvita.checkpoint.load import load_state
     from longvita.checkpoint.save import Checkpointer
-    from tests.distributed.training_runs import go_on, run_config, tensors, unequal
+    from tests.distributed.training_runs import run_config, run_steps, tensors, unequal
 
     config = run_config(layout, training={"precision": precision})
     state = fresh_state(platform, config)
-    before = go_on(state, 2)
+    before = run_steps(state, 2)
     checkpointer = Checkpointer(folder, keep=1, platform=platform)
     checkpointer.save(state)
     checkpointer.poll(wait=True)
-    after, wanted = go_on(state, 2), tensors(state)
+    after, wanted = run_steps(state, 2), tensors(state)
     state.groups.destroy()
     again = fresh_state(platform, config)
     newest = newest_checkpoint(folder)
     load_state(again, newest)
-    found = go_on(again, 2)
+    found = run_steps(again, 2)
     different = unequal(wanted, tensors(again))
     again.groups.destroy()
     return {"before": before, "after": after, "resumed": found, "different": different, "folder": str(newest)}

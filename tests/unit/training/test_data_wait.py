@@ -13,7 +13,7 @@ from tests.unit.training.test_metrics import config, figures
 
 
 class Clock:
-    """Stands still but where somebody lets time pass."""
+    """Stands still until the test advances it."""
 
     now = 0.0
 
@@ -29,7 +29,7 @@ def slow_batches(clock, seconds):
 
 
 def step(batches, clock, count, compute):
-    """Takes batches as the schedule does; computes in between."""
+    """Take batches as the schedule does, with computation in between."""
     start = clock.now
     for _ in range(count):
         next(batches)
@@ -48,7 +48,7 @@ def waits(rank, world_size):
     return found
 
 
-def test_the_rank_that_waits_longest_is_told_by_all():
+def test_all_ranks_report_the_longest_wait():
     assert run_distributed(waits, 2) == [[3.0, 1.5]] * 2
 
 

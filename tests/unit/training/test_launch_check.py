@@ -18,7 +18,7 @@ def refused(config: Path, *overrides: str) -> str:
     return str(result.exception)
 
 
-def test_folders_that_cannot_be_made_are_told_with_their_lines(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_made_are_reported_with_their_lines(tmp_path: Path) -> None:
     config, file = write_run(tmp_path), tmp_path / "file"
     file.write_text("no folder")
     text = refused(
@@ -31,7 +31,7 @@ def test_folders_that_cannot_be_made_are_told_with_their_lines(tmp_path: Path) -
     assert text.startswith(f"{config}:2: output = ") and "cannot be made" in text
 
 
-def test_processes_that_make_no_replicas_are_told_with_their_lines(tmp_path: Path) -> None:
+def test_processes_that_make_no_replicas_are_reported_with_their_lines(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     text = refused(config, "layout.tensor_parallel=2", "--processes", "3")
     assert text.startswith("override: layout.tensor_parallel = 2: 3 processes are not a multiple")
@@ -44,7 +44,7 @@ def test_what_the_named_platform_refuses_is_refused_where_one_types(tmp_path: Pa
     assert text.startswith(f"override: layout.ulysses = 2: is refused on {ascend}")
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     """A folder of the recipes that is missing too: nobody on the Hub can be called models."""
     weights = "checkpoint.initial_vision=models/nope"
     text = refused(write_run(tmp_path), "layout.tensor_parallel=2", weights, "--processes", "3")

@@ -49,7 +49,7 @@ def test_an_interval_sums_its_steps_and_the_last_is_never_left_out(tmp_path):
     ]
 
 
-def test_a_run_that_goes_on_tells_one_story(tmp_path):
+def test_a_resumed_run_has_each_step_once(tmp_path):
     write_steps(tmp_path, config(), 0, 4)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss"')  # cut by a crash

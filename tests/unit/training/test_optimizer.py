@@ -89,7 +89,7 @@ def test_linear_and_constant():
     assert rates(schedule_config("constant"), 10) == pytest.approx([0.5] + [1.0] * 9)
 
 
-def test_wsd_holds_then_falls_over_the_last_share():
+def test_wsd_holds_then_falls_over_the_last_part():
     assert rates(schedule_config("WSD"), 10) == pytest.approx([0.5] + [1.0] * 6 + [0.7, 0.4, 0.1])
 
 
@@ -100,7 +100,7 @@ def test_groups_follow_the_schedule_with_their_own_rates():
     assert slow == pytest.approx([0.01 * rate for rate in base])
 
 
-def test_schedule_goes_on_where_it_stopped():
+def test_the_schedule_resumes_where_it_stopped():
     config = schedule_config("cosine")
     optimizer = SimpleNamespace(param_groups=[{}])
     scheduler = build_scheduler(optimizer, config)

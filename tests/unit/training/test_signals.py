@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from longvita.processes import EXIT_COMPLETE, EXIT_REFUSED, EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT
-from longvita.training.signals import StopReason, StopWatch
+from longvita.training.signals import StopReason, StopRequests
 
 
 def test_exit_codes_differ():
@@ -17,14 +17,14 @@ def test_exit_codes_differ():
 @pytest.mark.parametrize(
     ("number", "reason"), [(signal.SIGTERM, StopReason.SIGTERM), (signal.SIGINT, StopReason.SIGINT)]
 )
-def test_signals_are_noted_and_handlers_put_back(number, reason):
+def test_signals_are_recorded_and_handlers_restored(number, reason):
     before = signal.getsignal(number)
-    with StopWatch(None) as watch:
-        assert watch.wish is StopReason.NONE
+    with StopRequests(None) as requests:
+        assert requests.requested is StopReason.NONE
         os.kill(os.getpid(), number)
-        assert watch.wish is reason
+        assert requests.requested is reason
         os.kill(os.getpid(), number)
-        assert watch.wish is reason
+        assert requests.requested is reason
     assert signal.getsignal(number) is before
 
 
@@ -33,9 +33,9 @@ def test_signals_are_ignored_once_the_ranks_have_agreed_to_stop(monkeypatch):
     monkeypatch.setattr("torch.distributed.all_reduce", lambda *_, **__: None)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with StopWatch(None) as watch:
+        with StopRequests(None) as requests:
             os.kill(os.getpid(), signal.SIGTERM)
-            assert watch.agree(torch.device("cpu")) is StopReason.SIGTERM
+            assert requests.agree(torch.device("cpu")) is StopReason.SIGTERM
         assert all(signal.getsignal(number) is signal.SIG_IGN for number in before)
     finally:
         for number, handler in before.items():
@@ -44,16 +44,16 @@ def test_signals_are_ignored_once_the_ranks_have_agreed_to_stop(monkeypatch):
 
 def test_time_limit():
     now = [100.0]
-    watch = StopWatch(2.0, clock=lambda: now[0])
+    requests = StopRequests(2.0, clock=lambda: now[0])
     now[0] += 119.9
-    assert watch.wish is StopReason.NONE
+    assert requests.requested is StopReason.NONE
     now[0] += 0.1
-    assert watch.wish is StopReason.TIME_LIMIT
+    assert requests.requested is StopReason.TIME_LIMIT
 
 
 def test_a_signal_goes_before_the_time_limit():
     now = [0.0]
-    with StopWatch(1.0, clock=lambda: now[0]) as watch:
+    with StopRequests(1.0, clock=lambda: now[0]) as requests:
         now[0] = 1000.0
         os.kill(os.getpid(), signal.SIGINT)
-        assert watch.wish is StopReason.SIGINT
+        assert requests.requested is StopReason.SIGINT

@@ -1,4 +1,4 @@
-"""config.json of every layout to ModelConfig and back; settings that the model does not have are refused."""
+"""config.json of every format to ModelConfig and back; settings that the model does not have are refused."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_what_is_written_is_read(tmp_path: Path, downsample: int):
         assert model_config_from_folder(folder) == model.model_copy(update={"name": folder.name})
 
 
-def test_an_unusual_projector_norm_survives_the_published_layout(tmp_path: Path):
+def test_an_unusual_projector_norm_survives_the_published_format(tmp_path: Path):
     projector = MODEL.projector.model_copy(update={"layernorm_epsilon": 1e-6})
     folder = write(tmp_path, long_vita_settings(MODEL.model_copy(update={"projector": projector}), "float32"))
     save_file({"model.vision_projection.mlp.0.weight": torch.zeros(24, 128)}, folder / "model.safetensors")

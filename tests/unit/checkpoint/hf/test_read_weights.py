@@ -171,7 +171,7 @@ def test_biases_of_the_native_projector_are_refused(tmp_path: Path):
         SourceFolder(folder, MODEL)
 
 
-def test_there_and_back_through_the_native_layout_is_bitwise(tmp_path: Path):
+def test_there_and_back_through_the_internvl_format_is_bitwise(tmp_path: Path):
     tensors = random_tensors(LONG_VITA)
     train_tokenizer(["a picture of one"], tmp_path / "tokenizer")
     first = write(tmp_path / "first", tensors)

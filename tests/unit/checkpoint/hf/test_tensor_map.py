@@ -72,7 +72,7 @@ def test_vision_qkv_holds_each_heads_query_key_and_value(names):
     tensors = numbered(mapper, name)
     heads, head, width = 3, 4, 12
     split = assemble(mapper.map(name), tensors).reshape(heads, 3, head, width)
-    whole = torch.cat(list(tensors.values()))  # q, then k, then v in both layouts
+    whole = torch.cat(list(tensors.values()))  # q, then k, then v in both formats
     for i in range(3):
         assert torch.equal(split[:, i].reshape(width, width), whole[i * width : (i + 1) * width])
 
@@ -209,7 +209,7 @@ def test_parts_are_recognised_by_their_names(tensors: list[str], parts: set[str]
     assert {part for part in ("vision", "projector", "language") if getattr(names, part)} == parts
 
 
-def test_every_tensor_of_a_layout_belongs_to_its_part():
+def test_every_tensor_of_a_format_belongs_to_its_part():
     for names in (LONG_VITA, INTERNVL):
         for tensor in hf_tensors(TINY, names):
             assert part_of(tensor.name, names) == tensor.part
