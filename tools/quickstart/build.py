@@ -1,8 +1,7 @@
 """Writes the quickstart's data: pictures, .mp4 files, JSONL files and the tokenizer.
 
-Every sample is a function of its source's name and its number alone, so the files are the same wherever and however
-often they are written. Pictures of a scan are drawn a few times and shared by the samples; each video is a file of its
-own.
+Every sample is a function of its source's name and its number, so the files are identical each time they are written.
+Each scan is drawn as several pictures, which the samples share; each video is a separate file.
 """
 
 from __future__ import annotations
@@ -28,32 +27,32 @@ from longvita.data.media.video import read_frames
 from longvita.data.sample import Turn
 from longvita.data.tokenizer import load_tokenizer
 from tools.quickstart import digits, questions, tokenizer, videos
-from tools.quickstart.questions import Drawing, Sample
+from tools.quickstart.questions import DigitSample, Drawing
 
 TOKENIZER = "tokenizer"
-"""Folder of the tokenizer, below the data folder."""
+"""Folder of the tokenizer in the data folder."""
 SHORT = (8, 16)
-"""Fewest and most frames of stage 3's first videos."""
+"""Minimum and maximum frames of stage 3's first videos."""
 LONG = (32, 64)
-"""Fewest and most frames of stage 3's other videos."""
+"""Minimum and maximum frames of stage 3's other videos."""
 NEEDLE = (42, 330)
-"""Fewest and most frames of stage 4's videos."""
+"""Minimum and maximum frames of stage 4's videos."""
 NEEDLE_FOLDER = "needle"
-"""Folder below the data folder for `longvita evaluate --task needle`: a film of noise, held-out digits to be found."""
+"""Folder in the data folder for `longvita evaluate --task needle`: a film of noise, held-out digits to find in it."""
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Where the digit stands in stage 4's held-out videos, from the first frame to the last."""
+"""Positions of the digit in stage 4's held-out videos, from the first frame (0) to the last (1)."""
 PICTURES_SEQUENCE = 192
 """Length of stage 2's sequences, tokens."""
 TOKENS_PER_TILE = 4
 """Tokens of a tile of the quickstart's model."""
 COMPLETE = "complete.json"
-"""File that tells what the finished data was made from."""
+"""File with the sizes and the code that the finished data was made from."""
 _PIECE = 100
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many samples of each kind are written."""
+    """Numbers of samples to write."""
 
     variants: int = 16
     """Pictures drawn of each scan."""
@@ -70,9 +69,9 @@ class Sizes:
     held_out: dict[str, int] = field(
         default_factory=lambda: {"digit": 1000, "pictures": 1000, "short_videos": 100, "long_videos": 300}
     )
-    """Held-out samples of each source but the needles."""
+    """Held-out samples of each source except the needles."""
     needles: dict[int, int] = field(default_factory=lambda: {330: 20, 160: 6, 80: 6})
-    """Frames of stage 4's held-out videos, and how many of them stand at each depth."""
+    """Frames of stage 4's held-out videos, and the number of videos at each depth."""
 
 
 def needle_source(frames: int, depth: float) -> str:
@@ -87,7 +86,7 @@ def needle_place(source: str) -> tuple[int, float]:
 
 
 def build(folder: Path, sizes: Sizes | None = None, processes: int = 2) -> None:
-    """Writes everything below `folder`, unless the same data is there already."""
+    """Write all data to `folder`, unless it contains the same data already."""
     sizes = sizes or Sizes()
     stamp = {"sizes": json.loads(json.dumps(asdict(sizes))), "code": _fingerprint()}
     if (folder / COMPLETE).exists() and json.loads((folder / COMPLETE).read_text()) == stamp:
@@ -110,7 +109,7 @@ def build(folder: Path, sizes: Sizes | None = None, processes: int = 2) -> None:
 
 
 def _fingerprint() -> str:
-    """Changes with the code that decides what is written."""
+    """Digest of the code that determines the data."""
     digest = hashlib.sha256()
     for module in (digits, questions, tokenizer, videos):
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -118,11 +117,13 @@ def _fingerprint() -> str:
     return digest.hexdigest()
 
 
-# Samples, each from its source's name, its part of the scans and its number.
+# Samples, each a function of its source's name, its split and its number.
 
 
-def make_sample(split: str, source: str, number: int, count_tokens: Callable[[Sample], int]) -> tuple[Sample, dict]:
-    """Sample `number` of a source, and what else its line of the JSONL file tells about it."""
+def make_sample(
+    split: str, source: str, number: int, count_tokens: Callable[[DigitSample], int]
+) -> tuple[DigitSample, dict]:
+    """Sample `number` of a source, and the other fields of its line in the JSONL file."""
     data = digits.load()
     scans, labels = data.part(split), data.labels
     rng = _generator(split, source, number)
@@ -147,8 +148,8 @@ def _about_pictures(
     scans: np.ndarray,
     labels: np.ndarray,
     rng: np.random.Generator,
-    count_tokens: Callable[[Sample], int],
-) -> tuple[Sample, dict]:
+    count_tokens: Callable[[DigitSample], int],
+) -> tuple[DigitSample, dict]:
     shown = questions.choose_scans(int(rng.integers(1, questions.MAX_PICTURES + 1)), scans, labels, rng)
     if split == "train":
         return questions.much_about_pictures(shown, labels, rng, PICTURES_SEQUENCE, count_tokens), {}
@@ -182,7 +183,7 @@ class _Job:
 
 
 def _jobs(folder: Path, sizes: Sizes) -> Iterator[_Job]:
-    """All the work, in pieces of at most 100 samples; the longest videos first."""
+    """All jobs, of at most 100 samples each; the longest videos first."""
     held_out = dict(sizes.held_out)
     for frames, count in sizes.needles.items():
         held_out |= {needle_source(frames, depth): count for depth in DEPTHS}
@@ -222,7 +223,7 @@ def _picture_name(scan: int, variant: int) -> str:
     return f"{scan:04d}_{variant}.png"
 
 
-def _picture_paths(job: _Job, number: int, sample: Sample) -> dict[str, list[str]]:
+def _picture_paths(job: _Job, number: int, sample: DigitSample) -> dict[str, list[str]]:
     variants = _generator(job.split, f"{job.source}/variants", number).integers(
         job.sizes.variants, size=len(sample.drawings)
     )
@@ -230,7 +231,7 @@ def _picture_paths(job: _Job, number: int, sample: Sample) -> dict[str, list[str
     return {"images": [f"pictures/{name}" for name in names]}
 
 
-def _write_video(job: _Job, number: int, sample: Sample) -> dict[str, list[str]]:
+def _write_video(job: _Job, number: int, sample: DigitSample) -> dict[str, list[str]]:
     name = f"videos/{job.split}/{job.source}/{number:06d}.mp4"
     path = job.folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,14 +241,14 @@ def _write_video(job: _Job, number: int, sample: Sample) -> dict[str, list[str]]
 
 
 def _write_needles(folder: Path) -> None:
-    """What longvita.evaluation.needle reads: a film as long as the longest video, and a held-out scan of each digit."""
+    """Write the needle task's input: a film as long as the longest video, and a held-out scan of each digit."""
     folder.mkdir()
     data, rng = digits.load(), _generator("held_out", NEEDLE_FOLDER, 0)
     videos.write_mp4(folder / "film.mp4", (videos.draw_noise(rng) for _ in range(NEEDLE[1])))
     lines = []
     for digit in range(10):
         scan = int(rng.choice(data.held_out[data.labels[data.held_out] == digit]))
-        # Through the same codec as the frames around it.
+        # Encoded by the same codec as the frames around it.
         videos.write_mp4(folder / "needle.mp4", [digits.draw(data.scans[scan], rng, digits.STRENGTH["held_out"])])
         next(iter(read_frames(folder / "needle.mp4", [0]))).save(folder / f"{digit}.png")
         (turn,) = questions.name_the_digit(scan, data.labels).turns
@@ -266,15 +267,15 @@ def draw_frame(drawing: Drawing, rng: np.random.Generator, strength: float) -> n
 
 
 @functools.cache
-def _token_counter(folder: str) -> Callable[[Sample], int]:
-    """Counts the tokens of a sample of pictures."""
+def _token_counter(folder: str) -> Callable[[DigitSample], int]:
+    """A function that counts the tokens of a sample of pictures."""
     template = ChatTemplate(load_tokenizer(folder), TOKENS_PER_TILE)
 
     @functools.cache
     def turn_length(role: str, text: str) -> int:
         return template.text_length((Turn(role, text),))
 
-    def count(sample: Sample) -> int:
+    def count(sample: DigitSample) -> int:
         turns = sum(turn_length(message["role"], message["content"]) for message in sample.messages())
         return turns + len(sample.drawings) * template.tokens_per_frame
 
@@ -282,7 +283,7 @@ def _token_counter(folder: str) -> Callable[[Sample], int]:
 
 
 def _join(folder: Path) -> None:
-    """One JSONL file a source, from its parts."""
+    """Join the parts of each source to one JSONL file."""
     for part in sorted((folder / "train").iterdir()) + sorted((folder / "held_out").iterdir()):
         with part.with_suffix(".jsonl").open("a") as file:
             file.write(part.read_text())

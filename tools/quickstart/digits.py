@@ -15,23 +15,23 @@ from PIL import Image
 SIDE = 56
 """Side of a drawn picture, pixels: one tile of the quickstart's vision tower."""
 HELD_OUT = 359
-"""Scans that training never sees."""
+"""Number of scans that are never trained on."""
 SPLIT_SEED = 20250207
-"""Seed of the split; a constant, so that no run ever trains on a held-out scan."""
+"""Seed of the split. It is a constant, so that no run trains on a held-out scan."""
 
 MAX_ROTATION = 12.0
-"""Largest rotation of a picture drawn with strength 1, degrees."""
+"""Maximum rotation of a picture drawn with strength 1, degrees."""
 MAX_SCALE = 0.12
-"""Largest change of size of a picture drawn with strength 1, as a share of it."""
+"""Maximum relative change of size of a picture drawn with strength 1."""
 MAX_SHIFT = 0.12
-"""Largest shift of a picture drawn with strength 1, as a share of its side."""
+"""Maximum shift of a picture drawn with strength 1, as a fraction of its side."""
 STRENGTH = {"train": 1.0, "held_out": 1 / 3}
-"""How far the pictures of each part of the scans are turned, resized and shifted."""
+"""Strength of the rotation, scaling and shift of the pictures of each split."""
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Scans with their labels, split into those for training and those held out."""
+    """Scans with their labels, split into training and held-out scans."""
 
     scans: np.ndarray
     """Grey values 0 to 255, [1797, 8, 8] uint8."""
@@ -43,7 +43,7 @@ class Digits:
     """Indices held out, [359] int64."""
 
     def part(self, split: str) -> np.ndarray:
-        """The indices of "train" or "held_out"."""
+        """The indices of "train" or "held_out". Raises ValueError for another split."""
         parts = {"train": self.train, "held_out": self.held_out}
         if split not in parts:
             raise ValueError(f"split={split!r}: use 'train' or 'held_out'")
@@ -52,7 +52,7 @@ class Digits:
 
 @functools.cache
 def load() -> Digits:
-    """All scans. They come with scikit-learn, so nothing is downloaded."""
+    """All scans. They are part of scikit-learn, so nothing is downloaded."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -66,13 +66,13 @@ def load() -> Digits:
 
 
 def draw(scan: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """A scan [8, 8] as an RGB picture [56, 56, 3] uint8, turned, resized and shifted at random; not for strength 0."""
+    """A scan [8, 8] as an RGB picture [56, 56, 3] uint8, randomly rotated, scaled and shifted by up to `strength`."""
     turn, resize, right, down = rng.uniform(-strength, strength, 4)
     angle, scale = math.radians(MAX_ROTATION * turn), 1 + MAX_SCALE * resize
     shift_x, shift_y = MAX_SHIFT * right * SIDE, MAX_SHIFT * down * SIDE
     margin = 2
     padded = Image.fromarray(np.pad(scan, margin))
-    # The affine map goes from a point of the drawing to the point of the padded scan that it shows.
+    # The affine map takes a point of the drawing to its point in the padded scan.
     centre, step = SIDE / 2, scan.shape[0] / SIDE / scale
     cos, sin = math.cos(angle) * step, math.sin(angle) * step
     start_x = scan.shape[1] / 2 + margin - cos * (centre + shift_x) - sin * (centre + shift_y)

@@ -1,7 +1,7 @@
-"""Accuracy on held-out digits: an answer counts when each of its tokens is the most probable one.
+"""Accuracy on held-out digits: an answer is right if each of its tokens is the most probable one.
 
-The answers are read in one pass over packed sequences, each token after the right ones before it (teacher forcing). For
-greedy decoding that is the same as the generated answer being right: the first token that differs ends both.
+The answers are computed in one pass over packed sequences, with the right tokens before each token (teacher forcing).
+This is equivalent to a right answer by greedy decoding: in both cases the first wrong token decides.
 """
 
 from __future__ import annotations
@@ -28,65 +28,66 @@ from longvita.files import write_atomically
 from longvita.model.build import build_model
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups, initialize
+from longvita.platforms.base import Platform
 from longvita.processes import init_distributed, launch
 
 EVALUATION_LAYOUT = ("layout.tensor_parallel=1", "layout.pipeline_parallel=1", "layout.sequence_parallel=false")
-"""A stage is evaluated data parallel, but for context parallelism, which stays as it was trained."""
+"""A stage is evaluated data parallel; only its context parallelism remains as in training."""
 
 
 @dataclass(frozen=True)
-class Exam:
-    """The held-out sources of a config, asked of a checkpoint."""
+class HeldOutRun:
+    """An evaluation of a checkpoint on the held-out sources of a config."""
 
     config: Path
     overrides: tuple[str, ...]
-    """Laid over the config; data.validation holds the sources then."""
+    """Overrides of the config, including data.validation with the sources."""
     checkpoint: Path
     result: Path
-    """File for the right and all answers of each source, {source: [right, all]}."""
+    """File for the number of right answers and of all answers by source, {source: [right, all]}."""
 
 
-def hold(exams: Sequence[Exam], processes: int) -> None:
-    """Writes the result of each exam, all in the same processes. Raises RuntimeError if one fails."""
-    if launch("tools.quickstart.evaluate:run", {"exams": tuple(exams)}, processes) != 0:
-        raise RuntimeError("the evaluation failed; its output stands above")
+def evaluate_held_out(runs: Sequence[HeldOutRun], processes: int) -> None:
+    """Write the result of each run, all in the same processes. Raises RuntimeError if one fails."""
+    if launch("tools.quickstart.evaluate:run", {"runs": tuple(runs)}, processes) != 0:
+        raise RuntimeError("the evaluation failed; see its output above")
 
 
 def run(payload: dict[str, Any]) -> int:
-    """What each process does."""
-    configs = [load(exam.config, [*exam.overrides, *EVALUATION_LAYOUT]) for exam in payload["exams"]]
+    """Evaluate the runs of the payload in one process of the launch."""
+    configs = [load(one.config, [*one.overrides, *EVALUATION_LAYOUT]) for one in payload["runs"]]
     platform = platforms.get(configs[0].platform)
     platform.activate()
     init_distributed(platform.backend, platform.set_device)
-    exams = zip(payload["exams"], configs, strict=True)
-    for _, same_layout in itertools.groupby(exams, key=lambda pair: pair[1].layout):
-        _sit(list(same_layout), platform)
+    runs = zip(payload["runs"], configs, strict=True)
+    for _, same_layout in itertools.groupby(runs, key=lambda pair: pair[1].layout):
+        _evaluate_layout(list(same_layout), platform)
     return 0
 
 
-def _sit(exams: list[tuple[Exam, Config]], platform: Any) -> None:
-    """Some exams of one layout."""
-    groups = initialize(exams[0][1], platform)
-    for exam, config in exams:
+def _evaluate_layout(runs: list[tuple[HeldOutRun, Config]], platform: Platform) -> None:
+    """Evaluate runs of one layout."""
+    groups = initialize(runs[0][1], platform)
+    for one, config in runs:
         models = build_model(config, groups, platform, fresh=False)
-        load_weights(models, intact_checkpoint(exam.checkpoint), platform)
+        load_weights(models, intact_checkpoint(one.checkpoint), platform)
         counts = {source: count_right(models[0], config, groups, source) for source in config.data.validation}
         if dist.get_rank() == 0:
-            write_atomically(exam.result, json.dumps(counts))
+            write_atomically(one.result, json.dumps(counts))
         dist.barrier()
     groups.destroy()
 
 
 @torch.no_grad()
 def count_right(model: LongVITA, config: Config, groups: ParallelGroups, source: str) -> list[int]:
-    """Right and all answers of one source, over all replicas."""
+    """Numbers of right answers and of all answers of one source, over all replicas."""
     model.eval()
     device = next(model.parameters()).device
     counts = torch.zeros(2, dtype=torch.int64, device=device)
     with contextlib.closing(build_loader(config, LoaderRanks.from_groups(groups), 0, VALIDATION + source)) as loader:
         for batch in loader:
             found = right_documents(model, batch.to(device))
-            # The replicas end together: the loader pads the last sequences, and goes on with padding alone.
+            # All replicas stop at the same batch: after its last sequences the loader returns batches of padding.
             more = torch.tensor([found.numel()], device=device)
             dist.all_reduce(more, group=groups.dp)
             if not more:
@@ -97,7 +98,7 @@ def count_right(model: LongVITA, config: Config, groups: ParallelGroups, source:
 
 
 def right_documents(model: LongVITA, batch: LocalBatch) -> torch.Tensor:
-    """Whether each document with an answer has all its answer's tokens right: [documents] bool."""
+    """Whether all answer tokens are right, for each document with an answer: [documents] bool."""
     labels = batch.labels[0]
     positions = torch.nonzero(labels != IGNORED_LABEL)[:, 0]
     if len(positions) == 0:

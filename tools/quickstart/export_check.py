@@ -1,7 +1,8 @@
-"""The exported folders against our model on the same inputs: one by transformers, one by an independent reading.
+"""Comparison of the exported folders with our model on the same inputs.
 
-The independent reading of the Long-VITA folder is plain torch on the tensors by their published names, with
-transformers' Qwen2 for the language model; it shares no code with longvita.model or longvita.checkpoint.
+transformers runs the InternVL folder. An independent implementation runs the Long-VITA folder: plain torch on the
+tensors by their published names, with transformers' Qwen2 as the language model. It shares no code with longvita.model
+or longvita.checkpoint.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from longvita.processes import init_distributed, launch
 from tools.quickstart.evaluate import EVALUATION_LAYOUT
 
 Inputs = tuple[Tensor, Tensor, Tensor]
-"""Token ids [1, t], tiles [n, 3, H, W] and the position of each tile's first token [n] of one document."""
+"""Token ids [1, t], tiles [n, 3, H, W] and the position of each tile's first token [n] of a document."""
 
 
 def largest_difference(config: Path, source: str, checkpoint: Path, export: Path, result: Path) -> float:
-    """Largest difference of a logit over one packed sequence of a held-out source, over both folders."""
+    """Largest difference of a logit over a packed sequence of a held-out source, over both folders.
+
+    Raises RuntimeError if the check fails.
+    """
     payload = {
         "config": str(config),
         "source": source,
@@ -39,13 +43,13 @@ def largest_difference(config: Path, source: str, checkpoint: Path, export: Path
         "result": str(result),
     }
     if launch("tools.quickstart.export_check:run", payload, 1) != 0:
-        raise RuntimeError(f"the check of {export} failed; its output stands above")
+        raise RuntimeError(f"the check of {export} failed; see its output above")
     return max(json.loads(result.read_text()).values())
 
 
 @torch.no_grad()
 def run(payload: dict[str, Any]) -> int:
-    """Computes the logits three times and writes the largest differences."""
+    """Compute the logits by the model and by both readers, and write the largest differences."""
     config = load(payload["config"], [*EVALUATION_LAYOUT, "training.micro_batch_size=1"])
     platform = platforms.get(config.platform)
     platform.activate()
@@ -56,9 +60,9 @@ def run(payload: dict[str, Any]) -> int:
     batch = next(build_loader(config, LoaderRanks.from_groups(groups), 0, VALIDATION + payload["source"]))
     ours = model(batch, mode="logits")
     export = Path(payload["export"])
-    readers: dict[str, PublishedReader | NativeReader] = {
-        "long_vita": PublishedReader(export / "long_vita"),
-        "internvl": NativeReader(export / "internvl"),
+    readers: dict[str, LongVITAReader | InternVLReader] = {
+        "long_vita": LongVITAReader(export / "long_vita"),
+        "internvl": InternVLReader(export / "internvl"),
     }
     differences = dict.fromkeys(readers, 0.0)
     bounds = batch.cu_seqlens.tolist()
@@ -74,8 +78,8 @@ def run(payload: dict[str, Any]) -> int:
     return 0
 
 
-class NativeReader:
-    """transformers' InternVL; its context token stands for every tile."""
+class InternVLReader:
+    """transformers' InternVL, with its context token at every row of a tile."""
 
     def __init__(self, folder: Path):
         from transformers import AutoModelForImageTextToText
@@ -83,7 +87,7 @@ class NativeReader:
         self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
     def logits(self, inputs: Inputs) -> Tensor:
-        """[t, v]."""
+        """Logits of a document, [t, v]."""
         ids, tiles, starts = inputs
         ids = ids.clone()
         rows = self.model.config.image_seq_length
@@ -92,8 +96,8 @@ class NativeReader:
         return self.model(input_ids=ids, pixel_values=tiles).logits[0]
 
 
-class PublishedReader:
-    """The published layout, read tensor by tensor."""
+class LongVITAReader:
+    """The published format, read tensor by tensor."""
 
     def __init__(self, folder: Path):
         from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -102,7 +106,7 @@ class PublishedReader:
         self.weights: dict[str, Tensor] = {}
         for file in sorted(folder.glob("*.safetensors")):
             self.weights.update(load_file(file))
-        # transformers 5 takes rope_theta, but no longer lists it among a config's own names.
+        # transformers 5 accepts rope_theta, but does not list it in to_dict.
         names = {*Qwen2Config().to_dict(), "rope_theta"}
         settings = {key: value for key, value in self.config.items() if key in names - {"architectures", "model_type"}}
         rope = {"rope_type": "default", "rope_theta": self.config["rope_theta"]}
@@ -112,7 +116,7 @@ class PublishedReader:
         self.language.load_state_dict(state, strict=True)
 
     def logits(self, inputs: Inputs) -> Tensor:
-        """[t, v]."""
+        """Logits of a document, [t, v]."""
         ids, tiles, starts = inputs
         embeddings = self.language.get_input_embeddings()(ids)
         features = self.project(self.encode(tiles))
@@ -159,7 +163,7 @@ class PublishedReader:
         n, patches, c = hidden[:, 1:].shape
         side = round(patches**0.5)
         grid = hidden[:, 1:].reshape(n, side, side, c)
-        # Two neighbours of a row side by side, then two rows: what pixel shuffle by 0.5 does to each square of four.
+        # Pixel shuffle by 0.5 joins each square of four: two neighbours in a row, then the next row.
         squares = grid.view(n, side // 2, 2, side // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(n, patches // 4, 4 * c)
         rows = functional.layer_norm(
             squares, (4 * c,), w[prefix + "pre_proj_layernorm.weight"], w[prefix + "pre_proj_layernorm.bias"]

@@ -1,4 +1,4 @@
-"""Pictures for people in the terminal."""
+"""Pictures printed in the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""report.html: losses, packing fill, samples with answers, stage 4's score by depth and length. One file, no script."""
+"""report.html, one file without scripts: losses, packing fill, answers, stage 4's score by depth and length."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _STYLE = "img { image-rendering: pixelated; } .cell { color: #fff; }"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A question that the exported model was asked."""
+class ReportAnswer:
+    """An answer of the exported model."""
 
     name: str
-    """File asked about."""
+    """File that the question is about."""
     question: str
     given: str
-    """What the model said."""
+    """The model's answer."""
     right: str
-    """What it should have said."""
+    """The right answer."""
     shown: list[Image.Image]
     """The picture, or the frames of the video."""
 
@@ -37,12 +37,12 @@ def write_html(
     report: dict,
     needles: dict[str, list[int]],
     film: Image.Image | None,
-    answers: Sequence[Answer],
+    answers: Sequence[ReportAnswer],
     runs: Sequence[str],
 ) -> None:
-    """Writes `output`/report.html; `runs` are the folders below `output` that hold the stages' metrics.
+    """Write `output`/report.html; `runs` are the folders in `output` with the stages' metrics.
 
-    needles: right and all answers of stage 4's sources; film: the picture that the needle task draws.
+    needles: right and all answers of stage 4's sources; film: the picture of the needle task.
     """
     metrics = {run: [line for line in read_metrics(output / run) if "loss" in line] for run in runs}
     parts = [
@@ -54,7 +54,7 @@ def write_html(
         "<h2>Stage 4: right answers by depth and length</h2>",
         _needles(needles),
         _film(film),
-        "<h2>Asked after the export</h2>",
+        "<h2>Answers of the exported model</h2>",
         *(_answer(answer) for answer in answers),
     ]
     write_page(output / "report.html", "Long-VITA quickstart", parts, _STYLE)
@@ -69,8 +69,8 @@ def _stages(report: dict) -> str:
     )
     return (
         f"<table><tr>{head}</tr>{rows}</table>"
-        f"<p>Stage 2 asked again after stage 4: {report['short_context_accuracy_after']:.3f}. Largest difference of a "
-        f"logit of the exported folders: {report['export_max_abs_logit_difference']:.1e}. "
+        f"<p>Stage 2 evaluated again after stage 4: {report['short_context_accuracy_after']:.3f}. Largest difference "
+        f"of a logit of the exported folders: {report['export_max_abs_logit_difference']:.1e}. "
         f"{report['seconds'] / 60:.1f} minutes.</p>"
     )
 
@@ -105,7 +105,7 @@ def _fill(metrics: dict[str, list[dict]]) -> str:
         share = tokens / max(tokens + padding, 1)
         bar = f"<svg width='200' height='12'><rect width='{200 * share:.0f}' height='12' fill='#1f77b4'/></svg>"
         rows.append(f"<tr><td>{run}</td><td>{bar}</td><td>{share:.1%}</td></tr>")
-    return f"<table><tr><th>run</th><th></th><th>positions that hold samples</th></tr>{''.join(rows)}</table>"
+    return f"<table><tr><th>run</th><th></th><th>positions with samples</th></tr>{''.join(rows)}</table>"
 
 
 def _needles(counts: dict[str, list[int]]) -> str:
@@ -134,7 +134,7 @@ def _cell(right: int, asked: int) -> str:
     return f"<td class='cell' style='background:hsl({120 * share:.0f} 45% 38%)'>{right} of {asked}</td>"
 
 
-def _answer(answer: Answer) -> str:
+def _answer(answer: ReportAnswer) -> str:
     pictures = "".join(f"<img src='{as_data_url(picture)}' width='56' height='56' alt=''>" for picture in answer.shown)
     said = html.escape(answer.given)
     mark = "right" if answer.given == answer.right else f"should be: {html.escape(answer.right)}"

@@ -1,9 +1,9 @@
-"""The quickstart: builds the data, trains the four stages, exports, checks, asks, reports.
+"""The quickstart: build the data, train four stages, evaluate, export, check the export, generate answers, report.
 
     python -m tools.quickstart.run
 
-Stages that are done are not trained again: the command goes on where it was stopped. A change of the data, of a
-config or of an earlier stage starts the stages after it anew.
+Complete stages are not trained again: the command resumes where it was stopped. A change of the data, of a config or of
+an earlier stage restarts all later stages.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from longvita.config.schema import Config
 from longvita.config.sizes import ulysses_size
 from longvita.data.media.image import open_picture
 from tools.quickstart.build import COMPLETE, DEPTHS, LONG, NEEDLE_FOLDER, TOKENIZER, Sizes, build, needle_source
-from tools.quickstart.evaluate import Exam, hold
+from tools.quickstart.evaluate import HeldOutRun, evaluate_held_out
 from tools.quickstart.export_check import largest_difference
 from tools.quickstart.picture import first_frames, in_terminal
-from tools.quickstart.report import Answer, write_html
+from tools.quickstart.report import ReportAnswer, write_html
 
 CONFIGS = Path("configs/train/quickstart")
 OUTPUT = Path("runs/quickstart")
 DATA = OUTPUT / "data"
 NEEDLES = "needle"
 ORIGIN = "origin.txt"
-"""File in each folder that tells what it was made from."""
+"""File in each folder with a digest of the data, config and stages that it was made from."""
 PROCESSES = 2
 console = Console()
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One of the four stages: the runs that train it, in order, and the sources that score it."""
+class QuickstartStage:
+    """One of the four stages: its training runs, in order, and its held-out sources."""
 
     name: str
     title: str
@@ -60,24 +60,24 @@ def needle_sources() -> tuple[str, ...]:
 
 
 STAGES = (
-    Stage("stage1", "the digit of one picture", ("stage1",), ("digit",)),
-    Stage("stage2", "questions about one to six pictures", ("stage2",), ("pictures",)),
-    Stage("stage3", "the digit after the marker in a video", ("stage3_short", "stage3"), ("long_videos",)),
-    Stage("stage4", "the one digit in a long video", ("stage4",), needle_sources()),
+    QuickstartStage("stage1", "the digit of one picture", ("stage1",), ("digit",)),
+    QuickstartStage("stage2", "questions about one to six pictures", ("stage2",), ("pictures",)),
+    QuickstartStage("stage3", "the digit after the marker in a video", ("stage3_short", "stage3"), ("long_videos",)),
+    QuickstartStage("stage4", "the one digit in a long video", ("stage4",), needle_sources()),
 )
 
 
 def main() -> int:
-    """The whole way; the exit code."""
+    """Run all steps and return the exit code."""
     torch.set_num_threads(1)
     started = time.monotonic()
     say("writing pictures, videos, questions and a tokenizer made from scikit-learn's scanned digits")
     build(DATA)
-    drop_what_is_outdated()
-    code = train_what_is_left()
+    remove_outdated()
+    code = train_missing()
     if code != 0:
         return code
-    scores, again = examine()
+    scores, again = evaluate()
     code = export()
     if code != 0:
         return code
@@ -86,25 +86,25 @@ def main() -> int:
     )
     report = {
         "stages": [summary(stage, scores[stage.name]) for stage in STAGES],
-        "short_context_accuracy_after": share(again, STAGES[1].sources),
+        "short_context_accuracy_after": accuracy(again, STAGES[1].sources),
         "export_max_abs_logit_difference": difference,
         "seconds": time.monotonic() - started,
     }
     (OUTPUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    answers = ask()
+    answers = generate_answers()
     film = find_needles()
     write_html(OUTPUT, report, scores["stage4"], film, answers, [run for stage in STAGES for run in stage.runs])
-    tell(report)
+    print_summary(report)
     return 0
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Print a line of progress."""
     console.print(f"[bold]quickstart[/bold] {text}")
 
 
-def drop_what_is_outdated() -> None:
-    """Removes the folders that were made from other data, another config or another stage than there is now."""
+def remove_outdated() -> None:
+    """Remove the folders whose data, config or earlier stages have changed."""
     origin = (DATA / COMPLETE).read_text()
     configs = {run: json.dumps(dump(load(CONFIGS / f"{run}.yaml"))) for stage in STAGES for run in stage.runs}
     for folder, config in [*configs.items(), ("export", ""), (NEEDLES, "")]:
@@ -116,36 +116,36 @@ def drop_what_is_outdated() -> None:
             note.write_text(origin)
 
 
-def train_what_is_left() -> int:
-    """Trains the runs that are not complete, in the same processes to start those once; the exit code."""
+def train_missing() -> int:
+    """Train the runs that are not complete, all in the same processes, and return the exit code."""
     left = [(stage, run) for stage in STAGES for run in stage.runs if not is_complete(OUTPUT / run)]
     for stage, run in left:
-        say(f"will train {stage.name}, {stage.title}, as `longvita train {CONFIGS / run}.yaml` would")
+        say(f"will train {stage.name}, {stage.title}, as `longvita train {CONFIGS / run}.yaml` does")
     return train(*(load(CONFIGS / f"{run}.yaml") for _, run in left)) if left else 0
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a run has done all its steps."""
+    """Whether a run has completed all its steps."""
     report = folder / "report.json"
     return report.exists() and json.loads(report.read_text())["reason"] == "complete"
 
 
-def examine() -> tuple[dict[str, dict[str, list[int]]], dict[str, list[int]]]:
-    """Right and all answers of each stage's held-out sources, and stage 2's by the weights after stage 4."""
-    exams = {stage.name: exam(stage, stage.name) for stage in STAGES}
-    again = exam(STAGES[1], "stage4")
-    missing = [e for e in (*exams.values(), again) if not e.result.exists()]
+def evaluate() -> tuple[dict[str, dict[str, list[int]]], dict[str, list[int]]]:
+    """Right and all answers of each stage's held-out sources, and those of stage 2 by the weights after stage 4."""
+    runs = {stage.name: held_out_run(stage, stage.name) for stage in STAGES}
+    again = held_out_run(STAGES[1], "stage4")
+    missing = [one for one in (*runs.values(), again) if not one.result.exists()]
     if missing:
-        say("asking about digits never trained on")
-        hold(missing, PROCESSES)
-    scores = {name: json.loads(e.result.read_text()) for name, e in exams.items()}
+        say("evaluating on held-out digits")
+        evaluate_held_out(missing, PROCESSES)
+    scores = {name: json.loads(one.result.read_text()) for name, one in runs.items()}
     return scores, json.loads(again.result.read_text())
 
 
-def exam(stage: Stage, weights: str) -> Exam:
-    """A stage's held-out sources, asked of the weights after stage `weights`."""
+def held_out_run(stage: QuickstartStage, weights: str) -> HeldOutRun:
+    """The evaluation of the weights after stage `weights` on another stage's held-out sources."""
     sources = {name: {"data_paths": [str(DATA / "held_out" / f"{name}.jsonl")]} for name in stage.sources}
-    return Exam(
+    return HeldOutRun(
         CONFIGS / f"{stage.runs[-1]}.yaml",
         (f"data.validation={json.dumps(sources)}", "training.validation_sequences=1000"),
         OUTPUT / weights,
@@ -153,13 +153,13 @@ def exam(stage: Stage, weights: str) -> Exam:
     )
 
 
-def share(counts: dict[str, list[int]], sources: tuple[str, ...]) -> float:
-    """Share of right answers over some sources."""
+def accuracy(counts: dict[str, list[int]], sources: tuple[str, ...]) -> float:
+    """Accuracy over the answers of these sources."""
     return sum(counts[name][0] for name in sources) / sum(counts[name][1] for name in sources)
 
 
-def summary(stage: Stage, counts: dict[str, list[int]]) -> dict:
-    """What report.json says about a stage. Stage 4's accuracy is that at the longest videos."""
+def summary(stage: QuickstartStage, counts: dict[str, list[int]]) -> dict:
+    """A stage's entry in report.json. Stage 4's accuracy is that of the longest videos."""
     config = load(CONFIGS / f"{stage.runs[-1]}.yaml")
     reports = [json.loads((OUTPUT / run / "report.json").read_text()) for run in stage.runs]
     sources = stage.sources[: len(DEPTHS)] if stage.name == "stage4" else stage.sources
@@ -169,7 +169,7 @@ def summary(stage: Stage, counts: dict[str, list[int]]) -> dict:
         "sequence_length": config.data.sequence_length,
         "seconds": sum(report["seconds"] for report in reports),
         "loss": reports[-1]["loss"],
-        "accuracy": share(counts, sources),
+        "accuracy": accuracy(counts, sources),
         "questions": sum(counts[name][1] for name in sources),
     }
 
@@ -188,21 +188,21 @@ def layout_name(config: Config) -> str:
 
 
 def export() -> int:
-    """Both Hugging Face layouts of the last stage's weights."""
-    for layout in ("long_vita", "internvl"):
-        target, draft = OUTPUT / "export" / layout, OUTPUT / "export" / f".{layout}"
+    """Export the last stage's weights in both Hugging Face formats and return the exit code."""
+    for kind in ("long_vita", "internvl"):
+        target, draft = OUTPUT / "export" / kind, OUTPUT / "export" / f".{kind}"
         if target.exists():
             continue
         shutil.rmtree(draft, ignore_errors=True)
-        code = convert(str(OUTPUT / "stage4"), str(draft), layout, tokenizer=str(DATA / TOKENIZER), platform="cpu")
+        code = convert(str(OUTPUT / "stage4"), str(draft), kind, tokenizer=str(DATA / TOKENIZER), platform="cpu")
         if code != 0:
             return code
         draft.rename(target)
     return 0
 
 
-def ask() -> list[Answer]:
-    """Asks the exported model about a held-out picture and a held-out video, beside what is asked about."""
+def generate_answers() -> list[ReportAnswer]:
+    """Generate the exported model's answers about a held-out picture and a held-out video, and print them."""
     answers = []
     for source, option, key in (("digit", "--image", "images"), ("long_videos", "--video", "videos")):
         line = json.loads((DATA / "held_out" / f"{source}.jsonl").read_text().splitlines()[0])
@@ -215,19 +215,19 @@ def ask() -> list[Answer]:
         finished = subprocess.run(
             [sys.executable, "-m", "longvita", *command], capture_output=True, text=True, check=True
         )
-        answers.append(Answer(path.name, question, finished.stdout.strip(), right, shown))
+        answers.append(ReportAnswer(path.name, question, finished.stdout.strip(), right, shown))
         console.print(in_terminal(shown[:8]))
         console.print(f"{path}\nquestion: {question!r}\nanswer: {finished.stdout.strip()!r} (right: {right!r})")
     return answers
 
 
 def find_needles() -> Image.Image:
-    """A held-out scan of each digit as the needle in one film, asked of the exported model as a user would ask it.
+    """Evaluate the exported model by `longvita evaluate --task needle`, with held-out scans of the digits as needles.
 
-    Beside stage 4's questions, each of which has a video of its own, it shows the same film at every depth and length.
-    Returns the picture of what is found.
+    Unlike stage 4's questions, which have a video each, it uses one film at every depth and length. Returns the picture
+    of the results.
     """
-    say("looking for needles in a film")
+    say("evaluating on needles in a film")
     lengths = ",".join(str(frames) for frames in Sizes().needles)
     depths = ",".join(str(depth) for depth in DEPTHS)
     command = [
@@ -243,14 +243,14 @@ def find_needles() -> Image.Image:
     return open_picture(OUTPUT / NEEDLES / "needle.png")
 
 
-def tell(report: dict) -> None:
-    """The figures of the end."""
+def print_summary(report: dict) -> None:
+    """Print the results of the stages."""
     for stage in report["stages"]:
         say(
             f"{stage['name']} ({stage['layout']}, {stage['sequence_length']} tokens, {stage['seconds']:.0f} s): "
-            f"accuracy {stage['accuracy']:.3f} on {stage['questions']} questions about digits never trained on"
+            f"accuracy {stage['accuracy']:.3f} on {stage['questions']} questions about held-out digits"
         )
-    say(f"stage 2 asked again after stage 4: {report['short_context_accuracy_after']:.3f}")
+    say(f"stage 2 evaluated again after stage 4: {report['short_context_accuracy_after']:.3f}")
     say(f"largest difference of a logit of the exported folders: {report['export_max_abs_logit_difference']:.1e}")
     say(f"{report['seconds'] / 60:.1f} minutes; see {OUTPUT / 'report.html'}")
 

@@ -1,7 +1,7 @@
-"""A byte-level BPE tokenizer trained on the quickstart's own text, saved in Qwen2.5's layout.
+"""A byte-level BPE tokenizer trained on the quickstart's own text, saved in Qwen2.5's format.
 
-Qwen2.5's way of splitting text into pieces is kept, so that the folder loads as any Qwen2 tokenizer does, and the
-control tokens have its names. Training stops when every word of the task is one token.
+It splits text into pieces as Qwen2.5 does and has the names of its control tokens, so that the folder loads as any
+Qwen2 tokenizer. Training stops when every word of the task is one token.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from transformers.models.qwen2 import Qwen2Tokenizer
 from longvita.data.tokenizer import ADDED_TOKENS
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-LARGEST_VOCABULARY = 1024
-"""A bound for the training; it stops long before, when no pair of tokens is left to merge."""
+MAX_VOCABULARY = 1024
+"""A bound on the training, which stops long before, when no pair of tokens is left to merge."""
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path) -> int:
-    """Trains on `texts` (no marks such as <image> in them) and writes the folder; the number of entries."""
+    """Train on `texts` (without marks such as <image>), write the folder, and return the number of entries."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=LARGEST_VOCABULARY,
+        vocab_size=MAX_VOCABULARY,
         min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -60,7 +60,7 @@ def _config(first_id: int, specials: tuple[str, ...]) -> dict:
 
 
 def task_texts() -> list[str]:
-    """Text that holds every word of the four stages in every form it takes there."""
+    """Text with every word of the four stages in each of its forms."""
     from tools.quickstart import questions as q
 
     subjects = (*q.NAMES, *q.SUBJECTS)

@@ -12,7 +12,7 @@ from tools.quickstart.digits import SIDE
 
 
 def draw_marker(rng: np.random.Generator) -> np.ndarray:
-    """A checkerboard of 7-pixel squares that starts with either colour, [56, 56, 3] uint8."""
+    """A checkerboard of 7-pixel squares with a random first colour, [56, 56, 3] uint8."""
     cells = np.indices((8, 8)).sum(axis=0) + rng.integers(2)
     return _blow_up((cells % 2 * 255).astype(np.uint8))
 
@@ -29,9 +29,9 @@ def _blow_up(cells: np.ndarray) -> np.ndarray:
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray]) -> None:
-    """Writes frames [56, 56, 3] uint8 as an H.264 .mp4 of one frame a second.
+    """Write frames [56, 56, 3] uint8 as an H.264 .mp4 of one frame per second.
 
-    Every frame is a key frame: the frames have nothing in common, and a reader may start anywhere.
+    Every frame is a key frame: consecutive frames are unrelated, and decoding can start at any frame.
     """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=1)

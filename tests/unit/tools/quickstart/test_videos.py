@@ -1,4 +1,4 @@
-"""Videos: what is written is what the project's reader decodes."""
+"""Videos: the project's reader decodes the written frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files: the same every time, right, and free of held-out scans where training reads."""
+"""The files are reproducible and correct, and training files have no held-out scans."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def lines(data: Path, split: str, source: str) -> list[dict]:
     return [json.loads(line) for line in (data / split / f"{source}.jsonl").read_text().splitlines()]
 
 
-def test_any_number_of_processes_writes_the_same(data, tmp_path):
+def test_the_files_do_not_depend_on_the_number_of_processes(data, tmp_path):
     build(tmp_path / "again", SMALL, processes=2)
     assert content(tmp_path / "again") == content(data)
 
 
-def test_finished_data_is_kept_and_other_data_replaced(data, tmp_path, monkeypatch):
+def test_complete_data_is_kept_and_other_data_replaced(data, tmp_path, monkeypatch):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / building.COMPLETE).write_text((data / building.COMPLETE).read_text())
@@ -86,7 +86,7 @@ def test_training_pictures_show_training_scans_only(data):
 
 @pytest.mark.parametrize("source", Sizes().train)
 def test_training_samples_never_show_a_held_out_scan(source, data):
-    """Far more samples than a run draws of a source's first ones; videos' frames have no file of their own."""
+    """For more samples than a run uses. The frames of videos have no files."""
     held_out = set(digits.load().held_out.tolist())
     count_tokens = building._token_counter(str(data / building.TOKENIZER))
     for number in range(150):
@@ -122,7 +122,7 @@ def test_needle_names(frames, depth):
     assert needle_place(needle_source(frames, depth)) == (frames, depth)
 
 
-def test_the_film_and_its_needles_can_be_asked_for(data):
+def test_the_needle_task_reads_the_film_and_its_needles(data):
     task = NeedleInVideo(data / building.NEEDLE_FOLDER, [330], building.DEPTHS)
     assert len(task.items()) == 10 * 5
     assert [needle.answer for needle in task.needles] == [f"digit {word}" for word in WORDS]

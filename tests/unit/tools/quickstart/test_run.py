@@ -1,4 +1,4 @@
-"""What is kept and what is made again when the quickstart runs a second time, and the figures it reports."""
+"""The folders that a second run of the quickstart keeps or rebuilds, and the report."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from longvita.config import load
 from tests.conftest import REPOSITORY
 from tools.quickstart import run as quickstart
 from tools.quickstart.build import DEPTHS, Sizes
-from tools.quickstart.run import STAGES, drop_what_is_outdated, needle_sources, share, summary
+from tools.quickstart.run import STAGES, accuracy, needle_sources, remove_outdated, summary
 
 RUNS = [run for stage in STAGES for run in stage.runs]
 
 
 @pytest.fixture
 def output(tmp_path, monkeypatch) -> Path:
-    """The quickstart's folder, elsewhere, with its data there and its configs copied."""
+    """The quickstart's folder in a temporary place, with its data and copies of its configs."""
     configs = tmp_path / "configs"
     configs.mkdir()
     for run in RUNS:
@@ -35,31 +35,31 @@ def output(tmp_path, monkeypatch) -> Path:
 
 
 def kept(output: Path) -> set[str]:
-    """Fills every folder, drops what is outdated, and tells which folders kept their content."""
+    """Fill every folder, remove outdated ones, and return the folders that kept their content."""
     for name in (*RUNS, "export"):
         (output / name).mkdir(exist_ok=True)
         (output / name / "content").touch()
-    drop_what_is_outdated()
+    remove_outdated()
     return {name for name in (*RUNS, "export") if (output / name / "content").exists()}
 
 
 def test_everything_is_kept_when_nothing_changed(output):
-    drop_what_is_outdated()
+    remove_outdated()
     assert kept(output) == {*RUNS, "export"}
 
 
-def test_folders_of_unknown_origin_are_made_again(output):
+def test_folders_of_unknown_origin_are_rebuilt(output):
     assert kept(output) == set()
 
 
-def test_other_data_starts_all_stages_anew(output):
-    drop_what_is_outdated()
+def test_other_data_restarts_all_stages(output):
+    remove_outdated()
     (output / "data" / "complete.json").write_text("other data")
     assert kept(output) == set()
 
 
-def test_another_config_starts_its_stage_and_those_after_it_anew(output):
-    drop_what_is_outdated()
+def test_another_config_restarts_its_stage_and_later_ones(output):
+    remove_outdated()
     config = quickstart.CONFIGS / "stage3.yaml"
     steps = load(config).training.train_iterations
     config.write_text(config.read_text().replace(f"train_iterations: {steps}", f"train_iterations: {steps + 1}"))
@@ -73,20 +73,20 @@ def test_finished_stages_are_not_trained_again(output, monkeypatch):
         (output / run).mkdir()
         done = run in ("stage1", "stage2", "stage3_short")
         (output / run / "report.json").write_text(json.dumps({"reason": "complete" if done else "sigterm"}))
-    assert quickstart.train_what_is_left() == 7, "the exit code of the training"
+    assert quickstart.train_missing() == 7, "the exit code of the training"
     assert trained == ["quickstart_stage3", "quickstart_stage4"]
     for run in ("stage3", "stage4"):
         (output / run / "report.json").write_text(json.dumps({"reason": "complete"}))
     monkeypatch.setattr(quickstart, "train", None)
-    assert quickstart.train_what_is_left() == 0
+    assert quickstart.train_missing() == 0
 
 
-def test_stage_4_is_judged_by_its_longest_videos():
+def test_stage_4_is_scored_by_its_longest_videos():
     longest = max(Sizes().needles)
     counts = {name: [0, 6] for name in needle_sources()}
     counts |= {name: [19, 20] for name in needle_sources()[: len(DEPTHS)]}
     assert all(name.startswith(f"needles_{longest}_") for name in needle_sources()[: len(DEPTHS)])
-    assert share(counts, needle_sources()[: len(DEPTHS)]) == pytest.approx(0.95)
+    assert accuracy(counts, needle_sources()[: len(DEPTHS)]) == pytest.approx(0.95)
 
 
 def test_summary(output):
@@ -108,7 +108,7 @@ def test_layouts_and_contexts_change_from_stage_to_stage():
     assert len({c.seed for c in configs}) == 1
 
 
-def test_runs_start_where_the_one_before_ended():
+def test_runs_start_from_the_previous_checkpoint():
     configs = [load(REPOSITORY / "configs/train/quickstart" / f"{run}.yaml") for run in RUNS]
     assert configs[0].checkpoint.initial is None
     for before, after in itertools.pairwise(configs):

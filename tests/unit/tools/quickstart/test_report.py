@@ -1,4 +1,4 @@
-"""report.html: one file that shows what the run measured."""
+"""report.html: one file with the results of the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from longvita.pages import as_data_url
 from tools.quickstart.picture import in_terminal
-from tools.quickstart.report import Answer, write_html
+from tools.quickstart.report import ReportAnswer, write_html
 
 REPORT = {
     "stages": [
@@ -35,7 +35,7 @@ STEPS = [
 
 
 class Checker(HTMLParser):
-    """Collects the text and the places that the page takes things from; end tags must match."""
+    """Collects the text and the sources of the page; end tags must match."""
 
     EMPTY = {"meta", "img", "!doctype"}
 
@@ -68,8 +68,8 @@ def page(tmp_path) -> Checker:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     picture = Image.new("RGB", (56, 56), "red")
     answers = [
-        Answer("0004_0.png", "digit?", "digit four", "digit four", [picture]),
-        Answer("clip.mp4", "after?", "after <b>six</b>", "after nine", [picture, picture]),
+        ReportAnswer("0004_0.png", "digit?", "digit four", "digit four", [picture]),
+        ReportAnswer("clip.mp4", "after?", "after <b>six</b>", "after nine", [picture, picture]),
     ]
     write_html(tmp_path, REPORT, NEEDLES, picture, answers, ["stage1"])
     checker = Checker()
@@ -78,7 +78,7 @@ def page(tmp_path) -> Checker:
     return checker
 
 
-def test_page_is_whole_and_needs_no_other_file(page):
+def test_page_is_complete_and_needs_no_other_file(page):
     assert page.open == []
     assert len(page.sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
@@ -121,6 +121,6 @@ def test_pictures_in_a_terminal():
     assert text.spans[0].style == "#ffffff on #000000"
 
 
-def test_nothing_measured_yet_is_no_error(tmp_path):
+def test_a_report_without_results_is_no_error(tmp_path):
     write_html(tmp_path, {**REPORT, "stages": []}, {}, None, [], ["missing"])
     assert Path(tmp_path / "report.html").stat().st_size > 0

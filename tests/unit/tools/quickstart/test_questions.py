@@ -1,4 +1,4 @@
-"""Questions: every answer is worked out again from what is drawn."""
+"""Questions: every answer equals one computed independently from the drawings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tools.quickstart import digits, questions
-from tools.quickstart.questions import NAMES, PICTURE_QUESTIONS, WORDS, Sample
+from tools.quickstart.questions import NAMES, PICTURE_QUESTIONS, WORDS, DigitSample
 
 DATA = digits.load()
 
 
-def shown(sample: Sample) -> list[int]:
+def shown(sample: DigitSample) -> list[int]:
     return [int(DATA.labels[drawing.scan]) for drawing in sample.drawings]
 
 
@@ -31,8 +31,8 @@ def right_answer(question: str, seen: list[int]) -> str:
     return f"{subject} {value}"
 
 
-def words(sample: Sample) -> int:
-    """Stands for the number of tokens."""
+def words(sample: DigitSample) -> int:
+    """A substitute for the number of tokens."""
     return sum(len(message["content"].split()) for message in sample.messages())
 
 
@@ -49,7 +49,7 @@ def test_answers_about_pictures(kind):
     assert len(given) >= 2, "an answer that never changes needs no picture"
 
 
-def test_training_samples_ask_much_and_keep_to_their_budget():
+def test_training_samples_have_many_questions_within_their_budget():
     rng = np.random.default_rng(4)
     for _ in range(100):
         scans = questions.choose_scans(int(rng.integers(1, 7)), DATA.train, DATA.labels, rng)
@@ -63,7 +63,7 @@ def test_training_samples_ask_much_and_keep_to_their_budget():
             assert answer == right_answer(question, shown(sample))
 
 
-def test_a_training_sample_ends_when_everything_is_asked():
+def test_a_training_sample_ends_after_all_questions():
     scans = questions.choose_scans(1, DATA.train, DATA.labels, np.random.default_rng(6))
     sample = questions.much_about_pictures(scans, DATA.labels, np.random.default_rng(6), 10_000, words)
     asked = [turn.text for turn in sample.turns]

@@ -10,7 +10,7 @@ import pytest
 from tools.quickstart import digits
 
 
-def test_split_is_fixed_and_whole():
+def test_split_is_fixed_and_complete():
     data = digits.load()
     assert (len(data.train), len(data.held_out)) == (1797 - 359, 359)
     assert sorted([*data.train, *data.held_out]) == list(range(1797))
@@ -37,7 +37,7 @@ def test_drawing_without_strength_shows_the_scan():
     assert np.corrcoef(blocks.ravel(), scan.ravel())[0, 1] > 0.95
 
 
-def test_drawings_vary_with_strength_and_seed_alone():
+def test_drawings_depend_only_on_strength_and_seed():
     scan = digits.load().scans[1]
     first, again, other = (digits.draw(scan, np.random.default_rng(seed), 1.0) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
