@@ -1,1 +1,1 @@
-"""Exact attention over packed, split and cached sequences: the kernel contract and one file per method."""
+"""Exact attention over packed, split and cached sequences: kernel contract, core attention, ring, Ulysses, KV cache."""

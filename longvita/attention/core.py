@@ -1,9 +1,9 @@
-"""Core attention that a platform builds from a kernel of its own: packed, whole tiles, split sequences, KV caches.
+"""Core attention on a kernel of ours: whole documents, sequences split over context parallelism (CP), KV caches.
 
-`CoreAttention` is the whole of it on a platform without a library for attention. A platform that has one takes
-`attend_by_parts` for what no library does here: a sequence that lies as our own layout has it, and generation, where
-keys and values wait in the cache of the rank that computed them. What is computed in parts is merged exactly through
-the logsumexps.
+`CoreAttention` is the core attention of platforms without a library for it. A platform with a library calls
+`attend_split_or_cached` for what no library does here: sequences placed by our own sequence layout, and generation,
+where keys and values stay in the cache of the rank that computed them. Partial results are merged exactly by their
+logsumexps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
@@ -20,16 +21,20 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from longvita.attention.kernel import AttentionKernel, attend_blocks, merge_into
+from longvita.attention.kernel import AttentionKernel
+from longvita.attention.kv_cache import cached_rows
+from longvita.attention.ring import merge_into, ring_attention, ring_forward
+from longvita.attention.seq_params import CachedSeqParams, ReplicatedSeqParams, SplitChunkSeqParams, SplitSeqParams
+from longvita.attention.ulysses import ulysses_attention
 
 CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
 
 
 class CoreAttention(MegatronModule):
-    """softmax(q k^T * scale) v with megatron-core's core attention interface, on `kernel`.
+    """softmax(q k^T * scale) v on `kernel`, with megatron-core's core attention interface.
 
-    softmax_scale: 1/sqrt(head_dim) when None. The attention_mask argument of `forward` is not read: which keys a query
-    sees follows from packed_seq_params and attn_mask_type.
+    softmax_scale: 1/sqrt(head_dim) when None. `forward` does not read its attention_mask: packed_seq_params and
+    attn_mask_type decide which keys a query attends to.
     """
 
     kernel: AttentionKernel
@@ -55,14 +60,14 @@ class CoreAttention(MegatronModule):
         self.softmax_scale = softmax_scale
 
     def attend_documents(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> Tensor:
-        """Causal attention inside each document: q [t, heads, d], k and v [t, groups, d] to [t, heads, d].
+        """Attend causally inside each document: q [t, heads, d], k and v [t, groups, d] to [t, heads, d].
 
-        bounds: starts of the documents, then t.
+        bounds: first tokens of the documents, then t.
         """
         return _KernelAttention.apply(q, k, v, bounds, scale, self.kernel)
 
     def attend_batch(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-        """Attention in each column of a batch: q [s, b, heads, d], k and v [s, b, groups, d] to [s, b, heads, d]."""
+        """Attend inside each sequence of a batch: q [s, b, heads, d], k and v [s, b, groups, d] to [s, b, heads, d]."""
         q_first, k_first, v_first = (x.permute(1, 2, 0, 3) for x in (q, k, v))
         out = torch.nn.functional.scaled_dot_product_attention(
             q_first, k_first, v_first, is_causal=causal, scale=scale, enable_gqa=q.shape[2] != k.shape[2]
@@ -92,15 +97,15 @@ class CoreAttention(MegatronModule):
             causal = (attn_mask_type or self.attn_mask_type) in CAUSAL
             out = self.attend_batch(query, key, value, scale, causal)
             return out.reshape(out.shape[0], out.shape[1], -1)
-        parts = attend_by_parts(packed_seq_params, self.layer_number, query, key, value, scale, self.kernel)
-        if parts is None:
+        rows = attend_split_or_cached(packed_seq_params, self.layer_number, query, key, value, scale, self.kernel)
+        if rows is None:
             bounds = packed_seq_params.cu_seqlens_q_padded
             bounds = packed_seq_params.cu_seqlens_q if bounds is None else bounds
-            parts = self.attend_documents(query, key, value, checked(bounds.tolist(), len(query)), scale)
-        return parts.reshape(parts.shape[0], 1, -1)
+            rows = self.attend_documents(query, key, value, checked(bounds.tolist(), len(query)), scale)
+        return rows.reshape(rows.shape[0], 1, -1)
 
 
-def attend_by_parts(
+def attend_split_or_cached(
     params: PackedSeqParams,
     layer_number: int,
     query: Tensor,
@@ -109,51 +114,162 @@ def attend_by_parts(
     scale: float,
     kernel: AttentionKernel,
 ) -> Tensor | None:
-    """Attention over a split sequence or a KV cache, q [t, heads, d], k and v [t, groups, d] to q's; None for neither.
+    """Attend over a split sequence or a KV cache: q [t, heads, d], k and v [t, groups, d] to [t, heads, d].
 
-    A collective over the CP group where the sequence is split.
+    Returns None for whole documents, which each platform attends to by itself. A collective over the CP group, except
+    for a cache on one rank. Generation appends the new keys and values to the cache.
     """
-    cache, split = getattr(params, "kv_cache", None), getattr(params, "split", None)
-    if split is not None and cache is not None:
-        return split.with_cache(cache, layer_number, query, key, value, scale, kernel)
-    if split is not None:
-        return split(query, key, value, scale, kernel)
-    if cache is None:
-        return None
-    past = cache.past(layer_number)
-    cache.append(layer_number, key, value)
-    out, lse = attend_chunk(query, key, value, past, scale, kernel)
-    if cache.watch is not None:
-        cache.watch.observe(query, past, lse, scale)
-    return out
+    match params:
+        case SplitSeqParams():
+            return _attend_split(params, query, key, value, scale, kernel)
+        case SplitChunkSeqParams():
+            return attend_split_chunk(params, layer_number, query, key, value, scale, kernel)
+        case ReplicatedSeqParams():
+            return _attend_replicated(params, layer_number, query, key, value, scale, kernel)
+        case CachedSeqParams(kv_cache=cache):
+            past = cache.past(layer_number)
+            cache.append(layer_number, key, value)
+            out, lse = attend_chunk(query, key, value, past, scale, kernel)
+            if cache.observer is not None:
+                cache.observer.observe(query, past, lse, scale)
+            return out
+    return None
+
+
+def _attend_split(
+    params: SplitSeqParams, q: Tensor, k: Tensor, v: Tensor, scale: float, kernel: AttentionKernel
+) -> Tensor:
+    """Causal attention inside each document of a split sequence.
+
+    The CP group is a ring of smaller groups: inside a small group, Ulysses exchanges rows for heads; the ring passes on
+    the rows of whole small groups. With small groups of one rank this is the ring alone.
+    """
+
+    def attend(q_all: Tensor, k_all: Tensor, v_all: Tensor) -> Tensor:
+        return ring_attention(q_all, k_all, v_all, params.plan, scale, kernel, params.ring)
+
+    return attend(q, k, v) if params.ulysses.size() == 1 else ulysses_attention(q, k, v, attend, params.ulysses)
 
 
 def attend_chunk(
     q: Tensor, k: Tensor, v: Tensor, past: Sequence[tuple[Tensor, Tensor]], scale: float, kernel: AttentionKernel
 ) -> tuple[Tensor, Tensor]:
-    """A chunk's queries over what is cached and, causally, over the chunk: q [t, heads, d], k and v [t, groups, d].
+    """Attend from a chunk to the cached tokens and, causally, to itself: q [t, heads, d], k and v [t, groups, d].
 
     past: keys and values [n, groups, d] of the tokens before the chunk, in blocks. Returns [t, heads, d] and the
-    logsumexps [t, heads]. For generation: no gradients.
+    logsumexps [t, heads]. Without gradients.
     """
     dtype = kernel.compute_dtype(q.dtype)
     queries = q.to(dtype)
     with torch.no_grad():
         out, lse = kernel.causal_forward(queries, k.to(dtype), v.to(dtype), [0, len(q)], scale)
         if past:
-            merge_into(out, lse, *attend_blocks(queries, past, scale, kernel))
+            merge_into(out, lse, *_attend_blocks(queries, past, scale, kernel))
     return out.to(q.dtype), lse
 
 
+@torch.no_grad()
+def attend_split_chunk(
+    params: SplitChunkSeqParams,
+    layer_number: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    kernel: AttentionKernel,
+) -> Tensor:
+    """`attend_chunk` for a chunk split over the CP group. Rows of padding are zero.
+
+    The chunk has few queries compared with the cached tokens, so queries travel: every rank receives all of them,
+    attends with them to the keys and values that it has cached, and sends each partial result with its logsumexp to the
+    rank of the query, which merges them (pass-Q of arXiv 2411.01783). Inside the chunk, keys and values travel around
+    the ring, as in training.
+    """
+    cache, group, dtype = params.kv_cache, params.group, kernel.compute_dtype(q.dtype)
+    used = params.layout.used[group.rank()]
+    past = cache.past(layer_number)
+    cache.append(layer_number, k[:used], v[:used])
+    queries = q.to(dtype)
+    out, lse = ring_forward(queries, k.to(dtype), v.to(dtype), params.plan, scale, kernel, group)
+    if cache.length:
+        size, width = group.size(), max(params.layout.used)
+        everyone = queries.new_empty((size * width, *queries.shape[1:]))
+        dist.all_gather_into_tensor(everyone, queries[:width].contiguous(), group=group)
+        # Ranks with fewer rows have padding behind them. No result is computed for it.
+        rows = torch.cat([torch.arange(count) + rank * width for rank, count in enumerate(params.layout.used)])
+        rows = rows.to(q.device)
+        results = torch.zeros((size * width, q.shape[1], q.shape[2] + 1), dtype=torch.float32, device=q.device)
+        results[rows] = _with_lse(*_attend_blocks(everyone[rows], past, scale, kernel))
+        received = torch.empty_like(results)
+        dist.all_to_all_single(received, results, group=group)
+        for part in received.unflatten(0, (size, width)):
+            merge_into(out[:used], lse[:used], part[:used, :, :-1], part[:used, :, -1])
+    return out.to(q.dtype)
+
+
+@torch.no_grad()
+def _attend_replicated(
+    params: ReplicatedSeqParams,
+    layer_number: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    kernel: AttentionKernel,
+) -> Tensor:
+    """`attend_chunk` for a few tokens whose queries, keys and values every rank has. This rank caches some of them.
+
+    Ranks exchange results alone, once. The result is identical on every rank, bit for bit, because all ranks merge the
+    same parts in the same order.
+    """
+    cache, group, dtype = params.kv_cache, params.group, kernel.compute_dtype(q.dtype)
+    past = cache.past(layer_number)
+    own = list(cached_rows(len(k), cache.length, group.size(), group.rank()))
+    cache.append(layer_number, k[own], v[own])
+    queries = q.to(dtype)
+    out, lse = kernel.causal_forward(queries, k.to(dtype), v.to(dtype), [0, len(q)], scale)
+    if cache.length:
+        result = _with_lse(*_attend_blocks(queries, past, scale, kernel))
+        everyone = result.new_empty((group.size() * len(q), *result.shape[1:]))
+        dist.all_gather_into_tensor(everyone, result, group=group)
+        for part in everyone.unflatten(0, (group.size(), -1)):
+            merge_into(out, lse, part[..., :-1], part[..., -1])
+        if cache.observer is not None:
+            cache.observer.observe(q, past, lse, scale)
+    return out.to(q.dtype)
+
+
+def _attend_blocks(
+    q: Tensor, blocks: Sequence[tuple[Tensor, Tensor]], scale: float, kernel: AttentionKernel
+) -> tuple[Tensor, Tensor]:
+    """Attend from every query to all keys of some blocks: q [t, heads, d], each block's keys and values [n, groups, d].
+
+    Returns (out, lse) as the kernel does; without a block, zeros and minus infinity.
+    """
+    if not blocks:
+        out = torch.zeros_like(q, dtype=torch.float32)
+        return out, out.new_full(q.shape[:2], -torch.inf)
+    (keys, values), *others = blocks
+    out, lse = kernel.full_forward(q, keys.to(q.dtype), values.to(q.dtype), scale)
+    for keys, values in others:
+        merge_into(out, lse, *kernel.full_forward(q, keys.to(q.dtype), values.to(q.dtype), scale))
+    return out, lse
+
+
+def _with_lse(out: Tensor, lse: Tensor) -> Tensor:
+    """[t, heads, d + 1], the logsumexp as last column, so that both travel in one message."""
+    return torch.cat((out, lse[..., None]), dim=-1)
+
+
 def checked(bounds: list[int], tokens: int) -> list[int]:
-    """Bounds of documents that cover `tokens` tokens. Raises ValueError for others."""
+    """Return document bounds that cover `tokens` tokens. Raises ValueError for any others."""
     if bounds[0] != 0 or bounds[-1] != tokens or any(a > b for a, b in itertools.pairwise(bounds)):
         raise ValueError(f"cu_seqlens must rise from 0 to {tokens}, the number of tokens; it is {bounds}")
     return bounds
 
 
 class _KernelAttention(torch.autograd.Function):
-    """Causal attention inside documents, of a kernel's forward and backward pass."""
+    """Causal attention inside documents, by a kernel's forward and backward pass."""
 
     @staticmethod
     def forward(

@@ -1,12 +1,12 @@
-"""Ring attention: keys and values travel, queries stay; blocks are merged exactly by their logsumexps.
+"""Ring attention: keys and values travel, queries stay; partial results are merged exactly by their logsumexps.
 
 With O, L the output and logsumexp over the keys so far, and o, l those of one more block,
 
     L' = log(exp L + exp l),    O' = exp(L - L') O + exp(l - L') o
 
 (arXiv 2310.01889, arXiv 2205.14135). In the backward pass each block's probabilities are exp(scores - L) with the final
-L, so a block's gradients are those of a kernel that is given the final O and L; the gradient of keys and values goes
-back to the rank that they came from. The next block travels while the present one is computed.
+L: the kernel receives the final O and L and returns the block's part of the gradients. Gradients of keys and values
+travel back to the rank that sent them. The next block travels while the current one is computed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from longvita.attention.kernel import AttentionKernel, merge_into
-from longvita.attention.ring_plan import RingPlan, Rows, Step
+from longvita.attention.kernel import AttentionKernel
+from longvita.attention.ring_plan import RingPlan, RingStep, Rows
+
+
+def merge_into(out: Tensor, lse: Tensor, more_out: Tensor, more_lse: Tensor) -> None:
+    """Merge attention over more keys into (out [t, heads, d], lse [t, heads]), in place."""
+    total = lse.logaddexp(more_lse)
+    out.mul_((lse - total).exp_()[..., None]).addcmul_(more_out, (more_lse - total).exp_()[..., None])
+    lse.copy_(total)
 
 
 def ring_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: RingPlan, scale: float, kernel: AttentionKernel, group: dist.ProcessGroup
 ) -> Tensor:
-    """Causal attention inside each document of a sequence that is split over `group`.
+    """Attend causally inside each document of a sequence that is split over `group`.
 
     q [t, heads, d], k and v [t, groups, d]: this rank's rows, in the order of its SequenceLayout. Returns
     [t, heads, d]; rows of padding are zero. Parts are merged in fp32. A collective over the group, backward pass
@@ -38,7 +45,7 @@ def ring_attention(
 def ring_forward(
     q: Tensor, k: Tensor, v: Tensor, plan: RingPlan, scale: float, kernel: AttentionKernel, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
-    """The forward pass of `ring_attention` alone: out [t, heads, d] and lse [t, heads] in fp32."""
+    """Run the forward pass of `ring_attention` without autograd: out [t, heads, d] and lse [t, heads] in fp32."""
     out = torch.zeros_like(q, dtype=torch.float32)
     lse = out.new_zeros(q.shape[:2])
     arriving = _Arriving(plan.steps, torch.stack((k, v)), group)
@@ -97,11 +104,11 @@ class _RingAttention(torch.autograd.Function):
 
 
 class _Transfer:
-    """A tensor on its way out and another on its way in. What is empty does not travel."""
+    """One tensor being sent and another being received. Empty tensors are not sent."""
 
     def __init__(self, outgoing: Tensor, to: int, incoming: Tensor, source: int, group: dist.ProcessGroup):
         self.incoming = incoming
-        # They hold the tensors for as long as those travel.
+        # The operations keep the tensors alive while they travel.
         self._operations = []
         if outgoing.numel():
             self._operations.append(dist.P2POp(dist.isend, outgoing, group=group, group_peer=to))
@@ -110,56 +117,56 @@ class _Transfer:
         self._works = dist.batch_isend_irecv(self._operations) if self._operations else []
 
     def wait(self) -> Tensor:
-        """What came in."""
+        """Return the received tensor."""
         for work in self._works:
             work.wait()
         return self.incoming
 
 
 class _Arriving:
-    """Keys and values from each step's source in turn; the next step's travel while one step's are used."""
+    """Keys and values received in each step; those of the next step travel while one step's are used."""
 
-    def __init__(self, steps: Sequence[Step], pairs: Tensor, group: dist.ProcessGroup):
+    def __init__(self, steps: Sequence[RingStep], pairs: Tensor, group: dist.ProcessGroup):
         """pairs: this rank's keys and values [2, t, groups, d]."""
         self._pairs, self._group = pairs, group
-        self._steps: Iterator[Step] = iter(steps)
-        self._begin()
+        self._steps: Iterator[RingStep] = iter(steps)
+        self._start_next()
 
     def wait(self) -> Tensor:
-        """[2, rows, groups, d] of the next step."""
-        theirs = self._under_way.wait()
-        self._begin()
+        """Return the keys and values [2, rows, groups, d] of the next step."""
+        theirs = self._pending.wait()
+        self._start_next()
         return theirs
 
-    def _begin(self) -> None:
+    def _start_next(self) -> None:
         step = next(self._steps, None)
         if step is not None:
             outgoing = torch.cat([self._pairs[:, :0], *(self._pairs[:, slice(*rows)] for rows in step.send)], dim=1)
             incoming = self._pairs.new_empty((2, step.receive, *self._pairs.shape[2:]))
-            self._under_way = _Transfer(outgoing, step.destination, incoming, step.source, self._group)
+            self._pending = _Transfer(outgoing, step.destination, incoming, step.source, self._group)
 
 
 class _Returning:
-    """Gradients of keys and values on their way home, each while the next step is computed."""
+    """Gradients of keys and values returned to their ranks, each while the next step is computed."""
 
     def __init__(self, grad_pairs: Tensor, group: dist.ProcessGroup):
-        """grad_pairs: gradients of this rank's own keys and values [2, t, groups, d]; others' parts are added to it."""
+        """grad_pairs: gradients of this rank's keys and values [2, t, groups, d], to which other ranks' are added."""
         self._grad_pairs, self._group = grad_pairs, group
-        self._under_way: tuple[tuple[Rows, ...], _Transfer] | None = None
+        self._pending: tuple[tuple[Rows, ...], _Transfer] | None = None
 
-    def send(self, step: Step, grad_theirs: Tensor) -> None:
-        """Begins to send a step's gradients to its source, and to receive those for the rows that were sent then."""
+    def send(self, step: RingStep, grad_theirs: Tensor) -> None:
+        """Start to send a step's gradients to its source, and to receive those of the rows sent in that step."""
         rows = sum(end - start for start, end in step.send)
         incoming = self._grad_pairs.new_empty((2, rows, *self._grad_pairs.shape[2:]))
         transfer = _Transfer(grad_theirs, step.source, incoming, step.destination, self._group)
-        self._under_way = step.send, transfer
+        self._pending = step.send, transfer
 
     def add_last(self) -> None:
-        """Waits for what was sent last, and adds what came."""
-        if self._under_way is None:
+        """Wait for the last transfer and add the received gradients."""
+        if self._pending is None:
             return
-        sent, transfer = self._under_way
+        sent, transfer = self._pending
         parts = transfer.wait().split([end - start for start, end in sent], dim=1)
         for (start, end), part in zip(sent, parts, strict=True):
             self._grad_pairs[:, start:end] += part
-        self._under_way = None
+        self._pending = None

@@ -1,8 +1,8 @@
-"""Which keys and values travel between context-parallel ranks, and which queries attend to them: from the layout alone.
+"""Plan of ring attention: which keys and values travel between ranks, and which queries attend to them.
 
-In step s a rank sends to the rank s places after it, and receives from the rank s places before it, the rows of
-documents that both hold, as far as the receiver's queries see them. So a causal mask is never computed, a document that
-is whole on one rank sends nothing, and no row travels that no query needs.
+A pure function of the sequence layout. In step s a rank sends to the rank s places after it, and receives from the rank
+s places before it, the rows of documents that both hold, as far as the receiver's queries attend to them. No causal
+mask is computed between ranks, a document on one rank sends nothing, and no row travels that no query needs.
 """
 
 from __future__ import annotations
@@ -10,58 +10,53 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from longvita.parallel.sequence_layout import Piece, SequenceLayout
+from longvita.parallel.sequence_layout import DocumentPiece, SequenceLayout
 
 Rows = tuple[int, int]
 """First row, and the row after the last."""
 
 
 @dataclass(frozen=True)
-class Block:
+class AttentionBlock:
     """Queries that all attend to all of some keys."""
 
     queries: Rows
     """Rows of this rank."""
     keys: Rows
-    """Rows of what was received."""
+    """Rows of the received keys and values."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one rank does in one step of the ring."""
+class RingStep:
+    """One rank's part in one step of the ring."""
 
     source: int
-    """CP rank that keys and values come from."""
+    """CP rank that keys and values are received from."""
     destination: int
-    """CP rank that they go to."""
+    """CP rank that keys and values are sent to."""
     send: tuple[Rows, ...]
-    """Rows of this rank that the destination needs, ascending; neighbours are put together."""
+    """Rows of this rank that the destination needs, ascending; adjacent runs are joined."""
     receive: int
-    """Rows that come from the source."""
-    blocks: tuple[Block, ...]
-    """What is computed with them."""
+    """Number of rows received."""
+    blocks: tuple[AttentionBlock, ...]
+    """Attention over the received rows."""
 
 
 @dataclass(frozen=True)
 class RingPlan:
-    """The work of one rank."""
+    """The steps of one rank."""
 
     bounds: tuple[int, ...]
-    """Rows where this rank's documents start, then the row after the last; each is causal by itself. Rows after it are
-    padding.
+    """First rows of this rank's parts of documents, then the row after the last. Each part is causal by itself. Rows
+    after the last bound are padding.
     """
-    steps: tuple[Step, ...]
+    steps: tuple[RingStep, ...]
     """Steps 1 to CP - 1."""
-
-    @property
-    def sent_rows(self) -> int:
-        """Rows whose keys and values this rank sends in a forward pass."""
-        return sum(end - start for step in self.steps for start, end in step.send)
 
 
 @functools.lru_cache(maxsize=64)
 def plan_ring(layout: SequenceLayout, rank: int) -> RingPlan:
-    """The RingPlan of a CP rank."""
+    """Return the plan of a CP rank."""
     size = layout.cp_size
     own = _by_document(layout, rank)
     bounds = [0]
@@ -74,7 +69,7 @@ def plan_ring(layout: SequenceLayout, rank: int) -> RingPlan:
         theirs = _by_document(layout, source)
         arriving = _needed(theirs, own)
         steps.append(
-            Step(
+            RingStep(
                 source,
                 destination,
                 _joined([(layout.rows[piece], layout.rows[piece] + piece.length) for piece in send]),
@@ -85,12 +80,12 @@ def plan_ring(layout: SequenceLayout, rank: int) -> RingPlan:
     return RingPlan(tuple(bounds), tuple(steps))
 
 
-def _by_document(layout: SequenceLayout, rank: int) -> dict[int, list[Piece]]:
+def _by_document(layout: SequenceLayout, rank: int) -> dict[int, list[DocumentPiece]]:
     return _grouped(layout.of_rank(rank))
 
 
-def _needed(held: dict[int, list[Piece]], wanting: dict[int, list[Piece]]) -> list[Piece]:
-    """The pieces among those held by one rank that some query of another comes after, in the order of rows."""
+def _needed(held: dict[int, list[DocumentPiece]], wanting: dict[int, list[DocumentPiece]]) -> list[DocumentPiece]:
+    """Return the held pieces that some query of the wanting rank attends to, in the order of rows."""
     needed = []
     for document, pieces in held.items():
         if document in wanting:
@@ -99,29 +94,31 @@ def _needed(held: dict[int, list[Piece]], wanting: dict[int, list[Piece]]) -> li
     return needed
 
 
-def _blocks(layout: SequenceLayout, own: dict[int, list[Piece]], arriving: list[Piece]) -> tuple[Block, ...]:
-    """Each query piece over the received pieces of its document that stand before it, in as few blocks as there are."""
-    blocks: list[Block] = []
+def _blocks(
+    layout: SequenceLayout, own: dict[int, list[DocumentPiece]], arriving: list[DocumentPiece]
+) -> tuple[AttentionBlock, ...]:
+    """Pair each query piece with the received pieces before it in its document, in as few blocks as possible."""
+    blocks: list[AttentionBlock] = []
     first = 0
     for document, keys in _grouped(arriving).items():
-        previous: Block | None = None
+        previous: AttentionBlock | None = None
         for piece in own[document]:
             seen = sum(key.length for key in keys if key.start < piece.start)
             rows = layout.rows[piece], layout.rows[piece] + piece.length
             if not seen:
                 continue
             if previous is not None and previous.keys == (first, first + seen):
-                # The next piece of the document, which stands next in the rows, sees the same keys.
+                # This piece follows in the rows and attends to the same keys.
                 blocks.pop()
                 rows = previous.queries[0], rows[1]
-            previous = Block(rows, (first, first + seen))
+            previous = AttentionBlock(rows, (first, first + seen))
             blocks.append(previous)
         first += sum(key.length for key in keys)
     return tuple(blocks)
 
 
-def _grouped(pieces: list[Piece]) -> dict[int, list[Piece]]:
-    groups: dict[int, list[Piece]] = {}
+def _grouped(pieces: list[DocumentPiece]) -> dict[int, list[DocumentPiece]]:
+    groups: dict[int, list[DocumentPiece]] = {}
     for piece in pieces:
         groups.setdefault(piece.document, []).append(piece)
     return groups

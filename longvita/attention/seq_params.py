@@ -1,64 +1,92 @@
-"""Packed-sequence parameters: what core attention receives for whole, split and cached sequences."""
+"""Packed-sequence parameters, one type for each way of attending.
+
+Core attention dispatches on the type (longvita.attention.core): Megatron's own PackedSeqParams for whole documents on
+this rank, SplitSeqParams and LibrarySeqParams for training with context parallelism (CP), CachedSeqParams and its
+subclasses for generation. In all of ours `cu_seqlens_q` and `cu_seqlens_kv` are [0, t]: everything except attention
+treats this rank's rows as one document.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from longvita.attention.kv_cache import KVCache
+from longvita.attention.ring_plan import RingPlan, plan_ring
+from longvita.data.cp_shard import CPShard
+from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import SequenceLayout
 
-if TYPE_CHECKING:
-    from longvita.attention.split import ReplicatedAttention, SplitAttention
 
-
-@dataclass
+@dataclass(kw_only=True)
 class SplitSeqParams(PackedSeqParams):
-    """Packed-sequence parameters of this rank's rows of a split sequence, or of a few rows that every rank has.
+    """Training: rows of this rank, of documents that our own attention splits over the CP group."""
 
-    `cu_seqlens_q` and `cu_seqlens_kv` are [0, t]: for everything but attention the rows are one run.
-    """
-
-    split: SplitAttention | ReplicatedAttention | None = None
-    kv_cache: KVCache | None = None
-    """Generation only: keys and values of the tokens before this chunk that this rank holds."""
+    plan: RingPlan
+    """Of this rank's place in the ring."""
+    ring: dist.ProcessGroup
+    ulysses: dist.ProcessGroup
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LibrarySeqParams(PackedSeqParams):
-    """The same for attention of a library that does context parallelism itself, which takes `attention` alone."""
+    """Training: rows of this rank, of documents that a library's attention splits over the CP group."""
 
-    attention: PackedSeqParams | None = None
-    """Document bounds of the whole sequence, over all ranks."""
-
-
-def one_run(rows: Tensor) -> dict[str, Any]:
-    """Fields of PackedSeqParams that say: these rows [t] are one document."""
-    bounds = torch.tensor([0, len(rows)], dtype=torch.int32, device=rows.device)
-    return {
-        "qkv_format": "thd",
-        "cu_seqlens_q": bounds,
-        "cu_seqlens_kv": bounds,
-        "max_seqlen_q": len(rows),
-        "max_seqlen_kv": len(rows),
-    }
+    attention: PackedSeqParams
+    """What the library receives: document bounds of the whole sequence, over all ranks."""
 
 
-def padded_seq_params(rows: Tensor, layout: SequenceLayout, real_lengths: bool = True) -> LibrarySeqParams:
-    """Parameters for this rank's rows [t] of a sequence that lies `zigzag`, padding and all, over the ranks.
+@dataclass(kw_only=True)
+class CachedSeqParams(PackedSeqParams):
+    """Generation: a chunk of one sequence whose earlier tokens are in `kv_cache`, all on this rank.
 
-    `attention` has the documents' real and padded bounds over all ranks; documents without a token are left out.
-    real_lengths False gives the padded bounds for both, for kernels that take no padding between documents: attention
-    is causal, so no token sees the padding behind it.
+    Core attention appends the chunk's keys and values to the cache. Query i attends to the keys of positions up to
+    `kv_cache.length + i`.
     """
+
+    kv_cache: KVCache
+
+
+@dataclass(kw_only=True)
+class SplitChunkSeqParams(CachedSeqParams):
+    """Generation: rows of this rank, of a chunk that is split over the CP group, as is the cache."""
+
+    layout: SequenceLayout
+    """Of the chunk, over all ranks."""
+    plan: RingPlan
+    group: dist.ProcessGroup
+
+
+@dataclass(kw_only=True)
+class ReplicatedSeqParams(CachedSeqParams):
+    """Generation: a chunk of a few tokens that every CP rank has. The cache is split over the CP group."""
+
+    group: dist.ProcessGroup
+
+
+def split_seq_params(shard: CPShard, groups: ParallelGroups) -> SplitSeqParams:
+    """Return the parameters of this rank's rows of a micro batch, for our own attention."""
+    plan = plan_ring(shard.ring_layout, groups.cp_ring.rank())
+    return SplitSeqParams(**_one_document(shard.tokens), plan=plan, ring=groups.cp_ring, ulysses=groups.cp_ulysses)
+
+
+def library_seq_params(shard: CPShard, real_lengths: bool = True) -> LibrarySeqParams:
+    """Return the parameters of this rank's rows of a micro batch in `zigzag` layout, for a library's attention.
+
+    `attention` has the documents' real and padded bounds over all ranks. Documents without a token are left out. With
+    real_lengths False both are the padded bounds, for kernels that accept no padding between documents: attention is
+    causal, so no token attends to the padding behind it.
+    """
+    layout, device = shard.layout, shard.tokens.device
     ends = {piece.document: piece.end for piece in layout.pieces}
     real = torch.tensor([0, *(layout.lengths[document] for document in ends)]).cumsum(0)
     padded = torch.tensor([0, *ends.values()]).cumsum(0)
-    real, padded = (bounds.to(device=rows.device, dtype=torch.int32) for bounds in (real, padded))
+    real, padded = (bounds.to(device=device, dtype=torch.int32) for bounds in (real, padded))
     if not real_lengths:
         real = padded
     longest = max(ends.values())
@@ -71,15 +99,27 @@ def padded_seq_params(rows: Tensor, layout: SequenceLayout, real_lengths: bool =
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
     )
-    return LibrarySeqParams(**one_run(rows), attention=attention)
+    return LibrarySeqParams(**_one_document(shard.tokens), attention=attention)
 
 
-@dataclass
-class CachedSeqParams(PackedSeqParams):
-    """Packed-sequence parameters of one chunk of one sequence whose earlier tokens are in `kv_cache`.
+def chunk_seq_params(
+    rows: Tensor, cache: KVCache, layout: SequenceLayout | None, groups: ParallelGroups
+) -> CachedSeqParams:
+    """Return the parameters of a chunk in generation; `rows` [t] are its tokens on this rank.
 
-    `cu_seqlens_q` and `cu_seqlens_kv` are [0, t]: the chunk alone. Core attention appends the chunk's keys and values
-    to the cache and attends from query i to the keys up to `kv_cache.length + i`.
+    layout: of the chunk over the CP group; None where this rank has all of its tokens.
     """
+    fields = _one_document(rows)
+    if groups.cp_size == 1:
+        return CachedSeqParams(**fields, kv_cache=cache)
+    if layout is None:
+        return ReplicatedSeqParams(**fields, kv_cache=cache, group=groups.cp)
+    plan = plan_ring(layout, groups.cp_rank)
+    return SplitChunkSeqParams(**fields, kv_cache=cache, layout=layout, plan=plan, group=groups.cp)
 
-    kv_cache: KVCache | None = None
+
+def _one_document(rows: Tensor) -> dict[str, Any]:
+    """Fields of PackedSeqParams that declare `rows` [t] to be one document."""
+    bounds = torch.tensor([0, len(rows)], dtype=torch.int32, device=rows.device)
+    lengths = {"max_seqlen_q": len(rows), "max_seqlen_kv": len(rows)}
+    return {"qkv_format": "thd", "cu_seqlens_q": bounds, "cu_seqlens_kv": bounds, **lengths}

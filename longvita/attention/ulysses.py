@@ -1,7 +1,7 @@
-"""Ulysses attention: an all-to-all trades rows for heads, each rank attends with its heads to all rows, and back.
+"""Ulysses attention (arXiv 2309.14509): one all-to-all exchanges rows for heads, a second one exchanges them back.
 
-(arXiv 2309.14509.) With fewer groups of keys and values than ranks, a group goes to every rank whose heads read it,
-once each, and its gradient is the sum of theirs.
+In between, each rank attends with some of the heads to all rows. With fewer KV groups than ranks, a group is sent once
+to every rank whose heads read it, and its gradient is the sum over these ranks.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention with some heads to all rows of the group: (q [n, heads, d], k, v [n, groups, d]) to q's shape."""
+"""Attention with some heads over all rows of the group: (q [n, heads, d], k and v [n, groups, d]) to [n, heads, d]."""
 
 
 def ulysses_attention(q: Tensor, k: Tensor, v: Tensor, attend: Attend, group: dist.ProcessGroup) -> Tensor:
-    """`attend` over the rows of all ranks of a group, one rank's after the other's, with a share of the heads each.
+    """Run `attend` over the rows of all ranks of a group, in rank order, with heads / size heads on each rank.
 
-    q [t, heads, d], k and v [t, groups, d]: rows of this rank, as many as every other rank has. Returns [t, heads, d].
+    q [t, heads, d], k and v [t, groups, d]: rows of this rank; every rank has t of them. Returns [t, heads, d].
     A collective over the group, backward pass included. Raises ValueError when the heads do not divide over the ranks.
     """
     heads, groups, size = q.shape[1], k.shape[1], group.size()
-    if size == 1:
-        return attend(q, k, v)
     if heads % size:
         raise ValueError(f"{heads} heads do not divide over {size} ranks of Ulysses attention")
     own_groups = [_groups_of(rank, heads, groups, size) for rank in range(size)]
@@ -39,13 +37,13 @@ def ulysses_attention(q: Tensor, k: Tensor, v: Tensor, attend: Attend, group: di
 
 
 def _groups_of(rank: int, heads: int, groups: int, size: int) -> list[int]:
-    """The groups of keys and values that a rank's heads read."""
+    """Return the KV groups that a rank's heads read."""
     first, last = rank * heads // size, (rank + 1) * heads // size - 1
     return list(range(first * groups // heads, last * groups // heads + 1))
 
 
 def _group_of_head(rank: int, heads: int, groups: int, size: int) -> list[int] | None:
-    """Which of its groups each head of a rank reads, where they do not read them in equal runs; else None."""
+    """Return the local KV group of each head of a rank; None where equal runs of heads read the groups in order."""
     own = _groups_of(rank, heads, groups, size)
     first = rank * heads // size
     index = [(first + head) * groups // heads - own[0] for head in range(heads // size)]
@@ -55,7 +53,7 @@ def _group_of_head(rank: int, heads: int, groups: int, size: int) -> list[int] |
 
 
 class _RowsForHeads(torch.autograd.Function):
-    """Each rank's x [t, heads, d] to [size * t, own heads, d]; `heads_of` says which heads each rank wants."""
+    """Each rank's x [t, heads, d] to [size * t, own heads, d]. `heads_of`: the heads of each rank."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, heads_of: list[list[int]], group: dist.ProcessGroup) -> Tensor:

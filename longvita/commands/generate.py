@@ -23,7 +23,7 @@ from longvita.processes import EXIT_REFUSED, is_first_on_machine, is_first_proce
 
 if TYPE_CHECKING:
     from longvita.inference.engine import Engine
-    from longvita.inference.frame_attention import FrameWatch
+    from longvita.inference.frame_attention import FrameAttention
 
 
 def generate(
@@ -112,32 +112,34 @@ def with_marks(question: str, images: int, videos: int) -> str:
 def run_generate(payload: dict[str, Any]) -> int:
     """The body of a rank."""
     settings = start_engine_rank(payload)
-    from longvita.inference.frame_attention import FrameWatch  # here: megatron-core's import takes seconds
+    from longvita.inference.frame_attention import FrameAttention  # here: megatron-core's import takes seconds
     from longvita.inference.session import open_engine
     from longvita.processes import raise_on_all_ranks
 
     with open_engine(settings) as engine:
         prompt = raise_on_all_ranks(lambda: engine.encode(payload["messages"], payload["images"], payload["videos"]))
-        watch = FrameWatch() if payload["show_frames"] else None
+        observer = FrameAttention() if payload["show_frames"] else None
         answer = ""
         with prefill_progress(len(prompt), is_first_process()) as progress:
-            for piece in engine.answer(prompt, progress=progress, watch=watch):
+            for piece in engine.answer(prompt, progress=progress, observer=observer):
                 answer += piece
                 if is_first_process():
                     print(piece, end="", flush=True)
         if is_first_process():
             print()
-        if watch is not None:
-            _show_frames(Path(payload["show_frames"]).expanduser(), engine, prompt, answer, payload["messages"], watch)
+        if observer is not None:
+            _show_frames(
+                Path(payload["show_frames"]).expanduser(), engine, prompt, answer, payload["messages"], observer
+            )
     return 0
 
 
 def _show_frames(
-    path: Path, engine: Engine, prompt: Prompt, answer: str, messages: Sequence[dict], watch: FrameWatch
+    path: Path, engine: Engine, prompt: Prompt, answer: str, messages: Sequence[dict], observer: FrameAttention
 ) -> None:
     from longvita.commands.support.frame_page import write_attended
 
-    shares = engine.attended(prompt, watch)
+    shares = engine.attended(prompt, observer)
     if is_first_process():
         write_attended(path, messages[-1]["content"], answer, shares, cast(MediaTiles, prompt.tiles))
         print(f"{path} shows what the answer attended to", file=sys.stderr)

@@ -381,9 +381,9 @@ class InferenceConfig(Section):
     """Largest number of frames sampled from one video."""
     prefill_chunk_size: int = Field(8192, ge=1)
     """Prompt tokens per forward pass during prefill."""
-    kept_documents: int = Field(4, ge=1)
-    """Documents (prompt and answer), the current one included, whose keys and values are kept for later prompts with an
-    identical beginning, as far as memory allows."""
+    cached_prompts: int = Field(4, ge=1)
+    """Prompts with their answers, the current one included, whose keys and values stay cached for later prompts with a
+    common prefix, as far as memory allows."""
     max_new_tokens: int = Field(1024, ge=1)
     """Longest answer, tokens."""
     temperature: float = Field(0.0, ge=0)

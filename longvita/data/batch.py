@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longvita.data.chat_template import IGNORED_LABEL
-
-if TYPE_CHECKING:
-    from longvita.attention.kv_cache import KVCache
 
 __all__ = ["IGNORED_LABEL", "LocalBatch"]
 
@@ -43,14 +40,6 @@ class LocalBatch:
     """Source name of each document of cu_seqlens, "" for padding."""
     padding_tokens: int
     """Positions that hold no sample."""
-    kv_cache: KVCache | None = None
-    """Generation only: keys and values of the tokens before this chunk."""
-    position_offset: int = 0
-    """Generation only: tokens before this chunk."""
-    logit_positions: Tensor | None = None
-    """Generation only: [k] int64, positions whose logits are wanted."""
-    replicated: bool = False
-    """Generation only: every context-parallel rank computes all rows, since they are few, and caches only some."""
 
     def to(self, device: torch.device | str) -> LocalBatch:
         """The same batch with its tensors on `device`; the original is left as it is."""

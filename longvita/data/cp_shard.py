@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.parallel.document_placement import chunk_layout
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import SequenceLayout
 
@@ -42,13 +41,9 @@ def shard_batch(
 ) -> CPShard:
     """Select this rank's CP shard of a micro batch. Every rank of the replica holds all its tokens.
 
-    In training, `place_documents` decides where documents lie. In generation they lie where our own attention over the
-    KV cache expects them.
+    `place_documents` decides where documents lie.
     """
     tp_size = groups.tp_size if sequence_parallel else 1
-    if batch.kv_cache is None:
-        lengths = tuple(batch.cu_seqlens.diff().tolist())
-        ring_layout, layout = place_documents(lengths, groups.cp_ring.size(), groups.cp_ulysses.size(), tp_size)
-    else:
-        layout = ring_layout = chunk_layout(batch.input_ids.shape[1], groups.cp_size, tp_size)
+    lengths = tuple(batch.cu_seqlens.diff().tolist())
+    ring_layout, layout = place_documents(lengths, groups.cp_ring.size(), groups.cp_ulysses.size(), tp_size)
     return CPShard(layout, ring_layout, layout.tokens(groups.cp_rank).to(batch.input_ids.device))

@@ -1,1 +1,1 @@
-"""Generation: chunked prefill, cached decoding, sampling, and the commands around them."""
+"""The generation engine: chunked prefill, decode with a KV cache, sampling."""

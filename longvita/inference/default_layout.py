@@ -1,4 +1,4 @@
-"""The layout of a generation run where the user names none."""
+"""The default layout of a generation run, and the check of a given one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from longvita.config.layout_text import LayoutError
 from longvita.config.schema import Config, LanguageConfig, LayoutConfig, ModelConfig
 
 WEIGHT_BYTES = 32 * 2**30
-"""Most bf16 weights of the language model for one device, half of a device of 64 GB, before TP divides them."""
+"""Bytes of bf16 weights of the language model above which TP divides them: half of a device with 64 GB."""
 
 
 def default_layout(model: ModelConfig, processes: int) -> LayoutConfig:
-    """The input spread over all processes (CP), TP among them only as far as the weights need it."""
+    """Return the layout with context parallelism over all processes, and TP only as far as the weights need it."""
     sizes = [size for size in range(1, processes + 1) if processes % size == 0]
     layouts = [LayoutConfig(tensor_parallel=size, context_parallel=processes // size) for size in sizes]
     fitting = [layout for layout in layouts if not _problems(model, layout)]
@@ -20,13 +20,13 @@ def default_layout(model: ModelConfig, processes: int) -> LayoutConfig:
 
 
 def language_parameters(language: LanguageConfig) -> int:
-    """Weights of the language model, biases and norms left out."""
+    """Count the weights of the language model, without biases and norms."""
     tables = 1 if language.tie_word_embeddings else 2
     return language.num_layers * language.layer_weights + tables * language.vocab_size * language.hidden_size
 
 
 def check_layout(model: ModelConfig, layout: LayoutConfig, processes: int | None) -> None:
-    """Raises LayoutError when a layout does not fit the model, generation, or the `processes` of a launcher."""
+    """Check that a layout fits the model, generation, and the `processes` of a launcher. Raises LayoutError."""
     if layout.virtual_pipeline > 1:
         raise LayoutError(
             f"layout.virtual_pipeline is {layout.virtual_pipeline}, but generation needs 1; use tp, cp and pp instead"
@@ -41,7 +41,7 @@ def check_layout(model: ModelConfig, layout: LayoutConfig, processes: int | None
 
 
 def _problems(model: ModelConfig, layout: LayoutConfig) -> list[str]:
-    """What keeps the layout from the model, in the words of the config checks."""
+    """Return the problems that the config checks find in the layout."""
     config = Config(model=model, layout=layout)
     return [
         f"{problem.field}={problem.value} {problem.message}" + (f" (use {problem.fix})" if problem.fix else "")

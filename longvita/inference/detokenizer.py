@@ -1,4 +1,4 @@
-"""Text of an answer piece by piece as its tokens come, never cutting a character in two."""
+"""Streams the text of an answer as its tokens arrive, never splitting a character."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ WINDOW_TOKENS = 16
 
 
 class StreamingDetokenizer:
-    """Turns token ids into text pieces whose concatenation is the text of all of them.
+    """Converts token ids to pieces of text. Joined, the pieces are the text of all ids.
 
-    A byte-level tokenizer may spread one character over several tokens; decoded alone, its first bytes read as one
-    U+FFFD at the end of the text. So a last U+FFFD is held back until the next token or `flush` decides.
+    A byte-level tokenizer may spread one character over several tokens; its first bytes alone decode to a U+FFFD at the
+    end of the text. A final U+FFFD is therefore held back until the next token or `flush`.
 
     Args:
-        decode: ids to text, where a token's text may depend on its neighbours only within a character.
+        decode: ids to text. A token's text may depend on its neighbours only inside a character.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]):
@@ -24,19 +24,19 @@ class StreamingDetokenizer:
         self._emitted = 0
 
     def add(self, token: int) -> str:
-        """The text that is certain with this token and was not before; often one word, sometimes empty."""
+        """Add a token and return the text that is final with it; often one word, sometimes empty."""
         self._window.append(token)
         text = self._decode(self._window)
         stable = text[:-1] if text.endswith(REPLACEMENT) else text
         piece = stable[self._emitted :]
         self._emitted = max(self._emitted, len(stable))
         if len(stable) == len(text) and len(self._window) >= WINDOW_TOKENS:
-            # No character is open, so the ids before this point cannot change the text after it.
+            # No character is incomplete here, so earlier ids cannot change later text.
             self._window, self._emitted = [], 0
         return piece
 
     def flush(self) -> str:
-        """What is still held back, at the end of an answer."""
+        """Return the text still held back, at the end of an answer."""
         piece = self._decode(self._window)[self._emitted :] if self._window else ""
         self._window, self._emitted = [], 0
         return piece

@@ -1,4 +1,4 @@
-"""Generation with a built model: prompts in, tokens or text out, the KV cache kept between turns of a conversation."""
+"""The generation engine: prompts in, tokens or text out, with KV caches kept between turns of a conversation."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from torch import Tensor
 from longvita.config.schema import Config
 from longvita.data.media.item import MediaSource
 from longvita.data.tokenizer import LongVITATokenizer
-from longvita.inference.decode import decode
 from longvita.inference.detokenizer import StreamingDetokenizer
-from longvita.inference.frame_attention import FrameWatch
+from longvita.inference.frame_attention import FrameAttention
 from longvita.inference.kv_memory import check_cache
 from longvita.inference.limits import LengthError, check_max_seq_len, room_for
-from longvita.inference.prefill import prefill
+from longvita.inference.prefill_decode import PipelineStage, decode, prefill
 from longvita.inference.prompt import Prompt, TensorTiles
-from longvita.inference.prompt_cache import Document, Documents
+from longvita.inference.prompt_cache import CachedPrompt, PromptCache
 from longvita.inference.prompt_encoder import PromptEncoder
 from longvita.inference.sampling import Sampler, Sampling
-from longvita.inference.stage import PipelineStage
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
+from longvita.platforms.base import Platform
 
 
 class Engine:
-    """Answers one prompt at a time. Every rank of the replica makes the same calls and gets the same tokens.
+    """Answers one prompt at a time. Every rank of the replica makes the same calls and receives the same tokens.
 
-    A prompt that begins as one of the last did (its turns, pictures and answers) is prefilled from the first token that
-    differs; see Documents.
+    Where a prompt has a prefix in common with one of the last (turns, pictures and answers), prefill starts at the
+    first token that differs; see PromptCache.
 
     Args:
-        models: the chunks that `build_model` returned; one, since the interleaved schedule is for training.
-        config: the run's config; `inference` holds the limits.
-        tokenizer: the model's tokenizer; None where only tokens go in and out.
+        models: the chunks from `build_model`; one, because the interleaved schedule is for training.
+        config: the run's config; `inference` has the limits.
+        tokenizer: the model's tokenizer; None for an engine that takes and returns tokens only.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Engine:
         config: Config,
         tokenizer: LongVITATokenizer | None,
         groups: ParallelGroups,
-        platform: Any,
+        platform: Platform,
     ):
         if len(models) != 1:
             raise ValueError(
@@ -54,22 +53,22 @@ class Engine:
         self.config, self.tokenizer, self.groups, self.platform = config, tokenizer, groups, platform
         self.stage = PipelineStage(models[0], config, groups, platform)
         inference, tokens_per_tile = config.inference, config.model.tokens_per_tile
-        self.documents = Documents(inference.kept_documents, inference.max_seq_len, groups.cp_size, tokens_per_tile)
+        self.prompts = PromptCache(inference.cached_prompts, inference.max_seq_len, groups.cp_size, tokens_per_tile)
         self._encoder = PromptEncoder(config, tokenizer) if tokenizer is not None else None
 
     def reset(self) -> None:
-        """Forgets all prompts and answers and frees their keys and values."""
-        self.documents.clear()
+        """Evict all prompts and answers and free their KV caches."""
+        self.prompts.clear()
 
     def encode(
         self, messages: Sequence[Any], images: Sequence[MediaSource] = (), videos: Sequence[str | os.PathLike] = ()
     ) -> Prompt:
-        """The prompt of {"role", "content"} messages; see PromptEncoder.encode for what it raises."""
+        """Encode {"role", "content"} messages; raises what PromptEncoder.encode raises."""
         return self.encoder.encode(messages, images, videos)
 
     @property
     def encoder(self) -> PromptEncoder:
-        """What makes prompts for this model. Raises ValueError for an engine without a tokenizer."""
+        """The encoder of prompts for this model. Raises ValueError for an engine without a tokenizer."""
         if self._encoder is None:
             raise ValueError("the engine was built without a tokenizer and takes tokens only")
         return self._encoder
@@ -81,11 +80,11 @@ class Engine:
         videos: Sequence[str | os.PathLike] = (),
         sampling: Sampling | None = None,
     ) -> Iterator[str]:
-        """Yields the answer to a conversation in pieces of text as they come.
+        """Yield the answer to a conversation in pieces of text, as its tokens arrive.
 
         images: paths or pictures, one for each `<image>` in the messages; videos: paths, one for each `<video>`.
-        sampling: the config's when None. Raises what `encode` raises before any work, TileError when a tile cannot be
-        decoded. Every rank must take all pieces, or stop after the same one.
+        sampling: the config's when None. Raises what `encode` raises before any computation, and TileError when a tile
+        cannot be decoded. Every rank must consume all pieces, or stop after the same one.
         """
         yield from self.answer(self.encode(messages, images, videos), sampling)
 
@@ -94,11 +93,11 @@ class Engine:
         prompt: Prompt,
         sampling: Sampling | None = None,
         progress: Callable[[int], None] | None = None,
-        watch: FrameWatch | None = None,
+        observer: FrameAttention | None = None,
     ) -> Iterator[str]:
-        """`generate` for an encoded prompt; `progress` and `watch` as for `stream`.
+        """Yield the answer to an encoded prompt; arguments as for `generate` and `stream`.
 
-        The answer ends at `<|im_end|>` or `<|endoftext|>`, which it leaves out.
+        The answer ends before `<|im_end|>` or `<|endoftext|>`.
         """
         tokenizer = self.tokenizer
         if tokenizer is None:
@@ -106,7 +105,7 @@ class Engine:
         sampling = sampling or Sampling.from_config(self.config.inference, self.config.seed)
         stop_ids = {tokenizer.end_of_turn, tokenizer.padding}
         text = StreamingDetokenizer(lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True))
-        for token in self.stream(prompt, sampling, stop_ids, progress, watch):
+        for token in self.stream(prompt, sampling, stop_ids, progress, observer):
             if token not in stop_ids and (piece := text.add(token)):
                 yield piece
         if piece := text.flush():
@@ -115,7 +114,7 @@ class Engine:
     def generate_tokens(
         self, input_ids: Tensor | Sequence[int], tiles: Tensor, tile_starts: Tensor | Sequence[int], max_new_tokens: int
     ) -> list[int]:
-        """The `max_new_tokens` greedy tokens after a prompt, with no stop token and nothing reused.
+        """Return the `max_new_tokens` greedy tokens after a prompt, without stop tokens and cached prompts.
 
         input_ids [t] or [1, t]; tiles [n, 3, H, W], all of them on every rank; tile_starts [n].
         """
@@ -129,50 +128,50 @@ class Engine:
         sampling: Sampling,
         stop_ids: Collection[int] = (),
         progress: Callable[[int], None] | None = None,
-        watch: FrameWatch | None = None,
+        observer: FrameAttention | None = None,
     ) -> Iterator[int]:
-        """Yields the tokens after a prompt as they come, a stop token included.
+        """Yield the tokens after a prompt as they are generated, including a stop token.
 
-        Raises LengthError before any work for a prompt that leaves no room in inference.max_seq_len or in memory, see
-        `room_for` and `check_cache`.
+        progress: called with the number of prefilled tokens. observer: receives the attention of the answer's tokens
+        and of the prompt's last one. Consumers on all ranks must take the same number of tokens.
 
-        `progress` is called with the tokens prefilled so far. `watch` sees what the answer's tokens, and the prompt's
-        last, attend to. The consumers on all ranks must take equally many tokens.
+        Raises LengthError before any computation for a prompt that leaves no room in inference.max_seq_len or in memory
+        (see `room_for` and `check_cache`).
         """
         limit = min(sampling.max_new_tokens, room_for(len(prompt), self.config))
-        document = self._begin(prompt, limit)
+        current = self._start(prompt, limit)
         try:
-            cache, chunk_size = document.cache, self.config.inference.prefill_chunk_size
+            cache, chunk_size = current.cache, self.config.inference.prefill_chunk_size
             tokens_per_tile = self.config.model.tokens_per_tile
-            logits = prefill(self.stage, cache, prompt, tokens_per_tile, chunk_size, progress, watch)
+            logits = prefill(self.stage, cache, prompt, tokens_per_tile, chunk_size, progress, observer)
             for token in decode(self.stage, cache, logits, Sampler(sampling), limit, stop_ids):
-                document.tokens.append(token)
+                current.tokens.append(token)
                 yield token
         finally:
-            document.cache.watch = None
+            current.cache.observer = None
 
-    def _begin(self, prompt: Prompt, new_tokens: int) -> Document:
-        """The document of a prompt, for which there is room. Raises LengthError where there is none."""
-        document = self.documents.begin(prompt)
+    def _start(self, prompt: Prompt, new_tokens: int) -> CachedPrompt:
+        """Start a prompt and evict others where memory requires it. Raises LengthError where it does not fit."""
+        current = self.prompts.start(prompt)
         try:
-            room = self.documents.room()
-            dropped = check_cache(prompt, new_tokens, room, self.config, self.groups, self.platform)
+            room = self.prompts.room()
+            evicted = check_cache(prompt, new_tokens, room, self.config, self.groups, self.platform)
         except LengthError:
-            self.documents.give_up()
+            self.prompts.rollback()
             raise
-        self.documents.settle(dropped)
-        return document
+        self.prompts.commit(evicted)
+        return current
 
-    def attended(self, prompt: Prompt, watch: FrameWatch) -> Tensor:
-        """The share [n] of attention that each tile of the prompt got, once its answer has come; on every rank.
+    def attended(self, prompt: Prompt, observer: FrameAttention) -> Tensor:
+        """Return the fraction [n] of the last answer's attention that each tile of the prompt received, on every rank.
 
         Raises ValueError where no prompt was answered.
         """
-        document, tokens_per_tile = self.documents.current, self.config.model.tokens_per_tile
-        if document is None:
-            raise ValueError("nothing was asked since the engine was reset")
-        positions = document.cache.positions()
-        return watch.shares(positions, prompt.tile_starts, tokens_per_tile, self.groups, self.stage.device)
+        current, tokens_per_tile = self.prompts.current, self.config.model.tokens_per_tile
+        if current is None:
+            raise ValueError("no question was answered since the engine was reset")
+        positions = current.cache.positions()
+        return observer.shares(positions, prompt.tile_starts, tokens_per_tile, self.groups, self.stage.device)
 
 
 def _numbers(values: Tensor | Sequence[int]) -> list[int]:

@@ -1,7 +1,7 @@
-"""How much of the attention of an answer's tokens went to each tile of the prompt.
+"""How much of the attention of an answer's tokens each tile of the prompt received.
 
-Seen in the decode step itself: the probabilities that its attention used are computed once more from its queries, the
-cached keys and the logsumexps that it ended with, and summed over heads, layers and tokens.
+Measured in the decode step: its attention probabilities are computed again from its queries, the cached keys and the
+final logsumexps, and summed over heads, layers and tokens.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from longvita.attention.kv_cache import Blocks
 from longvita.parallel.groups import ParallelGroups
 
 
-class FrameWatch:
-    """Sums up attention to the cached rows of this rank; `KVCache.watch` while the answer's tokens come."""
+class FrameAttention:
+    """Sums attention to the cached rows of this rank, as `KVCache.observer` during decode."""
 
     def __init__(self) -> None:
         self._mass = torch.zeros(0, dtype=torch.float64)
         self._queries = 0
 
     def observe(self, q: Tensor, past: Blocks, lse: Tensor, scale: float) -> None:
-        """One layer's attention of a new token: q [t, heads, d], and the cached keys and values of this rank.
+        """Add one layer's attention of a new token: q [t, heads, d], and the cached keys and values of this rank.
 
-        lse [t, heads]: the logsumexps of the scaled scores over all keys of all ranks. Rows after the first are padding
-        for sequence parallel.
+        lse [t, heads]: logsumexps of the scaled scores over all keys of all ranks. Rows after the first are padding for
+        sequence parallel.
         """
         masses = []
         for keys, _ in past:
@@ -48,10 +48,10 @@ class FrameWatch:
         groups: ParallelGroups,
         device: torch.device,
     ) -> Tensor:
-        """The share [n] of all attention that each tile got, over all ranks of the replica. A collective over it.
+        """Return the fraction [n] of all attention that each tile received. A collective over the replica.
 
-        positions: where the cached rows of this rank stand in the sequence; tile_starts [n]: those of the tiles' first
-        rows; device: where collectives run. What is missing to one in the sum went to text, the answer's own included.
+        positions: of the cached rows of this rank in the sequence; tile_starts [n]: of the tiles' first rows; device:
+        of the collectives. The remainder to one was attention to text, including the answer.
         """
         starts = torch.tensor(list(tile_starts), dtype=torch.int64)
         total = torch.zeros(len(starts) + 1, dtype=torch.float64)
@@ -60,7 +60,7 @@ class FrameWatch:
             tile = torch.searchsorted(starts, rows, right=True) - 1
             inside = (tile >= 0) & (rows < starts[tile.clamp(min=0)] + tokens_per_tile)
             total.index_add_(0, tile[inside], self._mass[: len(rows)][inside])
-        # Each context-parallel rank has seen the same queries.
+        # Context-parallel ranks observe the same queries.
         total[-1] = self._queries if groups.cp_rank == 0 else 0
         everyone = total.float().to(device)
         for group in (groups.tp_cp, groups.pp):

@@ -1,9 +1,8 @@
-"""Whether the KV cache of an answer fits the memory of its processes, found out before the prompt goes through them."""
+"""Checks before prefill whether the KV cache of a prompt and its answer fits in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,30 +13,27 @@ from longvita.config.sizes import frames_that_fit, layers_per_stage, local_query
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt import Prompt
 from longvita.parallel.groups import ParallelGroups
+from longvita.platforms.base import Platform
 
-KEEPING_SHARE = 0.5
-"""Most of the memory that a document may take while others are kept."""
+MAX_FRACTION = 0.5
+"""Of the memory that one prompt's KV cache may use while other prompts stay cached; the rest is for the computation."""
 _ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 
 
 def bytes_per_token(config: Config) -> int:
-    """Bytes of one token's keys and values on the rank that caches it: those of its pipeline stage's layers.
-
-    The stage with the most layers counts.
-    """
+    """Return the bytes of one token's keys and values on the rank that caches it, on the stage with most layers."""
     layers, element = max(layers_per_stage(config)), _ELEMENT_BYTES[config.training.precision]
     return 2 * layers * local_query_groups(config) * config.model.language.head_dim * element
 
 
 def check_cache(
-    prompt: Prompt, new_tokens: int, room: Sequence[int], config: Config, groups: ParallelGroups, platform: Any
+    prompt: Prompt, new_tokens: int, room: Sequence[int], config: Config, groups: ParallelGroups, platform: Platform
 ) -> int:
-    """How many of the documents kept have to go, so that an answer of `new_tokens` tokens finds room; the fewest.
+    """Return the fewest cached prompts to evict so that a prompt and an answer of `new_tokens` tokens fit.
 
-    `room`: see Documents.room. Documents are kept only where a part of the memory stays free for the work itself. A
-    collective over the replica. Where dropping all of them is not enough, it raises LengthError on every rank, with the
-    bytes needed and there on the rank that has least, and the context-parallel size and the number of frames that would
-    fit.
+    room: from PromptCache.room. A collective over the replica. Raises LengthError on every rank where evicting all is
+    not enough, with the bytes needed, the bytes free on the rank with least, and the context-parallel size and number
+    of frames that would fit.
     """
     free = torch.tensor(list(room), dtype=torch.int64, device=platform.device) + platform.memory()["free"]
     for group in (groups.tp_cp, groups.pp):
@@ -45,22 +41,22 @@ def check_cache(
             dist.all_reduce(free, op=dist.ReduceOp.MIN, group=group)
     each, tokens = bytes_per_token(config), len(prompt) + new_tokens
     needed = -(-tokens // (groups.cp_size * kv_cache.PAGE_ROWS)) * kv_cache.PAGE_ROWS * each
-    *keeping, there = free.tolist()
-    for dropped, room_then in enumerate(keeping):
-        if needed <= KEEPING_SHARE * room_then:
-            return dropped
-    if needed <= there:
-        return len(keeping)
-    advice = [f"layout.context_parallel {-(-tokens * each // there)}"] if there >= each else []
+    *others_kept, alone = free.tolist()
+    for evicted, available in enumerate(others_kept):
+        if needed <= MAX_FRACTION * available:
+            return evicted
+    if needed <= alone:
+        return len(others_kept)
+    advice = [f"layout.context_parallel {-(-tokens * each // alone)}"] if alone >= each else []
     per_tile = config.model.tokens_per_tile
     text = tokens - len(prompt.tile_starts) * (per_tile + TILE_MARKERS)
-    frames = frames_that_fit(there // each * groups.cp_size, per_tile, text)
+    frames = frames_that_fit(alone // each * groups.cp_size, per_tile, text)
     if frames > 0 and prompt.tile_starts:
         advice.append(f"{frames} frames and tiles in all (--max_num_frame)")
     fits = f": {' or '.join(advice)} would fit" if advice else ""
     raise LengthError(
         f"the keys and values of {tokens} tokens need {_gib(needed)} on each of {groups.cp_size} context-parallel "
-        f"ranks, but {_gib(there)} are free{fits}"
+        f"ranks, but {_gib(alone)} are free{fits}"
     )
 
 

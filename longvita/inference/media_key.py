@@ -1,4 +1,4 @@
-"""What tells the content of a picture or video from every other, without reading it unless it must be."""
+"""Keys that identify the content of pictures and videos, reading the files only where needed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _READ_BYTES = 1 << 20
 
 
 class MediaKey:
-    """Content of one picture or video; equal keys have the same bytes, whatever their files are called.
+    """The content of one picture or video; equal keys have equal bytes, whatever their files are called.
 
-    Files of one name and state, or of different sizes, are told apart by their headers alone. Only two files of the
-    same size are read (SHA-256), and each once. A file that has changed since it was first seen equals no other, for
-    nobody can tell any more what it held.
+    One file in an unchanged state, and files of different sizes, are compared by name, time and size alone. Only files
+    of equal size are read (SHA-256), each once. A file that changed after its key was made equals no other, because its
+    earlier content is gone.
     """
 
     def __init__(self, source: PictureSource):
@@ -44,9 +44,10 @@ class MediaKey:
         return hash(self.size)
 
     def _look(self) -> tuple[str, int]:
-        """Digest of name, time of change and size of the file, or of each of a folder of frames; bytes in all.
+        """Return a digest of name, modification time and size of the file (each file of a folder), and the total bytes.
 
-        A digest, since keys are compared once for each of a video's frames, which may be as many as the files.
+        A digest keeps comparison cheap: keys are compared once for each frame of a video, and a folder of frames has as
+        many files.
         """
         seen = [(path.name, status.st_mtime_ns, status.st_size) for path, status in self._files()]
         return hashlib.sha256(repr(seen).encode()).hexdigest(), sum(size for _, _, size in seen)
@@ -59,7 +60,7 @@ class MediaKey:
             yield path, path.stat()
 
     def _content(self) -> str | None:
-        """Digest of the bytes; None when they are not those that were seen."""
+        """Return the digest of the bytes; None when the file has changed since."""
         if self._digest is None and self._path is not None:
             try:
                 digest = hashlib.sha256()

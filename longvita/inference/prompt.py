@@ -1,4 +1,4 @@
-"""A prompt as the model takes it: token ids, where its tiles stand, and the tiles themselves when they are needed."""
+"""A prompt as the model's input: token ids, the positions of its tiles, and the tiles, decoded on request."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 
 
 class TileSource(Protocol):
-    """The tiles of a prompt, decoded only when asked for."""
+    """The tiles of a prompt, decoded on request."""
 
     def load(self, indices: Sequence[int]) -> Tensor:
-        """Tiles [len(indices), 3, H, W] float32, by their place in the prompt, in ascending order."""
+        """Return tiles [len(indices), 3, H, W] float32, by their index in the prompt, ascending."""
         ...
 
 
 class TensorTiles:
-    """Tiles that are in memory already: `tiles` [n, 3, H, W]."""
+    """Tiles in memory: `tiles` [n, 3, H, W]."""
 
     def __init__(self, tiles: Tensor):
         self._tiles = tiles
 
     def load(self, indices: Sequence[int]) -> Tensor:
-        """See TileSource."""
+        """Return the tiles at `indices` as float32."""
         return self._tiles[torch.as_tensor(list(indices), dtype=torch.int64)].float()
 
 
@@ -40,24 +40,23 @@ class Prompt:
     tile_starts: Sequence[int]
     """Position of the first token of each tile, ascending."""
     tiles: TileSource
-    """The tiles."""
     tile_keys: Sequence[Hashable]
-    """What each tile shows (content and place in it): tiles of equal keys have equal features."""
+    """Content of each tile: tiles with equal keys have equal features."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
 
 def token_array(ids: np.ndarray) -> array[int]:
-    """Token ids [t] as an array: a list would take several times the memory, and a long prompt has a million."""
+    """Convert token ids [t] to an array. A list takes several times the memory, and a long prompt has a million ids."""
     return array("i", ids.astype(np.int32).tobytes())
 
 
 def common_prefix(old: Prompt, new: Prompt, tokens_per_tile: int, limit: int) -> int:
-    """Leading tokens of `new`, at most `limit`, that `old` begins with as well: their keys and values are the same.
+    """Count the leading tokens, at most `limit`, that `old` and `new` have in common, with equal keys and values.
 
-    Two pictures have the same token ids, so a tile counts as the same only with the same key and place; a prefix never
-    ends inside a tile.
+    All pictures have the same token ids, so a tile is common only with equal key and position. The prefix never ends
+    inside a tile.
     """
     length = min(_equal_length(old.input_ids, new.input_ids), limit)
     pairs = zip(old.tile_starts, old.tile_keys, strict=True), zip(new.tile_starts, new.tile_keys, strict=True)
@@ -80,10 +79,10 @@ def _equal_length(first: Sequence, second: Sequence) -> int:
 def plan_chunks(
     start: int, end: int, tile_starts: Sequence[int], tokens_per_tile: int, chunk_size: int
 ) -> list[tuple[int, int]]:
-    """Bounds (start, end) of the prefill chunks that cover positions [start, end).
+    """Return the bounds (start, end) of the prefill chunks that cover positions [start, end).
 
-    A chunk holds `chunk_size` tokens, fewer where its end would cut a tile in two, and more only where a single tile is
-    larger than a chunk: so every tile is encoded once, by the chunk that holds all its rows.
+    A chunk has `chunk_size` tokens, fewer where its end would cut a tile, and more only where one tile is larger than a
+    chunk: every tile is encoded once, by the chunk that holds all its rows.
     """
     if chunk_size < 1:
         raise ValueError(f"prefill_chunk_size is {chunk_size}, but must be at least 1")

@@ -1,4 +1,4 @@
-"""The documents whose keys and values are kept: prompts with their answers, for later prompts that begin alike."""
+"""KV caches of the last prompts and their answers, for later prompts with a common prefix."""
 
 from __future__ import annotations
 
@@ -10,90 +10,90 @@ from longvita.inference.prompt import Prompt, common_prefix
 
 
 @dataclasses.dataclass
-class Document:
-    """A prompt, with the answer behind it as far as it has come, and what is cached of it."""
+class CachedPrompt:
+    """A prompt, followed by its answer so far, and the KV cache of both."""
 
     prompt: Prompt
     cache: KVCache
 
     @property
     def tokens(self) -> array[int]:
-        """Prompt and answer; what of them is cached is known by the cache's length."""
+        """Prompt and answer; the first `cache.length` of them are cached."""
         tokens = self.prompt.input_ids
         if not isinstance(tokens, array):
-            raise TypeError(f"a document's tokens are an array that grows, not {type(tokens).__name__}")
+            raise TypeError(f"a cached prompt's tokens are an array that grows, not {type(tokens).__name__}")
         return tokens
 
 
-class Documents:
-    """The last documents, of which one prompt at a time is continued.
+class PromptCache:
+    """The last cached prompts. `start` adds one for a new prompt; `commit` or `rollback` must follow.
 
-    All ranks of a replica hold the same documents, each with its own rows of their keys and values.
+    All ranks of a replica hold the same prompts, each with its own rows of the KV caches.
 
     Args:
-        most: documents that are kept at once, at least one.
-        max_length: most tokens of a document.
-        shares: context-parallel ranks that its tokens are spread over.
+        size: most prompts that are cached at once, at least one.
+        max_length: most tokens of a prompt and its answer.
+        cp_size: context-parallel ranks that the tokens are split over.
         tokens_per_tile: rows of a tile.
     """
 
-    def __init__(self, most: int, max_length: int, shares: int, tokens_per_tile: int):
-        self.most, self.max_length, self.shares, self.tokens_per_tile = most, max_length, shares, tokens_per_tile
-        self._kept: list[Document] = []
-        """The last one used is the last."""
-        self._continued: Document | None = None
-        """The one that the current document takes the place of."""
+    def __init__(self, size: int, max_length: int, cp_size: int, tokens_per_tile: int):
+        self.size, self.max_length, self.cp_size, self.tokens_per_tile = size, max_length, cp_size, tokens_per_tile
+        self._cached: list[CachedPrompt] = []
+        """The most recently used is last."""
+        self._replaced: CachedPrompt | None = None
+        """The prompt that the current one continues, for `rollback`."""
 
     @property
-    def current(self) -> Document | None:
-        """The document that was begun last."""
-        return self._kept[-1] if self._kept else None
+    def current(self) -> CachedPrompt | None:
+        """The prompt started last."""
+        return self._cached[-1] if self._cached else None
 
     def clear(self) -> None:
-        """Forgets all of them and frees their memory."""
-        self._kept.clear()
+        """Evict all prompts and free their memory."""
+        self._cached.clear()
 
-    def begin(self, prompt: Prompt) -> Document:
-        """A document for a prompt, with what is cached already of the tokens that it begins with, but for its last.
+    def start(self, prompt: Prompt) -> CachedPrompt:
+        """Add a prompt, with the cached tokens of the longest common prefix. Its last token is never taken from there.
 
-        A document that the prompt goes on from is continued itself. One that it leaves half-way stays beside the new
-        one, which shares its pages up to there. `settle` or `give_up` must follow.
+        Where the prompt continues a cached one, it replaces that one and uses its KV cache. Where only a prefix is
+        common, both stay, and share the pages of the prefix.
         """
-        shared = [self._shared(document, prompt) for document in self._kept]
-        self._continued = None
-        best = max(range(len(shared)), key=lambda place: (shared[place], place), default=None)
-        grown = dataclasses.replace(prompt, input_ids=array("i", prompt.input_ids))
-        if best is None or shared[best] == 0:
-            document = Document(grown, KVCache(self.max_length, self.shares))
-        elif shared[best] == self._kept[best].cache.length:
-            self._continued = self._kept.pop(best)
-            document = Document(grown, self._continued.cache)
+        common = [self._common_tokens(cached, prompt) for cached in self._cached]
+        self._replaced = None
+        best = max(range(len(common)), key=lambda index: (common[index], index), default=None)
+        growing = dataclasses.replace(prompt, input_ids=array("i", prompt.input_ids))
+        if best is None or common[best] == 0:
+            started = CachedPrompt(growing, KVCache(self.max_length, self.cp_size))
+        elif common[best] == self._cached[best].cache.length:
+            self._replaced = self._cached.pop(best)
+            started = CachedPrompt(growing, self._replaced.cache)
         else:
-            self._kept.append(self._kept.pop(best))
-            document = Document(grown, self._kept[-1].cache.fork(shared[best]))
-        self._kept.append(document)
-        return document
+            self._cached.append(self._cached.pop(best))
+            started = CachedPrompt(growing, self._cached[-1].cache.fork(common[best]))
+        self._cached.append(started)
+        return started
 
     def room(self) -> list[int]:
-        """Bytes on this rank that the current document may count on beside what is free.
+        """Return the bytes on this rank, in addition to free memory, that the current prompt can use.
 
-        Entry i: its own pages, and what is freed where the i documents that were not used for longest are dropped.
+        Entry i: the pages it has, and those freed by evicting the i least recently used prompts.
         """
-        caches = [document.cache for document in self._kept]
+        caches = [cached.cache for cached in self._cached]
         own, every = allocated_bytes(caches[-1:]), allocated_bytes(caches)
-        return [every - allocated_bytes(caches[dropped:]) + own for dropped in range(len(caches))]
+        return [every - allocated_bytes(caches[evicted:]) + own for evicted in range(len(caches))]
 
-    def settle(self, dropped: int) -> None:
-        """Forgets the `dropped` documents that were not used for longest, and those beyond the most."""
-        del self._kept[: max(dropped, len(self._kept) - self.most)]
+    def commit(self, evicted: int) -> None:
+        """Keep the started prompt. Evict the `evicted` least recently used prompts, and those beyond `size`."""
+        del self._cached[: max(evicted, len(self._cached) - self.size)]
 
-    def give_up(self) -> None:
-        """Takes back what `begin` did, but that a document which was continued counts as used."""
-        if self._continued is None:
-            self._kept.pop()
+    def rollback(self) -> None:
+        """Undo `start`; a prompt that was continued still counts as recently used."""
+        if self._replaced is None:
+            self._cached.pop()
         else:
-            self._kept[-1] = self._continued
+            self._cached[-1] = self._replaced
 
-    def _shared(self, document: Document, prompt: Prompt) -> int:
-        limit = min(len(prompt) - 1, document.cache.length)
-        return common_prefix(document.prompt, prompt, self.tokens_per_tile, limit)
+    def _common_tokens(self, cached: CachedPrompt, prompt: Prompt) -> int:
+        limit = min(len(prompt) - 1, cached.cache.length)
+        return common_prefix(cached.prompt, prompt, self.tokens_per_tile, limit)

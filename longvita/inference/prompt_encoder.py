@@ -1,4 +1,4 @@
-"""Questions about pictures and videos to prompts, from headers alone; tiles are decoded when the model needs them."""
+"""Encodes messages, pictures and videos to prompts from headers alone; tiles are decoded when the model needs them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import dataclasses
 import os
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from longvita.config.schema import Config
-from longvita.data.chat_template import ChatTemplate
+from longvita.data.chat_template import ChatTemplate, mark_order
 from longvita.data.document import media_settings
 from longvita.data.errors import SampleError
-from longvita.data.media.item import MediaItem, MediaSettings, MediaSource, decode_tiles
+from longvita.data.media.image import normalise
+from longvita.data.media.item import MediaItem, MediaSettings, MediaSource, decode_tiles, order_media, probe_media
 from longvita.data.media.video import VideoFacts, selected_frames
+from longvita.data.sample import parse_turns
 from longvita.data.tokenizer import LongVITATokenizer
 from longvita.errors import UserError
-from longvita.inference import encoded_prompt as data_prompt
 from longvita.inference.limits import check_prompt_length
 from longvita.inference.media_key import MediaKey
 from longvita.inference.prompt import Prompt, token_array
@@ -30,25 +32,26 @@ class PromptError(UserError, ValueError):
 
 
 class MediaTiles:
-    """Tiles of an encoded prompt, decoded from their files when asked for."""
+    """Tiles of pictures and videos, decoded from their files on request."""
 
-    def __init__(self, encoded: data_prompt.Prompt):
-        self._encoded = encoded
+    def __init__(self, items: Sequence[MediaItem], settings: MediaSettings):
+        self.items, self._settings = items, settings
 
     def load(self, indices: Sequence[int]) -> Tensor:
-        """See TileSource."""
-        return self._encoded.decode(indices)
+        """Decode and normalise tiles [len(indices), 3, H, W] float32, `indices` ascending. Raises MediaError."""
+        return torch.from_numpy(normalise(self._decode(indices)))
 
     def pictures(self, indices: Sequence[int]) -> list[Image.Image]:
-        """Some tiles as the model sees them; `indices` ascend."""
-        encoded = self._encoded
-        pixels = decode_tiles(encoded.items, encoded.settings, encoded.settings.max_num_frames, indices)
-        return [Image.fromarray(tile) for tile in pixels]
+        """Return some tiles as the model receives them; `indices` ascend."""
+        return [Image.fromarray(tile) for tile in self._decode(indices)]
+
+    def _decode(self, indices: Sequence[int]) -> Any:
+        return decode_tiles(self.items, self._settings, self._settings.max_num_frames, list(indices))
 
     def labels(self) -> list[str]:
-        """For people, what each tile is: the file and its frame with the time, or which of a picture's tiles it is."""
-        settings, labels = self._encoded.settings, []
-        for item in self._encoded.items:
+        """Describe each tile for people: the file, and the frame with its time or the tile's number in its picture."""
+        settings, labels = self._settings, []
+        for item in self.items:
             name = Path(item.source).name if isinstance(item.source, (str, os.PathLike)) else "picture"
             if isinstance(item.facts, VideoFacts):
                 frames = selected_frames(item.facts, settings.max_fps, settings.max_num_frames)
@@ -79,27 +82,54 @@ class PromptEncoder:
         videos: Sequence[str | os.PathLike] = (),
         max_num_frames: int | None = None,
     ) -> Prompt:
-        """The prompt of {"role", "content"} messages with a mark for each picture and video.
+        """Encode {"role", "content"} messages with a mark for each picture and video.
 
-        max_num_frames: most frames of a video, where it is not inference.max_num_frames. No picture and no frame is
-        decoded. Raises PromptError for media or messages that cannot be used and LengthError for a prompt that leaves
-        no room for an answer, naming the number of frames that does.
+        max_num_frames: most frames of a video; inference.max_num_frames when None. No picture and no frame is decoded.
+        Raises PromptError for media or messages that cannot be used, and LengthError for a prompt that leaves no room
+        for an answer, with the number of frames that does.
         """
         settings = self.settings
         if max_num_frames is not None:
             settings = dataclasses.replace(settings, max_num_frames=max_num_frames)
         try:
-            encoded = data_prompt.encode_prompt(messages, images, videos, self.template, settings)
+            prompt = encode_prompt(messages, images, videos, self.template, settings)
         except SampleError as error:
             raise PromptError(str(error)) from error
-        lengths = [item.facts for item in encoded.items if isinstance(item.facts, VideoFacts)]
-        check_prompt_length(len(encoded.input_ids), self.config, lengths)
-        keys = [key for item in encoded.items for key in tile_keys(item, settings)]
-        return Prompt(token_array(encoded.input_ids.numpy()), encoded.tile_starts.tolist(), MediaTiles(encoded), keys)
+        items = cast(MediaTiles, prompt.tiles).items
+        videos_read = [item.facts for item in items if isinstance(item.facts, VideoFacts)]
+        check_prompt_length(len(prompt), self.config, videos_read)
+        return prompt
+
+
+def encode_prompt(
+    messages: Sequence[Any],
+    images: Sequence[MediaSource],
+    videos: Sequence[str | os.PathLike],
+    template: ChatTemplate,
+    settings: MediaSettings,
+) -> Prompt:
+    """Encode {"role", "content"} messages (or Turns) to a prompt that ends where the assistant's answer begins.
+
+    It is the template and the tiles of training, without labels. images: paths or PIL pictures, one for each `<image>`
+    in the messages; videos: paths, one for each `<video>`. Without images (or videos) their marks are plain text, and
+    so is any control token in the messages. Reads headers only. Raises SampleError (a turn without text, marks that do
+    not match) and MediaError (a file that cannot be read).
+    """
+    turns = parse_turns(messages)
+    facts = probe_media(images, videos, settings.max_fps)
+    encoded = template.encode_prompt(turns, facts.grids(settings), facts.frame_counts(settings))
+    marks = [is_video for is_video in mark_order(turns) if (videos if is_video else images)]
+    items = tuple(order_media(marks, images, videos, facts))
+    return Prompt(
+        input_ids=token_array(encoded.input_ids),
+        tile_starts=encoded.tile_starts.tolist(),
+        tiles=MediaTiles(items, settings),
+        tile_keys=[key for item in items for key in tile_keys(item, settings)],
+    )
 
 
 def tile_keys(item: MediaItem, settings: MediaSettings) -> Iterator[Hashable]:
-    """For each tile of a picture or video, what tells it from every other: the content it is of, its place in it."""
+    """Yield a key for each tile of a picture or video: its content, and the frame or tile number in it."""
     key = MediaKey(item.source)
     if isinstance(item.facts, VideoFacts):
         places: Sequence[int] = selected_frames(item.facts, settings.max_fps, settings.max_num_frames)

@@ -1,4 +1,4 @@
-"""What every process of a generation run does around its work: platform, process groups, weights."""
+"""Opens the engine in each process of a generation run: platform, process groups, model, weights."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from longvita.parallel import groups as parallel_groups
 from longvita.platforms.base import Platform
 
 CONTROL_TIMEOUT = datetime.timedelta(days=365)
-"""How long processes wait for one that a person types into, or for other replicas."""
+"""Timeout of collectives that wait for a person's input, or for other replicas."""
 
 
 @contextlib.contextmanager
 def open_engine(settings: Settings) -> Iterator[Engine]:
-    """The engine of this process, in a world of one model replica or several; the process groups end with the block.
+    """Open the engine of this process, in a world of one model replica or several. Process groups end with the block.
 
     Raises CheckpointError on every rank when the weights cannot be read.
     """
@@ -40,8 +40,8 @@ def open_engine(settings: Settings) -> Iterator[Engine]:
 def _with_precision(settings: Settings, platform: Platform) -> Config:
     precision = settings.precision
     if precision == "auto":
-        # bf16 matrix products are some hundred times slower than fp32 ones on the host.
+        # On a CPU, matrix products in bf16 are hundreds of times slower than in fp32.
         precision = "fp32" if platform.device.type == "cpu" else "bf16"
-    # FP8 products take rows in sixteens, and decoding has one or two.
+    # FP8 matrix products need multiples of 16 rows; a decode step has one or two.
     training = settings.config.training.model_copy(update={"precision": precision, "fp8": None})
     return settings.config.model_copy(update={"training": training})

@@ -18,7 +18,7 @@ class FlagError(UserError, ValueError):
 
 
 def _leave_alone(tensor: torch.Tensor) -> None:
-    """Takes the place of Megatron's initialiser: longvita.model.initialisation draws the weights afterwards."""
+    """Takes the place of Megatron's initialiser: longvita.model.build draws the weights afterwards."""
 
 
 def _precision(config: Config) -> dict[str, Any]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from longvita.attention.kv_cache import KVCache
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
     from longvita.data.cp_shard import CPShard
@@ -198,7 +197,7 @@ class Platform(ABC):
         """A decoder layer: RMSNorm, causal self-attention with GQA, RMSNorm, SwiGLU MLP.
 
         Its core attention accepts the result of `split_seq_params`, and the parameters of unsplit micro batches and of
-        generation (longvita.attention.core.attend_by_parts computes split and cached sequences).
+        generation (longvita.attention.core.attend_split_or_cached computes split and cached sequences).
         groups: for attention that does context parallelism itself; None for a layer that never sees a split sequence.
         """
 
@@ -235,23 +234,18 @@ class Platform(ABC):
         two are equal for attention that has no ring of groups. This default, for our own attention, cuts few documents;
         attention libraries need `zigzag` over all ranks.
         """
-        from longvita.parallel.document_placement import compact_layouts
+        from longvita.parallel.sequence_layout import compact_layouts
 
         return compact_layouts(lengths, ring_size, ulysses_size, tp_size)
 
-    def split_seq_params(
-        self, shard: CPShard, groups: ParallelGroups, kv_cache: KVCache | None = None
-    ) -> PackedSeqParams:
+    def split_seq_params(self, shard: CPShard, groups: ParallelGroups) -> PackedSeqParams:
         """Parameters of core attention for this rank's rows of a micro batch. Other layers see one sequence, [0, t].
 
-        With a kv_cache the rows are a chunk in generation, which all platforms place for our own attention. Rotary
-        positions do not follow from these parameters: the model passes the position of each row.
+        Rotary positions do not follow from these parameters: the model passes the position of each row.
         """
-        from longvita.attention.seq_params import SplitSeqParams, one_run
-        from longvita.attention.split import SplitAttention
+        from longvita.attention.seq_params import split_seq_params
 
-        split = SplitAttention(shard.layout, shard.ring_layout, groups)
-        return SplitSeqParams(**one_run(shard.tokens), split=split, kv_cache=kv_cache)
+        return split_seq_params(shard, groups)
 
     # Optimizer
 

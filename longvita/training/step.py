@@ -24,6 +24,7 @@ from longvita.config.flops import Workload
 from longvita.data.batch import LocalBatch
 from longvita.errors import UserError
 from longvita.model.feature_exchange import sum_vision_gradients
+from longvita.model.long_vita import TokenLosses
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import schedule_length
 from longvita.processes import EXIT_FAILED
@@ -181,10 +182,10 @@ def _finalize_gradients(groups: ParallelGroups, chunks: list, num_tokens: Tensor
 
 def _forward(state: TrainingState, sources: tuple[str, ...], stream: Iterator[LocalBatch], chunk: Any) -> Any:
     batch = next(stream).to(state.platform.device)
-    return chunk(batch, mode="loss"), partial(_loss, batch, sources)
+    return chunk(batch), partial(_loss, batch, sources)
 
 
-def _loss(batch: LocalBatch, sources: tuple[str, ...], output: tuple) -> tuple[Tensor, Tensor, dict]:
+def _loss(batch: LocalBatch, sources: tuple[str, ...], output: TokenLosses) -> tuple[Tensor, Tensor, dict]:
     """The values that the schedule needs from the last stage: loss to differentiate, its tokens, and a record."""
     loss, losses, positions = output
     tokens = torch.tensor(len(losses), dtype=torch.int, device=loss.device)

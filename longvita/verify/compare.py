@@ -117,7 +117,7 @@ def pipeline_logits(models: Sequence[LongVITA], batch: Any, groups: ParallelGrou
     """Logits [t, v] of a micro batch through the pipeline: fp32 on every TP rank of the last stage, None elsewhere."""
 
     def forward(stream: Any, model: LongVITA) -> tuple[Any, Callable]:
-        return model(next(stream), mode="logits"), lambda output, non_loss_data: output
+        return model.logits(next(stream)), lambda output, non_loss_data: output
 
     for model in models:
         model.eval()

@@ -11,8 +11,7 @@ import torch.distributed as dist
 from longvita.attention.ring import ring_attention
 from longvita.attention.ring_plan import plan_ring
 from longvita.attention.ulysses import ulysses_attention
-from longvita.parallel.document_placement import compact
-from longvita.parallel.sequence_layout import SequenceLayout, sliced, zigzag
+from longvita.parallel.sequence_layout import SequenceLayout, compact, sliced, zigzag
 from longvita.platforms.cpu.attention import FlashKernel, attend_documents
 from tests.distributed.helpers import run_distributed
 

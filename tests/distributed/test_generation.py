@@ -20,12 +20,12 @@ from longvita.checkpoint.hf.read_weights import read_weights
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.inference.engine import Engine
-from longvita.inference.frame_attention import FrameWatch
+from longvita.inference.frame_attention import FrameAttention
 from longvita.inference.kv_memory import bytes_per_token
 from longvita.inference.limits import LengthError
+from longvita.inference.prefill_decode import Chunk, TileError
 from longvita.inference.prompt import Prompt, TensorTiles, plan_chunks
 from longvita.inference.sampling import Sampling
-from longvita.inference.stage import Chunk, TileError
 from longvita.model.build import build_model
 from longvita.parallel import groups as parallel_groups
 from longvita.platforms import get
@@ -126,7 +126,7 @@ def whole_logits(engine: Engine) -> torch.Tensor:
         padding_tokens=0,
     )
     with torch.no_grad():
-        return engine.stage.model(batch, mode="logits")
+        return engine.stage.model.logits(batch)
 
 
 def conversation(engine: Engine) -> dict[str, Any]:
@@ -171,10 +171,10 @@ def attended(engine: Engine) -> dict[str, Any]:
     for size in (7, 8192):
         with_chunk_size(engine, size)
         engine.reset()
-        watch = FrameWatch()
-        tokens.append(list(engine.stream(prompt, Sampling(max_new_tokens=len(GREEDY_TOKENS)), watch=watch)))
-        shares.append(engine.attended(prompt, watch))
-    return {"shares": shares, "tokens": tokens, "watched_after": engine.documents.current.cache.watch}
+        observer = FrameAttention()
+        tokens.append(list(engine.stream(prompt, Sampling(max_new_tokens=len(GREEDY_TOKENS)), observer=observer)))
+        shares.append(engine.attended(prompt, observer))
+    return {"shares": shares, "tokens": tokens, "observer_after": engine.prompts.current.cache.observer}
 
 
 def broken_tile(engine: Engine) -> str:
@@ -209,7 +209,7 @@ def too_large_a_cache(engine: Engine) -> dict[str, Any]:
     list(engine.stream(Prompt([5] * 5, [], prompt.tiles, []), Sampling(max_new_tokens=2)))
     result: dict[str, Any] = {
         "each": bytes_per_token(engine.config),
-        "allocated": allocated_bytes([engine.documents.current.cache]) / PAGE,
+        "allocated": allocated_bytes([engine.prompts.current.cache]) / PAGE,
     }
     engine.reset()
     real = engine.platform
@@ -221,7 +221,7 @@ def too_large_a_cache(engine: Engine) -> dict[str, Any]:
         engine.platform = real
     return result | {
         "message": str(caught.value),
-        "kept": engine.documents.current,
+        "kept": engine.prompts.current,
         "tokens": len(prompt) + 400,
     }
 
@@ -304,7 +304,7 @@ def test_shares_of_attention_are_the_same_on_every_rank_of_every_layout(
         for shares in result["attended"]["shares"]:
             torch.testing.assert_close(shares, expected, rtol=1e-4, atol=1e-7)
         assert result["attended"]["tokens"] == [GREEDY_TOKENS] * 2
-        assert result["attended"]["watched_after"] is None
+        assert result["attended"]["observer_after"] is None
 
 
 def test_a_tile_that_fails_on_one_rank_is_an_error_on_all(results: list[dict[str, Any]]) -> None:

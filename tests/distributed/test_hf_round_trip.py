@@ -21,8 +21,7 @@ from longvita.checkpoint.save import save_weights
 from longvita.checkpoint.sources import load_weights, model_config
 from longvita.commands import convert
 from longvita.config.schema import Config
-from longvita.model.build import build_model
-from longvita.model.initialisation import global_names
+from longvita.model.build import build_model, global_names
 from longvita.parallel.groups import initialize
 from longvita.platforms import get
 from tests.distributed.helpers import run_distributed

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longvita.model.initialisation import global_names
+from longvita.model.build import global_names
 from longvita.parallel.groups import ParallelGroups
 
 

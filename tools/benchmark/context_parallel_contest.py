@@ -19,8 +19,7 @@ from torch import Tensor
 from longvita.attention.ring import ring_attention
 from longvita.attention.ring_plan import RingPlan, plan_ring
 from longvita.attention.ulysses import ulysses_attention
-from longvita.parallel.document_placement import compact, imbalance, moved_tokens
-from longvita.parallel.sequence_layout import SequenceLayout, sliced, undivided, zigzag
+from longvita.parallel.sequence_layout import SequenceLayout, compact, imbalance, sliced, undivided, zigzag
 from longvita.platforms.cpu.attention import FlashKernel, attend_documents
 
 HEADS, GROUPS, DIM = 4, 2, 64
@@ -202,3 +201,8 @@ def mixed() -> dict[str, float]:
         moved_zigzag += moved_tokens(zigzag(lengths, MIXED_CP))
         worst = max(worst, imbalance(layout))
     return {"mixed_bytes_over_zigzag": moved / moved_zigzag, "mixed_flop_imbalance": worst}
+
+
+def moved_tokens(layout: SequenceLayout) -> int:
+    """Count the tokens whose keys and values are received in a forward pass, over all ranks."""
+    return sum(step.receive for rank in range(layout.cp_size) for step in plan_ring(layout, rank).steps)

@@ -25,7 +25,7 @@ from peak_memory import forget_peak, peak, resident
 from torch import Tensor
 
 from longvita.data.batch import IGNORED_LABEL
-from longvita.model.lm_head import chunked_cross_entropy, select_rows
+from longvita.model.language import chunked_cross_entropy, select_rows
 
 HEADS = ("ours", "plain")
 

@@ -22,7 +22,7 @@ from retrieval_weights import COLOURS, HIDDEN, VISION_HIDDEN, set_weights
 from rich.console import Console
 from torch import Tensor
 
-from longvita.attention import split
+from longvita.attention import core
 from longvita.commands.support.prefill_progress import prefill_progress
 from longvita.config.schema import Config, InferenceConfig
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
@@ -217,7 +217,7 @@ class PeakMemory:
 def timed_attention() -> Iterator[list[float]]:
     """Adds up the seconds that attention takes meanwhile, in the list's one entry."""
     seconds = [0.0]
-    real = split.cached_attention
+    real = core.attend_split_chunk
 
     def timed(*arguments: Any) -> Tensor:
         start = time.perf_counter()
@@ -225,11 +225,11 @@ def timed_attention() -> Iterator[list[float]]:
         seconds[0] += time.perf_counter() - start
         return out
 
-    split.cached_attention = timed  # type: ignore[assignment]
+    core.attend_split_chunk = timed  # type: ignore[assignment]
     try:
         yield seconds
     finally:
-        split.cached_attention = real
+        core.attend_split_chunk = real
 
 
 def kernel_speed() -> float:

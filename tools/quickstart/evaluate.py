@@ -103,8 +103,7 @@ def right_documents(model: LongVITA, batch: LocalBatch) -> torch.Tensor:
     positions = torch.nonzero(labels != IGNORED_LABEL)[:, 0]
     if len(positions) == 0:
         return torch.zeros(0, dtype=torch.bool)
-    batch.logit_positions = positions
-    right = model(batch, mode="last").argmax(dim=1) == labels[positions]
+    right = model.logits(batch, positions).argmax(dim=1) == labels[positions]
     document = torch.bucketize(positions, batch.cu_seqlens[1:].long(), right=True)
     wrong = torch.bincount(document[~right], minlength=len(batch.cu_seqlens) - 1)
     return wrong[document.unique()] == 0

@@ -58,7 +58,7 @@ def run(payload: dict[str, Any]) -> int:
     model = build_model(config, groups, platform, fresh=False)[0].eval()
     load_weights([model], intact_checkpoint(Path(payload["checkpoint"])), platform)
     batch = next(build_loader(config, LoaderRanks.from_groups(groups), 0, VALIDATION + payload["source"]))
-    ours = model(batch, mode="logits")
+    ours = model.logits(batch)
     export = Path(payload["export"])
     readers: dict[str, LongVITAReader | InternVLReader] = {
         "long_vita": LongVITAReader(export / "long_vita"),

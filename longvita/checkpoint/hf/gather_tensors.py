@@ -16,7 +16,7 @@ from torch import Tensor
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.tensor_map import HFTensor, Mapper, ParameterMap
 from longvita.config.schema import Config, ModelConfig
-from longvita.model.initialisation import global_names
+from longvita.model.build import global_names
 from longvita.parallel.groups import ParallelGroups
 
 

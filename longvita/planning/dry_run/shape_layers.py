@@ -17,7 +17,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from longvita.attention.ring_plan import RingPlan, plan_ring
+from longvita.attention.ring_plan import RingPlan
+from longvita.attention.seq_params import SplitSeqParams
 from longvita.attention.ulysses import ulysses_attention
 
 
@@ -75,17 +76,16 @@ class ShapeAttention(MegatronModule):
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         """Packed: q [t, heads, d] to [t, 1, heads * d]; else q [s, b, heads, d] to [s, b, heads * d]."""
-        split: Any = getattr(packed_seq_params, "split", None)
-        if split is None:
-            out = _Attention.apply(query, key, value, self.statistics_bytes)
-        else:
-            ring = split.groups.cp_ring
-            plan = plan_ring(split.ring_layout, ring.rank())
+        if isinstance(packed_seq_params, SplitSeqParams):
+            params = packed_seq_params
 
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                return _RingAttention.apply(q, k, v, self.statistics_bytes, plan, ring)
+                return _RingAttention.apply(q, k, v, self.statistics_bytes, params.plan, params.ring)
 
-            out = ulysses_attention(query, key, value, attend, split.groups.cp_ulysses)
+            one = params.ulysses.size() == 1
+            out = attend(query, key, value) if one else ulysses_attention(query, key, value, attend, params.ulysses)
+        else:
+            out = _Attention.apply(query, key, value, self.statistics_bytes)
         if packed_seq_params is None:
             return out.reshape(out.shape[0], out.shape[1], -1)
         return out.reshape(out.shape[0], 1, -1)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from longvita.attention.kernel import AttentionKernel
-    from longvita.attention.kv_cache import KVCache
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
     from longvita.data.cp_shard import CPShard
@@ -261,15 +260,13 @@ class CUDAPlatform(Platform):
         return layout, layout
 
     @override
-    def split_seq_params(
-        self, shard: CPShard, groups: ParallelGroups, kv_cache: KVCache | None = None
-    ) -> PackedSeqParams:
+    def split_seq_params(self, shard: CPShard, groups: ParallelGroups) -> PackedSeqParams:
         """For Transformer Engine the document bounds of the full sequence, real and padded."""
-        if not self.has_engine() or kv_cache is not None:
-            return super().split_seq_params(shard, groups, kv_cache)
-        from longvita.attention.seq_params import padded_seq_params
+        if not self.has_engine():
+            return super().split_seq_params(shard, groups)
+        from longvita.attention.seq_params import library_seq_params
 
-        return padded_seq_params(shard.tokens, shard.layout, self.pads_between_documents())
+        return library_seq_params(shard, self.pads_between_documents())
 
     def pads_between_documents(self) -> bool:
         """Whether attention leaves out the padding after each document.

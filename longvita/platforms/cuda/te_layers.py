@@ -31,7 +31,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 from typing_extensions import override
 
-from longvita.attention.core import attend_by_parts
+from longvita.attention.core import attend_split_or_cached
 from longvita.attention.kernel import AttentionKernel
 from longvita.attention.seq_params import LibrarySeqParams
 from longvita.parallel.groups import ParallelGroups
@@ -132,7 +132,7 @@ class EngineAttention(TEDotProductAttention):
         if isinstance(packed_seq_params, LibrarySeqParams):
             packed_seq_params = packed_seq_params.attention
         elif packed_seq_params is not None:
-            out = attend_by_parts(packed_seq_params, self.number, query, key, value, self.scale, self.kernel)
+            out = attend_split_or_cached(packed_seq_params, self.number, query, key, value, self.scale, self.kernel)
             if out is not None:
                 return out.reshape(len(out), 1, -1)
         out = super().forward(

@@ -20,9 +20,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from typing_extensions import override
 
-from longvita.attention.core import CoreAttention, attend_by_parts
+from longvita.attention.core import CoreAttention, attend_split_or_cached
 from longvita.attention.kernel import AttentionKernel
-from longvita.attention.seq_params import LibrarySeqParams, padded_seq_params
+from longvita.attention.seq_params import LibrarySeqParams, library_seq_params
 from longvita.platforms.base import PlatformError
 from longvita.platforms.norms import RMSNorm
 
@@ -58,11 +58,9 @@ def padded_bounds(shard: CPShard) -> LibrarySeqParams:
     All four fields contain the padded bounds: MindSpeed's ring reads cu_seqlens_q_padded and divides it by CP, and its
     attention without CP reads only cu_seqlens_q, whose real bounds would omit the padding.
     """
-    params = padded_seq_params(shard.tokens, shard.layout)
-    attention = params.attention
-    if attention is not None:
-        attention.cu_seqlens_q = attention.cu_seqlens_q_padded
-        attention.cu_seqlens_kv = attention.cu_seqlens_kv_padded
+    params = library_seq_params(shard)
+    params.attention.cu_seqlens_q = params.attention.cu_seqlens_q_padded
+    params.attention.cu_seqlens_kv = params.attention.cu_seqlens_kv_padded
     return params
 
 
@@ -127,8 +125,10 @@ class DocumentAttention(MegatronModule):
             raise ValueError("this attention supports packed documents only, and no bias")
         scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
         kernel = FusedKernel()
-        out = attend_by_parts(packed_seq_params, self.layer_number, query, key, value, scale, kernel)
+        out = attend_split_or_cached(packed_seq_params, self.layer_number, query, key, value, scale, kernel)
         if out is None:
+            if isinstance(packed_seq_params, LibrarySeqParams):
+                packed_seq_params = packed_seq_params.attention
             out = self.core(
                 query,
                 key,
@@ -136,7 +136,7 @@ class DocumentAttention(MegatronModule):
                 None,
                 attn_mask_type=AttnMaskType.causal,
                 attention_bias=None,
-                packed_seq_params=getattr(packed_seq_params, "attention", None) or packed_seq_params,
+                packed_seq_params=packed_seq_params,
             )
         return out.reshape(out.shape[0], 1, -1)
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from longvita.attention.kv_cache import KVCache
     from longvita.config.schema import Config
     from longvita.data.cp_shard import CPShard
     from longvita.parallel.groups import ParallelGroups
@@ -167,12 +166,8 @@ class NPUPlatform(Platform):
         return layout, layout
 
     @override
-    def split_seq_params(
-        self, shard: CPShard, groups: ParallelGroups, kv_cache: KVCache | None = None
-    ) -> PackedSeqParams:
+    def split_seq_params(self, shard: CPShard, groups: ParallelGroups) -> PackedSeqParams:
         """The padded document bounds in all four fields: MindSpeed's ring reads only cu_seqlens_q_padded."""
-        if kv_cache is not None:
-            return super().split_seq_params(shard, groups, kv_cache)
         from longvita.platforms.npu.layers import padded_bounds
 
         return padded_bounds(shard)

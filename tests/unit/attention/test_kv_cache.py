@@ -7,7 +7,6 @@ import torch
 
 from longvita.attention import kv_cache
 from longvita.attention.kv_cache import KVCache, allocated_bytes
-from longvita.attention.seq_params import CachedSeqParams
 
 PAGE = 16
 PAGE_BYTES = 2 * 2 * PAGE * 4 * 4
@@ -97,7 +96,7 @@ def test_a_fork_shares_full_pages_and_goes_its_own_way() -> None:
 
 
 def test_a_fork_of_one_ranks_rows() -> None:
-    cache = KVCache(1_000, shares=2)
+    cache = KVCache(1_000, cp_size=2)
     for start in range(0, 80, 2):
         cache.append(1, rows(1, start), -rows(1, start))
         cache.advance(2, [start])
@@ -119,9 +118,3 @@ def test_limits() -> None:
         cache.advance(-1)
     with pytest.raises(ValueError, match=r"layers \[2\] hold fewer"):
         cache.advance(1)
-
-
-def test_packed_parameters_carry_the_cache() -> None:
-    cache = KVCache(10)
-    assert CachedSeqParams(qkv_format="thd", kv_cache=cache).kv_cache is cache
-    assert CachedSeqParams(qkv_format="thd").kv_cache is None

@@ -49,7 +49,7 @@ def test_frames_of_several_videos_are_counted_together() -> None:
 
 
 def test_text_that_is_too_long_alone_says_so() -> None:
-    with pytest.raises(LengthError, match="no --max_num_frame fits beside 17000 tokens of text and pictures"):
+    with pytest.raises(LengthError, match="no --max_num_frame fits with 17000 tokens of text and pictures"):
         check_prompt_length(17_000 + 258 * 4, config(16_384), [VideoFacts(4, 1.0, is_folder=True)])
     with pytest.raises(LengthError, match=r"shorten the text.*raise --max_seq_len \(at most 1310720\)"):
         check_prompt_length(17_000, config(16_384), [])

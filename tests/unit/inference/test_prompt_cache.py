@@ -1,4 +1,4 @@
-"""Which documents are kept, what a new prompt gets of them, and what goes when memory is short."""
+"""Which prompts stay cached, what a new prompt reuses of them, and what is evicted when memory is short."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from longvita.attention import kv_cache
 from longvita.inference.prompt import Prompt, TensorTiles
-from longvita.inference.prompt_cache import Documents
+from longvita.inference.prompt_cache import PromptCache
 
 PAGE_BYTES = 2 * 1 * 16 * 1 * 4
 
@@ -21,74 +21,74 @@ def prompt(*tokens: int) -> Prompt:
     return Prompt(list(tokens), [], TensorTiles(torch.zeros(0)), [])
 
 
-def begin(documents: Documents, *tokens: int) -> int:
-    """Begins a document and caches all of its prompt; how many of its tokens were cached already."""
-    document = documents.begin(prompt(*tokens))
-    documents.settle(0)
-    cached = document.cache.length
+def cached_tokens(prompts: PromptCache, *tokens: int) -> int:
+    """Start a prompt and cache all of it; return how many of its tokens were cached already."""
+    started = prompts.start(prompt(*tokens))
+    prompts.commit(0)
+    cached = started.cache.length
     new = torch.zeros(len(tokens) - cached, 1, 1)
-    document.cache.append(1, new, new)
-    document.cache.advance(len(new))
+    started.cache.append(1, new, new)
+    started.cache.advance(len(new))
     return cached
 
 
-def test_a_prompt_that_goes_on_continues_the_document() -> None:
-    documents = Documents(4, 1000, 1, 4)
-    assert begin(documents, 1, 2, 3) == 0
-    first = documents.current
+def test_a_longer_prompt_continues_the_cached_one() -> None:
+    prompts = PromptCache(4, 1000, 1, 4)
+    assert cached_tokens(prompts, 1, 2, 3) == 0
+    first = prompts.current
     assert first is not None
     first.tokens.extend([4, 5])
     # The answer's last token is never cached.
     first.cache.append(1, torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     first.cache.advance(1)
-    assert begin(documents, 1, 2, 3, 4, 5, 6) == 4
-    assert documents.current is not first and documents.current.cache is first.cache
-    assert len(documents.room()) == 1
+    assert cached_tokens(prompts, 1, 2, 3, 4, 5, 6) == 4
+    assert prompts.current is not first and prompts.current.cache is first.cache
+    assert len(prompts.room()) == 1
 
 
 def test_a_prompt_that_branches_off_leaves_the_other_as_it_was() -> None:
-    documents = Documents(4, 1000, 1, 4)
+    prompts = PromptCache(4, 1000, 1, 4)
     media = list(range(40))
-    begin(documents, *media, 101, 102)
-    assert begin(documents, *media, 201, 202, 203) == 40
-    assert begin(documents, *media, 101, 102, 103) == 42, "the first document goes on"
-    assert begin(documents, *media, 201, 202, 203, 204) == 43
+    cached_tokens(prompts, *media, 101, 102)
+    assert cached_tokens(prompts, *media, 201, 202, 203) == 40
+    assert cached_tokens(prompts, *media, 101, 102, 103) == 42, "the first prompt is continued"
+    assert cached_tokens(prompts, *media, 201, 202, 203, 204) == 43
     # Each has three pages, two of which are one.
-    assert documents.room() == [3 * PAGE_BYTES, 4 * PAGE_BYTES]
-    assert begin(documents, 7, 8) == 0
-    assert begin(documents, *media, 201, 202, 203) == 42, "at least the last token is left to be run"
+    assert prompts.room() == [3 * PAGE_BYTES, 4 * PAGE_BYTES]
+    assert cached_tokens(prompts, 7, 8) == 0
+    assert cached_tokens(prompts, *media, 201, 202, 203) == 42, "at least the last token is computed"
 
 
-def test_the_least_used_goes_first() -> None:
-    documents = Documents(2, 1000, 1, 4)
-    begin(documents, 1, 1, 1)
-    begin(documents, 2, 2, 2)
-    begin(documents, 1, 1, 1, 1)
-    begin(documents, 3, 3, 3)
-    assert begin(documents, 2, 2, 2, 2) == 0
-    assert begin(documents, 3, 3, 3, 3) == 3
-    assert begin(documents, 1, 1, 1, 1, 1) == 0
-    documents.clear()
-    assert documents.current is None and documents.room() == []
+def test_the_least_recently_used_is_evicted_first() -> None:
+    prompts = PromptCache(2, 1000, 1, 4)
+    cached_tokens(prompts, 1, 1, 1)
+    cached_tokens(prompts, 2, 2, 2)
+    cached_tokens(prompts, 1, 1, 1, 1)
+    cached_tokens(prompts, 3, 3, 3)
+    assert cached_tokens(prompts, 2, 2, 2, 2) == 0
+    assert cached_tokens(prompts, 3, 3, 3, 3) == 3
+    assert cached_tokens(prompts, 1, 1, 1, 1, 1) == 0
+    prompts.clear()
+    assert prompts.current is None and prompts.room() == []
 
 
-def test_room_counts_what_dropping_frees() -> None:
-    documents = Documents(4, 1000, 1, 4)
+def test_room_counts_what_eviction_frees() -> None:
+    prompts = PromptCache(4, 1000, 1, 4)
     for number in (1, 2, 3):
-        begin(documents, *[number] * 20)
-    assert documents.room() == [2 * PAGE_BYTES, 4 * PAGE_BYTES, 6 * PAGE_BYTES]
-    documents.settle(2)
-    assert documents.room() == [2 * PAGE_BYTES]
-    assert begin(documents, *[1] * 21) == 0
+        cached_tokens(prompts, *[number] * 20)
+    assert prompts.room() == [2 * PAGE_BYTES, 4 * PAGE_BYTES, 6 * PAGE_BYTES]
+    prompts.commit(2)
+    assert prompts.room() == [2 * PAGE_BYTES]
+    assert cached_tokens(prompts, *[1] * 21) == 0
 
 
-def test_what_is_refused_costs_nobody_a_place() -> None:
-    documents = Documents(2, 1000, 1, 4)
-    begin(documents, 1, 1, 1)
-    begin(documents, 2, 2, 2)
+def test_a_rollback_evicts_nothing() -> None:
+    prompts = PromptCache(2, 1000, 1, 4)
+    cached_tokens(prompts, 1, 1, 1)
+    cached_tokens(prompts, 2, 2, 2)
     for tokens in ([3, 3, 3], [2, 2, 9], [2, 2, 2, 2]):
-        documents.begin(prompt(*tokens))
-        documents.give_up()
-    assert begin(documents, 2, 2, 2, 5) == 3
-    assert begin(documents, 1, 1, 1, 5) == 3
-    assert len(documents.room()) == 2
+        prompts.start(prompt(*tokens))
+        prompts.rollback()
+    assert cached_tokens(prompts, 2, 2, 2, 5) == 3
+    assert cached_tokens(prompts, 1, 1, 1, 5) == 3
+    assert len(prompts.room()) == 2

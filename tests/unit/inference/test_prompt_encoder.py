@@ -57,7 +57,7 @@ def test_tiles_stand_where_their_context_tokens_do(tokenizer: LongVITATokenizer,
     assert torch.allclose(tiles[1, 0], torch.full((28, 28), -0.485 / 0.229), atol=1e-5)
 
 
-def test_keys_tell_files_frames_and_changes_apart(tokenizer: LongVITATokenizer, media: Path) -> None:
+def test_keys_distinguish_files_frames_and_changes(tokenizer: LongVITATokenizer, media: Path) -> None:
     encoder = PromptEncoder(settings(), tokenizer)
     prompt = encoder.encode(ask("<image><image><video>?"), [media / "wide.png", media / "square.png"], [media / "clip"])
     assert len(set(prompt.tile_keys)) == len(prompt.tile_keys) == 44
@@ -85,7 +85,7 @@ def test_no_frame_is_decoded_to_refuse(
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("a tile was decoded")
 
-    monkeypatch.setattr("longvita.inference.encoded_prompt.decode_tiles", fail)
+    monkeypatch.setattr("longvita.inference.prompt_encoder.decode_tiles", fail)
     with pytest.raises(LengthError):
         PromptEncoder(settings(max_seq_len=100), tokenizer).encode(ask("<video>What?"), [], [media / "clip"])
 
@@ -143,7 +143,7 @@ def test_files_are_checked_when_they_are_shown(media: Path) -> None:
     assert (talk.images, talk.videos) == ([], [])
 
 
-def test_tiles_are_told_and_shown_for_people(tokenizer: LongVITATokenizer, media: Path) -> None:
+def test_tiles_are_labelled_and_shown_for_people(tokenizer: LongVITATokenizer, media: Path) -> None:
     encoder = PromptEncoder(settings(), tokenizer)
     tiles = encoder.encode(ask("<image><video>?"), [media / "wide.png"], [media / "clip"]).tiles
     assert isinstance(tiles, MediaTiles)

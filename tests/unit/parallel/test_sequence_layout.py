@@ -7,8 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longvita.parallel.document_placement import MOST_IMBALANCE, compact, imbalance, moved_tokens
-from longvita.parallel.sequence_layout import Piece, SequenceLayout, sliced, zigzag
+from longvita.parallel.sequence_layout import (
+    MAX_IMBALANCE,
+    DocumentPiece,
+    SequenceLayout,
+    compact,
+    imbalance,
+    sliced,
+    zigzag,
+)
+from tests.unit.parallel.moved_tokens import moved_tokens
 
 LENGTHS = st.lists(st.integers(0, 300), min_size=1, max_size=12)
 LONG = st.lists(st.integers(20_000, 200_000), min_size=1, max_size=4)
@@ -55,7 +63,7 @@ def test_every_position_lands_once_and_comes_back(build, lengths, cp_size, tp_si
 @settings(max_examples=30)
 def test_work_on_long_documents_is_even(build, lengths, cp_size):
     layout = build(lengths, cp_size)
-    assert imbalance(layout) < (1.01 if build is zigzag else MOST_IMBALANCE + 0.001)
+    assert imbalance(layout) < (1.01 if build is zigzag else MAX_IMBALANCE + 0.001)
 
 
 @given(lengths=LENGTHS, cp_size=SIZES, tp_size=st.integers(1, 4))
@@ -94,7 +102,7 @@ def test_a_long_document_among_short_ones_alone_is_cut():
     layout = compact([30_000] + [500] * 60, 4)
     assert {piece.document for piece in layout.pieces if piece.length < layout.lengths[piece.document]} == {0}
     assert moved_tokens(layout) == moved_tokens(zigzag([30_000], 4))
-    assert imbalance(layout) < MOST_IMBALANCE
+    assert imbalance(layout) < MAX_IMBALANCE
 
 
 def test_unknown_positions_are_refused():
@@ -109,10 +117,10 @@ def test_unknown_positions_are_refused():
 @pytest.mark.parametrize(
     ("pieces", "message"),
     [
-        ([Piece(0, 0, 4, 0)], "not covered"),
-        ([Piece(0, 0, 4, 0), Piece(0, 5, 8, 1)], "does not go on"),
-        ([Piece(0, 0, 8, 2)], "not on one of 2"),
-        ([Piece(0, 0, 8, 0)], "must be a multiple of 1 and hold 8 rows"),
+        ([DocumentPiece(0, 0, 4, 0)], "not covered"),
+        ([DocumentPiece(0, 0, 4, 0), DocumentPiece(0, 5, 8, 1)], "does not start where"),
+        ([DocumentPiece(0, 0, 8, 2)], "not on one of 2"),
+        ([DocumentPiece(0, 0, 8, 0)], "must be a multiple of 1 and hold 8 rows"),
     ],
 )
 def test_pieces_that_do_not_cover_the_documents_are_refused(pieces, message):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from longvita.attention import kv_cache
 from longvita.attention.core import attend_chunk
-from longvita.attention.kernel import merge_into
 from longvita.attention.kv_cache import KVCache
+from longvita.attention.ring import merge_into
+from longvita.attention.seq_params import CachedSeqParams
 from longvita.platforms.cpu.attention import FlashKernel, PackedAttention
 
 HEADS, GROUPS, HEAD_DIM = 6, 2, 20
@@ -139,11 +139,6 @@ def test_mask_type_of_the_layer_is_the_default() -> None:
     assert torch.equal(attention()(q, k, v, None), attention()(q, k, v, None, attn_mask_type=AttnMaskType.causal))
 
 
-@dataclass
-class CachedParams(PackedSeqParams):
-    kv_cache: Any = None
-
-
 @pytest.mark.parametrize("chunks", [[37], [1] * 37, [16, 1, 20], [5, 30, 1, 1]])
 def test_chunks_over_a_cache_equal_one_pass(chunks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [x.detach() for x in qkv(37)]
@@ -151,20 +146,12 @@ def test_chunks_over_a_cache_equal_one_pass(chunks: list[int], monkeypatch: pyte
     cache, core = KVCache(37), attention()
     parts = []
     for start, end in itertools.pairwise([0, *itertools.accumulate(chunks)]):
-        params = CachedParams("thd", kv_cache=cache)
+        params = CachedSeqParams(kv_cache=cache)
         parts.append(core(*(x[start:end] for x in inputs), None, packed_seq_params=params))
         cache.advance(end - start)
     expected = naive(*inputs).reshape(37, 1, -1)
     assert_like(torch.cat(parts), expected)
     assert torch.equal(torch.cat([keys for keys, _ in cache.past(1)]), inputs[1])
-
-
-def test_a_cache_object_without_cache_is_a_packed_sequence() -> None:
-    inputs = qkv(9)
-    params = CachedParams("thd", *(torch.tensor([0, 4, 9], dtype=torch.int32) for _ in "qk"))
-    assert_like(
-        attention()(*inputs, None, packed_seq_params=params).flatten(1), naive_packed(*inputs, [0, 4, 9]).flatten(1)
-    )
 
 
 def test_bf16_chunk_is_merged_in_fp32() -> None:

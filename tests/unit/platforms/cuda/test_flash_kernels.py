@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longvita.attention.core import CoreAttention
-from longvita.attention.kernel import merge_into
+from longvita.attention.ring import merge_into
 from longvita.platforms.base import importable
 from longvita.platforms.cpu.attention import FlashKernel
 from longvita.platforms.cuda.flash_kernels import FlashAttnKernel, TorchFlashKernel, VarlenKernel

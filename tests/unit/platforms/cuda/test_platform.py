@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from longvita import platforms, processes
-from longvita.attention.seq_params import LibrarySeqParams, padded_seq_params
+from longvita.attention.seq_params import LibrarySeqParams, library_seq_params
 from longvita.config.checks import find_problems
 from longvita.config.errors import ConfigError
 from longvita.config.loader import load
+from longvita.data.cp_shard import CPShard
 from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
 from longvita.parallel.sequence_layout import zigzag
 from longvita.platforms.base import Platform, PlatformError, importable
@@ -125,10 +126,10 @@ def test_documents_are_placed_zigzag_only_for_the_engine() -> None:
 @pytest.mark.parametrize("real", [True, False])
 def test_bounds_of_the_whole_sequence(real: bool) -> None:
     layout = zigzag((5, 0, 12), 2, 2)
-    params = padded_seq_params(layout.tokens(1), layout, real)
+    params = library_seq_params(CPShard(layout, layout, layout.tokens(1)), real)
     assert isinstance(params, LibrarySeqParams) and params.cu_seqlens_q.tolist() == [0, layout.local_length]
     inner = params.attention
-    assert inner is not None and inner.qkv_format == "thd"
+    assert inner.qkv_format == "thd"
     assert inner.cu_seqlens_q_padded.tolist() == inner.cu_seqlens_kv_padded.tolist() == [0, 8, 20]
     assert inner.cu_seqlens_q.tolist() == inner.cu_seqlens_kv.tolist() == ([0, 5, 17] if real else [0, 8, 20])
     # Transformer Engine 2.20 recognizes by object identity that there is no padding between documents.

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from longvita.model.lm_head import chunked_cross_entropy, gathered_logits, select_rows
+from longvita.model.language import chunked_cross_entropy, gathered_logits, select_rows
 from tests.distributed.helpers import run_distributed
 
 T, H, V = 24, 8, 40
@@ -103,10 +103,10 @@ def _backward_twice(rank: int, size: int) -> str:
     weight = torch.randn(V, H, requires_grad=True)
     loss, _ = chunked_cross_entropy(hidden[:, 0], weight, torch.arange(8), dist.group.WORLD, 4)
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="given away") as error:
+    with pytest.raises(RuntimeError, match="used up") as error:
         loss.backward()
     return str(error.value)
 
 
 def test_a_second_backward_pass_is_refused() -> None:
-    assert "compute it anew" in run_distributed(_backward_twice, 1)[0]
+    assert "compute the loss again" in run_distributed(_backward_twice, 1)[0]

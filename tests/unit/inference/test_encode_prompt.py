@@ -1,3 +1,5 @@
+"""Prompts of pictures and videos without a config: marks, tiles and refusals."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,10 +10,14 @@ from longvita.data.errors import MediaError, SampleError
 from longvita.data.media.image import normalise, open_picture, tile_image
 from longvita.data.media.item import MediaSettings
 from longvita.data.media.video import frame_indices, read_frames
-from longvita.inference.encoded_prompt import encode_prompt
+from longvita.inference.prompt_encoder import encode_prompt
 from tests.unit.data.material import picture
 
 SETTINGS = MediaSettings(image_size=28, max_num_tiles=4, max_num_frames=8, max_fps=1.0)
+
+
+def every_tile(prompt):
+    return prompt.tiles.load(range(len(prompt.tile_starts)))
 
 
 def ask(text):
@@ -21,10 +27,10 @@ def ask(text):
 def test_pictures_and_videos_in_the_order_of_their_marks(stock, template):
     media = stock / "media"
     prompt = encode_prompt(ask("<video>then <image>"), [media / "wide.jpg"], [media / "clip.mp4"], template, SETTINGS)
-    tiles = prompt.decode()
+    tiles = every_tile(prompt)
     frames = len(frame_indices(40, 4.0, 1.0, 8))
     pictures = tile_image(open_picture(media / "wide.jpg"), 4, 28).tiles
-    assert prompt.num_tiles == len(tiles) == frames + len(pictures)
+    assert len(prompt.tile_starts) == len(tiles) == frames + len(pictures)
     torch.testing.assert_close(tiles[frames:], pictures, rtol=0, atol=0)
     first = np.asarray(next(read_frames(media / "clip.mp4", [0])).resize((28, 21)))
     assert np.abs(tiles[0][:, 3:24].numpy() - normalise(first[None])[0]).mean() < 0.3
@@ -33,19 +39,19 @@ def test_pictures_and_videos_in_the_order_of_their_marks(stock, template):
 def test_some_tiles_alone(stock, template):
     media = stock / "media"
     prompt = encode_prompt(ask("<image><video>"), [media / "wide.jpg"], [media / "clip.mp4"], template, SETTINGS)
-    every = prompt.decode()
+    every = every_tile(prompt)
     for wanted in ([0], [2, 3], [1, len(every) - 1], []):
-        torch.testing.assert_close(prompt.decode(wanted), every[wanted], rtol=0, atol=0)
+        torch.testing.assert_close(prompt.tiles.load(wanted), every[wanted], rtol=0, atol=0)
 
 
 def test_a_picture_in_memory(template):
     prompt = encode_prompt(ask("<image>?"), [picture()], [], template, SETTINGS)
-    torch.testing.assert_close(prompt.decode(), tile_image(picture(), 4, 28).tiles, rtol=0, atol=0)
+    torch.testing.assert_close(every_tile(prompt), tile_image(picture(), 4, 28).tiles, rtol=0, atol=0)
 
 
 def test_a_folder_of_frames(stock, template):
     prompt = encode_prompt(ask("<video>?"), [], [stock / "media/frames"], template, SETTINGS)
-    assert prompt.decode().shape == (8, 3, 28, 28)
+    assert every_tile(prompt).shape == (8, 3, 28, 28)
 
 
 @pytest.mark.parametrize("text, images", [("?", ["one.png"]), ("<image>", ["one.png", "one.png"])])

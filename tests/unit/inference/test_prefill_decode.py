@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longvita.inference.decode import decode
 from longvita.inference.engine import Engine
+from longvita.inference.prefill_decode import decode
 from longvita.inference.sampling import Sampler, Sampling
 
 ALONE = SimpleNamespace(is_last_stage=True, vision_rank=0, vision_size=1, pp_size=1)
@@ -48,7 +48,7 @@ def test_an_answer_ends_at_the_end_of_its_turn_and_leaves_it_out(stop, monkeypat
     engine = object.__new__(Engine)
     engine.tokenizer = tokenizer
 
-    def stream(prompt, sampling, stop_ids, progress, watch):
+    def stream(prompt, sampling, stop_ids, progress, observer):
         return decode(Script(2, stop, 4, 4), None, logits_of(1), Sampler(sampling), sampling.max_new_tokens, stop_ids)
 
     monkeypatch.setattr(engine, "stream", stream)
