@@ -96,7 +96,7 @@ def test_impossible_media_limits_are_refused(folder: str, tmp_path: Path) -> Non
     path = damaged / "config.json"
     for said in ({"max_num_tiles": 0}, [1]):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"media_limits": said}))
-        with pytest.raises(UserError, match=r"config.json: media_limits is .*, which no data section may say"):
+        with pytest.raises(UserError, match=r"config.json: media_limits is .*, which no data section may hold"):
             resolve(str(damaged), Options(), None)
 
 
