@@ -38,5 +38,4 @@ class TrainingState:
     @property
     def micro_batches(self) -> int:
         """Micro batches of this replica per step."""
-        training = self.config.training
-        return training.global_batch_size // (training.micro_batch_size * self.groups.dp_size)
+        return self.config.training.global_batch_size // (self.config.training.micro_batch_size * self.groups.dp_size)

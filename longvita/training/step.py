@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -95,6 +96,31 @@ class _Counter:
                 f"a micro batch of {tokens} tokens after one of {self.expected_tokens}: pipeline stages exchange one "
                 "shape; pack to equal lengths or use pipeline_parallel 1"
             )
+
+
+class TimedBatches(Iterator[LocalBatch]):
+    """Yields micro batches and sums the time that each one took to arrive."""
+
+    def __init__(self, batches: Iterator[LocalBatch], clock: Callable[[], float] = time.perf_counter):
+        self._batches, self._clock = batches, clock
+        self._seconds = 0.0
+
+    def __next__(self) -> LocalBatch:
+        start = self._clock()
+        try:
+            return next(self._batches)
+        finally:
+            self._seconds += self._clock() - start
+
+    def take_seconds(self, device: torch.device) -> float:
+        """Seconds waited since the last call, on the rank that waited longest: the other ranks wait for it.
+
+        A collective over the whole world.
+        """
+        longest = torch.tensor(self._seconds, dtype=torch.float32, device=device)
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        self._seconds = 0.0
+        return float(longest)
 
 
 def train_step(state: TrainingState, batches: Iterable[LocalBatch], micro_batches: int | None = None) -> StepFigures:

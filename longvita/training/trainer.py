@@ -20,12 +20,11 @@ from longvita.data.loader import Loader, LoaderRanks, build_loader
 from longvita.parallel import groups as parallel_groups
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
-from longvita.training.data_wait import TimedBatches
 from longvita.training.metrics import open_metrics
 from longvita.training.run_report import add_up, data_change_text, finish_report, start_text
 from longvita.training.signals import StopReason, StopRequests
 from longvita.training.state import start_or_resume
-from longvita.training.step import TrainingError, train_step
+from longvita.training.step import TimedBatches, TrainingError, train_step
 from longvita.training.validation import held_out_losses
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from longvita.checkpoint.step_folders import step_folders, step_of
 from longvita.commands import train
-from longvita.config import ConfigError, load
+from longvita.commands.support.config_file import load_config_with_origins
+from longvita.config import ConfigError
 from longvita.processes import EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT
 from longvita.training.metrics import read_metrics
 from tests.distributed.helpers import free_port
@@ -192,4 +193,4 @@ def test_refused_before_any_process_starts(tmp_path, monkeypatch, overrides, fie
         monkeypatch.delenv(name)
     monkeypatch.setattr("longvita.processes.launch", lambda *_: pytest.fail("processes were started"))
     with pytest.raises(ConfigError, match=field):
-        train.train(load(write_run(tmp_path), overrides, purpose="training"))
+        train.train(load_config_with_origins(write_run(tmp_path), overrides, training=True).config)

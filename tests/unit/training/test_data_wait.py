@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from longvita.training.data_wait import TimedBatches
 from longvita.training.metrics import Metrics, read_metrics
+from longvita.training.step import TimedBatches
 from tests.distributed.helpers import run_distributed
 from tests.unit.training.test_metrics import config, figures
 
