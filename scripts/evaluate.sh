@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Video-MME without and with subtitles: bash scripts/evaluate.sh MODEL DATASET [OUTPUT] [options of longvita evaluate]
-# Stopped and started again, it goes on where it was. It starts its own processes (--layout, --replicas); under torchrun or
-# srun give them `longvita evaluate` itself, once without and once with --subtitles.
+# After a stop the same command resumes. It starts its own processes (--layout, --replicas); with torchrun or srun, start
+# `longvita evaluate` itself instead, once without and once with --subtitles.
 set -euo pipefail
 if [[ $# -lt 2 ]]; then
     echo "usage: bash scripts/evaluate.sh MODEL DATASET [OUTPUT] [options of longvita evaluate]" >&2
     exit 2
 fi
 if [[ -n ${RANK:-} || ${SLURM_NTASKS:-1} != 1 && -n ${SLURM_STEP_ID:-} ]]; then
-    echo "error: this script makes two runs, one after the other; let torchrun or srun start longvita evaluate itself" >&2
+    echo "error: this script must run in one process; fix: start longvita evaluate itself by torchrun or srun" >&2
     exit 2
 fi
 model=$1 data=$2 output=runs/video_mme

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up, then trains a small Long-VITA in four stages on real digits, exports it, and asks it about a picture and a video.
+# Installs the project, trains a small Long-VITA in four stages on real digits, exports it, and generates answers about a
+# picture and a video.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv and installs Long-VITA with everything its tests and its quickstart need.
+# Creates .venv and installs Long-VITA with all packages that its tests and its quickstart need.
 #   bash scripts/setup.sh            Python packages only
-#   bash scripts/setup.sh --system   Debian packages too, where this is root and apt is there
-# PYTHON=/path/to/python3.11 chooses the interpreter; a second run with nothing changed ends at once.
+#   bash scripts/setup.sh --system   Debian packages too, if the user is root and the system has apt
+# PYTHON=/path/to/python3.11 selects the interpreter. A second run without changes does nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Tests cut and re-mux video files, read long texts, and start a Slurm cluster of two nodes on this machine.
+# Tests cut and remux video files, read long texts, and start a Slurm cluster of two nodes on this machine.
 DEBIAN_PACKAGES=(ffmpeg bible-kjv slurm-wlm munge)
 STAMP=.venv/.longvita-setup
 
@@ -18,7 +18,7 @@ is_supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:
 find_python() {
     local candidate
     if [[ -n "${PYTHON:-}" ]]; then
-        is_supported "$PYTHON" || fail "PYTHON=$PYTHON is not a working Python 3.11 or 3.12"
+        is_supported "$PYTHON" || fail "PYTHON=$PYTHON is not a working Python 3.11 or 3.12; fix: PYTHON=/path/to/python3.11"
         echo "$PYTHON"
         return
     fi
@@ -28,8 +28,8 @@ find_python() {
             return
         fi
     done
-    fail "Python 3.11 or 3.12 is needed (megatron-core 0.16.1 is tested there) and none is on PATH." \
-        "Fix: install one (Debian 12: apt-get install python3.11 python3.11-venv) or name it: PYTHON=/path/to/python3.11 $0"
+    fail "Python 3.11 or 3.12 is needed (megatron-core 0.16.1 is tested with them), and PATH has neither;" \
+        "fix: install one (Debian 12: apt-get install python3.11 python3.11-venv), or PYTHON=/path/to/python3.11 $0"
 }
 
 missing_packages() {
@@ -47,14 +47,14 @@ install_system() {
     local missing
     mapfile -t missing < <(missing_packages)
     if ((${#missing[@]} == 0)); then
-        say "Debian packages are there: ${DEBIAN_PACKAGES[*]}"
+        say "Debian packages are installed: ${DEBIAN_PACKAGES[*]}"
     elif ((EUID != 0)); then
-        say "skipped Debian packages (${missing[*]}): not root. Fix: sudo apt-get install ${missing[*]}"
+        say "skipped Debian packages (${missing[*]}): not root; fix: sudo apt-get install ${missing[*]}"
     else
         say "installing Debian packages: ${missing[*]}"
         export DEBIAN_FRONTEND=noninteractive
         { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >/dev/null ||
-            fail "apt-get could not install: ${missing[*]}"
+            fail "apt-get could not install ${missing[*]}"
     fi
 }
 
@@ -64,15 +64,15 @@ make_environment() {
         return
     fi
     if [[ -e .venv ]]; then
-        fail ".venv is there, but its Python is not a working 3.11 or 3.12. Fix: remove .venv and run this again"
+        fail ".venv exists, but its Python is not a working 3.11 or 3.12; fix: remove .venv and run this again"
     fi
     python=$(find_python)
-    say "making .venv with $("$python" --version)"
-    "$python" -m venv .venv || fail "$python cannot make environments. Way out (Debian): apt-get install python3-venv"
+    say "creating .venv with $("$python" --version)"
+    "$python" -m venv .venv || fail "$python cannot create environments; fix (Debian): apt-get install python3-venv"
 }
 
 install_packages() {
-    # The folder is part of the stamp: an editable install points at it.
+    # The stamp includes the folder, because an editable install refers to it.
     local wanted
     wanted=$(cat setup.py pyproject.toml constraints.txt <(pwd -P) <(.venv/bin/python --version) | cksum)
     if [[ -f $STAMP && "$(cat "$STAMP")" == "$wanted" ]]; then
@@ -81,7 +81,7 @@ install_packages() {
     fi
     say "installing packages (torch is large: a minute or more)"
     .venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev]' -c constraints.txt ||
-        fail "pip could not install the packages; its own message is above"
+        fail "pip could not install the packages; see its message above"
     echo "$wanted" >"$STAMP"
     say "done: .venv/bin/longvita"
 }

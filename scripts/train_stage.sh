@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What train_stage1.sh to train_stage4.sh share; each gives the name of its stage first.
+# Starts a stage for train_stage1.sh to train_stage4.sh, which pass the name of their recipe as the first argument.
 #
 #   bash scripts/train_stageN.sh [MODEL] [--dry-run] [--here] [--OPTION=VALUE of sbatch ...] [section.field=value ...]
 #
-#   MODEL      14b (when absent) or 72b; 14b_ascend and 72b_ascend for devices of 64 GB. Their recipe is the same, but
-#              where configs/train has one that is called _ascend: more is recomputed there
-#   --dry-run  tells what would be run
-#   --here     on this machine alone, also where there is Slurm
+#   MODEL      14b (default) or 72b; 14b_ascend and 72b_ascend for devices of 64 GB. They use the recipe whose name ends
+#              in _ascend, which recomputes more, if configs/train has one, and otherwise the recipe without it
+#   --dry-run  prints the commands without running them
+#   --here     runs on this machine only, even if Slurm is installed
 #
-# Where sbatch is, the recipe goes through scripts/slurm/train.sbatch to as many nodes of 8 devices as its layout takes.
-# Elsewhere it runs on this machine, if 8 devices are enough; on several machines without Slurm see docs/train.md.
+# With sbatch, the recipe is submitted by scripts/slurm/train.sbatch to as many nodes of 8 devices as its layout needs.
+# Without it, the recipe runs on this machine if 8 devices are enough; for several machines see docs/train.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." # the paths in a recipe are relative to it
 
@@ -21,7 +21,7 @@ fail() {
 }
 
 stage=${1:-} size='' ascend='' dry_run=false here=false options=()
-[[ -n $stage ]] || fail "start one of scripts/train_stage1.sh to train_stage4.sh"
+[[ -n $stage ]] || fail "no stage; fix: run one of scripts/train_stage1.sh to train_stage4.sh"
 shift
 while [[ $# -gt 0 ]]; do
     case $1 in
@@ -34,7 +34,7 @@ while [[ $# -gt 0 ]]; do
     72b) size=_72b ascend='' ;;
     14b_ascend) size='' ascend=_ascend ;;
     72b_ascend) size=_72b ascend=_ascend ;;
-    *) fail "$1 is not a model; known: 14b, 72b, 14b_ascend, 72b_ascend" ;;
+    *) fail "$1 is not a model; fix: 14b, 72b, 14b_ascend or 72b_ascend" ;;
     esac
     shift
 done
@@ -46,19 +46,19 @@ if [[ $here == false ]] && command -v sbatch >/dev/null; then
     exec bash scripts/slurm/train.sbatch "${options[@]}" "$config" "$@"
 fi
 
-[[ ${#options[@]} -eq 0 ]] || fail "${options[*]}: options of sbatch, and the run is to be on this machine"
+[[ ${#options[@]} -eq 0 ]] || fail "${options[*]}: options of sbatch, but the run is on this machine; fix: leave them out"
 python=${LONGVITA_PYTHON:-.venv/bin/python}
 [[ -n ${LONGVITA_PYTHON:-} || -x $python ]] || python=python
-command -v "$python" >/dev/null || fail "$python is no program here; fix: bash scripts/setup.sh, or LONGVITA_PYTHON=PATH"
+command -v "$python" >/dev/null || fail "$python is not a program on this machine; fix: bash scripts/setup.sh, or LONGVITA_PYTHON=PATH"
 code=0
 checked=$("$python" -m longvita train --check "$config" "$@") || code=$?
 processes=$(sed -n 's/^processes=//p' <<<"$checked")
 if [[ $dry_run == true && -n $checked ]]; then
-    echo "train_stage: would start $processes processes on this machine, with these variables where the shell has no others"
+    echo "train_stage: would start $processes processes on this machine, with these variables unless the shell sets them"
     sed -n 's/^export/ &/p' <<<"$checked"
     echo "train_stage: by" && printf ' %q' "$python" -m longvita train "$config" "$@" && echo
 fi
 [[ $code -eq 0 ]] || exit "$code"
-((processes <= DEVICES_HERE)) || fail "$config takes $processes devices, $((processes / DEVICES_HERE)) nodes of" \
+((processes <= DEVICES_HERE)) || fail "$config needs $processes devices, $((processes / DEVICES_HERE)) nodes of" \
     "$DEVICES_HERE; fix: Slurm, torchrun on each node (docs/train.md), or layout.FIELD=SIZE for a smaller layout"
 [[ $dry_run == true ]] || exec "$python" -m longvita train "$config" "$@"

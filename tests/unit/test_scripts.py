@@ -1,4 +1,4 @@
-"""The shell scripts: their syntax, and what set-up says when it cannot go on."""
+"""The shell scripts: their syntax, and the errors of set-up."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_syntax(name):
     assert bash("-n", name).stderr == ""
 
 
-def test_help_says_what_it_does():
+def test_help_lists_the_options():
     result = bash("scripts/setup.sh", "--help")
     assert result.returncode == 0
     assert "--system" in result.stdout
@@ -52,7 +52,7 @@ def test_an_unknown_argument():
     assert "unknown argument --sistem; known: --system" in result.stderr
 
 
-def test_a_python_that_does_not_fit(bare):
+def test_an_unsupported_python(bare):
     old = bare / "old"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
@@ -70,7 +70,7 @@ def test_no_python_at_all(bare):
     result = bash("scripts/setup.sh", cwd=bare, PATH=str(programs))
     assert result.returncode == 1
     assert "Python 3.11 or 3.12 is needed" in result.stderr
-    assert "Way out" in result.stderr
+    assert "fix: install one" in result.stderr
 
 
 def test_a_broken_environment_is_not_overwritten(bare):
@@ -81,7 +81,7 @@ def test_a_broken_environment_is_not_overwritten(bare):
     assert list((bare / ".venv").iterdir()) == []
 
 
-def test_debian_packages_are_left_out_where_apt_is_not(bare):
+def test_debian_packages_are_skipped_without_apt(bare):
     (bare / ".venv").mkdir()
     programs = bare / "bin"
     programs.mkdir()

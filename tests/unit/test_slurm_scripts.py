@@ -1,6 +1,6 @@
-"""Decisions of scripts/slurm/train.sbatch and scripts/train_stage*.sh, with stand-ins for Slurm's programs.
+"""Decisions of scripts/slurm/train.sbatch and scripts/train_stage*.sh, with stubs of Slurm's programs.
 
-What Slurm itself makes of them: tests/e2e/test_slurm.py.
+tests/e2e/test_slurm.py runs them on a real Slurm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ printf 'name=stub\\nplatform=%s\\nprocesses=%s\\noutput=%s\\n' "$PLATFORM" "$PRO
 
 
 class Folder:
-    """A folder with the stand-ins, where the scripts are run."""
+    """A folder with the stubs, in which the scripts run."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -51,7 +51,7 @@ class Folder:
         shutil.copy(REPOSITORY / "scripts/slurm/train.sbatch", path / "slurm_script")
 
     def run(self, *command: str, **variables: object) -> subprocess.CompletedProcess:
-        """Run a command with the stand-ins before all other programs."""
+        """Run a command with the stubs first on PATH."""
         plain = {name: os.environ[name] for name in ("HOME",) if name in os.environ}
         common = {"HERE": self.path, "CODE": 0, "STATE": "RUNNING", "CHECK": 0, "PLATFORM": "cpu", "PROCESSES": 8}
         common |= {"PATH": f"{self.path / 'bin'}:/usr/bin:/bin", "LONGVITA_PYTHON": self.path / "bin" / "python"}
@@ -68,7 +68,7 @@ class Folder:
         return self.run("bash", str(self.path / "slurm_script"), *arguments, **named, **variables)
 
     def read(self, name: str) -> list[str]:
-        """Lines that a stand-in has written."""
+        """Lines that a stub has written."""
         return (self.path / name).read_text().splitlines()
 
 
@@ -90,7 +90,7 @@ def test_ranks_of_a_job(folder):
     )
 
 
-def test_gpus_of_a_node_go_to_its_ranks(folder):
+def test_ranks_request_the_gpus_of_their_node(folder):
     folder.job("my.yaml")
     assert not [word for word in folder.read("ranks.txt") if word.startswith("--gpus")]
     folder.job("my.yaml", SLURM_GPUS_ON_NODE=8)
@@ -106,14 +106,14 @@ def test_threads_are_those_of_the_user_or_of_the_platform(folder):
 
 
 @pytest.mark.parametrize("code", [75, 77])
-def test_a_run_that_was_stopped_and_saved_goes_back_into_the_queue(folder, code):
+def test_a_stopped_and_saved_run_is_requeued(folder, code):
     result = folder.job("my.yaml", CODE=code, SAVES="step_00000009")
     assert (result.returncode, folder.read("requeued.txt")) == (code, ["7"])
     assert "saved" in result.stdout and "step_00000009" in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
         ({"CODE": 0, "SAVES": "step_00000009"}, "complete"),
         ({"CODE": 76, "SAVES": "step_00000009"}, "stopped by SIGINT and saved"),
@@ -123,10 +123,10 @@ def test_a_run_that_was_stopped_and_saved_goes_back_into_the_queue(folder, code)
         ({"CODE": 143, "SAVES": "step_00000009"}, "a rank has failed"),
     ],
 )
-def test_other_ends_do_not(folder, variables, said):
+def test_other_runs_are_not_requeued(folder, variables, message):
     result = folder.job("my.yaml", **variables)
     assert result.returncode == variables["CODE"]
-    assert said in result.stdout
+    assert message in result.stdout
     assert not (folder.path / "requeued.txt").exists()
 
 
@@ -166,26 +166,26 @@ def test_nodes_that_are_asked_for(folder, options, processes, nodes, ranks):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "no CONFIG"),
-        (["-N", "2", "my.yaml"], "-N: options of sbatch are written as --name=value"),
+        (["-N", "2", "my.yaml"], "-N: fix: write options of sbatch as --name=value"),
         (["--ntasks-per-node=3", "my.yaml"], "8 processes do not fill nodes of 3"),
-        (["--nodes=abc", "my.yaml"], "--nodes=abc: a whole number from 1 on is needed"),
+        (["--nodes=abc", "my.yaml"], "--nodes=abc: must be an integer of at least 1"),
         (["--nodes", "2", "my.yaml"], "--nodes: fix: --nodes=NUMBER"),
     ],
 )
-def test_what_is_not_submitted(folder, arguments, said):
+def test_what_is_not_submitted(folder, arguments, message):
     result = submit(folder, *arguments)
-    assert (result.returncode, said in result.stderr) == (2, True)
+    assert (result.returncode, message in result.stderr) == (2, True)
     assert not (folder.path / "submitted.txt").exists()
 
 
-def test_a_python_that_is_not_there_is_told_and_no_other_one_taken(folder):
+def test_a_missing_python_is_an_error_and_no_other_one_is_used(folder):
     result = submit(folder, "my.yaml", LONGVITA_PYTHON="/nowhere/python")
-    assert (result.returncode, "LONGVITA_PYTHON=/nowhere/python is no program" in result.stderr) == (2, True)
+    assert (result.returncode, "LONGVITA_PYTHON=/nowhere/python is not a program" in result.stderr) == (2, True)
     result = folder.run("bash", "scripts/train_stage1.sh", "--here", LONGVITA_PYTHON="/nowhere/python")
-    assert (result.returncode, "/nowhere/python is no program here" in result.stderr) == (2, True)
+    assert (result.returncode, "/nowhere/python is not a program on this machine" in result.stderr) == (2, True)
     assert not (folder.path / "submitted.txt").exists()
 
 
@@ -208,7 +208,7 @@ def test_a_refused_config_is_not_submitted(folder):
     ],
 )
 def test_stages_in_a_dry_run(folder, stage, model, config, nodes):
-    """By the real check: it tells of the recipe, and then what this machine lacks for it."""
+    """By the real check, which prints the recipe and then the files that this machine lacks for it."""
     script = f"scripts/train_stage{stage}.sh"
     result = folder.run(
         "bash", script, *model, "--dry-run", "--time=60", "data.tokenizer=absent", LONGVITA_PYTHON=sys.executable
@@ -224,7 +224,7 @@ def test_a_stage_on_this_machine(folder):
     result = folder.run("bash", "scripts/train_stage1.sh", "--here", "--dry-run", "seed=3")
     assert (result.returncode, "would start 8 processes on this machine" in result.stdout) == (0, True), result.stderr
     result = folder.run("bash", "scripts/train_stage4.sh", "--here", PROCESSES=64)
-    assert (result.returncode, "takes 64 devices, 8 nodes of 8; way out" in result.stderr) == (2, True)
+    assert (result.returncode, "needs 64 devices, 8 nodes of 8; fix:" in result.stderr) == (2, True)
     (folder.path / "bin" / "sbatch").unlink()
     result = folder.run("bash", "scripts/train_stage1.sh", "14c")
     assert (result.returncode, "14c is not a model" in result.stderr) == (2, True)
