@@ -8,7 +8,7 @@ from rich.console import Console
 
 from longvita.commands.support.data_tables import show_mix
 from longvita.config.schema import Config
-from longvita.data.report.mix import ReportOptions, gather
+from longvita.data.report.mix import ReportOptions, collect
 from longvita.data.report.page import check_page, write_report
 
 PAGE = "data.html"
@@ -23,7 +23,7 @@ def report(config: Config, output: Path | None, options: ReportOptions) -> int:
     if output is not None:
         check_page(output, "--output", made=Path(config.output) if output == Path(config.output) / PAGE else None)
     mixes = {"training": config.data.dataset, "held out": config.data.validation}
-    found = [gather(title, sources, config, options) for title, sources in mixes.items() if sources]
+    found = [collect(title, sources, config, options) for title, sources in mixes.items() if sources]
     if output is None:
         console = Console(width=max(Console().width, 100))
         for mix in found:

@@ -43,7 +43,7 @@ def source_table(title: str, sources: Sequence[SourceFigures]) -> Table:
     """One row a source: what there is, what is taken, what is set aside."""
     table = Table("source", "samples", "taken", "tokens", "tiles", "resampled", "set aside", title=title)
     for one in sources:
-        figures = (one.samples, one.taken, one.tokens, one.tiles, one.resampled)
+        figures = (one.samples, one.used, one.tokens, one.tiles, one.resampled)
         table.add_row(escape(one.source), *(f"{figure:,}" for figure in figures), reasons_text(one.quarantined))
     return table
 

@@ -11,17 +11,13 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, hf_hub_url
-from huggingface_hub._local_folder import (
-    LocalDownloadFileMetadata,
-    get_local_download_paths,
-    read_download_metadata,
-    write_download_metadata,
-)
+from huggingface_hub._local_folder import get_local_download_paths, read_download_metadata, write_download_metadata
 from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.file_download import http_get
@@ -93,24 +89,20 @@ class Downloader:
         place = self._place(file)
         if not place.exists():
             return
-        known = self._metadata(file) if place.is_file() else None
+        known = None
+        with suppress(OSError):  # It locks a file, which a dry run on a read-only folder can't.
+            known = read_download_metadata(self._folder, file.target)
         if known and known.etag == file.digest and place.stat().st_size == file.size:
             file.state = FetchState.THERE
             return
-        difference = _difference(place, file) if place.is_file() else "it is a folder"
+        difference = _difference(place, file)
         if difference is None:
             file.state = FetchState.THERE
             if record:
                 write_download_metadata(self._folder, file.target, file.revision, file.digest)
-        elif not known or known.etag != _digest(place, known.etag):  # else: unchanged since an earlier version came
+        elif not known or place.is_dir() or known.etag != _digest(place, known.etag):  # Not an earlier version either.
             file.state = FetchState.FAILED
             file.detail = f"{place} exists and is not the Hub's file: {difference}; move it away to fetch the Hub's"
-
-    def _metadata(self, file: WantedFile) -> LocalDownloadFileMetadata | None:
-        try:
-            return read_download_metadata(self._folder, file.target)
-        except OSError:  # it locks a file, which a dry run on a read-only folder can't
-            return None
 
     def missing_bytes(self, file: WantedFile) -> int:
         """Bytes that are still to be transferred."""
@@ -224,6 +216,8 @@ class Downloader:
 
 def _difference(path: Path, file: WantedFile) -> str | None:
     """How a local file differs from the Hub's; None if it does not."""
+    if path.is_dir():
+        return "it is a folder"
     size = path.stat().st_size
     if size != file.size:
         return f"it has {size:,} bytes, on the Hub {file.size:,}"

@@ -1,4 +1,4 @@
-"""The formats of data files, by name. A new one is a module here and a line in FORMATS."""
+"""The formats of data files by name. A new format is a module of this folder and an entry of FORMATS."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FORMATS: dict[str, type[Format]] = {format.name: format for format in (Jsonl, Js
 
 
 def make_format(name: str, options: FormatOptions) -> Format:
-    """The format of a source's files. Raises DataError for a name that is none of FORMATS."""
+    """Create the format of a source's files. Raises DataError for an unknown name."""
     if name not in FORMATS:
-        raise DataError(f"there is no format {name!r}; known are {', '.join(FORMATS)}")
+        raise DataError(f"there is no format {name!r}; the formats are {', '.join(FORMATS)}")
     return FORMATS[name](options)
 
 
 def read_samples(path: str, name: str | None, options: FormatOptions) -> Iterator[tuple[Place, Sample | SampleError]]:
-    """All samples of a data file in their order, from its first line or record on. Raises DataError if it is not there.
+    """Yield all samples of a data file in order. Raises DataError if the file does not exist.
 
-    name: of its format; by the end of the file's name when None.
+    name: name of the format; when None, it follows from the file's suffix.
     """
     if not remote.exists(path):
         raise DataError(f"data file {path} does not exist")

@@ -1,7 +1,7 @@
-"""Captions: a folder of pictures or videos with a text beside each, or with one list of all captions.
+"""Captions: a folder of pictures or videos with a text file for each, or with one list of all captions.
 
-The list is metadata.jsonl (an object a line, "file_name" and what a record has) or captions.csv (a row each under a
-line of names). Without a list, each picture or video has a .txt or .json of the same stem beside it.
+The list is metadata.jsonl (one object a line, with "file_name" and the keys of a record) or captions.csv (one row each
+below a header). Without a list, each picture or video has a .txt or .json file of the same stem next to it.
 """
 
 from __future__ import annotations
@@ -28,25 +28,23 @@ from longvita.data.storage import remote
 
 QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
 """A field in quotes."""
-
 REST_OF_QUOTED = re.compile(rb'(?:[^"]++|"")*+"')
-"""What is left of one that began in a line before."""
-
+"""The rest of a quoted field that began in an earlier line."""
 LISTS = ("metadata.jsonl", "captions.csv")
 FILE_NAMES = ("file_name", "image", "video", "path", "file")
-"""Names that a list may have for a picture's or video's path below the folder."""
+"""Names of a list's column with the path of the picture or video below the folder."""
 TEXTS = ("txt", "json")
-"""Ends of the names of texts that stand beside a picture or video, the first that is there counts."""
+"""Suffixes of the text file of a picture or video; the first that exists is used."""
 FOLDERS_KEPT = 64
-"""Folders whose names are kept: some 100 bytes a picture."""
+"""Folders whose listings are cached: about 100 bytes for each picture."""
 ROW_BYTES = 1 << 20
-"""Bytes of the longest row of a table: a quote that is never closed would take all that follows."""
+"""Longest row of a table, bytes: an unclosed quote would otherwise include all rows that follow."""
 FILE_BYTES = 4096
-"""Bytes that a file counts for when parts are cut: what it costs to open one."""
+"""Size of a text file when parts are sized, bytes: the cost of opening it."""
 
 
 class Captions:
-    """Places and parts are bytes of the list, or numbers of the folder's pictures and videos in their order."""
+    """Places and parts count bytes of the list, or pictures and videos in the order of their names."""
 
     name = "captions"
 
@@ -54,9 +52,9 @@ class Captions:
         self.options = options
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
-        """As JSONL is cut; a table is one part, for a line may be amid a value; of files, equal numbers.
+        """Parts of metadata.jsonl as of JSONL; a table is one part, because a value may contain line ends.
 
-        Raises DataError for what is no folder.
+        Without a list, parts have equal numbers of files. Raises DataError if the path is no folder.
         """
         _entries_of.cache_clear()
         if not remote.is_folder(path):
@@ -71,17 +69,17 @@ class Captions:
         return [Part(0, size)] if size else []
 
     def digest(self, path: str, part: Part) -> str:
-        """Of the list's bytes, or of the names and texts."""
+        """Digest of the list's bytes, or of the names and texts."""
         listing = _list_of(path)
         if listing is not None:
             return digest_bytes(listing, part)
         digest = hashlib.blake2b(digest_size=16)
         for name in _entries_of(path)[part.start : part.end]:
-            digest.update(repr((name, _text_beside(path, name))).encode())
+            digest.update(repr((name, _text_of(path, name))).encode())
         return digest.hexdigest()
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
-        """A sample a line, a row, or a picture or video."""
+        """One sample for each line, row, or picture or video."""
         for place, content in self._contents(path, part):
             try:
                 yield place, self._sample(path, place, content) if content is None or content.strip() else None
@@ -98,7 +96,7 @@ class Captions:
             return self._sample(path, place, file.read(place.size))
 
     def _contents(self, path: str, part: Part) -> Iterator[tuple[Place, bytes | None]]:
-        """Each place and the bytes that stand there, None for a picture or video with a text of its own."""
+        """Each place and its bytes in the list, None without a list."""
         listing = _list_of(path)
         if listing is None:
             places = enumerate(range(part.start, part.end), start=1)
@@ -117,7 +115,7 @@ class Captions:
             if ending(name) in TEXTS:
                 raise SampleError(
                     Reason.INVALID_SAMPLE,
-                    f"{name} has no picture or video beside it that is named so (.{', .'.join((*PICTURES, *VIDEOS))})",
+                    f"{name} has no picture or video of that name next to it (.{', .'.join((*PICTURES, *VIDEOS))})",
                 )
             record = _text_record(path, name)
         else:
@@ -126,11 +124,11 @@ class Captions:
             name = next((record[key] for key in FILE_NAMES if isinstance(record.get(key), str)), "")
             if not name:
                 raise SampleError(Reason.INVALID_SAMPLE, f"no path under any of {', '.join(FILE_NAMES)}")
-        return record_sample(_with_medium(record, path, name, self.options), self.options)
+        return record_sample(_with_media_file(record, path, name, self.options), self.options)
 
 
-def _with_medium(record: dict[str, Any], folder: str, name: str, options: FormatOptions) -> dict[str, Any]:
-    """The record with its one picture or video, which lies in the folder."""
+def _with_media_file(record: dict[str, Any], folder: str, name: str, options: FormatOptions) -> dict[str, Any]:
+    """The record with its one picture or video, a file of the folder."""
     if leads_outside(name, folder):
         raise SampleError(Reason.OUTSIDE_MEDIA_ROOT, f"{name} leads outside its folder {folder}; move it there")
     kind, other = ("videos", "images") if ending(name) in VIDEOS else ("images", "videos")
@@ -141,15 +139,15 @@ def _with_medium(record: dict[str, Any], folder: str, name: str, options: Format
 
 
 def _list_of(folder: str) -> str | None:
-    """The folder's list of captions, None where it has none."""
+    """Path of the folder's list of captions, None if it has none."""
     return next((path for name in LISTS if remote.exists(path := remote.join(folder, name))), None)
 
 
 @functools.lru_cache(maxsize=FOLDERS_KEPT)
 def _entries_of(folder: str) -> tuple[str, ...]:
-    """Pictures and videos of a folder, however deep, and the texts that have none, in the order of their names.
+    """Pictures and videos of a folder and its subfolders, and texts without either, in the order of their names.
 
-    As `parts` saw them: should they change after it, the index's hash of their names tells.
+    Cached since `parts`; if they change later, the index's hash of their names differs.
     """
     names = remote.files_below(folder)
     stems = {os.path.splitext(name)[0] for name in names if ending(name) in (*PICTURES, *VIDEOS)}
@@ -160,8 +158,8 @@ def _entries_of(folder: str) -> tuple[str, ...]:
     )
 
 
-def _text_beside(folder: str, name: str) -> tuple[str, bytes] | None:
-    """Name and bytes of the text beside a picture or video."""
+def _text_of(folder: str, name: str) -> tuple[str, bytes] | None:
+    """Name and bytes of the text file of a picture or video."""
     for kind in TEXTS:
         text = f"{os.path.splitext(name)[0]}.{kind}"
         try:
@@ -173,10 +171,10 @@ def _text_beside(folder: str, name: str) -> tuple[str, bytes] | None:
 
 
 def _text_record(folder: str, name: str) -> dict[str, Any]:
-    beside = _text_beside(folder, name)
-    if beside is None:
-        raise SampleError(Reason.NO_ANSWER, f"{name} has no .txt or .json beside it")
-    text, content = beside
+    found = _text_of(folder, name)
+    if found is None:
+        raise SampleError(Reason.NO_ANSWER, f"{name} has no .txt or .json file next to it")
+    text, content = found
     return {"caption": _decode(content, text).strip()} if text.endswith(".txt") else _json_record(content, text)
 
 
@@ -191,34 +189,34 @@ def _json_record(content: bytes, what: str) -> dict[str, Any]:
 
 
 def _rows_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
-    """First byte and bytes of each row of a table below that of its names: lines, together while a quote is open."""
-    yield from itertools.islice(_whole_rows(path, part), 1, None)
+    """First byte and bytes of each row of a table after its header. Lines are joined while a quote is open."""
+    yield from itertools.islice(_all_rows(path, part), 1, None)
 
 
-def _whole_rows(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
-    """A row of more than ROW_BYTES, or that never ends, is one line: its quote is a slip."""
-    waiting = collections.deque[tuple[int, bytes]]()
+def _all_rows(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
+    """Rows and header. A row of more than ROW_BYTES, or without an end, is one line: its open quote is an error."""
+    pending = collections.deque[tuple[int, bytes]]()
     lines = lines_of(path, part)
-    while waiting or (waiting := collections.deque(itertools.islice(lines, 1))):
-        taken, size, is_open = 0, 0, False
+    while pending or (pending := collections.deque(itertools.islice(lines, 1))):
+        length, size, is_open = 0, 0, False
         while True:
-            if taken == len(waiting):
+            if length == len(pending):
                 more = next(lines, None)
                 if more is None:
                     break
-                waiting.append(more)
-            line = waiting[taken][1]
-            taken, size, is_open = taken + 1, size + len(line), _is_open_after(line, is_open)
+                pending.append(more)
+            line = pending[length][1]
+            length, size, is_open = length + 1, size + len(line), _is_open_after(line, is_open)
             if not is_open or size > ROW_BYTES:
                 break
-        row = [waiting.popleft() for _ in range(1 if is_open else taken)]
+        row = [pending.popleft() for _ in range(1 if is_open else length)]
         yield row[0][0], b"".join(line for _, line in row)
 
 
 def _is_open_after(line: bytes, is_open: bool) -> bool:
-    """Whether a field in quotes goes on behind a line; `is_open`: whether one goes on into it.
+    """Whether a quoted field continues after a line; `is_open`: whether one continues into it.
 
-    A quote opens at a field's beginning alone (RFC 4180).
+    A quote opens a field only at its first character (RFC 4180).
     """
     at = 0
     while at >= 0:
@@ -241,7 +239,7 @@ def _csv_record(path: str, content: bytes) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _csv_names(path: str, state: str) -> tuple[str, ...]:
-    rows = _whole_rows(path, Part(0, remote.size(path)))
+    rows = _all_rows(path, Part(0, remote.size(path)))
     return tuple(name.lstrip("\ufeff").strip() for name in _parse_row(next(rows)[1]))
 
 

@@ -1,4 +1,8 @@
-"""JSON: one array of samples, as LLaVA and ShareGPT are published. The file is never held as a whole."""
+"""JSON: one array of samples, as LLaVA and ShareGPT are published.
+
+This scanner is our own: the index needs the byte offsets of the elements, of files that do not fit into memory and may
+be damaged.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,20 @@ from longvita.data.sample import Sample, parse_line
 from longvita.data.storage import remote
 
 TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[{\[]|[}\]]|[^\s,:{}\[\]"]++', re.DOTALL)
-"""A string (group 1 is empty while its end is not read yet), an opening or closing bracket, or a bare word."""
+"""A string (group 1 is empty if its end is not read yet), an opening or closing bracket, or a bare word."""
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _FLAT = rb'\{(?:[^"{}]++|' + _STRING + rb")*+\}"
 SHALLOW = re.compile(rb'\{(?:[^"{}]++|' + _STRING + rb"|" + _FLAT + rb")*+\}", re.DOTALL)
-"""A whole object with one level of objects within, as samples are: found at once, where TOKEN goes step by step."""
+"""An object with one level of nested objects, as most samples are: one match instead of one for each TOKEN."""
 BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(\[?)")
-"""What may stand before an array, and its bracket."""
+"""The start of a file: byte order mark, white space, and the array's bracket."""
 ENDING = re.compile(rb"\s*+,?\s*+\]\s*+")
-"""What may stand behind the last element."""
+"""The end of a file after the last element."""
 PAIRS = {b"{": b"{}", b"[": b"[]"}
 
 
 class JsonArray:
-    """Places are bytes of the file."""
+    """Places and parts count bytes of the file."""
 
     name = "json"
 
@@ -34,7 +38,7 @@ class JsonArray:
         refuse_columns(options, self.name)
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
-        """Pieces that begin with the first sample from each multiple of `part_bytes` on."""
+        """Parts that begin with the first sample at or after each multiple of `part_bytes`."""
         size, start = remote.size(path), array_start(path)
         if start is None:
             return [Part(0, size)] if size else []
@@ -49,15 +53,15 @@ class JsonArray:
         return [Part(first, stop) for first, stop in itertools.pairwise([*bounds, end])]
 
     def digest(self, path: str, part: Part) -> str:
-        """Of the bytes."""
+        """Digest of the bytes."""
         return digest_bytes(path, part)
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
-        """A sample an element."""
-        if part.start == 0:  # No element stands before the array's bracket.
+        """One sample for each element."""
+        if part.start == 0:  # The file has no bracket of an array: elements start after it.
             yield (
                 Place(0, 0, 1),
-                SampleError(Reason.INVALID_JSON, "no JSON array; the format of one object a line is jsonl"),
+                SampleError(Reason.INVALID_JSON, "no JSON array; for one object a line use format jsonl"),
             )
             return
         number, end, is_cut = 0, part.start, False
@@ -69,7 +73,7 @@ class JsonArray:
             except SampleError as error:
                 is_cut = end == part.end
                 yield place, error
-        # See `parts`: the last piece of a whole array ends before its bracket.
+        # The last part of a closed array ends before its bracket (see `parts`).
         if part.end == remote.size(path) and not is_cut:
             detail = f"the array is not closed at its end: {part.end - end} bytes from byte {end} on are not read"
             yield Place(end, 0, number + 1), SampleError(Reason.INVALID_JSON, detail)
@@ -82,21 +86,21 @@ class JsonArray:
 
 
 def _is_closed(path: str, end: int, size: int) -> bool:
-    """Whether nothing but the array's bracket follows the last element, which ends at byte `end`."""
+    """Whether only the array's bracket follows the last element, which ends at byte `end`."""
     with remote.open_file(path) as file:
         file.seek(end)
         return size - end <= READ_BYTES and ENDING.fullmatch(file.read(READ_BYTES)) is not None
 
 
 def array_start(path: str) -> int | None:
-    """The byte after the array's bracket, None where the file is no array."""
+    """The byte after the array's opening bracket, None if the file is no array."""
     with remote.open_file(path) as file:
         head = BEGINNING.match(file.read(READ_BYTES))
     return head.end() if head and head[1] else None
 
 
 def elements(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
-    """First byte and bytes of each element of a part of an array; the last one may be cut off."""
+    """First byte and content of each element of a part of an array; the last one may be truncated."""
     scan = _Scan(part.start)
     left = part.end - part.start
     with remote.open_file(path) as file:
@@ -108,48 +112,48 @@ def elements(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
 
 
 class _Scan:
-    """Finds the elements of an array in blocks of its bytes."""
+    """Finds the elements of an array, block by block."""
 
     def __init__(self, offset: int):
         self.ended = False
         self._buffer, self._base = b"", offset
-        self._taken = 0
-        """Bytes of the buffer that are behind us."""
+        self._scanned = 0
+        """Bytes of the buffer that are scanned."""
         self._first: int | None = None
-        """Where the open element begins in the buffer."""
+        """First byte of the open element in the buffer."""
         self._pair = b""
         self._depth = 0
-        """Its open brackets of the kind that it begins with: others that do not match are its own damage."""
+        """Its open brackets of the kind of its first one; others that do not match damage this element alone."""
 
     def feed(self, block: bytes) -> Iterator[tuple[int, bytes]]:
-        """The elements that end in a block; an empty one is the end of the part."""
-        kept = self._taken if self._first is None else self._first
+        """Yield the elements that end in a block; an empty block is the end of the part."""
+        kept = self._scanned if self._first is None else self._first
         self._base += kept
         self._buffer = self._buffer[kept:] + block
-        self._taken -= kept
+        self._scanned -= kept
         self._first = None if self._first is None else 0
         while token := self._next_token():
-            if block and self._may_go_on(token):
+            if block and self._may_continue(token):
                 break
-            self._taken = token.end()
+            self._scanned = token.end()
             if self._first is None and token[0] == b"]":
                 self.ended = True
                 return
             if self._closes(token):
-                yield self._element(self._taken)
+                yield self._element(self._scanned)
         if self._first is not None and (not block or len(self._buffer) > MAX_SAMPLE_BYTES):
-            # Where so much is read without an end, the brackets do not match.
+            # An element of this length has brackets that do not match.
             yield self._element(len(self._buffer))
             self.ended = True
         self.ended |= not block
 
     def _next_token(self) -> re.Match[bytes] | None:
-        token = TOKEN.search(self._buffer, self._taken)
+        token = TOKEN.search(self._buffer, self._scanned)
         if self._first is None and token and token[0] == b"{":
             return SHALLOW.match(self._buffer, token.start()) or token
         return token
 
-    def _may_go_on(self, token: re.Match[bytes]) -> bool:
+    def _may_continue(self, token: re.Match[bytes]) -> bool:
         if token[0].startswith(b"{"):
             return False
         if token[0].startswith(b'"'):

@@ -14,7 +14,7 @@ from longvita.data.storage import remote
 
 
 class Jsonl:
-    """Places are bytes of the file."""
+    """Places and parts count bytes of the file."""
 
     name = "jsonl"
 
@@ -22,13 +22,13 @@ class Jsonl:
         refuse_columns(options, self.name)
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
-        """Pieces that begin with the first whole line from each multiple of `part_bytes` on."""
+        """Parts that begin with the first complete line at or after each multiple of `part_bytes`."""
         end = remote.size(path)
         bounds = [0]
         with remote.open_file(path) as file:
             for target in range(part_bytes, end, part_bytes):
                 if target > bounds[-1]:
-                    # From the byte before: a line that begins right there is whole.
+                    # From the byte before: a line that begins exactly at the target is complete.
                     file.seek(target - 1)
                     _skip_line(file)
                     bounds.append(file.tell())
@@ -37,11 +37,11 @@ class Jsonl:
         return [Part(start, stop) for start, stop in itertools.pairwise(bounds)]
 
     def digest(self, path: str, part: Part) -> str:
-        """Of the bytes."""
+        """Digest of the bytes."""
         return digest_bytes(path, part)
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
-        """A sample a line; none in a blank one."""
+        """One sample for each line, None for a blank one."""
         for number, (offset, line) in enumerate(lines_of(path, part), start=1):
             place = Place(offset, len(line), number)
             try:
@@ -72,6 +72,6 @@ def lines_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
 
 
 def _skip_line(file: BinaryIO) -> None:
-    """Goes on to the next line, however long this one is."""
-    while (piece := file.readline(1 << 20)) and not piece.endswith(b"\n"):
+    """Skip to the next line, however long this one is."""
+    while (block := file.readline(1 << 20)) and not block.endswith(b"\n"):
         pass

@@ -1,4 +1,4 @@
-"""Parquet and Arrow tables, as the Hugging Face Hub and `datasets` hold them: one sample a row."""
+"""Parquet and Arrow tables, as on the Hugging Face Hub and from `datasets`: one sample for each row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longvita.data.storage import remote
 
 
 class Parquet:
-    """A place's offset is a group of rows, its size the number of the row in it. Parts are groups."""
+    """The offset of a place is a row group, its size the row in that group. Parts count row groups."""
 
     name = "parquet"
 
@@ -25,26 +25,26 @@ class Parquet:
         self.options = options
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
-        """Groups together until they have `part_bytes`. Raises DataError for a column that is not there."""
+        """Row groups, joined until they have `part_bytes`. Raises DataError for a column that does not exist."""
         table = open_table(path)
         self._columns(table, path)
-        bounds, gathered = [0], 0
+        bounds, part_size = [0], 0
         for group, size in enumerate(table.group_bytes, start=1):
-            gathered += size
-            if gathered >= part_bytes or group == len(table.group_bytes):
+            part_size += size
+            if part_size >= part_bytes or group == len(table.group_bytes):
                 bounds.append(group)
-                gathered = 0
+                part_size = 0
         return [Part(start, stop) for start, stop in itertools.pairwise(bounds)]
 
     def digest(self, path: str, part: Part) -> str:
-        """Of the file's size and time and what it says about the groups: such a file never grows in place."""
+        """Digest of the file's size, time and metadata of the groups: such a file never grows in place."""
         table = open_table(path)
         groups = range(part.start, min(part.end, len(table.group_bytes)))
         about = [remote.state(path), *(table.about(group) for group in groups)]
         return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
-        """A sample a row; of a damaged group, those before the damage, and an error for each of the others."""
+        """One sample for each row; in a damaged group, an error for each row from the damage on."""
         table, numbers = open_table(path), itertools.count(1)
         for group in range(part.start, part.end):
             read = 0
@@ -54,13 +54,13 @@ class Parquet:
                     yield Place(group, read - 1, next(numbers)), self._sample(row)
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
-                    raise  # The store failed; pyarrow's own errors of damaged pages have no number.
+                    raise  # The store failed; pyarrow's errors for damaged pages have no errno.
                 lost = SampleError(Reason.INVALID_SAMPLE, f"group {group} can't be read from row {read} on: {error}")
                 for row_number in range(read, table.group_rows[group]):
                     yield Place(group, row_number, next(numbers)), lost
 
     def read(self, path: str, place: Place) -> Sample:
-        """The sample of a row; the rows of its group before it are read too, so small groups are fast."""
+        """The sample of a row. The rows before it in its group are read too, so small groups are faster."""
         table = open_table(path)
         if place.offset < len(table.group_bytes):
             rows = table.rows(place.offset, self._columns(table, path))
@@ -80,12 +80,12 @@ class Parquet:
             return SampleError(Reason.INVALID_SAMPLE, f"the row can't be read: {error}")
 
     def _columns(self, table: Table, path: str) -> list[str]:
-        """Names of the columns that are read. Raises DataError for a mapped one that is not there, and for none."""
+        """Names of the columns to read. Raises DataError if a configured one does not exist, or if there is none."""
         missing = [name for _, name in self.options.columns if name not in table.columns]
         wanted = {name for purpose in COLUMNS for name in self.options.names_of(purpose)}
         found = [name for name in table.columns if name in wanted]
         if missing or not found:
-            which = f"no column {missing[0]!r}" if missing else "no column that tells of messages or captions"
+            which = f"no column {missing[0]!r}" if missing else "no column with messages or captions"
             raise DataError(
                 f"data file {path} has {which}; it has {', '.join(table.columns)}: see the source's columns "
                 f"({', '.join(COLUMNS)})"

@@ -1,4 +1,4 @@
-"""A record of named values, as tables, archives and caption files hold them, to a Sample."""
+"""Convert a record of named values, from a table, an archive or a caption file, to a Sample."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ COLUMNS = {
     "images": ("images", "image"),
     "videos": ("videos", "video"),
 }
-"""What a record's values are for, and the names that they may have where the config gives none, best first."""
+"""Purposes of a record's values, and the names they may have if the config gives none, first match first."""
 
 
 @dataclass(frozen=True)
 class FormatOptions:
-    """What the config says about a source's files beside the name of their format."""
+    """Settings of a source's files in addition to their format."""
 
     columns: tuple[tuple[str, str], ...] = ()
-    """Pairs of a key of COLUMNS and the name that it has in the files."""
+    """Pairs of a key of COLUMNS and its name in the files."""
     prompt: str = PROMPT
     """Question of a caption."""
 
     @classmethod
     def of(cls, columns: Mapping[Any, str], prompt: str) -> FormatOptions:
-        """The options that a source's config has."""
+        """The options of a source's config."""
         return cls(tuple(sorted(columns.items())), prompt)
 
     def names_of(self, purpose: str) -> tuple[str, ...]:
-        """Names that the value for a purpose may have."""
+        """Names that the value of a purpose may have."""
         return tuple(name for key, name in self.columns if key == purpose) or COLUMNS[purpose]
 
 
 NO_OPTIONS = FormatOptions()
-"""Of a source whose config says nothing about its files."""
+"""The options of a source without such settings."""
 
 
 def format_options(columns: Sequence[str], prompt: str | None) -> FormatOptions:
-    """The options of a command line: columns as WHAT=NAME. Raises DataError for another form or an unknown WHAT."""
+    """Parse columns WHAT=NAME of a command line. Raises DataError for another form or an unknown WHAT."""
     pairs = []
     for text in columns:
         purpose, _, name = text.partition("=")
@@ -66,9 +66,9 @@ def format_options(columns: Sequence[str], prompt: str | None) -> FormatOptions:
 
 
 def record_sample(record: Mapping[str, Any], options: FormatOptions) -> Sample:
-    """The sample of a record: of its messages, or its question and answer, or its caption.
+    """Convert a record, by its messages, its question and answer, or its caption, to a sample.
 
-    Where the text has no mark at all, the pictures and videos stand before the first question. Raises SampleError.
+    If the text has no mark, the pictures and videos are placed before the first question. Raises SampleError.
     """
     images, videos = (_media(_value(record, noun, options), noun) for noun in ("images", "videos"))
     turns, is_caption = _turns(record, options)
@@ -87,7 +87,7 @@ def _value(record: Mapping[str, Any], purpose: str, options: FormatOptions) -> A
 
 
 def _turns(record: Mapping[str, Any], options: FormatOptions) -> tuple[tuple[Turn, ...], bool]:
-    """The turns of a record, and whether they are a caption."""
+    """The turns of a record, and whether they are of a caption."""
     messages = _value(record, "messages", options)
     if messages is not None:
         if not isinstance(messages, list) or not messages:
@@ -109,25 +109,25 @@ def _turns(record: Mapping[str, Any], options: FormatOptions) -> tuple[tuple[Tur
 
 
 def _names_in(record: Mapping[str, Any]) -> str:
-    """The names of a record's values, with a word of those that are null."""
+    """The names of a record's values; those of nulls are marked."""
     return ", ".join(f"{name} (null)" if value is None else str(name) for name, value in record.items()) or "nothing"
 
 
 def _plain(message: Any) -> list[Any]:
-    """A message as turns of role and text: of {"user", "assistant"}, and of content in pieces."""
+    """Turns with role and text from a message: from keys "user" and "assistant", and from content in several parts."""
     if not isinstance(message, dict):
         return [message]
     if "user" in message and "assistant" in message:
         return [{"role": role, "content": message[role]} for role in ("user", "assistant")]
     content = message.get("content")
-    if isinstance(content, list) and all(isinstance(piece, dict) for piece in content):
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         return [{**message, "content": "".join(map(_text_of, content))}]
     return [message]
 
 
-def _text_of(piece: Mapping[str, Any]) -> str:
+def _text_of(part: Mapping[str, Any]) -> str:
     marks = {"image": IMAGE_MARK, "video": VIDEO_MARK}
-    return marks.get(str(piece.get("type")), str(piece.get("text") or ""))
+    return marks.get(str(part.get("type")), str(part.get("text") or ""))
 
 
 def _marked(turns: Sequence[Turn], num_images: int, num_videos: int) -> tuple[Turn, ...]:
@@ -140,11 +140,11 @@ def _marked(turns: Sequence[Turn], num_images: int, num_videos: int) -> tuple[Tu
 
 def _media(value: Any, noun: str) -> list[MediaRef]:
     values = value if isinstance(value, list) else [value]
-    return [_medium(one, f"{noun}[{number}]") for number, one in enumerate(values) if one is not None]
+    return [_media_ref(one, f"{noun}[{number}]") for number, one in enumerate(values) if one is not None]
 
 
-def _medium(value: Any, name: str) -> MediaRef:
-    """A path, bytes, a struct {"bytes", "path"} or a medium as it is."""
+def _media_ref(value: Any, name: str) -> MediaRef:
+    """The reference of a path, bytes, a struct {"bytes", "path"}, or a FilePart."""
     if isinstance(value, dict):
         path = value.get("path")
         name = path if isinstance(path, str) and is_path(path) else name

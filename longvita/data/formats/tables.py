@@ -1,4 +1,4 @@
-"""Tables in groups of rows: Parquet files, and Arrow files as `datasets` saves them. Rows are read group by group."""
+"""Tables in row groups: Parquet files, and Arrow files as `datasets` saves them."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from longvita.data.errors import DataError
 from longvita.data.storage import remote
 
 ROWS_AT_ONCE = 32
-"""Rows that are in memory together, pictures included."""
+"""Rows in memory at once, with their pictures."""
 TABLES_KEPT = 64
-"""Files that stay open for the next row."""
+"""Files that stay open."""
 
 
 class Table(Protocol):
-    """One file of rows."""
+    """A file of rows."""
 
     @property
     def columns(self) -> Sequence[str]:
-        """Names of its columns."""
+        """Names of the columns."""
 
     @property
     def group_bytes(self) -> Sequence[int]:
-        """Bytes of each group of rows."""
+        """Bytes of each row group."""
 
     @property
     def group_rows(self) -> Sequence[int]:
-        """Rows of each group."""
+        """Rows of each row group."""
 
     def about(self, group: int) -> str:
-        """What tells a group from one that was written anew, beside the file's time."""
+        """A description of a group that differs from that of a rewritten one."""
 
     def rows(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
-        """The rows of a group, from its first on: record batches of one row each, for `record_of`."""
+        """Yield the rows of a group in order, as record batches of one row for `record_of`."""
 
 
 def open_table(path: str) -> Table:
-    """The table in a file; the last few files stay open. Raises OSError, and DataError for a file that is no table."""
+    """Open a table; the last TABLES_KEPT files stay open. Raises OSError, and DataError for a file that is no table."""
     return _open(path, json.dumps(remote.state(path)))
 
 
@@ -51,7 +51,7 @@ def _open(path: str, state: str) -> Table:
         return _ArrowTable(path) if path.endswith(".arrow") else _ParquetTable(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # The store failed; pyarrow's own error of a damaged footer has no number.
+            raise  # The store failed; pyarrow's error for a damaged footer has no errno.
         raise DataError(f"data file {path} is no table of format parquet: {error}") from error
 
 
@@ -70,20 +70,19 @@ class _ParquetTable:
         self.group_rows = [group.num_rows for group in groups]
 
     def about(self, group: int) -> str:
-        """Where the file's footer says that its columns lie. What it says of their values may not be text."""
+        """The column offsets in the footer. The column statistics there may not be valid text."""
         described = self._file.metadata.row_group(group)
         columns = [described.column(number) for number in range(described.num_columns)]
         return f"{described.num_rows} rows, {[(c.data_page_offset, c.total_compressed_size) for c in columns]}"
 
     def rows(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
-        """See Table."""
         batches = self._file.iter_batches(ROWS_AT_ONCE, [group], list(columns), use_threads=False)
         for batch in batches:
             yield from _rows(batch)
 
 
 class _ArrowTable:
-    """Groups are the record batches of a stream, or of a file with a footer."""
+    """Groups are the record batches of an Arrow stream or file."""
 
     def __init__(self, path: str):
         import pyarrow
@@ -102,16 +101,14 @@ class _ArrowTable:
         self.group_rows = [batch.num_rows for batch in self._batches]
 
     def about(self, group: int) -> str:
-        """Its size."""
         return f"{self._batches[group].num_rows} rows, {self.group_bytes[group]} bytes"
 
     def rows(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
-        """See Table."""
         return _rows(self._batches[group].select(list(columns)))
 
 
 def record_of(row: Any) -> dict[str, Any]:
-    """A row's values by column. Raises ValueError for what is no value of its column's type, such as broken UTF-8."""
+    """The values of a row by column. Raises ValueError for invalid values, such as broken UTF-8."""
     return row.to_pylist()[0]
 
 

@@ -1,4 +1,7 @@
-"""Members of tar archives by their headers alone, or by an index that lies beside the archive when that is true."""
+"""Members of tar archives, found by their headers alone or by a verified index file next to the archive.
+
+The ranges are our own: tarfile reads an archive from its start, and an index part or a sample is a range of it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from longvita.data.storage import remote
 
 BLOCK = tarfile.BLOCKSIZE
 HEADER_BYTES = 4 * BLOCK
-"""What a store is asked for at once: most headers, with their longer names."""
+"""Bytes of one request to a store: enough for most headers with long names."""
 MAX_END_BYTES = 2 * tarfile.RECORDSIZE
-"""Most bytes after the last member."""
+"""Bytes after the last member."""
 MAX_RECORD_BYTES = 1 << 20
-"""Bytes that an archive is filled up to a multiple of, at most: `tar -b 2048`."""
+"""Largest record size that an archive is padded to: `tar -b 2048`."""
 INDEX_CHECKS = 16
-"""Members of an index whose headers are looked at before it is believed."""
+"""Members of an index file whose headers are compared before it is used."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,18 @@ class Member:
     size: int
     """Bytes of its content."""
     time: float = 0.0
-    """Time of its last change, seconds; 0 from an index."""
+    """Modification time, seconds; 0 from an index file."""
     is_cut: bool = False
-    """Whether the archive ends within it."""
+    """Whether the archive ends before its end."""
 
     @property
     def end(self) -> int:
-        """Where the next header may begin."""
+        """First byte that the next header may have."""
         return self.data + -(-self.size // BLOCK) * BLOCK
 
 
 def listed_members(path: str, start: int, end: int | None) -> Iterator[Member]:
-    """As `members`, from a true index where there is one: for ranges of many members."""
+    """`members`, from the index file if it is correct: for ranges of many members."""
     size = remote.size(path)
     index = _index(path, size)
     if index is None:
@@ -55,17 +58,17 @@ def listed_members(path: str, start: int, end: int | None) -> Iterator[Member]:
 
 
 def members(path: str, start: int, end: int | None) -> Iterator[Member]:
-    """The members of an archive whose headers lie in [start, end), of which `start` is one; None is its end.
+    """The members of an archive whose headers are in [start, end). `start` is that of a header; None is the file's end.
 
-    One that is cut off is the last. Raises tarfile.TarError where the archive is damaged, OSError.
+    A truncated member is the last. Raises tarfile.TarError if the archive is damaged, OSError.
     """
     size = remote.size(path)
     end = size if end is None else end
     with remote.open_file(path, HEADER_BYTES) as file:
-        yield from _pass(file, start, end, size)
+        yield from _read_members(file, start, end, size)
 
 
-def _pass(file: BinaryIO, start: int, end: int, size: int) -> Iterator[Member]:
+def _read_members(file: BinaryIO, start: int, end: int, size: int) -> Iterator[Member]:
     if start >= end:
         return
     file.seek(start)
@@ -76,15 +79,15 @@ def _pass(file: BinaryIO, start: int, end: int, size: int) -> Iterator[Member]:
                 yield Member(info.name, info.offset, info.offset_data, info.size, info.mtime, is_cut)
                 if is_cut:
                     return
-            archive.members = []  # type: ignore[attr-defined] # It would keep every header that it saw.
+            archive.members = []  # type: ignore[attr-defined] # It would keep all headers.
         if info is None:
             _check_end(file, archive.offset, size)
 
 
 def _check_end(file: BinaryIO, offset: int, size: int) -> None:
-    """Raises ReadError unless the archive's end is there, or the file's: tarfile takes any damage for the end.
+    """Raise ReadError unless the archive ends at `offset`: tarfile reports damage as the end.
 
-    An end is a few blocks of zeros; more of them, or something behind them, is a hole or another archive.
+    An end is some blocks of zeros or the file's end. More zeros, or data after them, are a hole or another archive.
     """
     file.seek(offset)
     rest = file.read(max(0, min(size - offset, MAX_RECORD_BYTES + 1)))
@@ -93,7 +96,7 @@ def _check_end(file: BinaryIO, offset: int, size: int) -> None:
 
 
 def _index(path: str, size: int) -> list[Member] | None:
-    """The members that ARCHIVE.idx lists, in the form of DALI's wds2idx; None where there is none or it is not true."""
+    """The members of ARCHIVE.idx in the format of DALI's wds2idx; None if the file does not exist or is wrong."""
     file_name = os.path.splitext(path)[0] + ".idx"
     if not remote.exists(file_name):
         return None
@@ -102,17 +105,14 @@ def _index(path: str, size: int) -> list[Member] | None:
     if found:
         with remote.open_file(path, HEADER_BYTES) as archive:
             step = max(1, len(found) // INDEX_CHECKS)
-            if (
-                _fits(found, size)
-                and _is_true(archive, [*found[::step], found[-1]])
-                and _ends_at(archive, found[-1].end)
-            ):
+            checked = [*found[::step], found[-1]]
+            if _fits(found, size) and _headers_match(archive, checked) and _ends_at(archive, found[-1].end):
                 return found
     return None
 
 
 def _parse_index(text: str) -> list[Member]:
-    """Members of lines of `extension offset size name ...` below a line `v1.2 COUNT`; none of another form."""
+    """Members from lines `extension offset size name ...` after a line `v1.2 COUNT`; none in another format."""
     head, *lines = text.splitlines() or [""]
     if head.split() != ["v1.2", str(len(lines))]:
         return []
@@ -128,7 +128,7 @@ def _parse_index(text: str) -> list[Member]:
 
 
 def _fits(found: list[Member], size: int) -> bool:
-    """Whether listed members follow each other from the first byte to where the archive of `size` bytes ends."""
+    """Whether members follow each other without gaps from the first byte to the end of an archive of `size` bytes."""
     follow = all(before.end == after.header for before, after in itertools.pairwise(found))
     return (
         follow
@@ -143,7 +143,7 @@ def _ends_at(archive: BinaryIO, offset: int) -> bool:
     return not archive.read(BLOCK).strip(b"\0")
 
 
-def _is_true(archive: BinaryIO, found: list[Member]) -> bool:
+def _headers_match(archive: BinaryIO, found: list[Member]) -> bool:
     for member in found:
         archive.seek(max(0, member.header))
         try:

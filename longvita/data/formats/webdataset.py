@@ -1,4 +1,4 @@
-"""WebDataset: tar archives whose members of one key are a sample. Nothing is unpacked."""
+"""WebDataset: tar archives in which the members with one key are a sample. Nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
 TEXTS = {"txt": "caption", "cls": "caption"}
-"""Ends of the names of members that are text, beside json, and what they are in a record."""
+"""Suffixes of text members other than json, and their names in a record."""
 TEXT_BYTES = 8 << 10
-"""What a store is asked for at once to read a text; longer ones are asked for whole."""
+"""Bytes of one request to a store for a text; a longer text is one request."""
 MAX_BYTES = (1 << 32) - 1
-"""Bytes that a place can hold."""
+"""Largest size of a Place."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Members of one key, one after the other."""
+    """Consecutive members with one key."""
 
     members: tuple[Member, ...]
     damage: str = ""
-    """Why the archive cannot be read from here on."""
+    """Why the archive cannot be read after these members."""
 
 
 class WebDataset:
-    """Places and parts are bytes of the archive, from a sample's first header to the end of its last member."""
+    """Places and parts count bytes of the archive, from a sample's first header to the end of its last member."""
 
     name = "webdataset"
 
@@ -46,7 +46,7 @@ class WebDataset:
         self.options = options
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
-        """Pieces that begin with the first sample from each multiple of `part_bytes` on."""
+        """Parts that begin with the first sample at or after each multiple of `part_bytes`."""
         bounds = [0]
         for group in _groups(path, 0, None):
             start = group.members[0].header if group.members else 0
@@ -56,7 +56,7 @@ class WebDataset:
         return [Part(first, stop) for first, stop in itertools.pairwise([*bounds, size])] if size else []
 
     def digest(self, path: str, part: Part) -> str:
-        """Of the headers and of the texts: pictures and videos may be large and count by their names and times."""
+        """Digest of headers and texts; pictures and videos may be large and are compared by their headers alone."""
         digest = hashlib.blake2b(digest_size=16)
         with remote.open_file(path, TEXT_BYTES) as file:
             for group in _groups(path, part.start, part.end):
@@ -69,16 +69,16 @@ class WebDataset:
         return digest.hexdigest()
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
-        """A sample a key."""
+        """One sample for each key."""
         for number, group in enumerate(_groups(path, part.start, part.end), start=1):
             first = group.members[0].header if group.members else part.start
             size = group.members[-1].end - first if group.members else 0
             place = Place(first, min(size, MAX_BYTES), number)
             try:
                 if group.damage:
-                    raise SampleError(Reason.INVALID_SAMPLE, f"the archive can't be read on: {group.damage}")
+                    raise SampleError(Reason.INVALID_SAMPLE, f"the archive can't be read from here: {group.damage}")
                 if size > MAX_BYTES:
-                    raise SampleError(Reason.INVALID_SAMPLE, f"a sample of {size} bytes; the most are {MAX_BYTES}")
+                    raise SampleError(Reason.INVALID_SAMPLE, f"a sample of {size} bytes; the maximum is {MAX_BYTES}")
                 yield place, self._sample(path, group.members)
             except SampleError as error:
                 yield place, error
@@ -104,15 +104,15 @@ class WebDataset:
                     media["images" if end in PICTURES else "videos"].append(part)
         for kind, parts in media.items():
             name = next((name for name in self.options.names_of(kind) if record.get(name) is not None), None)
-            # Where the text part lists its media, their order and number are its own.
+            # If the text lists its media, that list gives their order and number.
             record[name or self.options.names_of(kind)[0]] = _named(record[name], parts) if name else parts
         return record_sample(record, self.options)
 
 
 def _named(value: Any, parts: Sequence[FilePart]) -> list[Any]:
-    """Listed media: members where they have their names, whole or without folders; paths otherwise.
+    """Listed media: the member of that name, with or without folders; any other name is a path.
 
-    Where a list of other names is as long as the members are many, as of pictures that got new names, it is of them.
+    If no name matches and there are as many names as members, the list means the members: pictures were renamed.
     """
     known = {os.path.basename(part.name): part for part in parts} | {part.name: part for part in parts}
     names = value if isinstance(value, list) else [value]
@@ -122,29 +122,28 @@ def _named(value: Any, parts: Sequence[FilePart]) -> list[Any]:
 
 
 def _groups(path: str, start: int, end: int | None) -> Iterator[_Group]:
-    """The samples whose headers lie in [start, end)."""
+    """The samples whose headers are in [start, end)."""
     return _grouped(listed_members(path, start, end))
 
 
 def _grouped(found: Iterable[Member]) -> Iterator[_Group]:
-    """Members by their keys; a last group tells of damage."""
-    gathered: list[Member] = []
+    """Members by their keys; damage is reported with the last group."""
+    group: list[Member] = []
     try:
         for member in found:
-            if gathered and _key(member) != _key(gathered[0]):
-                yield _Group(tuple(gathered))
-                gathered = []
-            gathered.append(member)
+            if group and _key(member) != _key(group[0]):
+                yield _Group(tuple(group))
+                group = []
+            group.append(member)
     except tarfile.TarError as error:
-        yield _Group(tuple(gathered), damage=str(error))
+        yield _Group(tuple(group), damage=str(error))
         return
-    if gathered:
-        last = gathered[-1]
-        yield _Group(tuple(gathered), damage=f"it ends within {last.name}" if last.is_cut else "")
+    if group:
+        yield _Group(tuple(group), damage=f"it ends within {group[-1].name}" if group[-1].is_cut else "")
 
 
 def _key(member: Member) -> str:
-    """The name up to the first dot after the folders: a.0.jpg and a.1.jpg are two pictures of a sample."""
+    """The name up to the first dot after the folders: a.0.jpg and a.1.jpg belong to one sample."""
     folder, name = os.path.split(member.name)
     return os.path.join(folder, name.split(".", 1)[0])
 

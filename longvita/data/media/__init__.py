@@ -1,1 +1,1 @@
-"""Pictures cut into tiles, and frames taken from videos."""
+"""Pictures cut into tiles, and frames sampled from videos."""

@@ -1,8 +1,7 @@
-"""A cache of decoded frames on disk that processes share, with a bound on its bytes.
+"""A cache of decoded frames on disk, shared by processes and limited in bytes.
 
-Each frame is a file of its own: the tile that goes into the model, as it is. The cache may lose anything at any time.
-What cannot be read, or is damaged, is decoded again; what cannot be written is left out, and no error of the disk stops
-a run.
+Each frame is one file: the pixels of its tile. The cache may lose entries at any time. An entry that is damaged or
+cannot be read is decoded again. A disk error while writing is logged, and the run continues without that entry.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from longvita.data.media.identity import FileIdentity
 from longvita.data.media.source import MediaFile
 
 HEADER = struct.Struct("<8sI")
-"""Head of an entry: MAGIC and the CRC-32 of the pixels behind it."""
+"""Header of an entry: MAGIC and the CRC-32 of the pixels that follow."""
 MAGIC = b"LVFRAME1"
-"""Changes with the form of an entry or the way from a frame to its tile."""
+"""Changed with the format of an entry or the conversion of a frame to its tile."""
 COUNT_FILE = "bytes"
-"""File of the folder that tells how many bytes are taken; whoever changes that number holds its lock."""
-SHELF, ENTRY = re.compile("[0-9a-f]{2}"), re.compile(r"[0-9a-f]{64}|tmp\w+\.part")
-"""Names of the folders below the cache's, and of the files in them: nothing else is counted or removed."""
+"""File with the number of bytes in use, changed only under its lock."""
+SUBFOLDER, ENTRY = re.compile("[0-9a-f]{2}"), re.compile(r"[0-9a-f]{64}|tmp\w+\.part")
+"""Names of subfolders and of the files in them; no other file is counted or removed."""
 LOW_WATER = 0.9
-"""Share of the bound that is left in use once entries had to go, so that not every new one has to make room."""
+"""Fraction of the limit that an eviction leaves in use, so that not every new entry causes one."""
 LOCK_TRIES = 20
-"""Tries to get the lock before a frame is left out of the cache."""
+"""Attempts to get the lock before a frame is not cached."""
 LOCK_WAIT = 0.01
-"""Time between two tries, seconds."""
+"""Time between two attempts, seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,58 +51,58 @@ class FrameCache:
 
     folder: Path
     max_bytes: int
-    """Bound on the bytes of its files."""
+    """Limit of the bytes of its files."""
 
     def of_file(self, path: MediaFile, image_size: int) -> FileFrames | None:
-        """Its entries of one video file as the file is now; None if there is no such file."""
+        """The entries of the current state of a video file; None if the file does not exist."""
         try:
             return FileFrames(self, FileIdentity.of(path), image_size)
         except OSError:
             return None
 
     def read(self, entry: Path, out: np.ndarray) -> bool:
-        """Whether `entry` holds a tile of the shape of `out`, uint8 [S, S, 3], which then does too."""
+        """Read a tile, uint8 [S, S, 3], into `out`; False if there is no such entry."""
         try:
             content = entry.read_bytes()
         except OSError:
             return False
-        if not _is_whole(content, out.nbytes):
+        if not _is_intact(content, out.nbytes):
             with contextlib.suppress(OSError):
                 entry.unlink()
             return False
         out[...] = np.frombuffer(content, np.uint8, offset=HEADER.size).reshape(out.shape)
-        with contextlib.suppress(OSError):  # Others may own the folder.
+        with contextlib.suppress(OSError):  # Another user may own the folder.
             _mark_used(entry)
         return True
 
     def write(self, entry: Path, tile: np.ndarray) -> None:
-        """Makes a tile, uint8 [S, S, 3], an entry, if there is room for it."""
+        """Write a tile, uint8 [S, S, 3], if there is space for it."""
         pixels = np.ascontiguousarray(tile).data
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
-            if self._take_room(HEADER.size + tile.nbytes):
-                _write_whole(entry, HEADER.pack(MAGIC, zlib.crc32(pixels)), pixels)
+            if self._reserve(HEADER.size + tile.nbytes):
+                _write_atomically(entry, HEADER.pack(MAGIC, zlib.crc32(pixels)), pixels)
         except BlockingIOError:
-            return  # Others keep the lock busy: one frame more or less in the cache does not matter.
+            return  # Other processes hold the lock: one frame does not matter.
         except OSError as error:
             _warn_once(self.folder, str(error.strerror))
 
-    def _take_room(self, size: int) -> bool:
-        """Counts `size` bytes as taken, removing the entries that were not used for longest if need be."""
+    def _reserve(self, size: int) -> bool:
+        """Count `size` bytes as used, after eviction of the least recently used entries if they do not fit."""
         with self._locked() as file:
-            taken = _number(file)
-            if taken is None or taken + size > self.max_bytes:
-                taken = self._evict(size)
-            if taken + size > self.max_bytes:
+            used = _number(file)
+            if used is None or used + size > self.max_bytes:
+                used = self._evict(size)
+            if used + size > self.max_bytes:
                 return False
             file.seek(0)
             file.truncate()
-            file.write(str(taken + size))
+            file.write(str(used + size))
         return True
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[TextIO]:
-        """The file that tells how many bytes are taken. Raises BlockingIOError if others keep it."""
+        """Lock and open the file with the bytes in use. Raises BlockingIOError if other processes hold the lock."""
         with open(self.folder / COUNT_FILE, "a+") as file:
             for attempt in range(LOCK_TRIES):
                 try:
@@ -116,23 +115,23 @@ class FrameCache:
             yield file
 
     def _evict(self, size: int) -> int:
-        """Counts the entries anew and, if `size` more bytes do not fit, removes old ones; the bytes that are left."""
+        """Recount the entries and, if `size` more bytes do not fit, delete the oldest; returns the bytes in use."""
         entries = sorted(self._entries())
-        taken = sum(entry_size for _, entry_size, _ in entries)
-        if taken + size <= self.max_bytes:
-            return taken
+        used = sum(entry_size for _, entry_size, _ in entries)
+        if used + size <= self.max_bytes:
+            return used
         for _, entry_size, path in entries:
-            if taken + size <= self.max_bytes * LOW_WATER:
+            if used + size <= self.max_bytes * LOW_WATER:
                 break
             with contextlib.suppress(OSError):
                 os.unlink(path)
-                taken -= entry_size
-        return taken
+                used -= entry_size
+        return used
 
     def _entries(self) -> Iterator[tuple[int, int, str]]:
-        """Time of last use, bytes and path of each entry, those included that a process is writing or left behind."""
-        with os.scandir(self.folder) as shelves:
-            folders = [shelf.path for shelf in shelves if SHELF.fullmatch(shelf.name) and shelf.is_dir()]
+        """Time of last use, bytes and path of each entry, with the unfinished files of running and killed processes."""
+        with os.scandir(self.folder) as entries:
+            folders = [entry.path for entry in entries if SUBFOLDER.fullmatch(entry.name) and entry.is_dir()]
         for folder in folders:
             with os.scandir(folder) as files:
                 for file in files:
@@ -153,11 +152,11 @@ class FileFrames:
     """S, side of a tile, pixels."""
 
     def load(self, frames: Sequence[int], out: np.ndarray) -> list[int]:
-        """Fills the rows of `out`, uint8 [k, S, S, 3], with the frames of these numbers; the rows that it lacks."""
+        """Read frames into the rows of `out`, uint8 [k, S, S, 3]; returns the rows that are not in the cache."""
         return [row for row, frame in enumerate(frames) if not self.cache.read(self._entry(frame), out[row])]
 
     def store(self, frame: int, tile: np.ndarray) -> None:
-        """Keeps the tile of a frame, uint8 [S, S, 3]."""
+        """Write the tile of a frame, uint8 [S, S, 3]."""
         self.cache.write(self._entry(frame), tile)
 
     def _entry(self, frame: int) -> Path:
@@ -166,15 +165,14 @@ class FileFrames:
         return self.cache.folder / name[:2] / name
 
 
-def _is_whole(content: bytes, size: int) -> bool:
+def _is_intact(content: bytes, size: int) -> bool:
     if len(content) != HEADER.size + size:
         return False
     magic, checksum = HEADER.unpack_from(content)
     return magic == MAGIC and checksum == zlib.crc32(memoryview(content)[HEADER.size :])
 
 
-def _write_whole(entry: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file that others see whole or not at all."""
+def _write_atomically(entry: Path, *parts: bytes | memoryview) -> None:
     descriptor, name = tempfile.mkstemp(dir=entry.parent, suffix=".part")
     try:
         with open(descriptor, "wb") as file:
@@ -196,10 +194,12 @@ def _number(file: TextIO) -> int | None:
     try:
         file.seek(0)
         return int(file.read())
-    except ValueError:  # Damaged; what is not UTF-8 is one too.
+    except ValueError:  # Damaged, which includes invalid UTF-8.
         return None
 
 
 @functools.cache
 def _warn_once(folder: Path, error: str) -> None:
-    logger.warning("decoded frames cannot be kept in data.frame_cache %s: %s; the run goes on without", folder, error)
+    logger.warning(
+        "decoded frames cannot be written to data.frame_cache %s: %s; the run continues without it", folder, error
+    )

@@ -1,4 +1,4 @@
-"""What tells one state of a media file from another without reading it."""
+"""The identity of a state of a media file, without reading it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from longvita.data.storage import remote
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """A file as it is now; one that is written anew has another identity."""
+    """The current state of a file; a rewritten file has another identity."""
 
     path: str
-    """Absolute path, with the bounds of a part; an address with what its store says of it; the hash of bytes."""
+    """Absolute path with the bounds of a part; an address with its store's metadata; or the hash of inline bytes."""
     size: int
     """Bytes of the file."""
     mtime_ns: int
-    """Time of the last change, nanoseconds; 0 where there is no file of this machine."""
+    """Modification time, nanoseconds; 0 if the file is not local."""
 
     @classmethod
     def of(cls, source: MediaFile) -> FileIdentity:
-        """The identity of a source as it is now. Raises OSError."""
+        """The identity of a media file in its current state. Raises OSError."""
         if isinstance(source, InlineMedia):
             return cls(str(name_of(source)), len(source.content), 0)
         path, bounds = (source.path, str(name_of(source))) if isinstance(source, FilePart) else (str(source), "")

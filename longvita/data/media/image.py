@@ -1,7 +1,7 @@
-"""Pictures to tiles: the grid nearest to a picture's shape, a thumbnail first, each tile normalised.
+"""Cut pictures into tiles: the grid nearest to a picture's aspect ratio, a thumbnail first, each tile normalised.
 
-The tiling is the one of InternVL ("dynamic", arXiv 2404.16821) as Long-VITA uses it. Pixels stay uint8
-[n, size, size, 3] until the last moment; `normalise` makes the tower's float32 input of them.
+The tiling is InternVL's ("dynamic", arXiv 2404.16821) as in Long-VITA. Pixels stay uint8 [n, S, S, 3] as long as
+possible; `normalise` converts them to the vision tower's float32 input.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ PADDING_COLOUR = tuple(int(255 * mean) for mean in IMAGE_MEAN)
 MAX_PIXELS = 178_956_970
 """Largest picture that is opened, pixels: Pillow's own limit against decompression bombs."""
 PICTURE_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-"""Pillow's names of the formats that are read (MPO is read as JPEG). Pillow goes by a file's content, whatever its
-name: it would have Ghostscript run the program in a PostScript file."""
+"""Pillow's names of the formats that are read (MPO is read as JPEG). Pillow detects the format by a file's content: it
+would make Ghostscript run the program in a PostScript file."""
 HEADER_EXIF_FORMATS = ("JPEG", "MPO", "TIFF", "WEBP")
-"""Formats whose orientation stands in the header; others tell it only if the header has an EXIF block."""
+"""Formats with the orientation in the header; other formats have it only if the header has an EXIF block."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How a picture is cut: columns x rows tiles, and a thumbnail before them when there is more than one."""
+    """Tile grid of a picture: columns x rows tiles, and a thumbnail before them if there is more than one."""
 
     columns: int
     rows: int
 
     @property
     def is_tiled(self) -> bool:
-        """Whether there are tiles beside the thumbnail."""
+        """Whether there are tiles in addition to the thumbnail."""
         return self.columns * self.rows > 1
 
     @property
     def num_tiles(self) -> int:
-        """Tiles, the thumbnail counted."""
+        """Tiles, with the thumbnail."""
         return self.columns * self.rows + self.is_tiled
 
 
@@ -60,11 +60,11 @@ class TiledImage:
     """A picture cut into tiles."""
 
     columns: int
-    """Tiles side by side."""
+    """Tiles in a row."""
     rows: int
-    """Tiles one above the other."""
+    """Rows of tiles."""
     tiles: Tensor
-    """[n, 3, S, S] float32, normalised: the thumbnail first when there is more than one tile, then row by row."""
+    """[n, 3, S, S] float32, normalised: the thumbnail first if there is more than one tile, then row by row."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -77,9 +77,9 @@ def candidate_grids(max_num_tiles: int) -> tuple[tuple[int, int], ...]:
 
 @functools.lru_cache(maxsize=65536)
 def choose_grid(width: int, height: int, max_num_tiles: int = 12, image_size: int = 448) -> Grid:
-    """The grid whose aspect ratio is nearest to width / height, both in pixels.
+    """Choose the grid whose aspect ratio is nearest to width / height, both in pixels.
 
-    Of two equally near, the larger wins only if the picture has more than half of its pixels.
+    Of two equally near, the larger is chosen only if the picture has more than half of its pixels.
     """
     aspect = width / height
     best, best_distance = (1, 1), float("inf")
@@ -92,11 +92,11 @@ def choose_grid(width: int, height: int, max_num_tiles: int = 12, image_size: in
 
 
 def tile_image(picture: Image.Image, max_num_tiles: int = 12, image_size: int = 448) -> TiledImage:
-    """Cuts a PIL picture of any mode into normalised tiles of `image_size` x `image_size` pixels.
+    """Cut a PIL picture of any mode into normalised tiles of `image_size` x `image_size` pixels.
 
     Raises MediaError if the picture's pixels cannot be read.
     """
-    import torch  # Here alone: the decoding processes do without torch.
+    import torch  # Only here: the decoding processes do not import torch.
 
     upright = to_upright_rgb(picture)
     grid = choose_grid(*upright.size, max_num_tiles, image_size)
@@ -105,10 +105,11 @@ def tile_image(picture: Image.Image, max_num_tiles: int = 12, image_size: int = 
 
 
 def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bicubic resize of an RGB picture to (width, height), the same pixels under every version of Pillow.
+    """Resize an RGB picture to (width, height), bicubic, with identical pixels under every version of Pillow.
 
-    Pillow rounds to 8 bits between its horizontal and its vertical pass. Up to 12 the horizontal one came first; 13
-    begins with the vertical one if that takes off more than twice as many pixels. The order is Pillow 13's here.
+    Pillow rounds to 8 bits between its horizontal and its vertical pass. Up to version 12 the horizontal pass came
+    first. Version 13 starts with the vertical pass if that removes more than twice as many pixels. This is the order
+    of 13.
     """
     width, height = size
     rows_lost, columns_lost = picture.height - height, picture.width - width
@@ -124,7 +125,7 @@ def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def cut_tiles(
     picture: Image.Image, grid: Grid, image_size: int, wanted: Sequence[int], out: np.ndarray | None = None
 ) -> np.ndarray:
-    """The `wanted` tiles (0 is the thumbnail of a tiled picture) of an upright RGB picture: uint8 [k, S, S, 3].
+    """Cut the `wanted` tiles (0 is the thumbnail of a tiled picture) of an upright RGB picture: uint8 [k, S, S, 3].
 
     They are written to `out` if it is given.
     """
@@ -143,16 +144,16 @@ def cut_tiles(
 
 
 def square_tile(picture: Image.Image, image_size: int) -> np.ndarray:
-    """A frame as one tile: padded to a square with the mean colour, then resized; uint8 [S, S, 3].
+    """Pad a frame to a square with the mean colour and resize it to one tile, uint8 [S, S, 3].
 
-    Raises MediaError for one whose square would have more than MAX_PIXELS.
+    Raises MediaError if the square would have more than MAX_PIXELS.
     """
     width = side = max(picture.size)
     if side**2 > MAX_PIXELS:
         size = f"{picture.width} x {picture.height} pixels"
         raise MediaError(Reason.BROKEN_VIDEO, f"a frame of {size} makes a square of more than {MAX_PIXELS}")
     if picture.height < side:
-        # The horizontal pass comes first for a square, row by row, and leaves the bars above and below as they are.
+        # For a square the horizontal pass comes first, row by row, and does not change the bars above and below.
         width = image_size
         picture = picture.resize((width, picture.height), Image.Resampling.BICUBIC)
     if picture.size != (width, side):
@@ -163,11 +164,11 @@ def square_tile(picture: Image.Image, image_size: int) -> np.ndarray:
 
 
 def normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [n, S, S, 3] to float32 [n, 3, S, S] (in `out` if given) with ImageNet mean 0 and standard deviation 1."""
+    """Normalise uint8 [n, S, S, 3] by ImageNet's mean and standard deviation to float32 [n, 3, S, S], in `out`."""
     tiles = np.empty((pixels.shape[0], 3, *pixels.shape[1:3]), np.float32) if out is None else out
     for tile, source in zip(tiles, pixels):
         for colour in range(3):
-            # One colour of one tile at a time stays in the processor's cache.
+            # One colour of one tile fits into the processor's cache.
             plane = np.divide(source[..., colour], np.float32(255), out=tile[colour], dtype=np.float32)
             plane -= np.float32(IMAGE_MEAN[colour])
             plane /= np.float32(IMAGE_STD[colour])
@@ -175,33 +176,33 @@ def normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def open_picture(
-    path: MediaFile, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
+    path: MediaFile, size: tuple[int, int] | None = None, min_size: tuple[int, int] | None = None
 ) -> Image.Image:
-    """A picture file as an upright RGB picture, the first one of an animation.
+    """Decode a picture file as an upright RGB picture, the first one of an animation.
 
-    size: width and height that the upright picture must have, pixels. least: width and height that are enough; a JPEG
-    file may then be read at a half, a quarter or an eighth of its size, where both are still reached.
-    Raises MediaError for a missing file, one that is no picture or is cut off, one larger than MAX_PIXELS and one of
+    size: width and height that the upright picture must have, pixels. min_size: width and height that are enough; a
+    JPEG file is then decoded at 1/2, 1/4 or 1/8 of its size if both are still reached.
+    Raises MediaError for a missing file, one that is no picture or is truncated, one larger than MAX_PIXELS and one of
     another size.
     """
     with _opened(path) as picture:
         if size is not None:
             check_size_as_indexed(upright_size(picture), size)
-        if least is not None and picture.format == "JPEG":
-            picture.draft(None, least[::-1] if _orientation(picture) >= 5 else least)
+        if min_size is not None and picture.format == "JPEG":
+            picture.draft(None, min_size[::-1] if _orientation(picture) >= 5 else min_size)
         return to_upright_rgb(picture)
 
 
 @functools.cache
 def picture_formats() -> tuple[str, ...]:
-    """Those of PICTURE_FORMATS that this Pillow reads."""
+    """The formats of PICTURE_FORMATS that the installed Pillow reads."""
     Image.init()
     return tuple(name for name in PICTURE_FORMATS if name in Image.OPEN)
 
 
 @contextlib.contextmanager
 def _opened(path: MediaFile) -> Iterator[Image.Image]:
-    """A picture file of a permitted size; errors name it."""
+    """Open a picture file of a permitted size; errors name it."""
     check_regular_file(path, "picture")
     try:
         with opened(path) as file, Image.open(file, formats=picture_formats()) as picture:
@@ -209,14 +210,14 @@ def _opened(path: MediaFile) -> Iterator[Image.Image]:
             yield picture
     except MediaError as error:
         raise MediaError(error.reason, f"picture {path}: {error.detail}") from error
-    except DataError:  # What reads the store is not installed: no fault of the file.
+    except DataError:  # A package for the store is missing, which is no error of the file.
         raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them.
+    except Exception as error:  # Pillow raises errors of many kinds for damaged files.
         raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {tell(error)}") from error
 
 
 def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> None:
-    """Raises MediaError if an upright picture has another size (width, height) than when it was indexed."""
+    """Raise MediaError if an upright picture has another size (width, height) than when it was indexed."""
     if size != indexed:
         raise MediaError(
             Reason.BROKEN_PICTURE,
@@ -226,7 +227,7 @@ def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> No
 
 
 def check_regular_file(source: MediaFile, noun: str) -> None:
-    """Raises MediaError if there is no file at a path, or something that is no file and might block its reader."""
+    """Raise MediaError if a path does not exist, or is no regular file and might block its reader."""
     path = file_of(source)
     if path is None:
         return
@@ -238,19 +239,19 @@ def check_regular_file(source: MediaFile, noun: str) -> None:
 
 
 def probe_picture(path: MediaFile) -> tuple[int, int]:
-    """Width and height in pixels of the upright picture, from its header alone. Raises as `open_picture` does."""
+    """Width and height in pixels of the upright picture, from its header alone. Raises MediaError as `open_picture`."""
     with _opened(path) as picture:
         return upright_size(picture)
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height of a PIL picture once it is turned upright; nothing is decoded."""
+    """Width and height of a PIL picture after it is turned upright; nothing is decoded."""
     quarter_turned = _orientation(picture) >= 5
     return (picture.height, picture.width) if quarter_turned else picture.size
 
 
 def to_upright_rgb(picture: Image.Image) -> Image.Image:
-    """Any PIL picture as RGB: turned as its EXIF says, transparency on white, 16-bit and float values scaled to 8."""
+    """Convert any PIL picture to RGB: turned by its EXIF, transparency on white, 16-bit and float scaled to 8 bits."""
     try:
         turn = _orientation(picture) > 1
         picture.load()
@@ -263,12 +264,12 @@ def to_upright_rgb(picture: Image.Image) -> Image.Image:
             white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
             return Image.alpha_composite(white, picture).convert("RGB")
         return picture.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes of them.
+    except Exception as error:  # Pillow raises errors of many kinds for damaged files.
         raise MediaError(Reason.BROKEN_PICTURE, f"its pixels cannot be read: {tell(error)}") from error
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation 1 to 8, 1 where the header has none."""
+    """EXIF orientation 1 to 8, 1 if the header has none."""
     if picture.format in HEADER_EXIF_FORMATS or "exif" in picture.info:
         value = picture.getexif().get(0x0112, 1)
         return value if value in range(1, 9) else 1
@@ -276,7 +277,7 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _deep_to_rgb(picture: Image.Image) -> Image.Image:
-    """One channel of more than 8 bits to RGB: 16-bit values by their upper byte, floats over their range."""
+    """Convert one channel of more than 8 bits to RGB: 16-bit values by their upper byte, floats over their range."""
     values = np.asarray(picture)
     if picture.mode == "F":
         values = np.nan_to_num(values)

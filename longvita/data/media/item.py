@@ -1,4 +1,4 @@
-"""Pictures and videos of a sample: what their headers tell, the tiles they give, and decoding some of those tiles."""
+"""Pictures and videos of a sample: their headers, their number of tiles, and decoding of some of those tiles."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from longvita.data.media.source import MediaFile
 from longvita.data.media.video import STALL_SECONDS, VideoFacts, count_frames, probe_video, read_frames, selected_frames
 
 MediaSource = str | os.PathLike | Image.Image
-"""A picture of a prompt: its path, or the picture itself."""
+"""A picture of a prompt: its path, or the decoded picture."""
 PictureSource = MediaSource | MediaFile
 DECODED_AT_ONCE = 64
-"""Tiles that are decoded and dropped together where they are only looked at: what bounds memory."""
+"""Tiles decoded and dropped together by a check, which limits its memory."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ class MediaSettings:
     image_size: int = 448
     """Side of a tile, pixels."""
     max_num_tiles: int = 12
-    """Most tiles a picture is cut into, its thumbnail not counted."""
+    """Most tiles of a picture, without its thumbnail."""
     max_num_frames: int = 64
-    """Most frames taken from one video."""
+    """Most frames sampled from one video."""
     max_fps: float = 1.0
-    """Most frames taken from one second of video, 1/s."""
+    """Most frames sampled from one second of video, 1/s."""
     stall_seconds: float = STALL_SECONDS
     """Longest wait for one frame of a video, seconds."""
     decode_threads: int = 1
-    """Threads of the decoder of a video file."""
+    """Threads of the decoder of one video file."""
     reduced_jpeg: bool = False
-    """Whether a JPEG file is read at a half, a quarter or an eighth of its size where its tiles need no more."""
+    """Whether a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size if its tiles need no more."""
     frame_cache: str | None = None
-    """Folder of the cache of decoded frames; none when absent."""
+    """Folder of the cache of decoded frames; no cache when absent."""
     frame_cache_bytes: int = 0
     """Most bytes of that cache."""
 
@@ -65,29 +65,29 @@ class PictureFacts:
     height: int
 
     def grid(self, settings: MediaSettings) -> Grid:
-        """How the picture is cut."""
+        """The tile grid of the picture."""
         return choose_grid(self.width, self.height, settings.max_num_tiles, settings.image_size)
 
 
 @dataclass(frozen=True)
 class MediaFacts:
-    """What the headers of a sample's pictures and videos tell."""
+    """The headers of a sample's pictures and videos."""
 
     pictures: tuple[PictureFacts, ...] = ()
     videos: tuple[VideoFacts, ...] = ()
 
     def grids(self, settings: MediaSettings) -> list[Grid]:
-        """How each picture is cut."""
+        """The tile grid of each picture."""
         return [picture.grid(settings) for picture in self.pictures]
 
     def frame_counts(self, settings: MediaSettings, max_num_frames: int | None = None) -> list[int]:
-        """Frames taken from each video, at most `max_num_frames` (default: the settings')."""
+        """Number of frames sampled from each video, at most `max_num_frames` (default: the settings')."""
         limit = settings.max_num_frames if max_num_frames is None else max_num_frames
         return [count_frames(video, settings.max_fps, limit) for video in self.videos]
 
 
 def probe_media(pictures: Sequence[PictureSource], videos: Sequence[MediaFile], max_fps: float) -> MediaFacts:
-    """Reads the headers of a sample's media. Raises MediaError for the first one that is missing or broken."""
+    """Read the headers of a sample's media files. Raises MediaError for the first one that is missing or broken."""
     facts = MediaFacts(
         tuple(PictureFacts(*_picture_size(source)) for source in pictures),
         tuple(probe_video(path) for path in videos),
@@ -110,12 +110,12 @@ class PictureItem:
     """One picture of a sample."""
 
     source: PictureSource
-    """What is opened, or a picture in memory."""
+    """A media file, or a decoded picture."""
     facts: PictureFacts
-    """What its header told when the sample was measured."""
+    """Its header when the sample was measured."""
 
     def num_tiles(self, settings: MediaSettings, max_num_frames: int) -> int:
-        """Tiles that it gives."""
+        """Number of its tiles."""
         return self.facts.grid(settings).num_tiles
 
     def decode(
@@ -126,11 +126,11 @@ class PictureItem:
         beat: Callable[[], None],
         out: np.ndarray,
     ) -> None:
-        """Its tiles `wanted` into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
+        """Decode the tiles `wanted` into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
         cut_tiles(self._picture(settings), self.facts.grid(settings), settings.image_size, wanted, out)
 
     def _picture(self, settings: MediaSettings) -> Image.Image:
-        """The upright picture, perhaps read at a reduced size that still has a pixel for each one of its grid."""
+        """The upright picture; a JPEG may be decoded at a reduced size not below that of its grid."""
         indexed = (self.facts.width, self.facts.height)
         if isinstance(self.source, Image.Image):
             check_size_as_indexed(upright_size(self.source), indexed)
@@ -145,12 +145,12 @@ class VideoItem:
     """One video of a sample: a file or a folder of frames."""
 
     source: MediaFile
-    """What is opened."""
+    """The media file or folder."""
     facts: VideoFacts
-    """What its header told when the sample was measured."""
+    """Its header when the sample was measured."""
 
     def num_tiles(self, settings: MediaSettings, max_num_frames: int) -> int:
-        """Frames that it gives."""
+        """Number of its sampled frames."""
         return count_frames(self.facts, settings.max_fps, max_num_frames)
 
     def decode(
@@ -161,9 +161,9 @@ class VideoItem:
         beat: Callable[[], None],
         out: np.ndarray,
     ) -> None:
-        """Its frames `wanted`, counted among the chosen ones, into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
-        chosen = selected_frames(self.facts, settings.max_fps, max_num_frames)
-        frames = [chosen[number] for number in wanted]
+        """Decode the sampled frames with numbers `wanted` into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
+        selected = selected_frames(self.facts, settings.max_fps, max_num_frames)
+        frames = [selected[number] for number in wanted]
         cache = self._cache(settings)
         missing = list(range(len(frames))) if cache is None else cache.load(frames, out)
         pictures = read_frames(
@@ -175,7 +175,7 @@ class VideoItem:
                 cache.store(frames[slot], out[slot])
 
     def _cache(self, settings: MediaSettings) -> FileFrames | None:
-        """What the cache of decoded frames holds of this video, if there is a cache; folders have none."""
+        """The cached frames of this video; None without a cache and for folders."""
         if settings.frame_cache is None or self.facts.is_folder:
             return None
         cache = FrameCache(Path(settings.frame_cache), settings.frame_cache_bytes)
@@ -188,7 +188,7 @@ MediaItem = PictureItem | VideoItem
 def order_media(
     is_video: Sequence[bool], pictures: Sequence[PictureSource], videos: Sequence[MediaFile], facts: MediaFacts
 ) -> list[MediaItem]:
-    """The media of a sample in the order of its marks; `is_video` tells for each mark whether it is a video's."""
+    """Order the media of a sample by its marks; `is_video` says for each mark whether it is that of a video."""
     picture_items = map(PictureItem, pictures, facts.pictures)
     video_items = map(VideoItem, videos, facts.videos)
     return [next(video_items) if video else next(picture_items) for video in is_video]
@@ -202,11 +202,11 @@ def decode_tiles(
     beat: Callable[[], None] = lambda: None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Pixels of the tiles `wanted` of a sample: uint8 [k, S, S, 3], in `out` if it is given.
+    """Decode the tiles `wanted` of a sample: uint8 [k, S, S, 3], in `out` if it is given.
 
-    A sample's tiles are numbered through all its media; `wanted` ascends. A picture or video without a wanted tile is
-    not opened, and of a video only the wanted frames are decoded. `beat` is called at each sign of life.
-    Raises MediaError.
+    Tiles are numbered over all media of a sample, and `wanted` is ascending. A picture or video without a wanted tile
+    is not opened, and of a video only the packets for wanted frames are decoded. `beat` is called at each step of
+    progress. Raises MediaError.
     """
     size = settings.image_size
     tiles = np.empty((len(wanted), size, size, 3), np.uint8) if out is None else out

@@ -1,4 +1,4 @@
-"""Pictures and videos told apart by the ends of their names."""
+"""Suffixes of pictures and of videos."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ VIDEOS = (
     *("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "m2ts", "mts", "ts", "flv", "wmv", "asf", "ogv"),
     *("3gp", "mxf", "rm", "vob"),
 )
-"""What follows the last dot, in small letters. Those that nothing here reads are there too: a sample whose picture is
-not known as one would be trained on, or left out, without a word."""
+"""Suffixes in lower case. Formats that cannot be read are included: otherwise a sample with such a picture would be
+trained on without it, or skipped, without an error."""
 
 
 def ending(name: str) -> str:
-    """What follows the last dot of a name, in small letters; empty where there is none."""
+    """The text after the last dot of a file name, in lower case; empty if there is no dot."""
     return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name.rpartition("/")[2] else ""

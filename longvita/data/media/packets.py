@@ -1,7 +1,7 @@
-"""The packets of a video file, and the shortest way through them to some of its frames.
+"""The packets of a video file, and which of them have to be decoded for some of its frames.
 
-A pass over the packets, without decoding, tells when each frame is shown and where a decoder can begin. From that
-follows which packets have to be decoded: from the key frame before a wanted frame up to the frame itself.
+A pass over the packets, without decoding, gives the time of each frame and the key frames. The packets to decode for a
+frame are those from the key frame before it up to the frame itself.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from longvita.data.media.container import open_container
 from longvita.data.media.identity import FileIdentity
 from longvita.data.media.source import MediaFile, opened
 
-JUMP_PACKETS = 12
-"""A jump to a key frame costs about as much as decoding so many frames."""
+SEEK_PACKETS = 12
+"""A seek to a key frame costs about as much as decoding this number of frames."""
 TABLES_KEPT = 16
-"""Tables of files that are kept; an hour at 25 frames a second takes 2 MB."""
+"""Tables that are cached; an hour at 25 frames a second takes 2 MB."""
 
 _tables: dict[FileIdentity, PacketTable] = {}
 
 
 @dataclass(frozen=True)
 class PacketTable:
-    """The packets of a file in the order in which they are decoded."""
+    """The packets of a file in decoding order."""
 
     stamps: np.ndarray
-    """[n] int64, when each frame is shown, in the time base of the stream."""
+    """[n] int64, presentation time stamp of each frame, in the time base of the stream."""
     is_key: np.ndarray
-    """[n] bool, whether a decoder can begin with it."""
+    """[n] bool, whether a decoder can start with it."""
     num_frames: int
-    """Frames whose number is certain: of a file that ends too early, those before which no lost one was shown."""
+    """Frames whose number is certain: in a truncated file, those shown before any lost frame."""
 
     @cached_property
     def order(self) -> np.ndarray:
-        """[n] int64, the packet of each frame: frames are numbered in the order in which they are shown."""
+        """[n] int64, the packet of each frame; frames are numbered in presentation order."""
         return np.argsort(self.stamps, kind="stable")
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """[k] int64, the packets that a decoder can begin with, ascending."""
+        """[k] int64, the packets that a decoder can start with, ascending."""
         return np.flatnonzero(self.is_key)
 
     def start_of(self, packet: int) -> int:
-        """The packet from which the frame of another one can be decoded: the last key frame not shown after it."""
+        """The packet to start at to decode the frame of `packet`: the last key frame that is not shown after it."""
         number = int(np.searchsorted(self.keys, packet, side="right")) - 1
-        # Frames that come behind a key frame but are shown before it may need the one before that.
+        # A frame decoded after a key frame but shown before it may depend on the previous key frame.
         while number >= 0 and self.stamps[self.keys[number]] > self.stamps[packet]:
             number -= 1
         return int(self.keys[number]) if number >= 0 else 0
@@ -58,22 +58,22 @@ class PacketTable:
 
 @dataclass
 class Sweep:
-    """Packets that are decoded in one go."""
+    """Packets that are decoded without a seek."""
 
     start: int
-    """The first packet."""
+    """First packet."""
     end: int
-    """The last one."""
+    """Last packet."""
     stamps: list[int] = field(default_factory=list)
-    """When its wanted frames are shown, ascending."""
+    """Time stamps of its wanted frames, ascending."""
 
 
 def plan_sweeps(table: PacketTable, frames: Sequence[int]) -> list[Sweep]:
-    """The way to the frames with these numbers, ascending: on from one to the next, or by a jump where that is less."""
+    """Plan the sweeps for frames with ascending numbers: decode up to the next one, or seek where that costs less."""
     sweeps: list[Sweep] = []
     for packet in (int(table.order[frame]) for frame in frames):
         start = table.start_of(packet)
-        if not sweeps or start - sweeps[-1].end > JUMP_PACKETS:
+        if not sweeps or start - sweeps[-1].end > SEEK_PACKETS:
             sweeps.append(Sweep(start, packet))
         sweep = sweeps[-1]
         sweep.end = max(sweep.end, packet)
@@ -82,9 +82,9 @@ def plan_sweeps(table: PacketTable, frames: Sequence[int]) -> list[Sweep]:
 
 
 def read_packet_table(path: MediaFile, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
-    """The table of a file. Tables of the last few files are kept while those do not change.
+    """Read the table of a file. Tables of the last TABLES_KEPT files are cached while the files do not change.
 
-    `beat` is called at each packet. Raises ValueError for packets without a time stamp, and what PyAV raises.
+    `beat` is called at each packet. Raises ValueError for packets without a time stamp, and PyAV's errors.
     """
     identity = FileIdentity.of(path)
     table = _tables.pop(identity, None)
@@ -112,7 +112,7 @@ def _scan(path: MediaFile, stall_seconds: float, beat: Callable[[], None]) -> Pa
     stamps = np.asarray(shown, np.int64)
     certain = len(stamps)
     if certain < promised:
-        # A packet that was cut off would be decoded after the last one, and none is shown before it is decoded.
+        # A lost packet would be decoded after the last one, and a frame is never shown before it is decoded.
         certain = 0 if decoded is None else int((stamps <= decoded).sum())
     return PacketTable(stamps, np.asarray(is_key, bool), certain)
 

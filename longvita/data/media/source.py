@@ -1,4 +1,4 @@
-"""What a sample's picture or video may be: a path, a part of a file, or bytes in memory; and how it is opened."""
+"""The media files of a sample: paths, parts of files, or bytes in memory; and how they are opened."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from longvita.data.errors import MediaError, Reason
 from longvita.data.storage import remote
 
 MAX_READ_BYTES = 1 << 20
-"""Most bytes that a store is asked for at once: a picture whole, of a video what decoders need next."""
+"""Largest request to a store, bytes: a picture in one request, a video as its decoder reads it."""
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """Bytes of a file, such as a member of a tar archive, or a whole file that is no path of the sample's own."""
+    """A range of a file, such as a member of a tar archive, or a complete file that the sample does not name itself."""
 
     path: str
-    """The file: a path or an address."""
+    """Path or address of the file."""
     offset: int = 0
-    """Its first byte."""
+    """First byte."""
     size: int | None = None
-    """Its bytes; to the file's end when None."""
+    """Bytes; up to the file's end when None."""
     name: str = ""
-    """What the part is called in the file."""
+    """Name of the part in the file."""
 
     def __str__(self) -> str:
         return f"{self.path}[{self.name}]" if self.name and not self.path.endswith(self.name) else self.path
@@ -37,48 +37,48 @@ class FilePart:
 
 @dataclass(frozen=True)
 class InlineMedia:
-    """A picture or video that stands in the data file itself."""
+    """A picture or video stored in the data file."""
 
     content: bytes = field(repr=False)
     """The bytes of a picture or video file."""
     name: str
-    """What it is called, for people."""
+    """Name for messages."""
 
     def __str__(self) -> str:
         return self.name
 
 
 MediaRef = str | FilePart | InlineMedia
-"""A picture or video of a sample; a string is a path below the media root."""
+"""Reference of a sample to a picture or video; a string is a path below the media root."""
 MediaFile = str | os.PathLike | FilePart | InlineMedia
-"""What the readers open: `resolve` makes it of a medium."""
+"""A media file that can be opened; `resolve` returns it for a MediaRef."""
 
 
-def name_of(medium: MediaRef) -> str | list:
-    """What tells a medium from others without a look at any file, as JSON values."""
-    if isinstance(medium, FilePart):
-        return [medium.path, medium.offset, medium.name]
-    if isinstance(medium, InlineMedia):
-        return [medium.name, hashlib.blake2b(medium.content, digest_size=16).hexdigest()]
-    return medium
+def name_of(ref: MediaRef) -> str | list:
+    """A unique name of a media file as JSON values, without reading any file."""
+    if isinstance(ref, FilePart):
+        return [ref.path, ref.offset, ref.name]
+    if isinstance(ref, InlineMedia):
+        return [ref.name, hashlib.blake2b(ref.content, digest_size=16).hexdigest()]
+    return ref
 
 
-def resolve(medium: MediaRef, root: str | os.PathLike) -> Path | FilePart | InlineMedia:
-    """What a reader opens for a sample's medium. Raises MediaError for a path that leads outside the media root."""
-    if not isinstance(medium, str):
-        return medium
-    if leads_outside(medium, root):
+def resolve(ref: MediaRef, root: str | os.PathLike) -> Path | FilePart | InlineMedia:
+    """The media file of a reference. Raises MediaError for a path that leads outside the media root."""
+    if not isinstance(ref, str):
+        return ref
+    if leads_outside(ref, root):
         raise MediaError(
             Reason.OUTSIDE_MEDIA_ROOT,
-            f"{medium} leads outside the media root {root}; set data.media_root (or the source's media_root) to a "
+            f"{ref} leads outside the media root {root}; set data.media_root (or the source's media_root) to a "
             "folder that holds it, / for any path",
         )
-    path = remote.join(root, medium)
+    path = remote.join(root, ref)
     return FilePart(path) if remote.is_remote(path) else Path(path)
 
 
 def leads_outside(path: str, root: str | os.PathLike) -> bool:
-    """Whether a path is not below a root by its words alone; links are not followed."""
+    """Whether a path leads out of a root, by its text alone; links are not followed."""
     if not path.startswith("/") and ".." not in path and "://" not in path:
         return False
     whole, top = remote.join(root, path), str(root)
@@ -89,12 +89,12 @@ def leads_outside(path: str, root: str | os.PathLike) -> bool:
 
 
 def as_media_file(source: MediaFile) -> Path | FilePart | InlineMedia:
-    """A path as a Path, anything else as it is."""
+    """Convert a path to Path; anything else is returned unchanged."""
     return source if isinstance(source, FilePart | InlineMedia) else Path(source)
 
 
 def file_of(source: MediaFile) -> str | None:
-    """The file of this machine that holds a source, None where there is none."""
+    """The local file of a source; None if there is none."""
     if isinstance(source, InlineMedia):
         return None
     path = source.path if isinstance(source, FilePart) else str(source)
@@ -102,7 +102,7 @@ def file_of(source: MediaFile) -> str | None:
 
 
 def is_folder(source: MediaFile) -> bool:
-    """Whether a source is a folder, of frames."""
+    """Whether a source is a folder of frames."""
     if isinstance(source, InlineMedia) or (isinstance(source, FilePart) and source.size is not None):
         return False
     return remote.is_folder(source.path if isinstance(source, FilePart) else str(source))
@@ -118,9 +118,9 @@ def files_in(folder: MediaFile) -> list[tuple[str, MediaFile]]:
 
 @contextmanager
 def opened(source: MediaFile) -> Iterator[str | BinaryIO]:
-    """What Pillow, PyAV and decord take: a path of this machine, or a file object that is closed in the end.
+    """Open a source for Pillow, PyAV and decord: yields a local path, or a file object that is closed at the end.
 
-    Raises MediaError if there is no such file.
+    Raises MediaError if the file does not exist.
     """
     if not isinstance(source, FilePart | InlineMedia):
         yield str(source)
@@ -130,7 +130,7 @@ def opened(source: MediaFile) -> Iterator[str | BinaryIO]:
 
 
 def read_bytes(source: MediaFile) -> bytes:
-    """All bytes of a picture or video. Raises MediaError if there is no such file, OSError if it can't be read."""
+    """All bytes of a picture or video. Raises MediaError if the file does not exist, OSError if the read fails."""
     with opened(source) as file:
         return Path(file).read_bytes() if isinstance(file, str) else file.read()
 
@@ -149,7 +149,7 @@ def _open(source: FilePart | InlineMedia) -> BinaryIO:
 
 
 class _Window(io.RawIOBase):
-    """The bytes [start, end) of a file as a file of their own."""
+    """The bytes [start, end) of a file as a file object."""
 
     def __init__(self, file: BinaryIO, start: int, end: int):
         self._file, self._start, self._end = file, start, end

@@ -1,4 +1,4 @@
-"""Frames out of a video file by PyAV: only what wanted frames need is decoded, and only they are made pictures."""
+"""Frames of a video file by PyAV: only the packets for wanted frames are decoded, and only these are converted."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from longvita.data.media.packets import PacketTable, Sweep, plan_sweeps, read_pa
 from longvita.data.media.source import MediaFile, opened
 
 SKIPPABLE_CODECS = ("h264",)
-"""Codecs that mark, by the standard, the frames that no other frame is made from; a decoder may leave those out."""
+"""Codecs whose standard marks the frames that no other frame depends on; a decoder may skip those."""
 
 
 def read_with_pyav(
     path: MediaFile, indices: Sequence[int], stall_seconds: float, beat: Callable[[], None], threads: int = 1
 ) -> Iterator[Image.Image]:
-    """The frames with these numbers, ascending and with repeats, as upright RGB pictures.
+    """Yield the frames with these numbers, ascending and with repeats, as upright RGB pictures.
 
-    `beat` is called for each packet that is looked at and each frame that is decoded. Raises what PyAV raises,
-    TimeoutError if a wanted frame takes longer than `stall_seconds`, ValueError for a frame that the decoder does not
-    give, and MediaError for one that the file does not hold.
+    `beat` is called for each packet that is read and each frame that is decoded. Raises PyAV's errors, TimeoutError if
+    a wanted frame takes longer than `stall_seconds`, ValueError for a frame that the decoder does not return, and
+    MediaError for one that is not in the file.
     """
     table = read_packet_table(path, stall_seconds, beat)
-    there = [index for index in indices if index < table.num_frames]
+    available = [index for index in indices if index < table.num_frames]
     with opened(path) as file, open_container(file, stall_seconds) as container:
         sweeper = _Sweeper(container, table, threads, stall_seconds, beat)
-        for sweep in plan_sweeps(table, there):
+        for sweep in plan_sweeps(table, available):
             yield from sweeper.run(sweep)
-    if len(there) < len(indices):
-        raise MediaError(Reason.BROKEN_VIDEO, f"the file ends early, {table.num_frames} of its frames are there")
+    if len(available) < len(indices):
+        raise MediaError(Reason.BROKEN_VIDEO, f"the file ends early, {table.num_frames} of its frames are available")
 
 
 class _Sweeper:
@@ -58,7 +58,7 @@ class _Sweeper:
     def run(self, sweep: Sweep) -> Iterator[Image.Image]:
         """The wanted frames of a sweep."""
         frames = self._decode(sweep)
-        for stamp, repeats in itertools.groupby(sweep.stamps):  # A slow video gives a frame more than once.
+        for stamp, repeats in itertools.groupby(sweep.stamps):  # Of a slow video a frame may be sampled repeatedly.
             picture = self._upright(self._find(frames, stamp))
             yield from (picture for _ in repeats)
 
@@ -75,7 +75,7 @@ class _Sweeper:
         raise EOFError("the stream ends before it")
 
     def _decode(self, sweep: Sweep) -> Iterator[Any]:
-        """All frames from a sweep's first packet to its last, but those that may be skipped."""
+        """All frames from a sweep's first packet to its last, except those that may be skipped."""
         wanted, left = set(sweep.stamps), set(sweep.stamps)
         for packet in self._packets(sweep):
             if self.skips:
@@ -94,17 +94,17 @@ class _Sweeper:
         start = int(self.table.stamps[sweep.start])
         if sweep.start > 0:
             self.container.seek(start, stream=self.stream)
-        landed = False
+        arrived = False
         for packet in self.container.demux(self.stream):
             if not packet.size:
                 return
-            if not landed and sweep.start > 0 and packet.pts > start:
-                raise ValueError("a jump to the key frame before it leads behind it")
-            landed = True
+            if not arrived and sweep.start > 0 and packet.pts > start:
+                raise ValueError("a seek to the key frame before it ended after it")
+            arrived = True
             yield packet
 
     def _upright(self, frame: Any) -> Image.Image:
-        """A decoded frame as RGB, turned as the file says (decord does so by itself)."""
+        """A decoded frame as RGB, turned by the rotation of the file (decord does that itself)."""
         pixels = self.reformatter.reformat(frame, format="rgb24", threads=self.threads).to_ndarray()
         turns = round(getattr(frame, "rotation", 0) / 90) % 4
         return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)

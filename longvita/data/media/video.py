@@ -1,8 +1,7 @@
-"""Videos to frames: which frames are taken, what a header tells, and decoding the chosen ones alone.
+"""Sample frames of videos: headers, the numbers of the sampled frames, and decoding of these frames alone.
 
-A video is a file or a folder of frame pictures. Files are read by PyAV; where it fails, decord takes over from the
-first frame that is missing, and what decord cannot read either is a MediaError. Nothing is ever repeated or skipped in
-silence.
+A video is a file or a folder of frame pictures. PyAV reads the files. If it fails, decord continues with the first
+missing frame, and a frame that decord cannot read either is a MediaError. No frame is repeated or skipped silently.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from longvita.data.media.sweep import read_with_pyav
 from longvita.data.storage.retries import store_failure
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
-"""Pictures that count as frames of a folder."""
+"""Suffixes of the frames of a folder."""
 STALL_SECONDS = 120.0
 """Longest wait for one frame, seconds."""
 FAULT_TOLERANCE = 1e-9
-"""decord repeats frames in place of damaged ones unless this share, the smallest above none, forbids it."""
+"""decord replaces damaged frames by repeated ones up to this fraction; the smallest value above 0 forbids it."""
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What the header of a video tells."""
+    """The header of a video."""
 
     num_frames: int
     """Frames in the file or folder."""
@@ -47,8 +46,10 @@ class VideoFacts:
 
 
 def frame_indices(num_frames: int, fps: float, max_fps: float, max_num_frames: int) -> list[int]:
-    """Frames taken from a video file of `num_frames` frames at `fps` (1/s): `max_fps` a second, at most
-    `max_num_frames`, evenly spaced from the first one on. A frame may come more than once if the video is slower.
+    """Sample frames of a video file of `num_frames` frames at `fps` (1/s).
+
+    These are `max_fps` a second, at most `max_num_frames`, evenly spaced from the first one on. A frame may be repeated
+    if the video has fewer than `max_fps` a second.
     """
     step = _frame_step(num_frames, fps, max_fps, max_num_frames)
     indices = (int(slot * step) for slot in range(max_num_frames))
@@ -56,35 +57,35 @@ def frame_indices(num_frames: int, fps: float, max_fps: float, max_num_frames: i
 
 
 def folder_indices(num_frames: int, max_fps: float, max_num_frames: int) -> list[int]:
-    """Frames taken from a folder of `num_frames` pictures, which counts as a video of one frame a second."""
-    taken = int(min(num_frames * max_fps, max_num_frames))
-    return [int(num_frames / taken) * slot for slot in range(taken)]
+    """Sample frames of a folder of `num_frames` pictures, which counts as a video of one frame a second."""
+    count = int(min(num_frames * max_fps, max_num_frames))
+    return [int(num_frames / count) * slot for slot in range(count)]
 
 
 def selected_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> list[int]:
-    """Indices of the frames taken from a video."""
+    """Indices of the frames that are sampled from a video."""
     if facts.is_folder:
         return folder_indices(facts.num_frames, max_fps, max_num_frames)
     return frame_indices(facts.num_frames, facts.fps, max_fps, max_num_frames)
 
 
 def count_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> int:
-    """len(selected_frames(...)) without listing them."""
+    """len(selected_frames(...)), without the list."""
     if facts.is_folder:
         return int(min(facts.num_frames * max_fps, max_num_frames))
     step = _frame_step(facts.num_frames, facts.fps, max_fps, max_num_frames)
     if step <= 0:
         return 0
-    taken = min(max_num_frames, math.ceil(facts.num_frames / step))
-    while taken > 0 and (taken - 1) * step >= facts.num_frames:
-        taken -= 1
-    while taken < max_num_frames and taken * step < facts.num_frames:
-        taken += 1
-    return taken
+    count = min(max_num_frames, math.ceil(facts.num_frames / step))
+    while count > 0 and (count - 1) * step >= facts.num_frames:
+        count -= 1
+    while count < max_num_frames and count * step < facts.num_frames:
+        count += 1
+    return count
 
 
 def max_frames_that_fit(videos: Sequence[VideoFacts], max_fps: float, max_num_frames: int, room: int) -> int | None:
-    """The largest frame limit, up to `max_num_frames`, at which all videos together give at most `room` frames.
+    """The largest frame limit, up to `max_num_frames`, at which all videos together have at most `room` frames.
 
     None if even one frame a video is too many. The number of frames never falls as the limit rises.
     """
@@ -117,9 +118,9 @@ def _natural_key(name: str) -> tuple:
 
 
 def probe_video(path: MediaFile) -> VideoFacts:
-    """Frames and rate of a video from its header alone; files whose header has no count are demuxed, not decoded.
+    """Read frames and rate of a video from its header; files without a frame count there are demuxed, not decoded.
 
-    Raises MediaError: missing_file if there is nothing at `path`, broken_video if it is no video that can be opened.
+    Raises MediaError: missing_file if `path` does not exist, broken_video if it is no video that can be opened.
     """
     path = as_media_file(path)
     if is_folder(path):
@@ -133,7 +134,7 @@ def probe_video(path: MediaFile) -> VideoFacts:
             _check_frame_size(stream)
     except MediaError as error:
         raise MediaError(error.reason, f"video {path} {error.detail}") from error
-    except DataError:  # What reads the store is not installed: no fault of the file.
+    except DataError:  # A package for the store is missing, which is no error of the file.
         raise
     except Exception as error:  # A damaged file may fail in any part of FFmpeg or PyAV.
         raise MediaError(Reason.BROKEN_VIDEO, f"video {path} cannot be opened: {tell(error)}") from error
@@ -165,10 +166,10 @@ def read_frames(
     beat: Callable[[], None] = lambda: None,
     threads: int = 1,
 ) -> Iterator[Image.Image]:
-    """The frames of a video at ascending `indices`, in order, as RGB pictures; the others are not decoded to pictures.
+    """Yield the frames of a video at ascending `indices` as RGB pictures; others are not converted to pictures.
 
-    `beat` is called at each sign of life; `threads` is how many the decoder of a file has. Raises MediaError if a frame
-    cannot be had, naming file and frame, or if one takes longer than `stall_seconds`.
+    `beat` is called at each step of progress; `threads` are those of a file's decoder. Raises MediaError, with file and
+    frame, if a frame cannot be decoded or takes longer than `stall_seconds`.
     """
     path = as_media_file(path)
     if is_folder(path):
@@ -176,7 +177,9 @@ def read_frames(
         for index in indices:
             beat()
             if index >= len(files):
-                raise MediaError(Reason.BROKEN_VIDEO, f"video {path} has {len(files)} frames, frame {index} is asked")
+                raise MediaError(
+                    Reason.BROKEN_VIDEO, f"video {path} has {len(files)} frames, frame {index} is requested"
+                )
             yield open_picture(files[index])
         return
     if not indices:
@@ -190,11 +193,11 @@ def read_frames(
     except DataError:
         raise
     except Exception as error:  # A damaged file may fail in any part of FFmpeg or PyAV.
-        # decord would number the frames of a file that ends early as if none were missing, and ends the process where
-        # it gets no memory.
+        # decord numbers the frames of a truncated file as if none were missing, and ends the process if it gets no
+        # memory.
         if isinstance(error, MediaError | MemoryError) or store_failure(error):
             detail = error.detail if isinstance(error, MediaError) else tell(error)
-            frame = f"frame {indices[done]} cannot be had"
+            frame = f"frame {indices[done]} cannot be read"
             raise MediaError(Reason.BROKEN_VIDEO, f"video {path}: {frame}: {detail}") from error
         pyav_error = tell(error)
     try:
@@ -210,16 +213,16 @@ def read_frames(
 
 
 def _read_with_decord(path: MediaFile, indices: Sequence[int], beat: Callable[[], None]) -> Iterator[Image.Image]:
-    """Frame by frame from the first one on: where decord2 3.4.0 jumps it may give another frame, without an error."""
+    """Read all frames in order: after a seek, decord2 3.4.0 may return a wrong frame without an error."""
     import decord
 
     decord.logging.set_level(decord.logging.FATAL)
     with opened(path) as file, open_container(file, STALL_SECONDS):
-        pass  # Its own FFmpeg would read any format.
-    with opened(path) as file:  # decord reads a file object whole.
+        pass  # Check the format: decord's own FFmpeg would read any.
+    with opened(path) as file:  # decord reads a file object completely.
         reader = decord.VideoReader(file, num_threads=1, fault_tol=FAULT_TOLERANCE)
     if indices[-1] >= len(reader):
-        raise IndexError(f"{len(reader)} frames, frame {indices[-1]} is asked")
+        raise IndexError(f"{len(reader)} frames, frame {indices[-1]} is requested")
     times = collections.Counter(indices)
     for number in range(indices[-1] + 1):
         beat()

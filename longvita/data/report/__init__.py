@@ -1,1 +1,1 @@
-"""Looking at the data of a config: what its mix holds and how it is packed, and single sequences, token by token."""
+"""Reports on the data of a config: its mix, how it is packed, and single sequences token by token."""

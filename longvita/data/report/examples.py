@@ -1,6 +1,6 @@
-"""Some samples of each source, chosen by a seed, as the model gets them: their tokens, and some of their tiles.
+"""Some samples of each source, chosen by a seed: their tokens and some of their tiles, as the model gets them.
 
-Tiles are decoded in workers that may crash or hang, so a bad file costs its own pictures and no more.
+Tiles are decoded in workers that may crash or hang, so that a broken file costs only its own pictures.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from longvita.data.mix.catalog import Catalog
 from longvita.data.report.spans import Span, loss_tokens, spans_of
 
 MAX_PICTURES = 6
-"""Pictures of a sample that are shown, and as many frames of its videos."""
+"""Pictures shown of a sample, and frames of its videos."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sample."""
+    """A sample for the page."""
 
     request: DocumentRequest
     loss_tokens: int
     spans: list[Span]
     pictures: list[tuple[str, Image.Image]]
-    """Thumbnails of its pictures and some frames, as the model sees them, each with a name."""
+    """Name and pixels of thumbnails of its pictures and of some frames, as the model sees them."""
     problem: str
-    """Why its tiles could not be decoded; empty where they could."""
+    """Why its tiles could not be decoded; empty if they could."""
 
 
 def choose(catalog: Catalog, source: str, count: int, seed: int) -> list[int]:
-    """At most `count` different samples of those that the mix takes of a source, ascending."""
+    """Choose at most `count` different samples that the mix uses of a source, ascending."""
     numbers = [number for number, file in enumerate(catalog.files) if file.source == source]
     sizes = np.asarray([len(file.taken) for file in catalog.files])
     starts = np.cumsum(sizes) - sizes
@@ -54,9 +54,9 @@ def choose(catalog: Catalog, source: str, count: int, seed: int) -> list[int]:
 def read_examples(
     samples: Iterable[int], catalog: Catalog, template: ChatTemplate, config: Config, show: Callable[[int], None]
 ) -> list[Example]:
-    """Reads samples of a catalog; `show` is called with the number that are read.
+    """Read samples of a catalog; `show` is called with the number that are read.
 
-    Raises RuntimeError if a data file changed meanwhile.
+    Raises RuntimeError if a data file changed since it was indexed.
     """
     reader = DocumentReader(template, catalog.settings)
     examples: list[Example] = []
@@ -80,7 +80,7 @@ def _read(request: DocumentRequest, reader: DocumentReader, pool: WorkerPool, ta
 
 
 def _shown_tiles(encoded: EncodedSample, template: ChatTemplate) -> dict[int, str]:
-    """Numbers of the tiles that are shown, ascending, and their names: pictures' first ones, frames evenly chosen."""
+    """Names of the shown tiles by their numbers, ascending: the first ones of pictures, evenly spaced frames."""
     tokens = encoded.input_ids[encoded.tile_starts]
     pictures = np.flatnonzero(tokens == template.tokenizer.id_of("<IMG_CONTEXT>"))
     frames = np.flatnonzero(tokens == template.tokenizer.id_of("<VID_CONTEXT>"))

@@ -1,4 +1,4 @@
-"""What a mix holds and how it is packed, in numbers: over the columns of its catalog, never sample by sample."""
+"""Figures of a mix and its packing, from the columns of its catalog, never sample by sample."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from longvita.data.packing.packer import WINDOW_SEQUENCES, PackingPlan
 from longvita.data.quarantine import count_reasons
 
 FILL_STEPS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
-"""Bounds of the classes of fill."""
+"""Bounds of the fill classes."""
 FIRST_SEQUENCES = 16
-"""Sequences whose documents are kept to be drawn."""
+"""Sequences whose documents are drawn."""
 MAX_STEPS = 200
-"""Steps whose division among replicas is looked at, evenly chosen among those of an epoch."""
+"""Steps, evenly spaced over an epoch, whose division among replicas is measured."""
 
 Histogram = list[tuple[str, int]]
-"""Names of classes and how many there are of each."""
+"""Name and count of each class."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,23 @@ class SourceFigures:
 
     source: str
     samples: int
-    """All that its files hold."""
-    taken: int
-    """Of the mix, those that a ratio repeats each time."""
+    """All samples of its files."""
+    used: int
+    """Samples that the mix uses; one that a ratio repeats counts each time."""
     tokens: int
-    """Of what is taken."""
+    """Tokens of the used samples."""
     tiles: int
-    """Pictures' tiles and frames, of what is taken."""
+    """Tiles of pictures and frames of the used samples."""
     resampled: int
-    """Taken with fewer frames than data.max_num_frames allows, to fit a sequence."""
+    """Used samples with fewer frames than data.max_num_frames allows, to fit a sequence."""
     quarantined: dict[str, int]
     """Samples that cannot be used, by reason word."""
     lengths: Histogram
-    """Tokens of what is taken."""
+    """Used samples by their number of tokens."""
 
 
 def source_figures(catalog: Catalog) -> list[SourceFigures]:
-    """Of each source, in the order of the config."""
+    """Figures of each source, in the order of the config."""
     sources = dict.fromkeys(file.source for file in catalog.files)
     return [
         _source_figures(source, [file for file in catalog.files if file.source == source], catalog)
@@ -62,7 +62,7 @@ def _source_figures(source: str, files: Sequence[CatalogFile], catalog: Catalog)
     return SourceFigures(
         source,
         samples=sum(file.num_samples for file in files),
-        taken=len(lengths),
+        used=len(lengths),
         tokens=int(lengths.sum(dtype=np.int64)),
         tiles=sum(int(file.measured.tiles[file.taken].sum(dtype=np.int64)) for file in files),
         resampled=sum(int((file.measured.frame_limits[file.taken] < limit).sum()) for file in files),
@@ -72,7 +72,7 @@ def _source_figures(source: str, files: Sequence[CatalogFile], catalog: Catalog)
 
 
 def length_classes(lengths: np.ndarray) -> Histogram:
-    """Numbers of lengths [n] between powers of two."""
+    """Histogram of lengths [n] between powers of two."""
     if not len(lengths):
         return []
     powers = np.ceil(np.log2(np.maximum(lengths, 1))).astype(int)
@@ -88,15 +88,15 @@ class PackingFigures:
     sequence_length: int
     """Tokens."""
     fill: float
-    """Share of the positions that hold a token, 0 to 1."""
+    """Fraction of the positions that hold a token, 0 to 1."""
     fills: Histogram
-    """How many sequences are how full."""
+    """Sequences by their fill."""
     first: list[np.ndarray]
-    """[k] tokens each: the documents of the first sequences."""
+    """Of each of the first sequences, [k] tokens of its documents."""
 
 
 def packing_figures(catalog: Catalog, plan: PackingPlan, sequence_length: int) -> PackingFigures:
-    """Of an epoch's plan."""
+    """Figures of the plan of an epoch."""
     samples, bounds = plan.flat()
     lengths = catalog.lengths[samples]
     tokens = np.add.reduceat(lengths.astype(np.int64), bounds[:-1])
@@ -114,7 +114,7 @@ def packing_figures(catalog: Catalog, plan: PackingPlan, sequence_length: int) -
 
 
 def pack(plan: PackingPlan, show: Callable[[int], None]) -> None:
-    """Has all windows of a plan packed, and shows how many sequences are."""
+    """Pack all windows of a plan; `show` is called with the number of packed sequences."""
     number = 0
     while plan.sequence(number) is not None:
         number += WINDOW_SEQUENCES // 2
@@ -123,37 +123,37 @@ def pack(plan: PackingPlan, show: Callable[[int], None]) -> None:
 
 @dataclass(frozen=True)
 class Imbalance:
-    """How much more work the busiest replica of a step has than the mean: the others wait for it that long."""
+    """Excess of work of the busiest replica of a step over the mean, for which the other replicas wait."""
 
     replicas: int
     steps: int
-    """Steps that were looked at."""
+    """Number of measured steps."""
     mean: float
-    """Of these steps, share of the mean work."""
+    """Mean excess over these steps, as a fraction of the mean work."""
     worst: float
-    """Of one of them."""
+    """Largest excess."""
     in_order: float
-    """Mean, if the replicas took the sequences in their order."""
+    """Mean excess if the sequences were assigned to the replicas in order."""
     classes: Histogram
-    """How many steps are how uneven."""
+    """Steps by their excess."""
 
 
 def steps_of(plan: PackingPlan, config: Config) -> int:
-    """How many steps `imbalance` looks at."""
+    """Number of steps that `imbalance` measures."""
     return min(max(plan.num_sequences // config.training.global_batch_size, 1), MAX_STEPS)
 
 
 def imbalance(
     catalog: Catalog, plan: PackingPlan, config: Config, replicas: int, show: Callable[[int], None]
 ) -> Imbalance:
-    """Of steps of the first epoch, divided as training does; `show` is called with the steps done.
+    """Measure steps of the first epoch, divided as in training; `show` is called with the number of steps done.
 
-    Raises DataError if a step cannot be divided among so many replicas.
+    Raises DataError if a step cannot be divided among `replicas`.
     """
     size = config.training.global_batch_size
     if size % replicas:
         raise DataError(
-            f"training.global_batch_size {size} cannot be divided among {replicas} replicas; take another --replicas"
+            f"training.global_batch_size {size} cannot be divided among {replicas} replicas; give another --replicas"
         )
     work = _work_of_steps(catalog, plan, config)
     found = np.zeros((len(work), 2))
@@ -170,7 +170,7 @@ def imbalance(
 
 
 def _work_of_steps(catalog: Catalog, plan: PackingPlan, config: Config) -> np.ndarray:
-    """[steps, global_batch_size] float64: work of each sequence. An epoch below one step is gone through again."""
+    """Work of each sequence, [steps, global_batch_size] float64. An epoch shorter than one step is repeated."""
     samples, bounds = plan.flat()
     size, count = config.training.global_batch_size, steps_of(plan, config)
     last = max(plan.num_sequences // size, 1)
@@ -185,8 +185,8 @@ def _work_of_steps(catalog: Catalog, plan: PackingPlan, config: Config) -> np.nd
 
 
 def imbalance_text(found: Imbalance) -> str:
-    """A sentence on how even the work of the replicas is."""
+    """A sentence about the balance of the work of the replicas."""
     return (
         f"over {found.replicas} replicas the busiest one of a step has {found.mean:.2%} more work than the mean "
-        f"({found.worst:.2%} in the worst of {found.steps} steps; {found.in_order:.2%} if they took them in order)"
+        f"({found.worst:.2%} in the worst of {found.steps} steps; {found.in_order:.2%} in the order of the sequences)"
     )

@@ -1,4 +1,4 @@
-"""Everything that a report tells of one mix, gathered."""
+"""Collect the figures and examples of one mix for a report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MixReport:
     sources: list[SourceFigures]
     packing: PackingFigures
     imbalance: Imbalance | None
-    """Of training steps; the held-out sources have none."""
+    """Imbalance of training steps; None for the held-out sources."""
     examples: dict[str, list[Example]]
     """By source."""
     quarantined: Sequence[QuarantinedSample]
@@ -48,16 +48,16 @@ class MixReport:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report is asked for."""
+    """Options of `longvita data report`."""
 
     replicas: int | None
-    """Data-parallel replicas that the work of a step is divided among; when absent, as many as divide it, at most 8."""
+    """Data-parallel replicas for the division of a step; when absent, the largest number up to 8 that divides it."""
     examples: int
-    """Samples of each source that are shown."""
+    """Number of samples of each source to show."""
 
 
-def gather(title: str, sources: dict[str, DatasetConfig], config: Config, options: ReportOptions) -> MixReport:
-    """Indexes, packs and divides a mix, and reads its examples, each with a bar.
+def collect(title: str, sources: dict[str, DatasetConfig], config: Config, options: ReportOptions) -> MixReport:
+    """Index, pack and divide a mix and read its examples, each with a progress bar.
 
     Raises DataError for a missing file, an empty mix, or replicas that a step cannot be divided among.
     """

@@ -1,4 +1,4 @@
-"""The report as one HTML page: no network, pictures inside it."""
+"""The data report as one HTML page that contains its pictures."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from longvita.data.report.mix import MixReport
 from longvita.pages import as_data_url, write_page
 
 SIDE = 160
-"""Of a thumbnail, pixels."""
+"""Side of a thumbnail, pixels."""
 MAX_CHARACTERS = 2000
-"""Of one run of an example's text."""
+"""Characters of one span of an example's text."""
 MAX_ENTRIES = 10
-"""Entries for each source and reason of what was set aside."""
+"""Quarantined samples listed for each source and reason."""
 _STYLE = (
     spans.STYLE
     + """
@@ -36,9 +36,9 @@ article { border-top: 1px solid #ddd; margin-top: 1rem; }
 
 
 def check_page(page: Path, option: str, made: Path | None = None) -> None:
-    """Raises DataError if no page can be written there; before the work, and `option` is what gave it.
+    """Raise DataError before the work if the page cannot be written; `option` is the option that gave its path.
 
-    made: a folder that will be there.
+    made: a folder that will be created.
     """
     if page.is_dir():
         raise DataError(f"{option} {page} is a folder; give the name of a file")
@@ -47,7 +47,7 @@ def check_page(page: Path, option: str, made: Path | None = None) -> None:
 
 
 def write_report(path: Path, name: str, mixes: Sequence[MixReport]) -> None:
-    """Writes the page of a config's mixes."""
+    """Write the page of a config's mixes."""
     write_page(path, f"Data of {name}", [part for mix in mixes for part in _mix(mix)], _STYLE)
 
 
@@ -58,13 +58,13 @@ def _mix(mix: MixReport) -> list[str]:
         _sources(mix.sources),
         f"<pre>Left out, {html.escape(describe_missing(mix.missing))}</pre>" if mix.missing else "",
         f"<h3>Packing</h3><p>{packing.sequences:,} sequences of {packing.sequence_length:,} tokens an epoch, "
-        f"{packing.fill:.1%} filled. How many are how full:</p>",
+        f"{packing.fill:.1%} filled. Sequences by their fill:</p>",
         _bars(packing.fills),
         f"<p>The first {len(packing.first)}, document by document:</p>",
         *(_sequence(lengths, packing.sequence_length) for lengths in packing.first),
         *(_imbalance(mix.imbalance) if mix.imbalance is not None else ()),
         *(part for source in mix.sources for part in _source(source, mix.examples[source.source], mix.title)),
-        f"<h3>Set aside ({html.escape(mix.title)})</h3>",
+        f"<h3>Quarantined ({html.escape(mix.title)})</h3>",
         *_quarantined(mix.quarantined),
     ]
 
@@ -72,21 +72,21 @@ def _mix(mix: MixReport) -> list[str]:
 def _imbalance(found: Imbalance) -> list[str]:
     text = html.escape(imbalance_text(found)).capitalize()
     return [
-        f"<h3>Work of the replicas</h3><p>{text}. How many steps are how uneven:</p>",
+        f"<h3>Work of the replicas</h3><p>{text}. Steps by the excess of the busiest replica:</p>",
         _bars(found.classes),
     ]
 
 
 def _sources(sources: Sequence[SourceFigures]) -> str:
     head = "".join(
-        f"<th>{name}</th>" for name in ("source", "samples", "taken", "tokens", "tiles", "resampled", "set aside")
+        f"<th>{name}</th>" for name in ("source", "samples", "used", "tokens", "tiles", "resampled", "quarantined")
     )
     rows = "".join(_source_row(one) for one in sources)
     return f"<table><tr>{head}</tr>{rows}</table>"
 
 
 def _source_row(one: SourceFigures) -> str:
-    numbers = (one.samples, one.taken, one.tokens, one.tiles, one.resampled)
+    numbers = (one.samples, one.used, one.tokens, one.tiles, one.resampled)
     cells = [html.escape(one.source), *(f"{number:,}" for number in numbers), reasons_text(one.quarantined)]
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
@@ -113,7 +113,7 @@ def _source(source: SourceFigures, examples: Sequence[Example], title: str) -> l
     return [
         f"<h3>{html.escape(source.source)} ({html.escape(title)})</h3><p>Tokens of a sample:</p>",
         _bars(source.lengths),
-        f"<p>{len(examples)} of its samples, chosen by the seed. Text that carries loss is <mark>marked</mark>.</p>",
+        f"<p>{len(examples)} of its samples, chosen by the seed. Text with loss is <mark>marked</mark>.</p>",
         *(_example(example) for example in examples),
     ]
 
@@ -134,7 +134,7 @@ def _example(example: Example) -> str:
 
 def _quarantined(entries: Sequence[QuarantinedSample]) -> list[str]:
     if not entries:
-        return ["<p>Nothing.</p>"]
+        return ["<p>None.</p>"]
     ordered = sorted(entries, key=lambda entry: (entry.source, entry.reason))
     groups = itertools.groupby(ordered, key=lambda entry: (entry.source, entry.reason))
     return [_group(source, str(reason), list(group)) for (source, reason), group in groups]

@@ -1,4 +1,4 @@
-"""One packed sequence of the training stream: its documents, and which replica, micro batch and ranks take it."""
+"""One packed sequence of the training stream: its documents, replica, micro batch and ranks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from longvita.data.report.spans import Span, loss_tokens, spans_of
 
 @dataclass(frozen=True)
 class DocumentView:
-    """A document of the sequence."""
+    """A document of a sequence."""
 
     request: DocumentRequest
     start: int
-    """Its first position in the sequence."""
+    """First position in the sequence."""
     loss_tokens: int
     spans: list[Span]
     owners: np.ndarray
@@ -33,18 +33,18 @@ class DocumentView:
 
 @dataclass(frozen=True)
 class SequenceView:
-    """A packed sequence, and its place in training."""
+    """A packed sequence and its place in training."""
 
     number: int
-    """In the stream, from 0."""
+    """Index in the stream, from 0."""
     epoch: int
     length: int
     """data.sequence_length, tokens."""
     step: int
-    """Optimizer step that takes it, from 1."""
+    """Its optimizer step, from 1."""
     replicas: int
     replica: int
-    """Data-parallel replica that takes it, from 0."""
+    """Its data-parallel replica, from 0."""
     micro_batch: int
     """Micro batch of the replica in that step, from 0."""
     tensor_parallel: int
@@ -52,16 +52,16 @@ class SequenceView:
 
     @property
     def tokens(self) -> int:
-        """Those of its documents; the others of `length` are padding."""
+        """Tokens of its documents; the rest of `length` is padding."""
         return sum(document.request.length for document in self.documents)
 
     def rank_name(self, rank: int) -> str:
-        """Names a rank of the replica that encodes tiles."""
+        """Name of a rank of the replica that encodes tiles."""
         return f"rank {rank} (CP {rank // self.tensor_parallel}, TP {rank % self.tensor_parallel})"
 
 
 def replicas_of(config: Config, replicas: int | None) -> int:
-    """Data-parallel replicas: as asked for, or those of layout.processes, or one.
+    """Data-parallel replicas: `replicas`, or those of layout.processes, or one.
 
     Raises DataError if a step cannot be divided among them.
     """
@@ -70,15 +70,15 @@ def replicas_of(config: Config, replicas: int | None) -> int:
     if training.global_batch_size % (wanted * training.micro_batch_size):
         raise DataError(
             f"training.global_batch_size {training.global_batch_size} is not a multiple of {wanted} replicas x "
-            f"micro_batch_size {training.micro_batch_size}; take another --replicas"
+            f"micro_batch_size {training.micro_batch_size}; give another --replicas"
         )
     return wanted
 
 
 def view_sequence(config: Config, number: int, replicas: int | None) -> SequenceView:
-    """Sequence `number` of the training stream, as a run of so many replicas takes it that has started at 0.
+    """Sequence `number` of the training stream of a run with `replicas` that started at step 0.
 
-    Its text is read, none of its media. Raises DataError, TokenizerError.
+    Its text is read, its media files are not. Raises DataError, TokenizerError.
     """
     template, replicas = make_template(config), replicas_of(config, replicas)
     catalog = build_catalog(config, template, config.data.dataset)
@@ -87,11 +87,11 @@ def view_sequence(config: Config, number: int, replicas: int | None) -> Sequence
     step, place = divmod(number, training.global_batch_size)
     division = StepDivision(catalog, stream, WorkModel.of(config), config.data.isolate_documents)
     sequences = np.arange(number - place, number - place + training.global_batch_size)
-    takers = division.replicas(sequences, replicas)
-    own = sequences[takers == takers[place]].tolist()
+    owner_replicas = division.replicas(sequences, replicas)
+    own = sequences[owner_replicas == owner_replicas[place]].tolist()
     micro_batch = own.index(number) // training.micro_batch_size
-    together = own[micro_batch * training.micro_batch_size : (micro_batch + 1) * training.micro_batch_size]
-    requests = [(one, catalog.request(sample)) for one in together for sample in stream.sequence(one)]
+    batch = own[micro_batch * training.micro_batch_size : (micro_batch + 1) * training.micro_batch_size]
+    requests = [(one, catalog.request(sample)) for one in batch for sample in stream.sequence(one)]
     owners = owners_of_tiles([request for _, request in requests], layout.tensor_parallel * layout.context_parallel)
     reader, documents, start = DocumentReader(template, catalog.settings), [], 0
     for (one, request), mine in zip(requests, owners, strict=True):
@@ -106,7 +106,7 @@ def view_sequence(config: Config, number: int, replicas: int | None) -> Sequence
         length=config.data.sequence_length,
         step=step + 1,
         replicas=replicas,
-        replica=int(takers[place]),
+        replica=int(owner_replicas[place]),
         micro_batch=micro_batch,
         tensor_parallel=layout.tensor_parallel,
         documents=documents,

@@ -1,4 +1,4 @@
-"""A document's tokens as runs that are alike: text, text that carries loss, and blocks of tiles."""
+"""The tokens of a document as spans of one kind: text, text with loss, and tiles."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from rich.text import Text
 from longvita.data.chat_template import IGNORED_LABEL, ChatTemplate, EncodedSample
 
 TEXT, LOSS = -2, -1
-"""Kinds of tokens; a tile's are the number of its owner, from 0."""
+"""Kinds of tokens; the kind of a tile is the rank that encodes it, from 0."""
 STYLE = """
 .tokens { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.6 ui-monospace, monospace; }
 .tokens mark { background: #cdeac0; } .tokens b { font-weight: normal; border-radius: 3px; padding: 0 .3em; }
 .elided { color: #888; }
 """
 RANK_COLOURS = ("#cfe2f3", "#f9cb9c", "#d9d2e9", "#fff2cc", "#c9e5e1", "#f4cccc", "#dde6b5", "#e6d3c0")
-"""Of the ranks that encode tiles, over and over."""
+"""Colours of the ranks that encode tiles, repeated."""
 TERMINAL_COLOURS = ("cyan", "yellow", "magenta", "blue", "red", "white")
 
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens of one kind that follow each other."""
+    """Consecutive tokens of one kind."""
 
     kind: int
     """TEXT, LOSS, or the rank that encodes the tiles."""
     tokens: int
     text: str
-    """What the tokens say; empty for tiles."""
+    """Decoded text; empty for tiles."""
     tiles: range = range(0)
-    """Which of the document's tiles these are."""
+    """Numbers of the tiles in the document."""
 
 
 def spans_of(encoded: EncodedSample, template: ChatTemplate, owners: Sequence[int] | np.ndarray = ()) -> list[Span]:
-    """The runs of a document; `owners` [n]: the rank that encodes each tile, one for all of them when absent."""
+    """The spans of a document; `owners` [n]: the rank that encodes each tile, rank 0 for all when absent."""
     kinds = np.where(encoded.labels == IGNORED_LABEL, TEXT, LOSS)
     owners = np.asarray(owners, np.int64) if len(owners) else np.zeros(encoded.num_tiles, np.int64)
     # From the marker before a tile to the one after it.
@@ -58,23 +58,23 @@ def spans_of(encoded: EncodedSample, template: ChatTemplate, owners: Sequence[in
 
 
 def loss_tokens(encoded: EncodedSample) -> int:
-    """Tokens of a document that carry loss."""
+    """Number of tokens of a document with loss."""
     return int(np.count_nonzero(encoded.labels != IGNORED_LABEL))
 
 
 def as_html(spans: Sequence[Span], max_characters: int, name_of: Callable[[int], str] | None = None) -> str:
-    """A block of a page: loss-bearing text marked, tiles as blocks in the colours of their ranks.
+    """HTML of spans: text with loss marked, tiles as blocks in the colours of their ranks. The page needs STYLE.
 
-    max_characters: of one run of text; its middle is left out beyond that. name_of: of a tile's rank, where that is
-    wanted. Needs STYLE.
+    max_characters: of one span of text; the middle of a longer one is left out. name_of: name of a tile's rank, if it
+    is to be shown.
     """
-    return f"<div class='tokens'>{''.join(_pieces(spans, max_characters, name_of))}</div>"
+    return f"<div class='tokens'>{''.join(_html_of(spans, max_characters, name_of))}</div>"
 
 
-def _pieces(spans: Sequence[Span], most: int, name_of: Callable[[int], str] | None) -> Iterator[str]:
+def _html_of(spans: Sequence[Span], max_characters: int, name_of: Callable[[int], str] | None) -> Iterator[str]:
     for span in spans:
         if span.kind < 0:
-            head, gap, tail = (html.escape(part) for part in _cut(span.text, most))
+            head, gap, tail = (html.escape(part) for part in _cut(span.text, max_characters))
             text = f"{head}<span class='elided'>{gap}</span>{tail}" if gap else head
             yield f"<mark>{text}</mark>" if span.kind == LOSS else text
         else:
@@ -83,7 +83,7 @@ def _pieces(spans: Sequence[Span], most: int, name_of: Callable[[int], str] | No
 
 
 def as_text(spans: Sequence[Span], max_characters: int, name_of: Callable[[int], str] | None = None) -> Text:
-    """The same for the terminal: loss-bearing text green and underlined."""
+    """Spans for the terminal, as `as_html`: text with loss is green and underlined."""
     text = Text()
     for span in spans:
         if span.kind < 0:
@@ -102,9 +102,9 @@ def _block(span: Span, name_of: Callable[[int], str] | None) -> str:
     return f"[{numbers}: {span.tokens:,} tokens{f', {name_of(span.kind)}' if name_of else ''}]"
 
 
-def _cut(text: str, most: int) -> tuple[str, str, str]:
-    """Text, or its two ends and between them how much is left out."""
-    if len(text) <= most:
+def _cut(text: str, max_characters: int) -> tuple[str, str, str]:
+    """Text, or its two ends and between them the number of characters that are left out."""
+    if len(text) <= max_characters:
         return text, "", ""
-    half = most // 2
+    half = max_characters // 2
     return text[:half], f" … {len(text) - 2 * half:,} characters … ", text[len(text) - half :]

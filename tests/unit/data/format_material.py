@@ -1,4 +1,4 @@
-"""Data files of every format, made of the same few samples, for the tests of formats."""
+"""Data files of every format with the same few samples, for the tests of formats."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.data.material import picture
 
 
 def png(colour: str, side: int = 8) -> bytes:
-    """A small picture file; each colour makes another one."""
+    """A small picture file, different for each colour."""
     content = io.BytesIO()
     Image.new("RGB", (side, side), colour).save(content, "png")
     return content.getvalue()
@@ -36,7 +36,7 @@ def photograph(kind: str = "jpeg") -> bytes:
 
 
 def llava(question: str, answer: str = "yes", **media: Any) -> dict:
-    """A sample as LLaVA writes it."""
+    """A sample in the form of LLaVA."""
     return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **media}
 
 
@@ -67,14 +67,14 @@ def write_arrow(path: Path, rows: Sequence[dict], rows_of_a_batch: int = 2) -> P
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> Path:
-    """A table with a line of names first."""
+    """A table with a header."""
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows(rows)
     return path
 
 
 def write_index(tar: Path) -> Path:
-    """A list of the archive's members beside it, in the form of DALI's wds2idx."""
+    """An index file next to the archive, in the format of DALI's wds2idx."""
     groups: dict[str, list[str]] = {}
     with tarfile.open(tar) as archive:
         for member in archive:

@@ -1,7 +1,7 @@
-"""A small Hugging Face Hub on this machine: data sets from memory, with the routes that huggingface_hub asks.
+"""A small Hugging Face Hub on this machine: data sets in memory, with the routes that huggingface_hub requests.
 
-Files are served as LFS files are: /resolve/ redirects to another address (another port, as a CDN is another host),
-which knows Range. What is asked is written down.
+Files are served as LFS files: /resolve/ redirects to another address (another port, as a CDN is another host) that
+supports Range. Requests are recorded.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ COMMIT = "1234567890" * 4
 
 @dataclass
 class LocalHub:
-    """Data sets, faults and what was asked."""
+    """Data sets, faults and recorded requests."""
 
     data_sets: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     """Data sets whose files are refused without a token."""
     small: set[str] = field(default_factory=set)
-    """Paths that are in git itself, not LFS: known by git's sha1, served without a redirect."""
+    """Paths that are in git itself, not LFS: identified by git's sha1, served without a redirect."""
     damaged: dict[str, bytes] = field(default_factory=dict)
-    """Path to what is sent in place of the content."""
+    """Path to the bytes that are sent instead of the content."""
     cut: dict[str, int] = field(default_factory=dict)
     """Path to the byte at which every connection ends."""
     renamed: dict[str, str] = field(default_factory=dict)
     """Old to new name of data sets; the Hub redirects requests for the old one."""
-    asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     """(method, path, headers in lower case), in order."""
     endpoint: str = ""
     cdn: str = ""
 
     def gets(self, path: str) -> list[dict[str, str]]:
         """Headers of the requests for a file's bytes."""
-        return [headers for method, asked, headers in self.asked if method == "GET" and asked == f"/bytes/{path}"]
+        return [headers for method, route, headers in self.requests if method == "GET" and route == f"/bytes/{path}"]
 
-    def paths_asked(self) -> list[str]:
-        return [path for _, path, _ in self.asked]
+    def paths_requested(self) -> list[str]:
+        return [path for _, path, _ in self.requests]
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def note(self) -> str:
         path = unquote(urlsplit(self.path).path)
-        self.hub.asked.append((self.command, path, {key.lower(): value for key, value in self.headers.items()}))
+        self.hub.requests.append((self.command, path, {key.lower(): value for key, value in self.headers.items()}))
         return path
 
     def was_redirected(self) -> bool:

@@ -43,7 +43,7 @@ def picture(name: str = "chelsea") -> Image.Image:
 
 
 def clip_frames(count: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
-    """Frames of a camera that wanders over a photograph; each is told from the others by its content."""
+    """Frames of a camera that moves over a photograph; each has different content."""
     photograph = picture("astronaut")
     frames = []
     for number in range(count):
@@ -65,10 +65,10 @@ def write_video(path: Path, count: int = 20, fps: int = 10, size: tuple[int, int
     return path
 
 
-def cut_file(path: Path, target: Path, share: float = 0.5) -> Path:
+def cut_file(path: Path, target: Path, fraction: float = 0.5) -> Path:
     """The first part of a file."""
     content = path.read_bytes()
-    target.write_bytes(content[: int(len(content) * share)])
+    target.write_bytes(content[: int(len(content) * fraction)])
     return target
 
 
@@ -90,7 +90,7 @@ def conversation(question: str, answer: str = "yes", **media: Sequence[str]) -> 
 
 
 def write_jsonl(path: Path, samples: Sequence[Any]) -> Path:
-    """One line a sample; a string is written as it is."""
+    """One line for each sample; a string is written unchanged."""
     lines = [sample if isinstance(sample, str) else json.dumps(sample) for sample in samples]
     path.write_text("".join(line + "\n" for line in lines))
     return path

@@ -81,7 +81,7 @@ def config(**sources):
 
 @pytest.fixture
 def run(hub, tmp_path, capsys):
-    """Runs the command on a config; gives the exit code and, by target, what became of each file."""
+    """Runs the command on a config; returns the exit code and the JSON row of each file by target."""
 
     def call(of=None, **options):
         options = {"folder": str(tmp_path / "data"), "endpoint": hub.endpoint, "as_json": True, **options}
@@ -99,7 +99,7 @@ def states(files):
     return {name: file["state"] for name, file in files.items()}
 
 
-def test_files_lie_where_the_config_looks_for_them(run, tmp_path):
+def test_files_are_where_the_config_looks_for_them(run, tmp_path):
     code, files = run()
     assert code == 0
     assert set(states(files).values()) == {"fetched"}
@@ -134,20 +134,20 @@ def test_a_pattern_of_processed_files(run, hub, tmp_path):
 
 def test_a_second_run_asks_for_no_bytes(run, hub):
     run()
-    hub.asked.clear()
+    hub.requests.clear()
     code, files = run()
     assert code == 0
     assert set(states(files).values()) == {"there"}
-    assert {path.split("/")[1] for path in hub.paths_asked()} == {"api"}
+    assert {path.split("/")[1] for path in hub.paths_requested()} == {"api"}
 
 
 def test_metadata_that_is_lost_or_broken_costs_no_download(run, hub, tmp_path):
     run()
     for damage in (lambda path: path.unlink(), lambda path: path.write_text("{oops")):
         damage(tmp_path / "data/.cache/huggingface/download/us/words/a.jsonl.metadata")
-        hub.asked.clear()
+        hub.requests.clear()
         assert set(states(run()[1]).values()) == {"there"}
-        assert {path.split("/")[1] for path in hub.paths_asked()} == {"api"}
+        assert {path.split("/")[1] for path in hub.paths_requested()} == {"api"}
 
 
 @pytest.mark.parametrize("tries", [1, 2])
@@ -162,7 +162,7 @@ def test_a_cut_download_resumes_at_its_last_byte(run, hub, tmp_path, tries):
     there = part.stat().st_size
     assert 0 < there <= middle and part.read_bytes() == WORDS[:there]
     hub.cut.clear()
-    hub.asked.clear()
+    hub.requests.clear()
     assert run()[0] == 0
     (request,) = hub.gets(f"{JSONL}/{name}")
     assert request["range"] == f"bytes={there}-"
@@ -228,7 +228,7 @@ class TestGated:
         code, files = run()
         assert (code, files["us/pictures/summary.jsonl"]["state"]) == (0, "fetched")
         assert all("authorization" not in headers for headers in hub.gets("us/pictures/summary.jsonl"))
-        assert any(headers.get("authorization") == "Bearer hf_secret" for _, _, headers in hub.asked)
+        assert any(headers.get("authorization") == "Bearer hf_secret" for _, _, headers in hub.requests)
 
 
 class TestMissing:
@@ -266,7 +266,7 @@ def test_a_dry_run_writes_nothing_and_counts_bytes(run, hub, tmp_path):
     assert set(states(files).values()) == {"wanted"}
     assert sum(file["bytes"] for file in files.values()) == len(WORDS) + 2 * len(SMALL)
     assert not (tmp_path / "data").exists()
-    assert {path.split("/")[1] for path in hub.paths_asked()} == {"api"}
+    assert {path.split("/")[1] for path in hub.paths_requested()} == {"api"}
     run()
     assert set(states(run(dry_run=True)[1]).values()) == {"there"}
 
@@ -286,7 +286,7 @@ def test_source_picks_and_refuses_unknown_names(run):
         run(sources=["nothing"])
 
 
-def test_sources_that_the_mix_leaves_out_or_that_are_not_public_are_left_alone(run):
+def test_unused_and_private_sources_are_not_fetched(run):
     off = {"data_paths": ["us/off.jsonl"], "found_at": "us/off", "ratio": 0.0}
     own = {"data_paths": ["mine.jsonl"]}
     assert set(run(config(off=off, own=own))[1]) == {
@@ -310,7 +310,7 @@ class TestNothingOutsideTheFolder:
         source = {"data_paths": [path], "found_at": "us/words"}
         with pytest.raises(DataError, match="is refused"):
             run(config(words=source))
-        assert hub.asked == []
+        assert hub.requests == []
 
     def test_files_at(self, run):
         with pytest.raises(DataError, match="is refused"):
@@ -341,7 +341,7 @@ class TestFilesThatAreThere:
         assert "move it away" in files["us/words/a.jsonl"]["detail"]
         assert place.read_bytes() == b"mine"
 
-    def test_the_same_file_from_elsewhere_is_taken_over(self, run, hub, tmp_path):
+    def test_the_same_file_from_elsewhere_is_accepted(self, run, hub, tmp_path):
         place = tmp_path / "data/us/words/a.jsonl"
         place.parent.mkdir(parents=True)
         place.write_bytes(WORDS)

@@ -1,4 +1,4 @@
-"""Folders of pictures with captions beside them or in one list."""
+"""Folders of pictures with captions in files next to them or in one list."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pictures(tmp_path):
     return folder
 
 
-def test_texts_beside_pictures(pictures):
+def test_texts_next_to_pictures(pictures):
     (pictures / "a.txt").write_text("it is a\n")
     (pictures / "b.json").write_text(json.dumps(conversation("<image>which?", "b")))
     (pictures / "more" / "c.json").write_text(json.dumps({"caption": "c", "score": 1}))
@@ -41,7 +41,7 @@ def test_texts_beside_pictures(pictures):
     assert read_bytes(samples[2].images[0]) == RED
 
 
-def test_broken_texts_are_set_aside(pictures):
+def test_broken_texts_are_quarantined(pictures):
     (pictures / "b.json").write_text("{oops")
     (pictures / "more" / "c.txt").write_bytes(b"\xff")
     (pictures / "more" / "d.xyz").write_bytes(b"of a kind that nobody knows")
@@ -135,7 +135,7 @@ def test_a_table_with_quotes_and_line_breaks(pictures):
     assert format.read(str(pictures), found[1][1]) == found[1][2]
 
 
-def test_a_quote_amid_a_field_opens_nothing(pictures):
+def test_a_quote_within_a_field_opens_nothing(pictures):
     lines = ["file_name,caption", 'a.png,A 5" disc', 'b.JPG,"two\nlines, ""quoted"""', 'more/c.png,3"']
     (pictures / "captions.csv").write_text("\n".join([*lines, ""]))
     texts = [sample.turns[1].text for sample in samples_of("captions", pictures)]
@@ -144,7 +144,7 @@ def test_a_quote_amid_a_field_opens_nothing(pictures):
         assert texts == [row[1] for row in csv.reader(file)][1:]
 
 
-def test_pictures_that_went(pictures):
+def test_pictures_that_were_deleted(pictures):
     (pictures / "more" / "c.txt").write_text("c")
     format = make_format("captions", NO_OPTIONS)
     *_, (_, last, _) = read_all("captions", pictures)

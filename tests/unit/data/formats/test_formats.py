@@ -1,4 +1,4 @@
-"""What holds for every format: parts of any size give the same samples, and each place gives its sample again."""
+"""For every format: parts of any size have the same samples, and each place returns its sample."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def test_every_format_is_known_to_the_config_and_is_tested():
     assert set(typing.get_args(Column)) == set(COLUMNS)
 
 
-def test_an_unknown_format_is_told():
-    with pytest.raises(DataError, match="no format 'xml'; known are jsonl, json"):
+def test_an_unknown_format():
+    with pytest.raises(DataError, match="no format 'xml'; the formats are jsonl, json"):
         make_format("xml", NO_OPTIONS)
 
 
@@ -150,7 +150,7 @@ def test_all_samples_are_found_in_order(data_file):
     assert list(read_samples(str(path), None, NO_OPTIONS)) == [(place, content) for _, place, content in found]
 
 
-def test_a_place_gives_its_sample_again(data_file):
+def test_a_place_returns_its_sample(data_file):
     name, path = data_file
     format = make_format(name, NO_OPTIONS)
     for _, place, sample in reversed(list(read_all(name, path))):
@@ -158,7 +158,7 @@ def test_a_place_gives_its_sample_again(data_file):
 
 
 @pytest.mark.parametrize("part_bytes", [1, 100, 700, 4096, 5000, 20_000])
-def test_parts_of_any_size_give_the_same(data_file, part_bytes):
+def test_parts_of_any_size_have_the_same_samples(data_file, part_bytes):
     name, path = data_file
     found, whole = list(read_all(name, path, part_bytes)), list(read_all(name, path))
     assert [(place.offset, place.size, content) for _, place, content in found] == [
@@ -186,7 +186,7 @@ def test_a_digest_stays_until_the_content_changes(data_file):
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     changed = next((file for file in files if file.suffix in (".txt", ".jsonl", ".csv")), files[0])
     changed.write_bytes(changed.read_bytes().replace(b"it", b"It").replace(b"number 1", b"Number 1"))
-    os.utime(changed, (1, 1))  # A table is told by its time.
+    os.utime(changed, (1, 1))  # A table is compared by its time.
     assert digests != [format.digest(str(path), part) for part in format.parts(str(path), 1)]
 
 

@@ -1,4 +1,4 @@
-"""Arrays of LLaVA and ShareGPT: elements found in blocks of any size, broken ones set aside alone."""
+"""Arrays of LLaVA and ShareGPT: elements found in blocks of any size, broken ones quarantined alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VALUES = st.recursive(
 
 
 def scan(content: bytes, block: int) -> list[bytes]:
-    """The elements of an array behind its bracket, fed in blocks."""
+    """The elements of an array after its bracket, fed in blocks."""
     scanner, found = _Scan(0), []
     for start in [*range(0, len(content), block), len(content)]:
         if not scanner.ended:
@@ -61,7 +61,7 @@ def test_llava_and_sharegpt(tmp_path):
     assert samples[0].turns == (Turn("user", "<image>\nwhat?"), Turn("assistant", "yes"))
 
 
-def test_broken_elements_are_set_aside_and_the_others_stay(tmp_path):
+def test_broken_elements_are_quarantined_and_the_others_stay(tmp_path):
     good = json.dumps(llava("hello"))
     path = tmp_path / "a.json"
     path.write_text(f'[{good}, {{"a": ]}}, 7, "text", {good}, {{"conversations": []}}, {good}] behind it')
@@ -77,8 +77,8 @@ def test_broken_elements_are_set_aside_and_the_others_stay(tmp_path):
 
 @pytest.mark.parametrize("end", ["", ",", ",\n", "]\n[{1}]", "],\n{2}]", "] x"])
 @pytest.mark.parametrize("part_bytes", [50, 10**6])
-def test_an_array_without_its_end_says_so(tmp_path, end, part_bytes):
-    """Cut off between elements, or with more behind its bracket."""
+def test_an_array_without_its_end(tmp_path, end, part_bytes):
+    """Truncated between elements, or with data after its bracket."""
     good = ",\n".join(json.dumps(llava(text)) for text in ("one", "two"))
     path = tmp_path / "a.json"
     path.write_text(f"[{good}{end}")
@@ -93,7 +93,7 @@ def test_an_array_with_its_end(tmp_path, end):
     assert len(samples_of("json", tmp_path / "a.json")) == 1
 
 
-def test_a_file_that_is_cut_off(tmp_path):
+def test_a_truncated_file(tmp_path):
     path = dump_json(tmp_path / "a.json", [llava(f"number {number}") for number in range(5)])
     path.write_bytes(path.read_bytes()[:-30])
     assert reasons_of("json", path) == [(5, Reason.INVALID_JSON)]
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_array(tmp_path, content):
     path.write_text(content)
     ((_, place, error),) = read_all("json", path)
     assert (place.line, error.reason) == (1, Reason.INVALID_JSON)
-    assert "one object a line is jsonl" in error.detail
+    assert "for one object a line use format jsonl" in error.detail
 
 
 def test_a_byte_order_mark_and_spaces_before_the_array(tmp_path):
@@ -133,7 +133,7 @@ def test_brackets_without_an_end_do_not_fill_the_memory(tmp_path, monkeypatch):
     assert len(found[1][1]) <= 1100
 
 
-def test_a_large_file_is_not_held(tmp_path, monkeypatch):
+def test_a_large_file_is_not_kept_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(json_array, "READ_BYTES", 1 << 16)
     path = dump_json(tmp_path / "a.json", [llava("x" * 2000) for _ in range(2000)])
     size = path.stat().st_size

@@ -62,12 +62,12 @@ def test_forms_of_messages(tmp_path, column, messages):
     assert sample.turns == (Turn("user", "<image>\nwhat?"), Turn("assistant", "red"))
 
 
-def test_marks_that_are_there_stay_where_they_are(tmp_path):
+def test_marks_in_the_text_keep_their_places(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [{"question": "this<image>?", "answer": "yes", "image": RED}])
     assert samples_of("parquet", path)[0].turns[0].text == "this<image>?"
 
 
-def test_broken_rows_are_set_aside(tmp_path):
+def test_broken_rows_are_quarantined(tmp_path):
     rows = [
         {"question": "a", "answer": "b", "image": RED},
         {"question": "a", "answer": None, "image": RED},
@@ -133,13 +133,13 @@ def test_a_file_that_is_no_table(tmp_path, name):
         make_format("parquet", NO_OPTIONS).parts(str(tmp_path / name), 100)
 
 
-def test_a_column_that_is_not_there(tmp_path):
+def test_a_missing_column(tmp_path):
     path = write_arrow(tmp_path / "a.arrow", [{"caption": "a", "jpg": RED}])
     format = make_format("parquet", options(images="png"))
     with pytest.raises(DataError, match=r"no column 'png'; it has caption, jpg: see the source's columns"):
         format.parts(str(path), 100)
     path = write_parquet(tmp_path / "b.parquet", [{"a": 1}])
-    with pytest.raises(DataError, match="no column that tells of messages or captions; it has a"):
+    with pytest.raises(DataError, match="no column with messages or captions; it has a"):
         make_format("parquet", NO_OPTIONS).parts(str(path), 100)
 
 
@@ -152,7 +152,7 @@ def test_other_columns_are_not_read(tmp_path, monkeypatch):
     assert asked == [["caption", "image"]]
 
 
-def test_a_row_that_is_gone(tmp_path):
+def test_a_missing_row(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [{"caption": "a"}] * 4)
     format = make_format("parquet", NO_OPTIONS)
     places = [place for _, place, _ in read_all("parquet", path)]

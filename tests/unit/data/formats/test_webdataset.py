@@ -1,4 +1,4 @@
-"""WebDataset: samples of tar members, media by byte range, indexes beside the archive, damage."""
+"""WebDataset: samples of tar members, media by byte range, index files next to the archive, damage."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_media_that_the_text_lists(tmp_path):
     assert (sample.images[1], sample.videos) == ("elsewhere.png", ("frames",))
 
 
-def test_a_list_of_old_names_is_of_the_members(tmp_path):
+def test_a_list_of_old_names_means_the_members(tmp_path):
     text = DUMPED(llava("<image><image>?", image=["coco/7.jpg", "coco/8.jpg"]))
     (sample,) = samples_of(
         "webdataset", write_tar(tmp_path / "a.tar", [("1.a.png", RED), ("1.b.png", BLUE), ("1.json", text)])
@@ -99,7 +99,7 @@ def test_long_names(tmp_path):
     assert found[1][2].images[0].name == f"{name}.png"
 
 
-def test_broken_samples_are_set_aside(tmp_path):
+def test_broken_samples_are_quarantined(tmp_path):
     members = [
         said(1, "good"), ("2.json", "{oops"), ("3.json", "[1]"), ("4.png", RED), ("5.txt", b"\xff\xfe"),
         ("6.png", RED), ("6.txt", ""), ("7.png", RED), ("7.json", DUMPED(conversation("<image><image>"))),
@@ -117,17 +117,17 @@ def test_broken_samples_are_set_aside(tmp_path):
 
 
 @pytest.mark.parametrize("kept, whole", [(2000, 1), (2400, 1), (3000, 1), (3075, 2), (1500, 0)])
-def test_an_archive_that_is_cut_off(tmp_path, kept, whole):
-    """Before a header that is cut off, nobody knows whether the last sample was complete."""
+def test_a_truncated_archive(tmp_path, kept, whole):
+    """Before a truncated header, it is unknown whether the last sample was complete."""
     path = write_tar(tmp_path / "a.tar", [said(1, "one"), said(2, "two" * 200), said(3, "three")])
     path.write_bytes(path.read_bytes()[:kept])
     found = list(read_all("webdataset", path))
     assert [content.turns[1].text[:3] for _, _, content in found[:-1]] == ["one", "two"][:whole]
     assert found[-1][2].reason == Reason.INVALID_SAMPLE
-    assert "can't be read on" in found[-1][2].detail
+    assert "can't be read from here" in found[-1][2].detail
 
 
-def test_damage_amid_an_archive(tmp_path):
+def test_damage_within_an_archive(tmp_path):
     path = write_tar(tmp_path / "a.tar", [said(1, "one"), said(2, "two"), said(3, "three"), said(4, "four")])
     content = bytearray(path.read_bytes())
     content[2048:2560] = b"x" * 512
@@ -136,7 +136,7 @@ def test_damage_amid_an_archive(tmp_path):
     assert "byte 2048" in list(read_all("webdataset", path))[-1][2].detail
 
 
-def test_members_behind_an_end_are_not_passed_over_in_silence(tmp_path):
+def test_members_after_an_end_are_not_skipped_silently(tmp_path):
     """Two archives in one file; an archive with a hole. The sample before may not be complete."""
     path = write_tar(tmp_path / "a.tar", [said(1, "one"), said(2, "two")])
     whole = path.read_bytes()
@@ -144,11 +144,11 @@ def test_members_behind_an_end_are_not_passed_over_in_silence(tmp_path):
     assert reasons_of("webdataset", path) == [(2, Reason.INVALID_SAMPLE)]
     path.write_bytes(whole[:1024] + bytes(512) + whole[1024:])
     assert reasons_of("webdataset", path) == [(1, Reason.INVALID_SAMPLE)]
-    path.write_bytes(whole.ljust(1 << 20, b"\0"))  # As tar -b 2048 fills it up.
+    path.write_bytes(whole.ljust(1 << 20, b"\0"))  # As tar -b 2048 pads it.
     assert reasons_of("webdataset", path) == []
 
 
-def test_what_is_no_archive(tmp_path):
+def test_a_file_that_is_no_archive(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(b"this is no archive\n" * 100)
     assert reasons_of("webdataset", path) == [(1, Reason.INVALID_SAMPLE)]
@@ -158,10 +158,10 @@ def forbid_a_pass(monkeypatch):
     def refuse(*_arguments):
         raise AssertionError("the headers were gone through")
 
-    monkeypatch.setattr(tar, "_pass", refuse)
+    monkeypatch.setattr(tar, "_read_members", refuse)
 
 
-def test_a_true_index_spares_the_pass(tmp_path, monkeypatch):
+def test_a_correct_index_file_replaces_the_pass(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "a.tar", [(f"{n}.{end}", RED) for n in range(30) for end in ("png", "txt.jpg")])
     plain = list(tar.members(str(path), 0, None))
     write_index(path)
@@ -193,7 +193,7 @@ def append(path, name, text):
         lambda path: path.with_suffix(".idx").write_bytes(b"\xff\xfe\x00"),
     ],
 )
-def test_an_index_that_is_not_true_is_left_alone(tmp_path, spoil):
+def test_a_wrong_index_file_is_ignored(tmp_path, spoil):
     path = write_tar(tmp_path / "a.tar", [("1.txt", "x" * 600), ("2.txt", "x" * 600)])
     write_index(path)
     spoil(path)

@@ -97,7 +97,7 @@ class TestBound:
     def frames(tmp_path, film, entries):
         return FrameCache(tmp_path / "cache", entries * ENTRY).of_file(film, SIZE)
 
-    def test_it_holds_and_the_least_recently_used_go_first(self, tmp_path, film):
+    def test_the_limit_holds_and_the_least_recently_used_are_evicted(self, tmp_path, film):
         frames = self.frames(tmp_path, film, 10)
         tile, out = np.ones((SIZE, SIZE, 3), np.uint8), np.zeros((1, SIZE, SIZE, 3), np.uint8)
         for number in range(10):
@@ -107,14 +107,14 @@ class TestBound:
         there = [number for number in range(11) if frames.load([number], out) == []]
         assert there == [0, 3, 4, 5, 6, 7, 8, 9, 10]
 
-    def test_it_holds_at_every_moment(self, tmp_path, film):
+    def test_the_limit_holds_at_every_moment(self, tmp_path, film):
         frames = self.frames(tmp_path, film, 7)
         for number in range(30):
             frames.store(number, np.zeros((SIZE, SIZE, 3), np.uint8))
             assert 1 <= len(entries(tmp_path)) <= 7
         assert int((tmp_path / "cache" / COUNT_FILE).read_text()) == ENTRY * len(entries(tmp_path))
 
-    def test_a_lost_or_damaged_count_is_made_anew(self, tmp_path, film):
+    def test_a_lost_or_damaged_count_is_rebuilt(self, tmp_path, film):
         frames = self.frames(tmp_path, film, 7)
         for number, content in enumerate(["", "many", "-5", None] * 4):
             if content is None:
@@ -124,7 +124,7 @@ class TestBound:
             frames.store(number, np.zeros((SIZE, SIZE, 3), np.uint8))
             assert 1 <= len(entries(tmp_path)) <= 7
 
-    def test_what_a_killed_process_left_behind_counts_and_goes(self, tmp_path, film):
+    def test_unfinished_files_of_a_killed_process_are_counted_and_evicted(self, tmp_path, film):
         frames = self.frames(tmp_path, film, 10)
         frames.store(0, np.zeros((SIZE, SIZE, 3), np.uint8))
         left = tmp_path / "cache" / "00" / "tmpleft.part"
@@ -137,7 +137,7 @@ class TestBound:
         assert not left.exists()
         assert len(entries(tmp_path)) == 6
 
-    def test_what_is_not_its_own_is_neither_counted_nor_removed(self, tmp_path, film):
+    def test_other_files_are_neither_counted_nor_removed(self, tmp_path, film):
         own = [tmp_path / "cache" / "films" / "holiday.mp4", tmp_path / "cache" / "0a" / "notes.txt"]
         for file in own:
             file.parent.mkdir(parents=True)
@@ -154,7 +154,7 @@ class TestBound:
 
 class TestTrouble:
     @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "longer", "another kind"])
-    def test_a_damaged_entry_is_decoded_anew(self, tmp_path, film, decoded, damage):
+    def test_a_damaged_entry_is_decoded_again(self, tmp_path, film, decoded, damage):
         expected = tiles(film, settings(tmp_path), [4])
         (entry,) = entries(tmp_path)
         content = entry.read_bytes()
@@ -169,7 +169,7 @@ class TestTrouble:
         entry.write_bytes(damaged[damage])
         for _ in range(2):
             np.testing.assert_array_equal(tiles(film, settings(tmp_path), [4]), expected)
-        assert decoded == [4, 4]  # Mended by the first, used by the second.
+        assert decoded == [4, 4]  # Rewritten by the first, used by the second.
         assert entry.read_bytes() == content
 
     def test_a_full_disk_stops_nothing(self, tmp_path, film, decoded, monkeypatch, caplog):
@@ -183,14 +183,14 @@ class TestTrouble:
         np.testing.assert_array_equal(got, tiles(film, MediaSettings(image_size=SIZE, max_fps=10.0), [2, 4]))
         assert entries(tmp_path) == []  # No half-written file either.
         assert len(caplog.records) == 1
-        assert "cannot be kept in data.frame_cache" in caplog.text and "No space left on device" in caplog.text
+        assert "cannot be written to data.frame_cache" in caplog.text and "No space left on device" in caplog.text
 
     def test_a_folder_that_cannot_be_made_stops_nothing(self, tmp_path, film, caplog):
         (tmp_path / "cache").write_text("a file")
         expected = tiles(film, MediaSettings(image_size=SIZE, max_fps=10.0))
         frame_cache._warn_once.cache_clear()
         np.testing.assert_array_equal(tiles(film, settings(tmp_path)), expected)
-        assert "cannot be kept" in caplog.text
+        assert "cannot be written" in caplog.text
 
     def test_a_busy_lock_stops_nothing(self, tmp_path, film, decoded, monkeypatch):
         monkeypatch.setattr(frame_cache, "LOCK_WAIT", 0.0)
@@ -201,13 +201,13 @@ class TestTrouble:
         assert decoded == [1, 2]
         assert len(entries(tmp_path)) == 1
 
-    def test_folders_of_frames_are_left_alone(self, tmp_path, stock):
+    def test_folders_of_frames_are_not_cached(self, tmp_path, stock):
         tiles(stock / "media/frames", settings(tmp_path), [0])
         assert not (tmp_path / "cache").exists()
 
 
 def test_several_processes_share_it(tmp_path, film):
-    """All of them read and write the same frames, in a cache that has room for a part: each gets what is right."""
+    """All of them read and write the same frames, in a cache with space for some of them: each gets the right ones."""
     code = (
         "import sys\n"
         "import numpy as np\n"

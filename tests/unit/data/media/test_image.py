@@ -119,7 +119,7 @@ def test_square_tile_is_a_padded_picture_resized(size, side):
 
 @pytest.mark.parametrize("name", ["tall", "wide"])
 def test_resize_does_not_depend_on_the_version_of_pillow(name):
-    """Two one-way passes; the vertical one first when it takes off more than twice as many pixels."""
+    """Two one-way passes; the vertical one first if it removes more than twice as many pixels."""
     size, target = {"tall": ((40, 200), (30, 50)), "wide": ((200, 40), (50, 30))}[name]
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
     first = (size[0], target[1]) if name == "tall" else (target[0], size[1])
@@ -197,7 +197,7 @@ class TestDamage:
             probe_picture(tmp_path / "bad.png")
 
     def test_a_program_is_no_picture(self, tmp_path):
-        """Pillow would have Ghostscript run it, whatever the file's name."""
+        """Pillow would make Ghostscript run it, whatever the file's name."""
         (tmp_path / "bad.jpg").write_text(
             "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
         )
@@ -221,7 +221,7 @@ class TestDamage:
 
 
 class TestReducedSize:
-    """JPEG files of a size that the tiles do not need, read at a half, a quarter or an eighth of it."""
+    """JPEG files larger than the tiles need, decoded at 1/2, 1/4 or 1/8 of their size."""
 
     @staticmethod
     def write(path, size, orientation=1, **options):
@@ -231,33 +231,33 @@ class TestReducedSize:
         return path
 
     @pytest.mark.parametrize(
-        "least, expected",
+        "min_size, expected",
         [((400, 240), (400, 240)), ((201, 120), (400, 240)), ((200, 120), (200, 120)), ((100, 61), (200, 120))]
         + [((100, 60), (100, 60)), ((10, 10), (50, 30)), ((1000, 10), (400, 240))],
     )
-    def test_as_small_as_is_enough_in_both_directions(self, tmp_path, least, expected):
+    def test_the_smallest_size_that_is_enough_in_both_directions(self, tmp_path, min_size, expected):
         path = self.write(tmp_path / "a.jpg", (400, 240))
-        assert open_picture(path, least=least).size == expected
+        assert open_picture(path, min_size=min_size).size == expected
         assert open_picture(path).size == (400, 240)
 
     @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
     def test_upright(self, tmp_path, orientation):
         size = (400, 240) if orientation < 5 else (240, 400)
         path = self.write(tmp_path / "a.jpg", (400, 240), orientation)
-        reduced = open_picture(path, size=size, least=(size[0] // 2, size[1] // 2))
+        reduced = open_picture(path, size=size, min_size=(size[0] // 2, size[1] // 2))
         assert reduced.size == (size[0] // 2, size[1] // 2)
         whole = open_picture(path).resize(reduced.size, Image.Resampling.BOX)
         assert np.abs(pixels(reduced).astype(int) - pixels(whole)).mean() < 3
 
-    def test_other_formats_are_read_whole(self, tmp_path):
+    def test_other_formats_are_read_at_full_size(self, tmp_path):
         picture("coffee").resize((400, 240)).save(tmp_path / "a.png")
-        assert open_picture(tmp_path / "a.png", least=(10, 10)).size == (400, 240)
+        assert open_picture(tmp_path / "a.png", min_size=(10, 10)).size == (400, 240)
 
-    def test_the_size_of_the_file_is_what_counts(self, tmp_path):
-        """It is compared with the index, reduced or not."""
+    def test_the_size_of_the_file_is_compared(self, tmp_path):
+        """With the index, also if the picture is reduced."""
         path = self.write(tmp_path / "a.jpg", (400, 240))
         with pytest.raises(MediaError, match=r"a.jpg: it is 400 x 240 pixels and was 200 x 120 when it was indexed"):
-            open_picture(path, size=(200, 120), least=(10, 10))
+            open_picture(path, size=(200, 120), min_size=(10, 10))
 
     def test_tiles(self, tmp_path):
         path = self.write(tmp_path / "a.jpg", (900, 600))

@@ -1,4 +1,4 @@
-"""Media that are no files of their own are read as those that are: parts of files, bytes and addresses."""
+"""Parts of files, inline bytes and addresses are read as files are."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def memory():
 
 @pytest.fixture(params=KINDS)
 def stored(request, folder, memory):
-    """A function that gives a file of media/ as a source of one kind."""
+    """A function that returns a file of media/ as a source of one kind."""
 
     def store(name):
         content = (folder / "media" / name).read_bytes()
@@ -119,7 +119,7 @@ def test_a_folder_of_frames_at_an_address(folder, memory):
     np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
-def test_a_part_is_a_file_of_its_own(tmp_path):
+def test_a_part_reads_as_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"0123456789")
     part = FilePart(str(tmp_path / "a"), 2, 5, "x")
     with opened(part) as file:
@@ -133,7 +133,7 @@ def test_a_part_is_a_file_of_its_own(tmp_path):
     assert isinstance(pickle.loads(pickle.dumps(part)), FilePart)
 
 
-def test_names_tell_media_apart():
+def test_names_of_media_differ():
     def names(*media):
         return media_names(Sample((Turn("user", "x"),), tuple(media)))
 
@@ -151,7 +151,7 @@ def test_names_tell_media_apart():
     assert names(InlineMedia(b"1", "a")) == names(InlineMedia(b"1", "a"))
 
 
-def test_keys_of_media_tell_contents_apart(stored):
+def test_media_keys_differ_by_content(stored):
     one = stored("one.png")
     content = read_bytes(one)
     assert MediaKey(one) == MediaKey(InlineMedia(content, "other name"))

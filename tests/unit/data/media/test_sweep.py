@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longvita.data.media import packets
-from longvita.data.media.packets import JUMP_PACKETS, PacketTable, plan_sweeps, read_packet_table
+from longvita.data.media.packets import SEEK_PACKETS, PacketTable, plan_sweeps, read_packet_table
 from longvita.data.media.sweep import read_with_pyav
 from tests.clips import clip
 from tests.unit.data.material import clip_frames, write_video
@@ -46,11 +46,11 @@ def one_pass(path: Path) -> list[np.ndarray]:
 
 
 class Reading:
-    """What is read of a file, and how many frames were decoded for it."""
+    """Pictures read of a file, and the number of frames that were decoded for them."""
 
     def __init__(self, path: Path, indices, threads: int = 1):
         self.decoded = 0
-        read_packet_table(path, 60, lambda: None)  # Looked up from here on, so that each beat is a decoded frame.
+        read_packet_table(path, 60, lambda: None)  # Cached from here on, so that each beat is a decoded frame.
         pictures = read_with_pyav(path, indices, 60, self._count, threads)
         self.frames = [np.asarray(picture) for picture in pictures]
 
@@ -102,7 +102,7 @@ def test_codecs_and_containers(tmp_path, name, codec, options):
 
 @pytest.mark.parametrize("in_a_packet", [False, True])
 def test_a_file_that_ends_early_gives_no_wrong_frame(tmp_path, bikes, in_a_packet):
-    """Frames just before the cut may lack others that are shown before them: their numbers are not known."""
+    """Frames lost at the end may be shown before those just before the cut, whose numbers are therefore unknown."""
     whole = header_first(clip("bikes.mp4"), tmp_path / "whole.mp4")
     with av.open(str(whole)) as container:
         ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
@@ -120,7 +120,7 @@ def test_a_file_that_ends_early_gives_no_wrong_frame(tmp_path, bikes, in_a_packe
     assert len(counts) > 3
 
 
-def test_a_file_that_changes_is_looked_at_again(tmp_path):
+def test_a_changed_file_is_read_again(tmp_path):
     path = write_video(tmp_path / "clip.mp4", count=20)
     assert read_packet_table(path, 60, lambda: None).num_frames == 20
     write_video(path, count=30)
@@ -137,7 +137,7 @@ def test_few_tables_are_kept(tmp_path, monkeypatch):
 
 
 def table_of(groups: list[int]) -> PacketTable:
-    """Groups of frames shown as they are decoded, each beginning with a key frame."""
+    """Groups of frames in decoding order, each beginning with a key frame."""
     count = sum(groups)
     is_key = np.zeros(count, bool)
     is_key[np.cumsum([0, *groups[:-1]])] = True
@@ -151,11 +151,11 @@ def test_sweeps_lead_to_every_frame_in_few_packets(groups, data):
     sweeps = plan_sweeps(table, frames)
     assert [stamp for sweep in sweeps for stamp in sweep.stamps] == [40 * frame for frame in frames]
     assert all(table.is_key[sweep.start] and sweep.start <= sweep.stamps[0] // 40 for sweep in sweeps)
-    assert all(later.start - sooner.end > JUMP_PACKETS for sooner, later in itertools.pairwise(sweeps))
+    assert all(later.start - sooner.end > SEEK_PACKETS for sooner, later in itertools.pairwise(sweeps))
     starts = np.cumsum([0, *groups[:-1]])
     decoded = sum(sweep.end - sweep.start + 1 for sweep in sweeps)
     needed = {packet for frame in frames for packet in range(starts[starts <= frame].max(), frame + 1)}
-    assert len(needed) <= decoded <= len(needed) + JUMP_PACKETS * len(frames)
+    assert len(needed) <= decoded <= len(needed) + SEEK_PACKETS * len(frames)
 
 
 def test_frames_shown_before_their_key_frame_are_decoded_from_the_one_before():

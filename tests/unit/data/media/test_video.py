@@ -35,7 +35,7 @@ FACTS = st.builds(
 
 
 @given(FACTS, st.floats(0.1, 5), st.integers(1, 300))
-def test_frames_are_counted_without_listing_them(facts, max_fps, limit):
+def test_the_count_of_frames_is_that_of_the_list(facts, max_fps, limit):
     chosen = selected_frames(facts, max_fps, limit)
     assert count_frames(facts, max_fps, limit) == len(chosen) <= limit
     assert chosen == sorted(chosen)
@@ -80,7 +80,7 @@ class TestFiles:
     def test_header(self, stock):
         assert probe_video(stock / "media/clip.mp4") == VideoFacts(40, 4.0)
 
-    def test_chosen_frames_alone_in_order(self, stock):
+    def test_selected_frames_alone_in_order(self, stock):
         frames = list(read_frames(stock / "media/clip.mp4", [0, 7, 8, 30, 39]))
         drawn = clip_frames(40)
         for frame, number in zip(frames, [0, 7, 8, 30, 39], strict=True):
@@ -94,7 +94,7 @@ class TestFiles:
         theirs = [np.asarray(frame) for frame in video._read_with_decord(path, indices, lambda: None)]
         np.testing.assert_array_equal(ours, theirs)
 
-    def test_decord_takes_over_where_pyav_fails(self, stock, monkeypatch):
+    def test_decord_continues_where_pyav_fails(self, stock, monkeypatch):
         path = stock / "media/clip.mp4"
         whole = [np.asarray(frame) for frame in read_frames(path, [0, 5, 20])]
 
@@ -106,7 +106,7 @@ class TestFiles:
         np.testing.assert_array_equal([np.asarray(frame) for frame in read_frames(path, [0, 5, 20])], whole)
 
     def test_decord_gives_the_right_frames_far_apart(self):
-        """Its own jumps are not used: out of an hour of film they gave other frames."""
+        """Its seeks are not used: in an hour of film they returned wrong frames."""
         path, indices = clip("bikes.mp4"), [0, 90, 90, 200, 249]
         ours = [np.asarray(frame) for frame in read_frames(path, indices)]
         np.testing.assert_array_equal(
@@ -117,7 +117,7 @@ class TestFiles:
     def test_a_turned_video_is_upright(self, stock, tmp_path, quarter_turns):
         path = tmp_path / "turned.mp4"
         content = bytearray((stock / "media/clip.mp4").read_bytes())
-        matrix = content.find(b"tkhd") + 4 + 40  # Behind version, times, track, duration, layer and volume.
+        matrix = content.find(b"tkhd") + 4 + 40  # After version, times, track, duration, layer and volume.
         one = 1 << 16
         turns = {1: (0, one, -one, 0), 2: (-one, 0, 0, -one), 3: (0, -one, one, 0)}
         a, b, c, d = turns[quarter_turns]
@@ -127,7 +127,7 @@ class TestFiles:
         by_hand = np.rot90(np.asarray(next(read_frames(stock / "media/clip.mp4", [3]))), -quarter_turns)
         np.testing.assert_array_equal(upright[0], by_hand)
 
-    def test_signs_of_life(self, stock):
+    def test_beats(self, stock):
         beats = []
         list(read_frames(stock / "media/clip.mp4", range(20), beat=lambda: beats.append(1)))
         assert len(beats) >= 3
@@ -153,8 +153,8 @@ class TestFolders:
         with pytest.raises(MediaError, match="without a .png, .jpg or .jpeg file"):
             probe_video(tmp_path)
 
-    def test_a_frame_that_is_gone(self, stock):
-        with pytest.raises(MediaError, match="has 11 frames, frame 40 is asked"):
+    def test_a_deleted_frame(self, stock):
+        with pytest.raises(MediaError, match="has 11 frames, frame 40 is requested"):
             list(read_frames(stock / "media/frames", [0, 40]))
 
 
@@ -185,7 +185,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("list_of", ["hls", "concat"])
     def test_a_list_of_other_files_is_no_video(self, tmp_path, list_of):
-        """FFmpeg goes by the content and would read a file that is outside the media root."""
+        """FFmpeg detects the format by content and would read a file outside the media root."""
         outside = write_video(tmp_path / "outside.mp4")
         texts = {
             "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{outside}\n#EXT-X-ENDLIST\n",
@@ -214,16 +214,16 @@ class TestDamage:
             probe_video(path)
 
     def test_half_a_file_with_a_good_header(self, stock):
-        """The header promises all frames; the early ones can be had, the late ones are an error, never a repeat."""
+        """The header names all frames; the early ones are read, the late ones are an error, never a repeated frame."""
         path = stock / "media/cut.mp4"
         assert probe_video(path).num_frames == 40
         assert len(list(read_frames(path, [0, 2]))) == 2
-        with pytest.raises(MediaError, match="frame 39 cannot be had: the file ends early, 7 of") as caught:
+        with pytest.raises(MediaError, match="frame 39 cannot be read: the file ends early, 7 of") as caught:
             list(read_frames(path, [0, 39]))
         assert caught.value.reason == Reason.BROKEN_VIDEO
 
     def test_damage_in_the_middle(self, stock, tmp_path):
-        """Both decoders are asked, and the message tells what each of them said."""
+        """Both decoders are tried, and the message has the error of each."""
         content = bytearray((stock / "media/clip.mp4").read_bytes())
         middle = len(content) // 2
         content[middle : middle + 4000] = bytes(4000)

@@ -1,4 +1,4 @@
-"""`longvita data report`: its figures against counts made sample by sample, and its page."""
+"""`longvita data report`: its figures compared with counts sample by sample, and its page."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def catalog(config):
     return build_catalog(config, make_template(config), config.data.dataset)
 
 
-def test_sources_are_those_of_a_count_sample_by_sample(catalog):
+def test_source_figures_equal_a_count_sample_by_sample(catalog):
     by_source = {one.source: one for one in source_figures(catalog)}
     for source, figures in by_source.items():
         requests = [catalog.request(sample) for sample in catalog.taken if catalog.source_of(sample) == source]
-        assert figures.taken == len(requests) == sum(count for _, count in figures.lengths)
+        assert figures.used == len(requests) == sum(count for _, count in figures.lengths)
         assert figures.tokens == sum(request.length for request in requests)
         assert figures.tiles == sum(request.num_tiles for request in requests)
     assert by_source["a"].samples == 66
     assert by_source["a"].quarantined == {"invalid_json": 1, "missing_file": 1, "too_long": 1}
-    assert by_source["b & c"].taken == 60
+    assert by_source["b & c"].used == 60
 
 
 def test_length_classes():
@@ -79,7 +79,7 @@ def test_length_classes():
     assert length_classes(np.zeros(0, int)) == []
 
 
-def test_packing_is_that_of_the_sequences_one_by_one(catalog, config):
+def test_packing_figures_equal_those_of_the_sequences(catalog, config):
     plan, shown = plan_epoch(catalog, config, 0), []
     pack(plan, shown.append)
     figures = packing_figures(catalog, plan, 256)
@@ -95,7 +95,7 @@ def test_packing_is_that_of_the_sequences_one_by_one(catalog, config):
 
 
 @pytest.mark.parametrize("batch", [4, 8, 1000])
-def test_imbalance_is_that_of_the_steps_that_training_divides(catalog, config, batch):
+def test_imbalance_equals_that_of_training_steps(catalog, config, batch):
     training = config.training.model_copy(update={"global_batch_size": batch})
     config = config.model_copy(update={"training": training})
     plan = plan_epoch(catalog, config, 0)
@@ -126,7 +126,7 @@ def test_a_step_that_cannot_be_divided(catalog, config):
 
 
 class TestExamples:
-    def test_the_choice_is_of_the_source_and_the_seed(self, catalog):
+    def test_the_choice_depends_on_source_and_seed(self, catalog):
         chosen = choose(catalog, "b & c", 7, seed=1)
         assert len(chosen) == len(set(chosen)) <= 7
         assert {catalog.source_of(sample) for sample in chosen} == {"b & c"}
