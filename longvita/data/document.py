@@ -18,7 +18,7 @@ from longvita.data.formats import make_format
 from longvita.data.formats.base import Place
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
-from longvita.data.media.source import resolve
+from longvita.data.media.media_file import resolve
 from longvita.data.sample import Sample, media_names
 from longvita.data.storage.retries import WAITS, with_retries
 

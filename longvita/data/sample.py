@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.media.source import MediaRef, name_of
+from longvita.data.media.media_file import MediaRef, name_of
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 """Role words of the published files and the ChatML role that each stands for."""

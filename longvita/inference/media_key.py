@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longvita.data.media.item import PictureSource
-from longvita.data.media.source import FilePart, InlineMedia, read_bytes
+from longvita.data.media.media_file import FilePart, InlineMedia, read_bytes
 
 _READ_BYTES = 1 << 20
 

@@ -15,7 +15,7 @@ from longvita.data.errors import SampleError
 from longvita.data.formats import read_samples
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.media.item import DECODED_AT_ONCE, MediaSettings, decode_tiles, order_media
-from longvita.data.media.source import resolve
+from longvita.data.media.media_file import resolve
 from longvita.data.mix.paths import files_of_entry
 from longvita.data.quarantine import QuarantinedSample, count_reasons
 from longvita.data.sample import Sample

@@ -21,8 +21,8 @@ from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Part, Place, digest_bytes
 from longvita.data.formats.jsonl import Jsonl, lines_of
 from longvita.data.formats.record import FormatOptions, record_sample
-from longvita.data.media.kinds import PICTURES, VIDEOS, ending
-from longvita.data.media.source import FilePart, leads_outside
+from longvita.data.media.media_file import FilePart, leads_outside
+from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 

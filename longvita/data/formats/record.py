@@ -8,7 +8,7 @@ from typing import Any
 
 from longvita.config.schema import PROMPT
 from longvita.data.errors import DataError, Reason, SampleError
-from longvita.data.media.source import FilePart, InlineMedia, MediaRef
+from longvita.data.media.media_file import FilePart, InlineMedia, MediaRef
 from longvita.data.sample import (
     IMAGE_MARK,
     VIDEO_MARK,

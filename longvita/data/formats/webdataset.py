@@ -15,8 +15,8 @@ from longvita.data.errors import Reason, SampleError
 from longvita.data.formats.base import Part, Place
 from longvita.data.formats.record import FormatOptions, record_sample
 from longvita.data.formats.tar import Member, listed_members, members
-from longvita.data.media.kinds import PICTURES, VIDEOS, ending
-from longvita.data.media.source import FilePart
+from longvita.data.media.media_file import FilePart
+from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
@@ -104,7 +104,7 @@ class WebDataset:
                     media["images" if end in PICTURES else "videos"].append(part)
         for kind, parts in media.items():
             name = next((name for name in self.options.names_of(kind) if record.get(name) is not None), None)
-            # If the text lists its media, that list gives their order and number.
+            # If the text lists its media, that list sets their order and number.
             record[name or self.options.names_of(kind)[0]] = _named(record[name], parts) if name else parts
         return record_sample(record, self.options)
 

@@ -14,8 +14,16 @@ from typing_extensions import override
 
 from longvita.data.errors import DataError, MediaError, Reason
 from longvita.data.media.image import check_regular_file
-from longvita.data.media.kinds import PICTURES, VIDEOS, ending
-from longvita.data.media.source import FilePart, InlineMedia, MediaRef, is_folder, leads_outside, read_bytes, resolve
+from longvita.data.media.media_file import (
+    FilePart,
+    InlineMedia,
+    MediaRef,
+    is_folder,
+    leads_outside,
+    read_bytes,
+    resolve,
+)
+from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 

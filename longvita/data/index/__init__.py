@@ -1,1 +1,1 @@
-"""The index of a data file: where each sample lies, its text's length, and what its media's headers tell."""
+"""The index of a data file: the place of each sample, the length of its text, and the headers of its media files."""

@@ -25,7 +25,7 @@ from typing import TextIO
 import numpy as np
 
 from longvita.data.media.identity import FileIdentity
-from longvita.data.media.source import MediaFile
+from longvita.data.media.media_file import MediaFile
 
 HEADER = struct.Struct("<8sI")
 """Header of an entry: MAGIC and the CRC-32 of the pixels that follow."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from longvita.data.media.source import FilePart, InlineMedia, MediaFile, name_of
+from longvita.data.media.media_file import FilePart, InlineMedia, MediaFile, name_of
 from longvita.data.storage import remote
 
 

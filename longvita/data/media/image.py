@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from longvita.data.errors import DataError, MediaError, Reason, tell
-from longvita.data.media.source import MediaFile, file_of, opened
+from longvita.data.media.media_file import MediaFile, file_of, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,15 +131,15 @@ def cut_tiles(
     """
     size = image_size
     tiles = np.empty((len(wanted), size, size, 3), np.uint8) if out is None else out
-    whole: np.ndarray | None = None
+    resized: np.ndarray | None = None
     for slot, number in enumerate(wanted):
         if not grid.is_tiled or number == 0:
             tiles[slot] = np.asarray(resize(picture, (size, size)))
             continue
-        if whole is None:
-            whole = np.asarray(resize(picture, (grid.columns * size, grid.rows * size)))
+        if resized is None:
+            resized = np.asarray(resize(picture, (grid.columns * size, grid.rows * size)))
         row, column = divmod(number - 1, grid.columns)
-        tiles[slot] = whole[row * size : (row + 1) * size, column * size : (column + 1) * size]
+        tiles[slot] = resized[row * size : (row + 1) * size, column * size : (column + 1) * size]
     return tiles
 
 
@@ -221,8 +221,8 @@ def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> No
     if size != indexed:
         raise MediaError(
             Reason.BROKEN_PICTURE,
-            f"it is {size[0]} x {size[1]} pixels and was {indexed[0]} x {indexed[1]} when it was indexed; index the "
-            "file anew (longvita data index --anew)",
+            f"it is {size[0]} x {size[1]} pixels and was {indexed[0]} x {indexed[1]} when it was indexed; rebuild "
+            "its index (longvita data index --rebuild)",
         )
 
 

@@ -23,7 +23,7 @@ from longvita.data.media.image import (
     to_upright_rgb,
     upright_size,
 )
-from longvita.data.media.source import MediaFile
+from longvita.data.media.media_file import MediaFile
 from longvita.data.media.video import STALL_SECONDS, VideoFacts, count_frames, probe_video, read_frames, selected_frames
 
 MediaSource = str | os.PathLike | Image.Image
@@ -96,7 +96,7 @@ def probe_media(pictures: Sequence[PictureSource], videos: Sequence[MediaFile], 
         if count_frames(video, max_fps, 1) == 0:
             raise MediaError(
                 Reason.BROKEN_VIDEO,
-                f"video {path} gives no frame at {max_fps}/s: it has {video.num_frames} at {video.fps}/s",
+                f"video {path} has no frame to sample at {max_fps}/s: it has {video.num_frames} at {video.fps}/s",
             )
     return facts
 

@@ -16,7 +16,7 @@ import numpy as np
 from longvita.data.errors import MediaError, Reason
 from longvita.data.media.container import open_container
 from longvita.data.media.identity import FileIdentity
-from longvita.data.media.source import MediaFile, opened
+from longvita.data.media.media_file import MediaFile, opened
 
 SEEK_PACKETS = 12
 """A seek to a key frame costs about as much as decoding this number of frames."""

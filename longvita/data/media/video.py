@@ -20,9 +20,9 @@ from PIL import Image
 from longvita.data.errors import DataError, MediaError, Reason, tell
 from longvita.data.media.container import open_container
 from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_picture
+from longvita.data.media.media_file import MediaFile, as_media_file, files_in, is_folder, opened
 from longvita.data.media.packets import video_stream
-from longvita.data.media.source import MediaFile, as_media_file, files_in, is_folder, opened
-from longvita.data.media.sweep import read_with_pyav
+from longvita.data.media.pyav_reader import read_with_pyav
 from longvita.data.storage.retries import store_failure
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -8,7 +8,7 @@ from typing import Any
 
 from longvita.config.schema import DataConfig
 from longvita.data.errors import DataError
-from longvita.data.media.kinds import ending
+from longvita.data.media.suffixes import ending
 from longvita.data.storage import remote
 
 FORMAT_OF_ENDING = {

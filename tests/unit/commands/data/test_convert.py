@@ -14,7 +14,7 @@ from longvita.commands.data import convert as convert_command
 from longvita.data.errors import DataError
 from longvita.data.formats import read_samples
 from longvita.data.formats.record import NO_OPTIONS
-from longvita.data.media.source import is_folder, read_bytes, resolve
+from longvita.data.media.media_file import is_folder, read_bytes, resolve
 from longvita.data.quarantine import read_quarantine
 from longvita.data.sample import Sample
 from tests.unit.data.format_material import dump_json, llava, photograph, png, write_parquet, write_tar

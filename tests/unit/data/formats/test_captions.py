@@ -10,7 +10,7 @@ import pytest
 from longvita.data.errors import DataError, Reason
 from longvita.data.formats import make_format
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
-from longvita.data.media.source import FilePart, read_bytes
+from longvita.data.media.media_file import FilePart, read_bytes
 from longvita.data.sample import Sample, Turn
 from tests.unit.data.format_material import png, read_all, reasons_of, samples_of, write_csv
 from tests.unit.data.material import conversation, write_jsonl

@@ -8,7 +8,7 @@ from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats import make_format, tables
 from longvita.data.formats.base import Place
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
-from longvita.data.media.source import InlineMedia
+from longvita.data.media.media_file import InlineMedia
 from longvita.data.sample import Turn
 from tests.unit.data.format_material import png, read_all, samples_of, write_arrow, write_parquet
 

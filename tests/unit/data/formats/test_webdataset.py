@@ -11,7 +11,7 @@ import pytest
 from longvita.data.errors import Reason
 from longvita.data.formats import tar
 from longvita.data.formats.record import FormatOptions
-from longvita.data.media.source import FilePart, read_bytes
+from longvita.data.media.media_file import FilePart, read_bytes
 from longvita.data.sample import Turn
 from tests.unit.data.format_material import llava, png, read_all, reasons_of, samples_of, write_index, write_tar
 from tests.unit.data.material import conversation

@@ -15,7 +15,7 @@ from longvita.data.formats.base import Format
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
-from longvita.data.media.source import FilePart, opened
+from longvita.data.media.media_file import FilePart, opened
 from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.storage import remote
 from tests.unit.data.format_material import png, write_parquet, write_tar
@@ -245,6 +245,6 @@ def test_an_index_of_an_address_is_used_until_the_file_changes(folder, template,
 
 def test_a_part_of_a_remote_file(memory):
     memory.pipe("/x/a.tar", b"0123456789")
-    from longvita.data.media.source import read_bytes
+    from longvita.data.media.media_file import read_bytes
 
     assert read_bytes(FilePart("memory://x/a.tar", 3, 4, "a")) == b"3456"

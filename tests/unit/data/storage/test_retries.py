@@ -14,7 +14,7 @@ from longvita.data.errors import DataError, MediaError, Reason
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
-from longvita.data.media import sweep
+from longvita.data.media import pyav_reader
 from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.storage import remote, retries
 from tests.unit.data.material import conversation, data_config, write_jsonl
@@ -80,7 +80,7 @@ def test_a_data_file_that_stays_away_ends_the_run_by_name(reader_and_requests, m
     assert waits == list(retries.WAITS)
 
 
-@pytest.mark.parametrize("number, owner, name", [(1, Image, "open"), (2, sweep, "open_container")])
+@pytest.mark.parametrize("number, owner, name", [(1, Image, "open"), (2, pyav_reader, "open_container")])
 def test_a_medium_that_fails_for_a_moment_is_decoded_again(
     reader_and_requests, monkeypatch, waits, number, owner, name
 ):
@@ -91,7 +91,7 @@ def test_a_medium_that_fails_for_a_moment_is_decoded_again(
     assert waits == list(retries.WAITS[:2])
 
 
-@pytest.mark.parametrize("number, owner, name", [(1, Image, "open"), (2, sweep, "open_container")])
+@pytest.mark.parametrize("number, owner, name", [(1, Image, "open"), (2, pyav_reader, "open_container")])
 def test_a_medium_that_stays_away_costs_its_sample(reader_and_requests, monkeypatch, waits, number, owner, name):
     reader, requests = reader_and_requests
     monkeypatch.setattr(owner, name, Failing(getattr(owner, name), 99))

@@ -81,11 +81,11 @@ def leads_outside(path: str, root: str | os.PathLike) -> bool:
     """Whether a path leads out of a root, by its text alone; links are not followed."""
     if not path.startswith("/") and ".." not in path and "://" not in path:
         return False
-    whole, top = remote.join(root, path), str(root)
-    if remote.is_remote(top) or remote.is_remote(whole):
-        return ".." in path.split("/") or not whole.startswith(remote.as_folder(top))
-    whole, top = os.path.abspath(whole), os.path.abspath(top)
-    return os.path.commonpath([whole, top]) != top
+    full, top = remote.join(root, path), str(root)
+    if remote.is_remote(top) or remote.is_remote(full):
+        return ".." in path.split("/") or not full.startswith(remote.as_folder(top))
+    full, top = os.path.abspath(full), os.path.abspath(top)
+    return os.path.commonpath([full, top]) != top
 
 
 def as_media_file(source: MediaFile) -> Path | FilePart | InlineMedia:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
 from longvita.data.media.container import open_container
+from longvita.data.media.media_file import MediaFile, opened
 from longvita.data.media.packets import PacketTable, Sweep, plan_sweeps, read_packet_table, video_stream
-from longvita.data.media.source import MediaFile, opened
 
 SKIPPABLE_CODECS = ("h264",)
 """Codecs whose standard marks the frames that no other frame depends on; a decoder may skip those."""

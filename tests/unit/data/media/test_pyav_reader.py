@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from longvita.data.media import packets
 from longvita.data.media.packets import SEEK_PACKETS, PacketTable, plan_sweeps, read_packet_table
-from longvita.data.media.sweep import read_with_pyav
+from longvita.data.media.pyav_reader import read_with_pyav
 from tests.clips import clip
 from tests.unit.data.material import clip_frames, write_video
 
