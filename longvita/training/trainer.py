@@ -55,14 +55,13 @@ class TrainingRun:
     """One stage: its steps, evaluations, checkpoints and reports. All ranks call its methods together."""
 
     def __init__(self, config: Config, groups: ParallelGroups, platform: Platform, stop_requests: StopRequests):
-        """Load what the stage starts from: its newest intact checkpoint, or its initial weights."""
+        """Build the state that the stage starts from: its newest intact checkpoint, or its initial weights."""
         self.config, self.groups, self.platform, self.stop_requests = config, groups, platform, stop_requests
         root = checkpoint_root(Path(config.output))
         self.checkpointer = Checkpointer(root, config.checkpoint.keep, platform)
         self.resumed = resume_point(root)
         self.state = start_or_resume(config, groups, platform, self.resumed)
         self.saved_iteration = self.state.iteration
-        self.counted_before = self.state.sample_accounting
         self.metrics = open_metrics(config, platform, self.state.iteration)
         self.loader: Loader | None = None
 
@@ -114,7 +113,7 @@ class TrainingRun:
         state = self.state
         loader = build_loader(self.config, LoaderRanks.from_groups(self.groups), state.consumed_sequences)
         before = state.sample_accounting
-        state.sample_accounting = before.started_on(loader.data_hash, state.consumed_sequences)
+        self.counted_before = state.sample_accounting = before.started_on(loader.data_hash, state.consumed_sequences)
         if state.sample_accounting.changes != before.changes:
             self.metrics.say(data_change_text(state, self.resumed))
         return loader

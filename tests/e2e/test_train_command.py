@@ -20,12 +20,13 @@ from longvita.training.metrics import read_metrics
 from tests.distributed.helpers import free_port
 from tests.e2e.training_material import STEPS, log_of, losses_of, start, start_train, write_run
 
-PATIENCE = 280
+MAX_SECONDS = 280
+DATA_CHANGED = "the data are not those"
 
 
 def wait_for_step(process, output, step):
     """Wait until the metrics show a step."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + MAX_SECONDS
     while max(losses_of(output), default=0) < step:
         assert process.poll() is None, log_of(output.parent)
         assert time.monotonic() < deadline, log_of(output.parent)
@@ -40,24 +41,24 @@ def run_under_srun(config):
         start_train(config, **shared, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), MASTER_PORT=port)
         for rank in range(2)
     ]
-    return [task.wait(timeout=PATIENCE) for task in tasks]
+    return [task.wait(timeout=MAX_SECONDS) for task in tasks]
 
 
 def run_under_torchrun(config, *overrides):
     options = ["--nproc_per_node=2", f"--master_port={free_port()}"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "longvita", "train", str(config)]
-    return start([*torchrun, *overrides], config.parent).wait(timeout=PATIENCE)
+    return start([*torchrun, *overrides], config.parent).wait(timeout=MAX_SECONDS)
 
 
 def test_stopped_and_resumed_under_another_launcher_is_the_same_run(tmp_path):
     config, output = write_run(tmp_path), tmp_path / "run"
-    whole = tmp_path / "whole"
-    assert run_under_torchrun(config, f"output={whole}", "logging.tensorboard=false") == 0, log_of(tmp_path)
+    unstopped = tmp_path / "unstopped"
+    assert run_under_torchrun(config, f"output={unstopped}", "logging.tensorboard=false") == 0, log_of(tmp_path)
 
     process = start_train(config)
     wait_for_step(process, output, 4)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=PATIENCE) == EXIT_SIGTERM, log_of(tmp_path)
+    assert process.wait(timeout=MAX_SECONDS) == EXIT_SIGTERM, log_of(tmp_path)
     stopped = step_of(step_folders(output / "checkpoints")[0])
     assert stopped == max(losses_of(output)) < STEPS
     report = json.loads((output / "report.json").read_text())
@@ -65,20 +66,21 @@ def test_stopped_and_resumed_under_another_launcher_is_the_same_run(tmp_path):
 
     assert run_under_srun(config) == [0, 0], log_of(tmp_path)
     assert list(losses_of(output)) == list(range(1, STEPS + 1))
-    assert losses_of(output) == losses_of(whole)
+    assert losses_of(output) == losses_of(unstopped)
     check_reports(output)
-    check_account(output, whole)
+    check_sample_accounting(output, unstopped)
     assert f"resumes from {output}/checkpoints/step_{stopped:08d}" in log_of(tmp_path)
+    assert DATA_CHANGED not in log_of(tmp_path)
 
 
-def check_account(output, whole):
-    """The account of a run that was stopped is that of the run that was not."""
-    account = json.loads((output / "sample_accounting.json").read_text())
-    assert account == json.loads((whole / "sample_accounting.json").read_text())
-    assert account["sequences"] == 2 * STEPS
-    assert account["planned"] == account["delivered"] > account["repeated"] > 0
-    assert account["sources"]["pictures"]["unusable"] == {"missing_file": 1}
-    distinct = sum(source["planned"] - source["repeated"] for source in account["sources"].values())
+def check_sample_accounting(output, unstopped):
+    """A run that was stopped and resumed has the sample accounting of one that was not."""
+    accounting = json.loads((output / "sample_accounting.json").read_text())
+    assert accounting == json.loads((unstopped / "sample_accounting.json").read_text())
+    assert accounting["sequences"] == 2 * STEPS
+    assert accounting["planned"] == accounting["delivered"] > accounting["repeated"] > 0
+    assert accounting["sources"]["pictures"]["unusable"] == {"missing_file": 1}
+    distinct = sum(source["planned"] - source["repeated"] for source in accounting["sources"].values())
     assert distinct == 12 + 4
     assert "samples of 48 sequences" in log_of(output.parent)
 
@@ -111,13 +113,13 @@ def check_reports(output):
 def test_ctrl_c_saves_and_ends_with_its_code(tmp_path):
     config, output = write_run(tmp_path), tmp_path / "run"
     process = start_train(config, "training.train_iterations=1000000", "logging.interval=1000")
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + MAX_SECONDS
     while "starts at step 0" not in log_of(tmp_path):
         assert process.poll() is None and time.monotonic() < deadline, log_of(tmp_path)
         time.sleep(0.05)
     time.sleep(2)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=PATIENCE) == EXIT_SIGINT, log_of(tmp_path)
+    assert process.wait(timeout=MAX_SECONDS) == EXIT_SIGINT, log_of(tmp_path)
     stopped = step_of(step_folders(output / "checkpoints")[0])
     # The steps since the last written line are in the metrics too.
     assert max(losses_of(output)) == stopped > 0
@@ -130,7 +132,7 @@ def test_time_limit_and_start_from_a_checkpoint(tmp_path):
     config = write_run(tmp_path)
     single = ["layout.processes=1", "data.num_workers=0", "training.train_iterations=1000000"]
     first = start_train(config, *single, "training.time_limit_minutes=0.001")
-    assert first.wait(timeout=PATIENCE) == EXIT_TIME_LIMIT, log_of(tmp_path)
+    assert first.wait(timeout=MAX_SECONDS) == EXIT_TIME_LIMIT, log_of(tmp_path)
     output = tmp_path / "run"
     assert len(step_folders(output / "checkpoints")) == 1
 
@@ -142,10 +144,10 @@ def test_time_limit_and_start_from_a_checkpoint(tmp_path):
         f"checkpoint.initial={output}",
         f"output={tmp_path / 'second'}",
     )
-    assert second.wait(timeout=PATIENCE) == 0, log_of(tmp_path)
+    assert second.wait(timeout=MAX_SECONDS) == 0, log_of(tmp_path)
     assert list(losses_of(tmp_path / "second")) == [1]
     third = start_train(config, f"checkpoint.initial={tmp_path / 'nothing'}", f"output={tmp_path / 'third'}")
-    assert third.wait(timeout=PATIENCE) == 2
+    assert third.wait(timeout=MAX_SECONDS) == 2
     assert "checkpoint.initial" in log_of(tmp_path) and not (tmp_path / "third").exists()
 
 
@@ -169,13 +171,25 @@ def test_stages_in_the_same_processes_are_the_stages_of_several_commands(tmp_pat
     config = write_run(tmp_path)
     together = [str(tmp_path / f"together{number}") for number in range(3)]
     process = start([sys.executable, "-c", STAGES_IN_TURN, str(config), *together], tmp_path)
-    assert process.wait(timeout=PATIENCE) == 0, log_of(tmp_path)
+    assert process.wait(timeout=MAX_SECONDS) == 0, log_of(tmp_path)
     last = tmp_path / "last"
     few = ["training.train_iterations=3", "data.num_workers=0", "layout.pipeline_parallel=2"]
     alone = start_train(config, *few, f"checkpoint.initial={together[1]}", f"output={last}")
-    assert alone.wait(timeout=PATIENCE) == 0, log_of(tmp_path)
+    assert alone.wait(timeout=MAX_SECONDS) == 0, log_of(tmp_path)
     assert [list(losses_of(Path(folder))) for folder in together] == [[1, 2, 3]] * 3
     assert losses_of(Path(together[2])) == losses_of(last)
+
+
+def test_data_that_changed_since_the_checkpoint_are_reported(tmp_path):
+    config = write_run(tmp_path)
+    short = ["layout.processes=1", "data.num_workers=0", "data.validation={}"]
+    assert start_train(config, *short, "training.train_iterations=1").wait(timeout=MAX_SECONDS) == 0, log_of(tmp_path)
+    with (tmp_path / "words.jsonl").open("a") as file:
+        file.write((tmp_path / "held_out.jsonl").read_text())
+    assert start_train(config, *short, "training.train_iterations=2").wait(timeout=MAX_SECONDS) == 0, log_of(tmp_path)
+    assert DATA_CHANGED in log_of(tmp_path)
+    accounting = json.loads((tmp_path / "run" / "sample_accounting.json").read_text())
+    assert accounting["data_changed_at"] == [2]
 
 
 @pytest.mark.parametrize(
