@@ -1,4 +1,4 @@
-"""What a training checkpoint holds, in Megatron's distributed format: weights, optimizer and facts of the run.
+"""The content of a training checkpoint, in Megatron's distributed format: weights, optimizer and facts of the run.
 
 The facts are the schedule, the position in the data, random states and the config; a checkpoint of weights alone has
 none. All tensors are sharded, so that another layout can load them.

@@ -22,7 +22,7 @@ from longvita.model.long_vita import EXTRA_STATE, LongVITA
 from longvita.platforms.base import Platform
 
 _MISFITS = (CheckpointingException, CheckpointException, KeyError)
-"""What Megatron and torch raise when a tensor or a parameter group is missing or has another shape."""
+"""Raised by Megatron and torch when a tensor or a parameter group is missing or has another shape."""
 
 
 @torch.no_grad()  # fp32 main parameters are views of the weights, which are written in place

@@ -49,7 +49,7 @@ class Checkpointer:
     """
 
     def __init__(self, root: Path, keep: int, platform: Platform, sharding_type: str | None = None):
-        """sharding_type: format of the optimizer's state; the one that the platform trains with when None."""
+        """sharding_type: format of the optimizer's state; None for the platform's own."""
         self.root, self.keep, self.platform = root, keep, platform
         self.sharding_type = sharding_type or platform.optimizer_sharding_type
         self._pending: _Pending | None = None

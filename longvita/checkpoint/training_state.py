@@ -33,7 +33,7 @@ class TrainingState:
     consumed_sequences: int = 0
     """Packed sequences that these steps consumed, over all processes."""
     sample_accounting: SampleAccounting = field(default_factory=SampleAccounting)
-    """What became of the samples of these sequences, as of the newest checkpoint."""
+    """Sample accounting of these sequences, as of the newest checkpoint."""
 
     @property
     def micro_batches(self) -> int:

@@ -1,4 +1,4 @@
-"""The report of a run: what it prints at its start and end, report.json, loss.png and sample_accounting.json."""
+"""The report of a run: lines printed at its start and end, report.json, loss.png and sample_accounting.json."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def data_change_text(state: TrainingState, resumed: Path | None) -> str:
 def finish_report(state: TrainingState, reason: StopReason, loader: Loader | None, metrics: Metrics) -> None:
     """Write the files of a run that ended, and print its sample accounting and why it stopped; on rank 0 alone.
 
-    loader: what the samples came from; None when all steps had been done before.
+    loader: the run's loader; None when no step was left to do.
     """
     output, word = Path(state.config.output), "complete" if reason is StopReason.NONE else reason.name.lower()
     write_report(output, state.config, state.iteration, word)

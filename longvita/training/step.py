@@ -201,7 +201,7 @@ def _prepare_schedule(state: TrainingState) -> None:
 
 
 def _finalize_gradients(groups: ParallelGroups, chunks: list, num_tokens: Tensor | None = None, **kwargs: Any) -> None:
-    """Megatron's reductions and division by the loss tokens, then the sum over the ranks that share the tiles."""
+    """Megatron's reductions and division by the loss tokens, then the sum over the ranks that encode the tiles."""
     finalize_model_grads(chunks, num_tokens, **kwargs)
     sum_vision_gradients(chunks, groups)
 

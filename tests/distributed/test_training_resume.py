@@ -174,11 +174,11 @@ def test_interleaved_and_uneven_stages(tmp_path):
 
 def several_buckets(rank, world_size, folder):
     """Gradient buckets of odd sizes: small ones, and the shared embedding's own on both stages."""
-    whole = state_module.DistributedDataParallelConfig
-    state_module.DistributedDataParallelConfig = functools.partial(whole, bucket_size=3000)
+    unchanged = state_module.DistributedDataParallelConfig
+    state_module.DistributedDataParallelConfig = functools.partial(unchanged, bucket_size=3000)
     small = resumed_identically("dp2", {}, Path(folder) / "small")
     buckets = len(start(run_config("dp2")).chunks[0].bucket_groups)
-    state_module.DistributedDataParallelConfig = whole
+    state_module.DistributedDataParallelConfig = unchanged
     tied = {"model": {"language": {"tie_word_embeddings": True}}}
     state, checkpointer = save_after(run_config("pp2", **tied), Path(folder) / "tied")
     expected = run_steps(state, 3)

@@ -45,7 +45,7 @@ def test_figures_are_those_of_the_global_batch(layout, micro_batch_size):
     counts = expected_counts(run_config(layout))
     assert step["batch"]["work"] == counts
     assert step["batch"]["padding_tokens"] == 4 * 64 - counts["tokens"]
-    # The step's loss is that of the weights before it, whole, though the schedule divides it in place.
+    # The step's loss is the undivided one of the weights before it, though the schedule divides it in place.
     assert step["losses"]["loss"] == pytest.approx(before["loss"], rel=1e-6)
     assert before["loss"] == pytest.approx(math.log(128), rel=0.1)
     assert step["losses"]["loss_tokens"] == before["loss_tokens"] == counts["loss_tokens"]
@@ -110,7 +110,7 @@ class WidestLogits(TorchDispatchMode):
 
 
 def widest_logits(rank, world_size, layout, chunk):
-    # A vocabulary that no other size of the model is like, whole or halved.
+    # No other size of the model equals this vocabulary or half of it.
     config = run_config(layout, model={"language": {"vocab_size": 144}}, training={"loss_chunk_size": chunk})
     state = start(config)
     with WidestLogits(config, state) as watch:

@@ -38,7 +38,7 @@ ROWS = 4  # tokens a tile of the tiny model
 
 @pytest.fixture(scope="module")
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids [t] without the picture token, tiles [3, 3, 28, 28] and where they stand."""
+    """Ids [t] without the picture token, tiles [3, 3, 28, 28] and their positions."""
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(0, 250, (60,), generator=generator)
     return ids, torch.randn(3, 3, 28, 28, generator=generator), torch.tensor([3, 8, 40])
@@ -175,8 +175,8 @@ def test_qwen2_folders_written_by_transformers_are_read(tmp_path: Path, inputs):
 def test_intern_vit_folders_are_read(tmp_path: Path, inputs, prefix: str):
     """InternViT alone, and inside an InternVL 2 folder, against an encoder written in plain torch."""
     torch.manual_seed(1)
-    tower = InternViT(tiny_config().model.vision).eval()
-    tensors = {prefix + name: value.clone() for name, value in tower.state_dict().items()}
+    encoder = InternViT(tiny_config().model.vision).eval()
+    tensors = {prefix + name: value.clone() for name, value in encoder.state_dict().items()}
     if prefix:
         tensors |= {
             "mlp1.0.weight": torch.zeros(3),
@@ -185,7 +185,7 @@ def test_intern_vit_folders_are_read(tmp_path: Path, inputs, prefix: str):
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "intern_vit_6b"}))
     with torch.no_grad():
-        theirs = tower(inputs[1])
+        theirs = encoder(inputs[1])
     (found,) = run_distributed(logits_from, 1, {"vision": str(tmp_path)}, {}, *inputs)
     assert (found["hidden"] - theirs).abs().max() < TOLERANCE
     assert theirs.std() > 0.1

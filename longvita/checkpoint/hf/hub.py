@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from longvita.checkpoint.errors import CheckpointError
+from longvita.processes import raise_on_all_ranks
 
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 
@@ -24,18 +25,10 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
     if folder.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         raise CheckpointError(f"{name} is neither a folder nor a Hub id (OWNER/NAME)")
     patterns = _FILES if weights else [pattern for pattern in _FILES if pattern != "*.safetensors"]
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return _download(str(name), patterns)
-    outcome: list[str] = [""]
-    if dist.get_rank() == 0:
-        try:
-            _download(str(name), patterns)
-        except CheckpointError as error:
-            outcome[0] = str(error)
-    dist.broadcast_object_list(outcome)
-    if outcome[0]:
-        raise CheckpointError(outcome[0])
-    return _download(str(name), patterns)  # from the cache, or onto this machine's own disk
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    downloaded = raise_on_all_ranks(lambda: _download(str(name), patterns) if first else None, error=CheckpointError)
+    # The other ranks find the files in the cache, or download them to their own machine's disk.
+    return downloaded or _download(str(name), patterns)
 
 
 def _download(name: str, patterns: list[str]) -> Path:

@@ -136,10 +136,10 @@ class Mapper:
         match = _LAYER.match(parameter)
         if match is None:
             return self._outside_layers(parameter)
-        tower, layer, module = match.group(1), int(match.group(2)), match.group(3)
+        part, layer, module = match.group(1), int(match.group(2)), match.group(3)
         for fused, plain in _FUSED_NORMS.items():
             module = module.replace(fused, plain)
-        if tower == "vision_model":
+        if part == "vision_model":
             return self._vision_layer(parameter, layer, module)
         return self._language_layer(parameter, layer, module)
 

@@ -1,4 +1,4 @@
-"""`longvita train --check`: what is refused before any process starts, with the line of the config."""
+"""`longvita train --check` refuses a config before any process starts, and names its line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_what_the_named_platform_refuses_is_refused_where_one_types(tmp_path: Pa
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
-    """A folder of the recipes that is missing too: nobody on the Hub can be called models."""
+    """A missing folder of the recipes too: no owner on the Hub can be called models."""
     weights = "checkpoint.initial_vision=models/nope"
     text = refused(write_run(tmp_path), "layout.tensor_parallel=2", weights, "--processes", "3")
     assert "override: layout.tensor_parallel = 2: 3 processes are not a multiple" in text

@@ -61,7 +61,7 @@ def test_each_group_has_its_own_multiplier_and_every_parameter_one_group():
 
 
 def rates(config, steps, group=None):
-    """The rate that each step is taken with."""
+    """The learning rate of each step."""
     optimizer = SimpleNamespace(param_groups=[group if group is not None else {}])
     scheduler = build_scheduler(optimizer, config)
     found = []

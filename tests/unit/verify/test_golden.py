@@ -87,7 +87,7 @@ def test_the_config_of_a_comparison(golden: Path):
     layout = LayoutConfig(pipeline_parallel=2, virtual_pipeline=2)
     config = golden_config(model_config_from_folder(golden / "model"), layout, load_golden(golden / "model"), "cpu")
     assert config.training.precision == "fp32"
-    assert config.training.global_batch_size == 2, "the interleaved schedule takes micro batches in groups of PP"
+    assert config.training.global_batch_size == 2, "the interleaved schedule needs a multiple of PP micro batches"
     assert config.inference.max_seq_len == 96 + 12 + 1
     assert config.inference.prefill_chunk_size < 96
 

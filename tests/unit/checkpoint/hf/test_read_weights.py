@@ -80,10 +80,10 @@ def test_long_lists_are_cut_and_counted(tmp_path: Path):
 def test_computed_buffers_and_other_parts_are_left_alone(tmp_path: Path):
     tensors = random_tensors(LONG_VITA)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(2)
-    whole = SourceFolder(write(tmp_path / "whole", tensors), MODEL)
+    complete = SourceFolder(write(tmp_path / "complete", tensors), MODEL)
     tensors["score.weight"] = torch.zeros(1)
     language = SourceFolder(write(tmp_path / "more", tensors), MODEL, parts=("language",))
-    for source in (whole, language):
+    for source in (complete, language):
         assert torch.equal(parameter(source, "language_model.decoder.layers.1.mlp.linear_fc2.weight"), tensors[DOWN])
 
 
@@ -111,9 +111,9 @@ def test_missing_vocabulary_rows_take_the_mean(tmp_path: Path):
         tensors[name] = tensors[name][:390]
     source = SourceFolder(write(tmp_path, tensors), MODEL)
     found = parameter(source, "language_model.embedding.word_embeddings.weight")
-    whole = tensors["model.embed_tokens.weight"]
-    assert torch.equal(found[:390], whole)
-    torch.testing.assert_close(found[390:], whole.mean(0).expand(10, -1))
+    rows = tensors["model.embed_tokens.weight"]
+    assert torch.equal(found[:390], rows)
+    torch.testing.assert_close(found[390:], rows.mean(0).expand(10, -1))
 
 
 def test_more_vocabulary_rows_than_the_model_has_are_refused(tmp_path: Path):

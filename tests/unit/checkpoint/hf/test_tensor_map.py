@@ -32,7 +32,7 @@ PUBLISHED_72B = ModelConfig(
 
 
 def assemble(item: ParameterMap, tensors: dict[str, Tensor]) -> Tensor:
-    """The parameter that a map describes, out of whole Hugging Face tensors."""
+    """The parameter that a map describes, from complete Hugging Face tensors."""
     out = torch.full(item.shape, float("nan"))
     for block in item.blocks:
         part = tensors[block.tensor].narrow(item.axis, block.start, block.length)
@@ -68,13 +68,13 @@ def test_language_qkv_holds_each_groups_queries_then_key_then_value(tp: int, kin
 @pytest.mark.parametrize("names", [LONG_VITA, INTERNVL], ids=lambda names: names.title)
 def test_vision_qkv_holds_each_heads_query_key_and_value(names):
     name = "vision_model.decoder.layers.0.self_attention.linear_qkv.weight"
-    mapper = Mapper(TINY, names, 1, 2)  # the tower is whole on every TP rank
+    mapper = Mapper(TINY, names, 1, 2)  # the vision encoder is replicated on every TP rank
     tensors = numbered(mapper, name)
     heads, head, width = 3, 4, 12
     split = assemble(mapper.map(name), tensors).reshape(heads, 3, head, width)
-    whole = torch.cat(list(tensors.values()))  # q, then k, then v in both formats
+    published = torch.cat(list(tensors.values()))  # q, then k, then v in both formats
     for i in range(3):
-        assert torch.equal(split[:, i].reshape(width, width), whole[i * width : (i + 1) * width])
+        assert torch.equal(split[:, i].reshape(width, width), published[i * width : (i + 1) * width])
 
 
 def test_gate_and_up_are_halves_of_each_shard():
@@ -93,10 +93,10 @@ def test_gate_and_up_are_halves_of_each_shard():
 def test_output_projections_are_cut_by_columns(module: str, tensor: str):
     name = f"language_model.decoder.layers.2.{module}.weight"
     tensors = numbered(Mapper(TINY, LONG_VITA), name)
-    whole = tensors[f"model.layers.2.{tensor}.weight"]
+    complete = tensors[f"model.layers.2.{tensor}.weight"]
     for rank in range(2):
         found = assemble(Mapper(TINY, LONG_VITA, rank, 2).map(name), tensors)
-        assert torch.equal(found, whole.chunk(2, dim=1)[rank])
+        assert torch.equal(found, complete.chunk(2, dim=1)[rank])
 
 
 @pytest.mark.parametrize("config, tp", [(TINY, 1), (TINY, 4), (ModelConfig(), 8), (PUBLISHED_72B, 8)])

@@ -1,4 +1,4 @@
-"""What is written beside the weights: tokenizer, chat template, generation config."""
+"""Files written next to the weights: tokenizer, chat template, generation config."""
 
 from __future__ import annotations
 
