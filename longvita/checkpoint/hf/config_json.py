@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf.safetensors_folder import FolderReader
+from longvita.checkpoint.hf.safetensors_folder import SafetensorsReader
 from longvita.checkpoint.hf.tensor_names import detect_names
 from longvita.config.schema import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
 
@@ -82,7 +82,7 @@ def _projector_from_weights(
     folder: Path, config: dict[str, Any], vision: VisionConfig, epsilon: float
 ) -> ProjectorConfig:
     """The published config does not hold the projector's width: the first linear layer has it."""
-    reader = FolderReader(folder)
+    reader = SafetensorsReader(folder)
     names = detect_names(reader.names(), "long_vita").projector
     if names is None:
         return ProjectorConfig(hidden_size=vision.hidden_size, layernorm_epsilon=epsilon)

@@ -15,7 +15,7 @@ from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.config_json import read_json
 from longvita.checkpoint.hf.gather_tensors import check_shape, model_settings, named_parameters
 from longvita.checkpoint.hf.hub import local_folder
-from longvita.checkpoint.hf.safetensors_folder import FolderReader
+from longvita.checkpoint.hf.safetensors_folder import SafetensorsReader
 from longvita.checkpoint.hf.tensor_map import PARTS, HFTensor, Mapper, ParameterMap, hf_tensors, part_of_parameter
 from longvita.checkpoint.hf.tensor_names import detect_names, part_of
 from longvita.config.schema import ModelConfig
@@ -71,7 +71,7 @@ class SourceFolder:
         unknown = sorted(set(self.parts) - set(PARTS))
         if unknown or not self.parts:
             raise CheckpointError(f"parts {list(self.parts)}: choose among {', '.join(PARTS)}")
-        self.reader = FolderReader(folder)
+        self.reader = SafetensorsReader(folder)
         self.names = detect_names(self.reader.names(), "Hugging Face")
         for part in self.parts:
             if getattr(self.names, part) is None:

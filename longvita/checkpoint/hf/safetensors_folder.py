@@ -28,7 +28,7 @@ _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", t
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-class FolderReader:
+class SafetensorsReader:
     """The tensors of a folder: one safetensors file, or several with an index. Files are opened when first needed.
 
     Raises CheckpointError for a folder without safetensors, an index that names absent files, a damaged file.

@@ -1,4 +1,4 @@
-"""A Hugging Face folder checked against a model, and conversion between folders without a model."""
+"""A Hugging Face folder checked against a model, and the values of our parameters from it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf import hub
-from longvita.checkpoint.hf.config_json import internvl_settings, long_vita_settings, read_json
-from longvita.checkpoint.hf.hub import local_folder
+from longvita.checkpoint.hf.config_json import internvl_settings, long_vita_settings
 from longvita.checkpoint.hf.read_weights import SourceFolder
 from longvita.checkpoint.hf.tensor_map import PARTS, hf_tensors
 from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA, FormatNames
 from longvita.config.schema import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
-from longvita.convert.folders import convert_folder
-from tools.quickstart.tokenizer import train_tokenizer
 
 MODEL = ModelConfig(
     vision=VisionConfig(num_layers=1, hidden_size=8, num_attention_heads=2, ffn_hidden_size=12, image_size=28),
@@ -87,7 +83,7 @@ def test_computed_buffers_and_other_parts_are_left_alone(tmp_path: Path):
         assert torch.equal(parameter(source, "language_model.decoder.layers.1.mlp.linear_fc2.weight"), tensors[DOWN])
 
 
-def test_a_wrong_shape_is_told_with_both_shapes(tmp_path: Path):
+def test_a_wrong_shape_is_reported_with_both_shapes(tmp_path: Path):
     tensors = random_tensors(LONG_VITA)
     tensors[DOWN] = torch.zeros(16, 23)
     source = SourceFolder(write(tmp_path, tensors), MODEL)
@@ -105,7 +101,7 @@ def test_a_part_that_is_not_there_is_named(tmp_path: Path):
         SourceFolder(folder, MODEL, parts=("audio",))
 
 
-def test_missing_vocabulary_rows_take_the_mean(tmp_path: Path):
+def test_missing_vocabulary_rows_are_filled_with_the_mean(tmp_path: Path):
     tensors = random_tensors(LONG_VITA)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         tensors[name] = tensors[name][:390]
@@ -171,69 +167,5 @@ def test_biases_of_the_native_projector_are_refused(tmp_path: Path):
         SourceFolder(folder, MODEL)
 
 
-def test_there_and_back_through_the_internvl_format_is_bitwise(tmp_path: Path):
-    tensors = random_tensors(LONG_VITA)
-    train_tokenizer(["a picture of one"], tmp_path / "tokenizer")
-    first = write(tmp_path / "first", tensors)
-    convert_folder(first, tmp_path / "native", "internvl", tmp_path / "tokenizer", max_shard_size="20KB")
-    convert_folder(tmp_path / "native", tmp_path / "back", "long_vita")
-    found = load_file(tmp_path / "back" / "model.safetensors")
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert torch.equal(found[name], tensor), name
-    assert len(list((tmp_path / "native").glob("model-*.safetensors"))) > 3
-    assert read_json(tmp_path / "back" / "config.json") == long_vita_settings(MODEL, "float32")
-
-
-def test_conversion_can_change_the_dtype(tmp_path: Path):
-    first = write(tmp_path / "first", random_tensors(LONG_VITA))
-    convert_folder(first, tmp_path / "second", "long_vita", dtype=torch.bfloat16)
-    found = load_file(tmp_path / "second" / "model.safetensors")
-    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
-    assert read_json(tmp_path / "second" / "config.json")["torch_dtype"] == "bfloat16"
-
-
-def test_conversion_without_a_tokenizer_or_onto_itself_is_refused(tmp_path: Path):
-    folder = write(tmp_path / "first", random_tensors(LONG_VITA))
-    with pytest.raises(CheckpointError, match="no tokenizer, which the internvl format needs"):
-        convert_folder(folder, tmp_path / "second", "internvl")
-    with pytest.raises(CheckpointError, match="same folder"):
-        convert_folder(folder, folder, "long_vita")
-    assert not (tmp_path / "second").exists()
-
-
 def test_parts_are_all_of_a_model():
     assert {tensor.part for tensor in hf_tensors(MODEL, LONG_VITA)} == set(PARTS)
-
-
-@pytest.mark.parametrize("name", ["no/such/folder", "nowhere", "./no/folder"])
-def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(name: str):
-    with pytest.raises(CheckpointError, match="neither a folder nor a Hub id"):
-        local_folder(name)
-
-
-def test_a_hub_id_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
-    import huggingface_hub
-
-    def offline(name: str, **options: object) -> str:
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"could not be downloaded .*Name or service not known.*give the folder"):
-        local_folder("VITA-MLLM/Long-VITA-128K_HF")
-
-
-def test_a_hub_id_becomes_the_folder_it_was_fetched_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    import huggingface_hub
-
-    asked = []
-
-    def fetched(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    assert local_folder("VITA-MLLM/Long-VITA-128K_HF", weights=False) == tmp_path
-    assert asked[0][0] == "VITA-MLLM/Long-VITA-128K_HF"
-    assert "*.safetensors" not in asked[0][1]
-    assert hub.local_folder(tmp_path) == tmp_path

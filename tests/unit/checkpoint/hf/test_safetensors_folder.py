@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf.safetensors_folder import INDEX, FolderReader, ShardedWriter, size_in_bytes
+from longvita.checkpoint.hf.safetensors_folder import INDEX, SafetensorsReader, ShardedWriter, size_in_bytes
 
 TENSORS = {
     "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -48,7 +48,7 @@ def test_slices_are_read_from_one_file_and_from_shards(tmp_path: Path):
     for limit in (10**6, 1):
         folder = tmp_path / str(limit)
         write(folder, limit)
-        reader = FolderReader(folder)
+        reader = SafetensorsReader(folder)
         assert reader.names() == set(TENSORS)
         assert reader.shape("a") == (3, 4)
         assert reader.dtype("b") == "BF16"
@@ -100,14 +100,14 @@ def test_a_file_cut_short_is_named(tmp_path: Path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match=r"model.safetensors is damaged or cut short"):
-        FolderReader(tmp_path)
+        SafetensorsReader(tmp_path)
 
 
 def test_a_shard_that_the_index_names_and_nobody_has_is_named(tmp_path: Path):
     write(tmp_path, 1)
     (tmp_path / "model-00002-of-00004.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"missing: model-00002-of-00004.safetensors"):
-        FolderReader(tmp_path)
+        SafetensorsReader(tmp_path)
 
 
 def test_a_tensor_that_the_index_wrongly_promises_is_named(tmp_path: Path):
@@ -116,7 +116,7 @@ def test_a_tensor_that_the_index_wrongly_promises_is_named(tmp_path: Path):
     index["weight_map"]["ghost"] = "model-00001-of-00004.safetensors"
     (tmp_path / INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="lacks ghost"):
-        FolderReader(tmp_path).read("ghost")
+        SafetensorsReader(tmp_path).read("ghost")
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,10 @@ def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path, files: list
     for name in files:
         save_file({"t": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(CheckpointError, match=message):
-        FolderReader(tmp_path)
+        SafetensorsReader(tmp_path)
 
 
 def test_a_damaged_index_is_named(tmp_path: Path):
     (tmp_path / INDEX).write_text("{")
     with pytest.raises(CheckpointError, match="is not a safetensors index"):
-        FolderReader(tmp_path)
+        SafetensorsReader(tmp_path)

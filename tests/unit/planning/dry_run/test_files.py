@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from longvita.checkpoint import manifest
-from longvita.checkpoint.hf.safetensors_folder import FolderReader, ShardedWriter
+from longvita.checkpoint.hf.safetensors_folder import SafetensorsReader, ShardedWriter
 from longvita.checkpoint.hf.tensor_map import hf_tensors
 from longvita.checkpoint.hf.tensor_names import LONG_VITA
 from longvita.config import dump, load_with_origins
@@ -141,7 +141,7 @@ def test_every_wrong_tensor_is_counted(run: Path, tiny, tmp_path: Path) -> None:
     loaded = load_with_origins(run)
     folder = tmp_path / "other"
     shutil.copytree(tiny.folder, folder)
-    reader = FolderReader(tiny.folder)
+    reader = SafetensorsReader(tiny.folder)
     config = json.loads((tiny.checkpoint / "config.json").read_text())["model"]
     model = type(loaded.config.model).model_validate(config)
     tensors = {tensor.name: reader.read(tensor.name) for tensor in hf_tensors(model, LONG_VITA)}
