@@ -1,1 +1,1 @@
-"""Commands that people expect by name: the demo, the converter, the quickstart, benchmarks."""
+"""Programs around the package: the demo, the converter, the quickstart, benchmarks."""

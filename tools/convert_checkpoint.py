@@ -1,4 +1,4 @@
-"""Converts checkpoints: the same as `longvita convert`, under the name that people look for.
+"""Converts checkpoints: `longvita convert` under the name of the published script.
 
 python tools/convert_checkpoint.py --from SOURCE --to FOLDER --format long_vita
 """

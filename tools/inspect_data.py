@@ -1,10 +1,10 @@
-"""Shows what a config's data holds and how it is packed: `longvita data report --text`.
+"""Prints the contents of a config's data and its packing: `longvita data report --text`.
 
 python tools/inspect_data.py CONFIG [section.field=value ...] [--allow-missing]
 
-For each source: samples, those that the mix takes, their tokens and tiles, the length of samples, and what is set
-aside and why. Then the packed sequences of the first epoch: how full they are, a picture of the first ones, one row a
-sequence, one letter a document (a space is padding), and how evenly their work is divided.
+For each source it prints the samples, those that the mix selects, their tokens and tiles, the lengths of samples, and
+the quarantined ones with the reasons. Then it prints the packed sequences of the first epoch: their fill, a drawing of
+the first ones (one row per sequence, one letter per document, a space for padding), and the balance of their work.
 """
 
 from __future__ import annotations

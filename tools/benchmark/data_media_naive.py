@@ -1,8 +1,8 @@
-"""The other side of data_media.py: float tiles made in the workers of a torch DataLoader, and films read by OpenCV.
+"""The reference of data_media.py: float tiles computed in the workers of a torch DataLoader, and films read by OpenCV.
 
-It stands for the published way. What is written here again is what its worker does with a picture: cut, pad, resize,
-scale and normalise each tile as float32, one after the other. Grids, chosen frames and the order of Pillow's passes are
-ours, so that both sides have the same tiles to make.
+It represents the published code, whose worker crops, pads, resizes, scales and normalizes each tile as float32, one
+after the other. Grids, selected frames and the order of Pillow's operations are ours, so that both sides compute the
+same tiles.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def plain_tile(picture: Image.Image, size: int = SIZE) -> Image.Image:
 
 
 def float_tiles(pictures: Sequence[Image.Image]) -> Tensor:
-    """float32 [n, 3, S, S], normalised."""
+    """Normalized tiles, float32 [n, 3, S, S]."""
     mean, std = np.asarray(IMAGE_MEAN, np.float32), np.asarray(IMAGE_STD, np.float32)
     tiles = torch.ones([len(pictures), 3, SIZE, SIZE])
     for slot, picture in enumerate(pictures):
@@ -45,24 +45,24 @@ def float_tiles(pictures: Sequence[Image.Image]) -> Tensor:
 
 
 def picture_tiles(path: Path) -> Tensor:
-    """float32 [n, 3, S, S]: the tiles of a picture file."""
+    """The tiles of a picture file, float32 [n, 3, S, S]."""
     picture = Image.open(path).convert("RGB")
     grid = choose_grid(*picture.size)
     if not grid.is_tiled:
         return float_tiles([picture])
-    whole = resize(picture, (grid.columns * SIZE, grid.rows * SIZE))
+    scaled = resize(picture, (grid.columns * SIZE, grid.rows * SIZE))
     places = [(column * SIZE, row * SIZE) for row in range(grid.rows) for column in range(grid.columns)]
-    parts = [whole.crop((left, top, left + SIZE, top + SIZE)) for left, top in places]
+    parts = [scaled.crop((left, top, left + SIZE, top + SIZE)) for left, top in places]
     return float_tiles([resize(picture, (SIZE, SIZE)), *parts])
 
 
 def opencv_frames(path: Path, indices: Sequence[int]) -> Iterator[Image.Image]:
-    """The frames of these numbers; every frame up to the last of them is read and converted."""
+    """The frames of these numbers. It reads and converts every frame up to the last of them."""
     capture = cv2.VideoCapture(str(path))
     wanted = set(indices)
     for number in range(indices[-1] + 1):
-        there, pixels = capture.read()
-        if not there:
+        is_read, pixels = capture.read()
+        if not is_read:
             raise RuntimeError(f"OpenCV reads {number} frames of {path}")
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
         if number in wanted:
@@ -70,14 +70,14 @@ def opencv_frames(path: Path, indices: Sequence[int]) -> Iterator[Image.Image]:
 
 
 def clip_tiles(path: Path) -> Tensor:
-    """float32 [n, 3, S, S]: one frame a second of a video file."""
+    """One frame per second of a video file, float32 [n, 3, S, S]."""
     capture = cv2.VideoCapture(str(path))
     count, fps = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
     return float_tiles(list(opencv_frames(path, frame_indices(count, fps, 1.0, 63))))
 
 
-class Sequences(Dataset):
-    """Training sequences, each the tiles of the files that are packed in it."""
+class NaiveDataset(Dataset):
+    """Training sequences, each with the tiles of its packed files."""
 
     def __init__(self, files: Sequence[Sequence[Path]]):
         self.files = files
@@ -86,11 +86,11 @@ class Sequences(Dataset):
         return len(self.files)
 
     def __getitem__(self, number: int) -> Tensor:
-        """float32 [n, 3, S, S]."""
+        """Tiles, float32 [n, 3, S, S]."""
         read = {".jpg": picture_tiles, ".mp4": clip_tiles}
         return torch.cat([read[path.suffix](path) for path in self.files[number]])
 
 
 def naive_loader(files: Sequence[Sequence[Path]], workers: int) -> Iterator[Any]:
-    """The sequences' tiles, [1, n, 3, S, S] each, from a DataLoader with its own collate."""
-    return iter(DataLoader(Sequences(files), batch_size=1, num_workers=workers))
+    """The tiles of each sequence, [1, n, 3, S, S], from a DataLoader with torch's own collate function."""
+    return iter(DataLoader(NaiveDataset(files), batch_size=1, num_workers=workers))

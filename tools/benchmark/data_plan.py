@@ -1,4 +1,4 @@
-"""The packing plan's part of data.py: an index of synthetic rows, its plan, the fill, the balance of a step."""
+"""The part of data.py on packing: an index of synthetic rows, its plan, the fill, and the balance of a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sample_lengths import KINDS, TOKENS_PER_TILE, Kind
+from sample_lengths import KINDS, TOKENS_PER_TILE, SampleKind
 
 from longvita.config.schema import Config
 from longvita.data.formats.base import Part
@@ -26,12 +26,12 @@ from longvita.data.packing.packer import WINDOW_SEQUENCES, EpochPlan
 SHORT, LONG = 16384, 131072
 REPLICAS, STEP, STEPS = 8, 64, 200
 WINDOWS = 8
-"""Windows that other packers pack too."""
+"""Number of windows that other packers pack."""
 SIDE = 448
 
 
-class Template:
-    """What `measure` asks of a chat template, for pictures without the line breaks between their rows."""
+class PictureTemplate:
+    """The part of a chat template that `measure` uses, for pictures without line breaks between their rows."""
 
     tokens_per_frame = TOKENS_PER_TILE
 
@@ -42,7 +42,7 @@ class Template:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PackedEpoch:
     """A packed epoch."""
 
     plan: EpochPlan
@@ -52,7 +52,7 @@ class Planned:
 
 
 def plan_figures(folder: Path, samples: int) -> dict[str, float]:
-    """All figures of the plan, for an index of `samples` rows in the shape of the public mix."""
+    """All results, for an index of `samples` rows with the distribution of the public mix."""
     size = _write_index(folder, samples)
     start = time.perf_counter()
     index = open_edition(folder)
@@ -65,12 +65,12 @@ def plan_figures(folder: Path, samples: int) -> dict[str, float]:
         "fill": short.plan.fill,
         "fill_long": long.plan.fill,
         **_imbalance(short),
-        **_yardsticks(short.plan),
+        **_other_packers(short.plan),
     }
 
 
 def _write_index(folder: Path, samples: int) -> int:
-    """Writes the columns; their bytes on disk."""
+    """Write the columns and return their bytes on disk."""
     rows, media = _columns(list(KINDS.values()), list(KINDS), samples, np.random.default_rng(0))
     index = FileIndex(rows, media, np.ones(1), ())
     write_edition(folder, [IndexPart(Part(0, 1), "", samples, index)], [0, 0, 0], 1)
@@ -78,25 +78,25 @@ def _write_index(folder: Path, samples: int) -> int:
 
 
 def _columns(
-    kinds: list[Kind], names: list[str], samples: int, rng: np.random.Generator
+    kinds: list[SampleKind], names: list[str], samples: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and media of samples of these kinds: one picture, several of one tile each, or a video of 1 frame/s."""
+    """Rows and media of samples of these kinds: a picture, several pictures of one tile, or a video of 1 frame/s."""
     chosen = rng.choice(len(kinds), samples, p=[kind.share for kind in kinds])
     rows, tiles = np.zeros(samples, ROW), np.zeros(samples, np.int64)
     for number, kind in enumerate(kinds):
         own = np.flatnonzero(chosen == number)
         text = rng.lognormal(np.log(kind.median), kind.sigma, len(own))
         rows["text_tokens"][own] = np.clip(text, kind.shortest, kind.longest).astype(np.uint32)
-        fewest, most, weights = (np.asarray(column) for column in zip(*kind.tiles))
+        low, high, weights = (np.asarray(column) for column in zip(*kind.tiles))
         choice = rng.choice(len(weights), len(own), p=weights / weights.sum())
-        tiles[own] = rng.integers(fewest[choice], most[choice] + 1)
+        tiles[own] = rng.integers(low[choice], high[choice] + 1)
     single, several = (chosen == names.index(name) for name in ("one picture", "several pictures"))
     counts = np.where(several, tiles, np.minimum(tiles, 1))
     rows["media_end"] = np.cumsum(counts)
     rows["line"], rows["size"] = np.arange(1, samples + 1), 700
     rows["offset"], rows["names"] = np.arange(samples) * 700, rng.integers(0, 2**63, samples)
     media = np.zeros(int(counts.sum()), MEDIA_ROW)
-    # One picture is a grid of n x 1 tiles and its thumbnail; frames of a video are numbers below their kind.
+    # A picture is a grid of n x 1 tiles and its thumbnail; the number of a video's frames is below its kind bits.
     columns = np.repeat(np.where(single, np.maximum(tiles - 1, 1), 1), counts)
     pictures = np.repeat(single | several, counts)
     media["extent"] = np.where(pictures, columns * SIDE, VIDEO_FILE << KIND_BITS | np.repeat(tiles, counts))
@@ -104,22 +104,22 @@ def _columns(
     return rows, media
 
 
-def _plan(index: FileIndex, length: int, frames: int) -> Planned:
+def _plan(index: FileIndex, length: int, frames: int) -> PackedEpoch:
     start = time.perf_counter()
     settings = MediaSettings(max_num_frames=frames)
-    measured = measure(index, Template(), settings, length, "source", "file")  # type: ignore[arg-type]
+    measured = measure(index, PictureTemplate(), settings, length, "source", "file")  # type: ignore[arg-type]
     taken = measured.usable[take(len(measured.usable), 1.0, len(index), 42, "source/file")]
     samples = shuffle(taken, 42, 0)
     plan = EpochPlan(samples, measured.lengths[samples], length, 42, 0)
     packed = plan.num_sequences
     seconds = time.perf_counter() - start
     if packed * length < int(measured.lengths[taken].sum(dtype=np.int64)):
-        raise RuntimeError("fewer sequences than the tokens need")
-    return Planned(plan, measured, len(index) / seconds)
+        raise RuntimeError("the plan has fewer sequences than its tokens need")
+    return PackedEpoch(plan, measured, len(index) / seconds)
 
 
-def _imbalance(planned: Planned) -> dict[str, float]:
-    """Slowest replica's work over the mean, for a 14B model, the worst step; dealt out in order, for comparison."""
+def _imbalance(planned: PackedEpoch) -> dict[str, float]:
+    """Work of the slowest replica divided by the mean, for a 14B model and the worst step; also without balancing."""
     model, measured = WorkModel.of(Config()), planned.measured
     balanced, in_order = [], []
     samples, bounds = planned.plan.flat()
@@ -136,8 +136,8 @@ def _imbalance(planned: Planned) -> dict[str, float]:
     }
 
 
-def _yardsticks(plan: EpochPlan) -> dict[str, float]:
-    """Our fill over that of other packers, which pack the same samples in windows as long as ours."""
+def _other_packers(plan: EpochPlan) -> dict[str, float]:
+    """Our fill divided by that of other packers, for the same samples in windows of the same size."""
     ends = np.cumsum(plan.lengths[: len(plan.lengths) // 2]) // (WINDOW_SEQUENCES * plan.sequence_length)
     windows = [plan.lengths[: len(ends)][ends == number].tolist() for number in range(min(WINDOWS, int(ends[-1])))]
     count, room = sum(map(len, windows)), plan.sequence_length
@@ -152,9 +152,7 @@ def _yardsticks(plan: EpochPlan) -> dict[str, float]:
 
 
 def first_fit(lengths: Sequence[int], room: int) -> int:
-    """Bins when each goes into the first that has room, in the order given (NVIDIA NeMo's packers; with lengths in
-    falling order first-fit decreasing).
-    """
+    """Number of bins of first fit in the given order, as in NVIDIA NeMo; first-fit decreasing for sorted lengths."""
     left, used = np.full(len(lengths) + 1, room), 0
     for length in lengths:
         place = int(np.argmax(left[: used + 1] >= length))
@@ -164,7 +162,7 @@ def first_fit(lengths: Sequence[int], room: int) -> int:
 
 
 def best_fit_in_order(lengths: Sequence[int], room: int) -> int:
-    """Bins when each goes into the fullest that has room, in the order given."""
+    """Number of bins of best fit, in the given order."""
     left: list[int] = []
     bins = 0
     for length in lengths:
@@ -176,7 +174,7 @@ def best_fit_in_order(lengths: Sequence[int], room: int) -> int:
 
 
 def greedy_knapsack(lengths: Sequence[int], room: int, at_once: int = 1000) -> int:
-    """Bins when each is filled with the longest that still fits, a thousand samples at a time (LLaMA-Factory's)."""
+    """Number of bins of LLaMA-Factory's greedy knapsack, which takes the longest fitting sample of a thousand."""
     bins = 0
     for start in range(0, len(lengths), at_once):
         rest = sorted(lengths[start : start + at_once])

@@ -2,10 +2,10 @@
 
     python tools/benchmark/dry_run.py --json
 
-The processes of a dry run are those that the recipe's own layout asks for, one replica, or as `--devices` says.
-`seconds` is the whole command's wall time; `peak_bytes` the most that one of its two processes takes; `problems` what
-it finds, split into those of files that are not there and others; `state_error` and `activation_error` how far the
-plan is from the count at most: parameters, weights, gradients and optimizer state, and activations.
+The dry run has as many processes as the recipe's own layout needs for one replica, or `--devices`. `seconds` is the
+wall time of the command; `peak_bytes` the larger peak memory of its two processes; `problems` the problems that it
+finds, split into missing files and others; `state_error` and `activation_error` the largest differences between the
+plan and the count: of parameters, weights, gradients and optimizer state, and of activations.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from rich.console import Console
 from rich.table import Table
 
 RECIPES = Path(__file__).parents[2] / "configs" / "train"
-NOT_THERE = ("there is no file", "there is no such folder", "is neither a folder here nor a Hub id")
+MISSING_FILE_MESSAGES = ("there is no file", "there is no such folder", "is neither a folder here nor a Hub id")
 
 
 def main() -> int:
-    """Dry-runs each recipe and prints what it took."""
+    """Run each recipe and print its time, memory and errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--devices", type=int, help="processes of the run; one replica when absent")
-    parser.add_argument("recipes", nargs="*", type=Path, help="files; every one in configs/train when absent")
+    parser.add_argument("--devices", type=int, help="processes of the run (default: one replica)")
+    parser.add_argument("recipes", nargs="*", type=Path, help="config files (default: all in configs/train)")
     arguments = parser.parse_args()
     found = arguments.recipes or [path for path in sorted(RECIPES.glob("*.yaml")) if path.stem != "common"]
     figures = [dry_run(path, arguments.devices) for path in found]
-    names = ("recipe", "processes", "seconds", "GiB", "files not there", "other problems", "state", "activations")
+    names = ("recipe", "processes", "seconds", "GiB", "missing files", "other problems", "state", "activations")
     table = Table(*names, title="Dry runs")
     for one in figures:
         table.add_row(
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def dry_run(path: Path, devices: int | None) -> dict:
-    """What the dry run of one recipe took and found."""
+    """Time, memory, problems and errors of a recipe's dry run."""
     command = [sys.executable, "-m", "longvita", "plan", str(path), "--dry-run", "--json"]
     started = time.perf_counter()
     done = subprocess.run(
@@ -64,20 +64,22 @@ def dry_run(path: Path, devices: int | None) -> dict:
     seconds = time.perf_counter() - started
     if done.returncode not in (0, 1, 2) or not done.stdout:
         raise SystemExit(f"{path}: {done.stderr}")
-    told = json.loads(done.stdout)
-    absent = [problem for problem in told["problems"] if any(words in problem["message"] for words in NOT_THERE)]
+    plan = json.loads(done.stdout)
+    absent = [
+        problem for problem in plan["problems"] if any(words in problem["message"] for words in MISSING_FILE_MESSAGES)
+    ]
     errors: dict[bool, float] = {True: 0.0, False: 0.0}
-    for one in told["comparison"]:
+    for one in plan["comparison"]:
         of_state = not one["name"].startswith("activations")
         errors[of_state] = max(errors[of_state], abs(one["error"]))
     return {
         "recipe": path.stem,
-        "processes": told["world_size"],
+        "processes": plan["world_size"],
         "seconds": round(seconds, 1),
-        "peak_bytes": told["peak_bytes"],
-        "ranks": [rank["rank"] for rank in told["ranks"]],
+        "peak_bytes": plan["peak_bytes"],
+        "ranks": [rank["rank"] for rank in plan["ranks"]],
         "files_not_there": len(absent),
-        "other_problems": len(told["problems"]) - len(absent),
+        "other_problems": len(plan["problems"]) - len(absent),
         "state_error": errors[True],
         "activation_error": errors[False],
     }

@@ -1,4 +1,4 @@
-"""Films for benchmarks of generation, a tokenizer for the questions about them, and how many frames fit a length."""
+"""Films for benchmarks of generation, a tokenizer for questions about them, and the number of frames that fit."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.sample import Turn
 from longvita.data.tokenizer import load_tokenizer
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # a benchmark runs as a script, without its repository
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # a script's path does not include its repository
 from tools.quickstart.digits import SIDE
 from tools.quickstart.tokenizer import task_texts, train_tokenizer
 from tools.quickstart.videos import write_mp4
 
 GREY = (124, 116, 104)
-"""The mean colour of ImageNet: zero once normalised."""
+"""The mean colour of ImageNet, which normalizes to zero."""
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A small tokenizer with Long-VITA's control tokens."""
+    """Write a small tokenizer with Long-VITA's control tokens."""
     train_tokenizer(task_texts(), folder)
 
 
 def write_film(path: Path, frames: int, colours: Mapping[int, tuple[int, int, int]]) -> None:
-    """An .mp4 of grey frames, one a second, but for the frames that `colours` names."""
+    """Write an .mp4 of grey frames, one per second, except for the frames in `colours`."""
 
     def picture(number: int) -> np.ndarray:
         return np.full((SIDE, SIDE, 3), colours.get(number, GREY), np.uint8)
@@ -36,8 +36,8 @@ def write_film(path: Path, frames: int, colours: Mapping[int, tuple[int, int, in
     write_mp4(path, (picture(number) for number in range(frames)))
 
 
-def most_frames(tokenizer: Path, question: str, tokens: int, tokens_per_tile: int) -> int:
-    """Frames that fit `tokens` with the template and a question about them."""
+def max_frames(tokenizer: Path, question: str, tokens: int, tokens_per_tile: int) -> int:
+    """Number of frames that fit `tokens` together with the template and a question."""
     template = ChatTemplate(load_tokenizer(str(tokenizer)), tokens_per_tile)
     text = len(template.encode_prompt([Turn("user", question)], [], []).input_ids)
     return frames_that_fit(tokens, tokens_per_tile, text)

@@ -1,4 +1,4 @@
-"""What benchmarks share: the start of a process, and how figures are printed."""
+"""Code shared by benchmarks: starting a process and printing results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longvita.processes import init_distributed
 
 
 def start_process(platform_name: str = "cpu") -> Platform:
-    """One thread, the platform with its patches, and torch.distributed."""
+    """Start a process with one thread, an active platform and torch.distributed."""
     torch.set_num_threads(1)
     platform = get(platform_name)
     platform.activate()
@@ -22,7 +22,7 @@ def start_process(platform_name: str = "cpu") -> Platform:
 
 
 def print_figures(figures: Mapping[str, float], as_json: bool) -> None:
-    """A line for each, and all of them as one JSON object if asked."""
+    """Print a line per result, and if `as_json` all of them as one JSON object."""
     for name, value in figures.items():
         print(f"{name}: {value:.4g}")
     if as_json:

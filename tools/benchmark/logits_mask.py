@@ -1,12 +1,12 @@
-"""The logits-masked head against a plain one: output layer and cross-entropy, forward and backward pass.
+"""The logits-masked head compared with a plain one: output layer and cross-entropy, forward and backward pass.
 
     python tools/benchmark/logits_mask.py --json
 
-One process of one thread for each head, so that the peak of one is not the other's. Memory counts from before the pass,
-without the gradient of the weight, which both must have. With few loss tokens: `memory_ratio`, peak bytes of the plain
-head over ours; `time_ratio`, seconds of the plain head over ours; `loss_difference` (relative) and
-`gradient_difference`. With a loss on every token: `chunked_memory_ratio`, peak of the plain head over ours, and
-`chunked_time_ratio`, seconds of ours over the plain head's. Seconds are the fastest of the rounds.
+Each head has a process of one thread, so that their peaks are separate. Memory is counted relative to the start of the
+pass, without the gradient of the weight, which both heads need. With few loss tokens: `memory_ratio`, peak bytes of the
+plain head divided by ours; `time_ratio`, seconds of the plain head divided by ours; `loss_difference` (relative) and
+`gradient_difference`. With a loss on every token: `chunked_memory_ratio`, the peak of the plain head divided by ours,
+and `chunked_time_ratio`, our seconds divided by the plain head's. Seconds are those of the fastest round.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from harness import print_figures
-from peak_memory import forget_peak, peak, resident
+from peak_memory import peak, reset_peak, resident
 from torch import Tensor
 
 from longvita.data.batch import IGNORED_LABEL
@@ -31,7 +31,7 @@ HEADS = ("ours", "plain")
 
 
 @dataclass(frozen=True)
-class Task:
+class HeadTask:
     """Sizes of a head and its sequence."""
 
     vocabulary: int
@@ -39,23 +39,23 @@ class Task:
     tokens: int
     loss_tokens: int
     chunk: int
-    """Tokens whose logits our head holds at once."""
+    """Tokens whose logits our head keeps at once."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a pass gave and took."""
+class HeadPass:
+    """Result, time and memory of a pass."""
 
     loss: float
     grads: list[np.ndarray]
-    """Of the hidden states and of the weight."""
+    """Gradients of the hidden states and of the weight."""
     seconds: float
     peak_bytes: int
-    """Beyond what lay in memory before the pass and the weight's gradient."""
+    """Peak memory in addition to that before the pass and the weight's gradient."""
 
 
 def main() -> int:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--vocabulary", type=int, default=152064)
@@ -66,10 +66,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2, help="passes of each head")
     arguments = parser.parse_args()
     if not 1 <= arguments.loss_tokens <= arguments.tokens or arguments.rounds < 1:
-        parser.error("1 loss token to all of them, and 1 round at least")
+        parser.error("--loss-tokens must be between 1 and --tokens, and --rounds at least 1")
     sizes = (arguments.vocabulary, arguments.hidden, arguments.tokens)
-    few = contest(Task(*sizes, arguments.loss_tokens, arguments.chunk), arguments.rounds)
-    every = contest(Task(*sizes, arguments.tokens, arguments.chunk), arguments.rounds)
+    few = compare_heads(HeadTask(*sizes, arguments.loss_tokens, arguments.chunk), arguments.rounds)
+    every = compare_heads(HeadTask(*sizes, arguments.tokens, arguments.chunk), arguments.rounds)
     figures = {
         "memory_ratio": few["plain"].peak_bytes / few["ours"].peak_bytes,
         "time_ratio": few["plain"].seconds / few["ours"].seconds,
@@ -82,27 +82,27 @@ def main() -> int:
     return 0
 
 
-def differences(ours: Result, plain: Result) -> dict[str, float]:
-    """Of the loss, relative; of the gradients, the largest."""
+def differences(ours: HeadPass, plain: HeadPass) -> dict[str, float]:
+    """The relative difference of the losses, and the largest difference of the gradients."""
     return {
         "loss_difference": abs(ours.loss - plain.loss) / abs(plain.loss),
         "gradient_difference": max(float(np.abs(a - b).max()) for a, b in zip(ours.grads, plain.grads, strict=True)),
     }
 
 
-def contest(task: Task, rounds: int) -> dict[str, Result]:
-    """Both heads, each in a process of its own, taking turns; the fastest round of each."""
+def compare_heads(task: HeadTask, rounds: int) -> dict[str, HeadPass]:
+    """Run both heads alternately, each in its own process, and return the fastest round of each."""
     context = multiprocessing.get_context("spawn")
     ends, processes = {}, []
     for head in HEADS:
         ends[head], other = context.Pipe()
         processes.append(context.Process(target=work, args=(head, task, other), daemon=True))
         processes[-1].start()
-    best: dict[str, Result] = {}
+    best: dict[str, HeadPass] = {}
     for number in range(rounds):
         for head in HEADS:
             ends[head].send(number)
-            result: Result = ends[head].recv()
+            result: HeadPass = ends[head].recv()
             print(
                 f"{task.loss_tokens:,} loss tokens, {head}: {result.seconds:.2f} s, "
                 f"{result.peak_bytes / 2**20:,.0f} MiB",
@@ -115,12 +115,12 @@ def contest(task: Task, rounds: int) -> dict[str, Result]:
     return best
 
 
-def work(head: str, task: Task, requests: Connection) -> None:
-    """A process: one pass for each request."""
+def work(head: str, task: HeadTask, requests: Connection) -> None:
+    """Run one pass for each request, in a process of a head."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     group = dist.new_group([0])
-    small = Task(512, 64, 64, 32, 32)
+    small = HeadTask(512, 64, 64, 32, 32)
     run_pass(head, small, *material(small), group)  # warms up
     tensors = material(task)
     while True:
@@ -128,8 +128,8 @@ def work(head: str, task: Task, requests: Connection) -> None:
         requests.send(run_pass(head, task, *tensors, group))
 
 
-def material(task: Task) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states [t, 1, h], weight [v, h] and labels [t], the same in every process."""
+def material(task: HeadTask) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states [t, 1, h], weight [v, h] and labels [t], identical in every process."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(task.tokens, 1, task.hidden, generator=generator)
     weight = torch.randn(task.vocabulary, task.hidden, generator=generator) / task.hidden**0.5
@@ -139,21 +139,23 @@ def material(task: Task) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, weight, labels
 
 
-def run_pass(head: str, task: Task, hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup) -> Result:
+def run_pass(
+    head: str, task: HeadTask, hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup
+) -> HeadPass:
     """Mean loss and its gradients."""
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
-    forget_peak()
+    reset_peak()
     before = resident()
     start = time.perf_counter()
     loss = ours(hidden, weight, labels, task.chunk, group) if head == "ours" else plain(hidden, weight, labels)
     grads = list(torch.autograd.grad(loss, (hidden, weight)))
     seconds = time.perf_counter() - start
-    beyond = peak() - before - weight.numel() * weight.element_size()
-    return Result(loss.item(), [grad.numpy() for grad in grads], seconds, beyond)
+    additional = peak() - before - weight.numel() * weight.element_size()
+    return HeadPass(loss.item(), [grad.numpy() for grad in grads], seconds, additional)
 
 
 def ours(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, group: dist.ProcessGroup) -> Tensor:
-    """As the model computes it."""
+    """The loss as the model computes it."""
     positions = torch.nonzero(labels != IGNORED_LABEL)[:, 0]
     rows = select_rows(hidden, positions, group, sequence_parallel=False)
     loss, _ = chunked_cross_entropy(rows, weight, labels[positions], group, chunk)
@@ -161,7 +163,7 @@ def ours(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, group: dist
 
 
 def plain(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Logits of every position."""
+    """The loss from the logits of all positions."""
     return torch.nn.functional.cross_entropy(
         torch.nn.functional.linear(hidden[:, 0], weight), labels, ignore_index=IGNORED_LABEL
     )

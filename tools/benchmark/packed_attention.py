@@ -1,10 +1,10 @@
-"""Packed documents against the same sequence with a dense mask: causal attention, forward and backward pass.
+"""Causal attention of packed documents compared with a dense mask: forward and backward pass.
 
     python tools/benchmark/packed_attention.py --json
 
-One process of one thread. `speedup`: seconds of torch's attention over a mask [tokens, tokens] that keeps documents
-apart, over ours, which goes from document to document; median of rounds that take turns. `output_difference` and
-`gradient_difference`: the largest of all outputs and all gradients.
+One process of one thread. `speedup`: seconds of torch's attention with a mask [tokens, tokens] that separates
+documents, divided by ours, which computes each document on its own; median of alternating rounds. `output_difference`
+and `gradient_difference`: the largest differences of all outputs and all gradients.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SCALE = DIM**-0.5
 
 
 def main() -> int:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--documents", type=int, default=16, help="documents of the sequence")
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of each document")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds that are measured")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measured rounds")
     arguments = parser.parse_args()
     if min(arguments.documents, arguments.tokens, arguments.rounds) < 1:
         parser.error("at least 1 document of 1 token and 1 round")
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def measured(documents: int, tokens: int, rounds: int) -> dict[str, float]:
-    """All figures."""
+    """All results."""
     generator = torch.Generator().manual_seed(0)
     *inputs, grad = (
         torch.randn(documents * tokens, heads, DIM, generator=generator) for heads in (HEADS, GROUPS, GROUPS, HEADS)
@@ -73,7 +73,7 @@ def measured(documents: int, tokens: int, rounds: int) -> dict[str, float]:
 
 
 def forward_backward(attend: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> tuple[list[Tensor], float]:
-    """Output and gradients of q, k and v; and the seconds that they took."""
+    """Output and gradients of q, k and v, and the seconds of their computation."""
     leaves = [x.clone().requires_grad_() for x in inputs]
     start = time.perf_counter()
     out = attend(*leaves)

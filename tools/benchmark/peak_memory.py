@@ -9,24 +9,24 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def resident() -> int:
-    """Bytes now."""
+    """Resident bytes now."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """Most bytes since the process began, or since `forget_peak`."""
+    """Peak resident bytes since the start of the process or `reset_peak`."""
     return _status("VmHWM")
 
 
-def forget_peak() -> None:
-    """Has `peak` start again from what is used now."""
+def reset_peak() -> None:
+    """Reset `peak` to the present use."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def return_freed_memory() -> None:
-    """Has the C library give freed blocks of 256 KiB and more back at once (man 3 mallopt).
+    """Let the C library return freed blocks of at least 256 KiB at once (man 3 mallopt).
 
-    Else they stay with the process for as long as it sees fit, and the peak tells more of that than of use.
+    Otherwise the process keeps them for an unknown time, and the peak does not reflect the use.
     """
     library = ctypes.CDLL(None)
     for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):

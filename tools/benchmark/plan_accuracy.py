@@ -1,4 +1,4 @@
-"""`longvita plan` against measured training steps of a model of 20 million parameters, with one and two processes.
+"""`longvita plan` compared with measured training steps of a model of 20 million parameters, on one and two processes.
 
     python tools/benchmark/plan_accuracy.py --json
 
@@ -6,7 +6,7 @@
 weights, and weights, gradients and optimizer state, over all settings and processes. `worst_activation_error`: the
 largest relative difference between the planned peak of a step and the measured one (torch's CPU allocations by its
 profiler, without weights, gradients and optimizer state). `rank_correlation`: Spearman's, of planned and measured
-seconds of a step at six layouts of the same global batch; the plan takes the rates that were measured beforehand.
+seconds of a step at six layouts of the same global batch; the plan uses rates that were measured before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from harness import print_figures
-from plan_accuracy_settings import MEMORY, TIME, Setting
+from plan_accuracy_settings import MEMORY, TIME, PlanSetting
 
 from longvita.planning.activations import activations
 from longvita.planning.hardware import HARDWARE, Hardware
@@ -36,11 +36,11 @@ RATES = ("flops", "attention", "bandwidth", "link")
 
 
 def main() -> int:
-    """Measures with one process, then with two, and prints."""
+    """Measure with two processes and with one, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--only", choices=("memory", "time"), help="measure one of the two")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of the times, of which the fastest count")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of timed steps; the fastest counts")
     arguments = parser.parse_args()
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -57,19 +57,19 @@ def main() -> int:
 
 
 def measure(function: str, folder: str, processes: int, number: int = 0) -> None:
-    """Has processes measure and write what they find."""
+    """Run a measurement in processes, which write their results. Raises SystemExit if one fails."""
     code = launch(f"plan_accuracy_runs:{function}", {"folder": folder, "round": number}, processes)
     if code:
         raise SystemExit(code)
 
 
 def read(folder: str, pattern: str) -> dict[str, Any]:
-    """What processes wrote, by process: number of processes, rank."""
+    """Results of the processes, by number of processes and rank."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob(pattern))}
 
 
 def memory_figures(found: dict[str, Any]) -> dict[str, float]:
-    """Errors over all settings and processes; prints each."""
+    """Print the errors of all settings and processes, and return the largest."""
     parameters = state = worst = 0.0
     for process, settings in found.items():
         for name, measured in settings.items():
@@ -86,8 +86,8 @@ def memory_figures(found: dict[str, Any]) -> dict[str, float]:
     return {"parameter_bytes_error": parameters, "state_bytes_error": state, "worst_activation_error": worst}
 
 
-def planned_peak(setting: Setting, stage: int) -> int:
-    """Bytes of activations at their highest."""
+def planned_peak(setting: PlanSetting, stage: int) -> int:
+    """Planned peak of the activations, bytes."""
     config = setting.config()
     replicas = setting.processes // (config.layout.pipeline_parallel * config.layout.tensor_parallel)
     replicas //= config.layout.context_parallel
@@ -96,7 +96,7 @@ def planned_peak(setting: Setting, stage: int) -> int:
 
 
 def time_figures(found: dict[str, Any]) -> dict[str, float]:
-    """Rank correlation of planned and measured seconds, each the fastest of the rounds; prints both."""
+    """Print planned seconds and the fastest measured ones, and return their rank correlation."""
     rates = {name: max(each["rates"].get(name, 0.0) for each in found.values()) for name in RATES}
     planned, measured = [], []
     for name, setting in TIME.items():
@@ -110,7 +110,7 @@ def time_figures(found: dict[str, Any]) -> dict[str, float]:
 
 
 def this_machine(rates: dict[str, float]) -> Hardware:
-    """The device of the plan, with the rates that a process measured."""
+    """The device of the plan, with measured rates."""
     return dataclasses.replace(
         HARDWARE["local"],
         flops=rates["flops"],

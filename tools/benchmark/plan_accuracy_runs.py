@@ -1,4 +1,4 @@
-"""Training steps whose memory and time are measured, for plan_accuracy.py."""
+"""Measurements of memory and time of training steps for plan_accuracy.py."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from harness import start_process
 from megatron.core import parallel_state
-from plan_accuracy_settings import MEMORY, TIME, Setting
+from plan_accuracy_settings import MEMORY, TIME, PlanSetting
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
+from typing_extensions import override
 
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
@@ -24,13 +25,13 @@ from longvita.parallel import groups as parallel_groups
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.tile_sharing import assign_tiles
 from longvita.planning.batch_contents import Contents
-from longvita.platforms.base import Platform
+from longvita.platforms.base import OffloadedTensor, Platform
 from longvita.training.state import build_state
 from longvita.training.step import train_step
 
 
 def micro_batch(contents: Contents, config: Config, groups: ParallelGroups) -> LocalBatch:
-    """A micro batch that holds what `contents` says: tiles from its beginning on, loss at its end."""
+    """A micro batch with these contents: tiles from its start, loss tokens at its end."""
     tokens, size, per_tile = contents.tokens, config.model.vision.image_size, config.model.tokens_per_tile
     length = tokens // contents.documents
     owners = assign_tiles(contents.tiles, groups.vision_size)
@@ -55,7 +56,7 @@ def micro_batch(contents: Contents, config: Config, groups: ParallelGroups) -> L
 
 
 def run_memory(payload: dict[str, Any]) -> int:
-    """One process: the settings of its number of processes, each for a step."""
+    """Measure the memory of a step for each setting with this number of processes."""
     platform = start_process()
     found = {
         n: _memory(setting, platform) for n, setting in MEMORY.items() if setting.processes == dist.get_world_size()
@@ -64,7 +65,7 @@ def run_memory(payload: dict[str, Any]) -> int:
 
 
 def run_times(payload: dict[str, Any]) -> int:
-    """The same for seconds of a step, and the rates that a plan of them needs."""
+    """Measure the seconds of a step for each setting with this number of processes, and the rates for the plan."""
     platform, processes = start_process(), dist.get_world_size()
     times = {
         name: seconds_of_step(setting, platform) for name, setting in TIME.items() if setting.processes == processes
@@ -79,7 +80,7 @@ def _write(found: dict[str, Any], folder: str, name: str) -> int:
     return 0
 
 
-def _memory(setting: Setting, platform: Platform) -> dict[str, int]:
+def _memory(setting: PlanSetting, platform: Platform) -> dict[str, int]:
     state = start(setting.config(), platform)
     peak = peak_of_step(state, setting.contents)
     weights, gradients, optimizer = state_of(state)
@@ -88,14 +89,14 @@ def _memory(setting: Setting, platform: Platform) -> dict[str, int]:
 
 
 def start(config: Config, platform: Platform) -> TrainingState:
-    """A fresh state; an earlier one of this process is done with."""
+    """A new state; process groups of an earlier one are destroyed."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     return build_state(config, parallel_groups.initialize(config, platform), platform)
 
 
 def state_of(state: TrainingState) -> tuple[int, int, int]:
-    """Bytes of weights, gradients and optimizer state that this process has allocated, after a step."""
+    """Allocated bytes of weights, gradients and optimizer state of this process, after a step."""
     buffers = [buffer for chunk in state.chunks for buffer in chunk.buffers]
     weights = _storages(parameter for model in state.models for parameter in model.parameters())
     inner: Any = state.optimizer
@@ -113,22 +114,23 @@ def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
 
 
-class InThisThread:
-    """A tensor put away in numpy's memory, which the profiler does not count, without the thread that writes files:
-    what other threads allocate or free is not seen.
+class NumpyOffloadedTensor(OffloadedTensor):
+    """A tensor offloaded to numpy's memory, which the profiler does not count.
+
+    It uses no thread for files, because the profiler does not see allocations of other threads.
     """
 
     def __init__(self, tensor: torch.Tensor):
-        self._away = tensor.detach().numpy().copy()
+        self._copy = tensor.detach().numpy().copy()
         self._back: torch.Tensor | None = None
 
+    @override
     def start(self) -> None:
-        """See longvita.platforms.base.OffloadedTensor."""
         if self._back is None:
-            self._back = torch.empty(self._away.shape).copy_(torch.from_numpy(self._away))
+            self._back = torch.empty(self._copy.shape).copy_(torch.from_numpy(self._copy))
 
+    @override
     def fetch(self) -> torch.Tensor:
-        """See longvita.platforms.base.OffloadedTensor."""
         self.start()
         back, self._back = self._back, None
         if back is None:
@@ -137,27 +139,27 @@ class InThisThread:
 
 
 def peak_of_step(state: TrainingState, contents: Contents) -> int:
-    """Most bytes that a step allocates beyond weights, gradients and optimizer state, on this rank.
+    """Peak bytes of a step on this rank, in addition to weights, gradients and optimizer state.
 
-    From the allocations that torch's profiler sees. Buffers that Megatron keeps for its collectives count; they are
-    dropped before.
+    From the allocations in torch's profiler. Buffers that Megatron keeps for its collectives are freed before the step,
+    so that they count.
     """
     batches = endless(micro_batch(contents, state.config, state.groups))
     for model in state.models:
         if model.language_model._offload is not None:
-            model.language_model._offload = InThisThread
+            model.language_model._offload = NumpyOffloadedTensor
     train_step(state, batches)
     parallel_state.get_global_memory_buffer().buffer.clear()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         train_step(state, batches)
-    return highest(profiler.profiler.kineto_results.experimental_event_tree())
+    return peak_bytes(profiler.profiler.kineto_results.experimental_event_tree())
 
 
-def highest(events: list[Any]) -> int:
-    """Most bytes that live at once by a profiler's tree of events.
+def peak_bytes(events: list[Any]) -> int:
+    """Peak of the allocated bytes in a profiler's tree of events.
 
-    It does not see what another thread frees, as gloo's does with what it copies: a block whose address is given out
-    again was free by then.
+    The tree does not contain blocks freed by other threads, such as gloo's copies. A block is therefore also counted as
+    free when its address is allocated again.
     """
     allocations = sorted(_allocations(events), key=lambda event: event.start_time_ns)
     live: dict[int, int] = {}
@@ -180,13 +182,13 @@ def _allocations(events: list[Any]) -> Iterator[Any]:
 
 
 def endless(batch: LocalBatch) -> Iterator[LocalBatch]:
-    """The same micro batch, again and again."""
+    """Repeat a micro batch without end."""
     while True:
         yield dataclasses.replace(batch)
 
 
-def seconds_of_step(setting: Setting, platform: Platform, steps: int = 3) -> float:
-    """The fastest of some steps, which other work on the machine disturbed least."""
+def seconds_of_step(setting: PlanSetting, platform: Platform, steps: int = 3) -> float:
+    """Seconds of the fastest of several steps, the one least disturbed by other work on the machine."""
     state = start(setting.config(), platform)
     batches = endless(micro_batch(setting.contents, state.config, state.groups))
     train_step(state, batches)
@@ -201,7 +203,7 @@ def seconds_of_step(setting: Setting, platform: Platform, steps: int = 3) -> flo
 
 
 def measured_rates() -> dict[str, float]:
-    """What a process gets while the others do the same: products, attention, copies and sums over processes."""
+    """Rates while all processes measure: FLOP/s of matrix products and attention, bytes/s of copies and all-reduce."""
     matrix = torch.randn(1024, 1024)
     heads = torch.randn(1, 6, 2048, 64)
     block = torch.randn(1 << 22)
@@ -217,7 +219,7 @@ def measured_rates() -> dict[str, float]:
 
 
 def fastest(call: Callable[[], Any], times: int = 7) -> float:
-    """Seconds of the fastest of some calls."""
+    """Seconds of the fastest of several calls."""
     dist.barrier()
     taken = []
     for _ in range(times):

@@ -31,8 +31,8 @@ FULL = {"granularity": "full", "method": "uniform", "num_layers": 1}
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A config, in short, and what each of its micro batches holds."""
+class PlanSetting:
+    """The differences of a config from the defaults here, and the contents of each micro batch."""
 
     processes: int
     contents: Contents
@@ -40,7 +40,7 @@ class Setting:
     training: dict[str, Any] = field(default_factory=dict)
 
     def config(self) -> Config:
-        """The whole config."""
+        """The complete config."""
         training = {"precision": "fp32", "global_batch_size": 2, "loss_chunk_size": 256, **self.training}
         data = {"sequence_length": self.contents.tokens, "max_num_tiles": 1, "max_num_frames": 16}
         values = {"platform": "cpu", "model": MODEL, "data": data, "layout": self.layout, "training": training}
@@ -50,44 +50,44 @@ class Setting:
 TEXT, VIDEO, MIXED = Contents(1024, 1, 0, 1024), Contents(1024, 1, 56, 16), Contents(1024, 2, 20, 256)
 LONG = Contents(2048, 1, 20, 256)
 MEMORY = {
-    "text": Setting(1, TEXT),
-    "video": Setting(1, VIDEO),
-    "video, tower recomputed": Setting(1, VIDEO, training={"recompute": {**FULL, "vision": True}}),
-    "video, tower frozen": Setting(
+    "text": PlanSetting(1, TEXT),
+    "video": PlanSetting(1, VIDEO),
+    "video, tower recomputed": PlanSetting(1, VIDEO, training={"recompute": {**FULL, "vision": True}}),
+    "video, tower frozen": PlanSetting(
         1, VIDEO, training={"trainable": ["projector", "language"], "vision_chunk_size": 16}
     ),
-    "projector alone": Setting(1, MIXED, training={"trainable": ["projector"]}),
-    "projector alone, text": Setting(1, TEXT, training={"trainable": ["projector"]}),
-    "selective": Setting(1, MIXED, training={"recompute": {"granularity": "selective"}}),
-    "uniform": Setting(1, Contents(2048, 1, 0, 256), training={"recompute": FULL}),
-    "uniform by 2": Setting(1, Contents(2048, 1, 0, 256), training={"recompute": {**FULL, "num_layers": 2}}),
-    "block": Setting(1, LONG, training={"recompute": {**FULL, "method": "block", "num_layers": 5}}),
-    "MLP in chunks": Setting(1, LONG, training={"recompute": FULL, "mlp_chunk_size": 128}),
-    "offloaded": Setting(1, Contents(2048, 1, 0, 256), training={"recompute": {**FULL, "offload": True}}),
-    "DP2": Setting(2, MIXED),
-    "TP2": Setting(2, MIXED, {"tensor_parallel": 2}),
-    "TP2 SP": Setting(2, MIXED, {"tensor_parallel": 2, "sequence_parallel": True}),
-    "TP2 SP uniform": Setting(
+    "projector alone": PlanSetting(1, MIXED, training={"trainable": ["projector"]}),
+    "projector alone, text": PlanSetting(1, TEXT, training={"trainable": ["projector"]}),
+    "selective": PlanSetting(1, MIXED, training={"recompute": {"granularity": "selective"}}),
+    "uniform": PlanSetting(1, Contents(2048, 1, 0, 256), training={"recompute": FULL}),
+    "uniform by 2": PlanSetting(1, Contents(2048, 1, 0, 256), training={"recompute": {**FULL, "num_layers": 2}}),
+    "block": PlanSetting(1, LONG, training={"recompute": {**FULL, "method": "block", "num_layers": 5}}),
+    "MLP in chunks": PlanSetting(1, LONG, training={"recompute": FULL, "mlp_chunk_size": 128}),
+    "offloaded": PlanSetting(1, Contents(2048, 1, 0, 256), training={"recompute": {**FULL, "offload": True}}),
+    "DP2": PlanSetting(2, MIXED),
+    "TP2": PlanSetting(2, MIXED, {"tensor_parallel": 2}),
+    "TP2 SP": PlanSetting(2, MIXED, {"tensor_parallel": 2, "sequence_parallel": True}),
+    "TP2 SP uniform": PlanSetting(
         2, LONG, {"tensor_parallel": 2, "sequence_parallel": True}, {"recompute": FULL}
     ),
-    "PP2": Setting(2, MIXED, {"pipeline_parallel": 2}),
-    "PP2 uneven, uniform": Setting(
+    "PP2": PlanSetting(2, MIXED, {"pipeline_parallel": 2}),
+    "PP2 uneven, uniform": PlanSetting(
         2, LONG, {"pipeline_parallel": 2, "num_layers_in_first_pipeline_stage": 3}, {"recompute": FULL}
     ),
-    "CP2 Ulysses": Setting(2, LONG, {"context_parallel": 2}),
-    "CP2 ring": Setting(2, LONG, {"context_parallel": 2, "ulysses": 1}),
+    "CP2 Ulysses": PlanSetting(2, LONG, {"context_parallel": 2}),
+    "CP2 ring": PlanSetting(2, LONG, {"context_parallel": 2, "ulysses": 1}),
 }  # fmt: skip
-"""What memory is measured at."""
+"""Settings whose memory is measured."""
 
 _BATCH = {"global_batch_size": 4}
 _AGAIN = {**_BATCH, "recompute": {**FULL, "vision": True}}
 SHORT = Contents(512, 1, 20, 128)
 TIME = {
-    "DP1": Setting(1, SHORT, training=_BATCH),
-    "DP1 recomputed": Setting(1, SHORT, training=_AGAIN),
-    "DP2": Setting(2, SHORT, training=_BATCH),
-    "DP2 recomputed": Setting(2, SHORT, training=_AGAIN),
-    "TP2": Setting(2, SHORT, {"tensor_parallel": 2}, _BATCH),
-    "PP2": Setting(2, SHORT, {"pipeline_parallel": 2}, _BATCH),
+    "DP1": PlanSetting(1, SHORT, training=_BATCH),
+    "DP1 recomputed": PlanSetting(1, SHORT, training=_AGAIN),
+    "DP2": PlanSetting(2, SHORT, training=_BATCH),
+    "DP2 recomputed": PlanSetting(2, SHORT, training=_AGAIN),
+    "TP2": PlanSetting(2, SHORT, {"tensor_parallel": 2}, _BATCH),
+    "PP2": PlanSetting(2, SHORT, {"pipeline_parallel": 2}, _BATCH),
 }
-"""What steps are timed at: the same global batch at six layouts."""
+"""Settings whose steps are timed: the same global batch at six layouts."""

@@ -1,10 +1,10 @@
-"""Weights set by hand with which the model must find coloured frames in a video by attention.
+"""Weights set by hand so that the model must find coloured frames in a video by attention.
 
-Tower and projector turn a frame of colour i into a hidden state with one entry, i, and a grey frame into zero. A token
-that asks for frame i has one entry too, in another place. The head's query is large where its key is, on the slowest
-pair of rotary dimensions, which a million positions do not turn. The value puts i in a third place, from where the
-output layer takes the token that stands for i, and that token asks for frame i + 1. The token alone leads to nothing:
-without the frame, the answer breaks off.
+Vision tower and projector turn a frame of colour i into a hidden state with one nonzero entry, i, and a grey frame into
+zero. A token that asks for frame i has one nonzero entry too, in another range. The head's query is large for the
+matching key, on the slowest pair of rotary dimensions, which hardly turns over a million positions. The value writes i
+to a third range. From there the output layer selects the token of colour i, and that token asks for frame i + 1. The
+token alone is not enough: without the frame, the answer ends.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 from longvita.model.long_vita import LongVITA
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
-"""Of the frames to be found, in the order in which they are asked for."""
+"""Colours of the frames to find, in the order of the answer."""
 HIDDEN = 64
 """Width of the language model and of its head."""
 VISION_HIDDEN = 32
 FRAME, ASKED, ANSWER = 0, 8, 16
-"""Places in the hidden state: what a frame shows, what a token asks for, what was found."""
+"""Ranges of the hidden state: the colour of a frame, the colour that a token asks for, the colour that was found."""
 SLOWEST_PAIRS = HIDDEN // 2 - len(COLOURS)
-"""The first rotary pair in use."""
+"""The first rotary pair that is used."""
 QUERY_GAIN = 2.0
 """Scores are (QUERY_GAIN x 8)^2 / 8 = 32: one row outweighs e^32 others."""
 SIGN_GAIN, SIGN_THRESHOLD = 10.0, 4.0
@@ -31,7 +31,10 @@ SIGN_GAIN, SIGN_THRESHOLD = 10.0, 4.0
 
 @torch.no_grad()
 def set_weights(model: LongVITA, first_id: int, answer_ids: list[int]) -> None:
-    """Fills all weights. `first_id`: the token that ends a prompt; it asks for the first colour's frame."""
+    """Set all weights. `first_id`: the last token of a prompt, which asks for the first colour's frame.
+
+    Raises ValueError unless there is one answer token per colour.
+    """
     if len(answer_ids) != len(COLOURS):
         raise ValueError(f"{len(answer_ids)} answer tokens for {len(COLOURS)} colours")
     weights = dict(model.named_parameters())
@@ -42,8 +45,8 @@ def set_weights(model: LongVITA, first_id: int, answer_ids: list[int]) -> None:
 
 
 def _see_colours(weights: dict[str, Tensor]) -> None:
-    # Hidden states of a patch: its mean colour in three places, and two constants of opposite sign. With them the
-    # variance that the projector's norm divides by is never small, and they serve as the bias that its linears lack.
+    # Hidden state of a patch: its mean colour in three entries, and two constants of opposite sign. The constants keep
+    # the variance in the projector's norm large, and replace the bias that its linear layers lack.
     patch = weights["vision_model.patch_embedding.weight"]
     constant = 4.0
     for channel in range(3):
@@ -55,7 +58,7 @@ def _see_colours(weights: dict[str, Tensor]) -> None:
     for number, colour in enumerate(COLOURS):
         signs = torch.tensor([1.0 if channel else -1.0 for channel in colour]) * SIGN_GAIN / patches
         detect[number, :, :3] = signs
-        detect[number, :, 5] = -signs.sum()  # so that the mean which the norm takes off does not count
+        detect[number, :, 5] = -signs.sum()  # cancels the mean that the norm subtracts
         bias = SIGN_GAIN * SIGN_THRESHOLD / (2 * constant * patches)
         detect[number, :, 3] = -bias
         detect[number, :, 4] = bias

@@ -17,8 +17,8 @@ from longvita.parallel.groups import ParallelGroups
 
 
 @dataclass
-class Document:
-    """One sample, as encoded for training."""
+class PackedDocument:
+    """A sample encoded for training."""
 
     input_ids: Tensor
     """[s] int64."""
@@ -29,12 +29,12 @@ class Document:
     tiles: Tensor
     """[n, 3, H, W] float32."""
     kind: str
-    """What it is: text, picture, pictures, video."""
+    """text, picture, pictures or video."""
 
 
-def pack(documents: list[Document], length: int) -> list[list[Document]]:
-    """Documents into bins of `length` tokens, first fit by falling length."""
-    bins: list[list[Document]] = []
+def pack(documents: list[PackedDocument], length: int) -> list[list[PackedDocument]]:
+    """Pack documents into bins of `length` tokens by first-fit decreasing."""
+    bins: list[list[PackedDocument]] = []
     rooms: list[int] = []
     for document in sorted(documents, key=lambda d: -len(d.input_ids)):
         size = len(document.input_ids)
@@ -48,8 +48,8 @@ def pack(documents: list[Document], length: int) -> list[list[Document]]:
     return bins
 
 
-def our_batch(documents: list[Document], row_length: int | None) -> LocalBatch:
-    """One micro batch of ours: documents back to back, or each padded to `row_length` tokens."""
+def our_batch(documents: list[PackedDocument], row_length: int | None) -> LocalBatch:
+    """One of our micro batches: documents without padding, or each padded to `row_length` tokens."""
     ids: list[Tensor] = []
     labels: list[Tensor] = []
     starts: list[Tensor] = []
@@ -85,7 +85,7 @@ def our_batch(documents: list[Document], row_length: int | None) -> LocalBatch:
 
 
 class TransformersStep:
-    """transformers' InternVL under torch's DDP, with its best settings on a CPU: SDPA attention and fused AdamW."""
+    """transformers' InternVL in torch's DDP, with its fastest settings on a CPU: SDPA attention and fused AdamW."""
 
     def __init__(self, folder: Path, groups: ParallelGroups, state: TrainingState, image_token: int):
         from transformers import AutoModelForImageTextToText
@@ -107,12 +107,12 @@ class TransformersStep:
             fused=True,
         )
 
-    def collate(self, documents: list[Document]) -> dict[str, Tensor]:
-        """Rows padded on the right to the longest."""
+    def collate(self, documents: list[PackedDocument]) -> dict[str, Tensor]:
+        """A batch of rows, padded on the right to the longest."""
         pad = torch.nn.utils.rnn.pad_sequence
         ids = []
         for document in documents:
-            # Its processor has one context token for all tiles; the features overwrite the row anyway.
+            # Its processor uses one context token for all tiles; the features overwrite the row anyway.
             row = document.input_ids.clone()
             side = document.tiles.shape[-1] // 28
             for start in document.tile_starts.tolist():
@@ -127,7 +127,10 @@ class TransformersStep:
         return batch | ({"pixel_values": tiles} if len(tiles) else {})
 
     def step(self, batches: list[dict[str, Tensor]]) -> float:
-        """One optimizer step over micro batches; the loss of the global batch before it."""
+        """Run an optimizer step over micro batches and return the loss of the global batch before it.
+
+        Raises RuntimeError if the gradient norm is not finite.
+        """
         tokens = torch.tensor(sum(int((b["labels"][:, 1:] != IGNORED_LABEL).sum()) for b in batches))
         dist.all_reduce(tokens, group=self.groups.dp)
         self.optimizer.zero_grad(set_to_none=False)
@@ -150,8 +153,8 @@ class TransformersStep:
 def settings() -> dict[str, Any]:
     """A Long-VITA of 24 million parameters with 112-pixel tiles of 16 tokens.
 
-    The vision tower has a fifteenth of the parameters: with four patches a token it still takes a larger share of a
-    step than the 300 million do beside the 14 billion.
+    The vision tower has a fifteenth of the parameters. With four patches per token it still takes a larger part of a
+    step than the 300 million parameters in a model of 14 billion.
     """
     return {
         "platform": "cpu",

@@ -1,4 +1,4 @@
-"""Real mixed samples for train_step.py: scikit-image's pictures with their captions, Python's own reference as text."""
+"""Real samples for train_step.py: scikit-image's pictures with their captions, and Python's reference as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from train_step_engines import Document
+from train_step_engines import PackedDocument
 
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.media.image import Grid, tile_image
@@ -22,11 +22,11 @@ PICTURES = (
     *("astronaut", "brick", "camera", "cell", "chelsea", "clock", "coffee", "coins", "grass", "gravel", "horse"),
     *("hubble_deep_field", "immunohistochemistry", "retina", "rocket", "text"),
 )
-SHORTEST, LONGEST = 100, 2000
+MIN_TOKENS, MAX_TOKENS = 100, 2000
 
 
 def build_tokenizer(folder: Path, vocabulary: int) -> LongVITATokenizer:
-    """A byte-level BPE of at most `vocabulary` entries (the control tokens included), trained on the reference."""
+    """A byte-level BPE of at most `vocabulary` entries (with the control tokens), trained on Python's reference."""
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(control) - 17,
@@ -51,7 +51,7 @@ def build_tokenizer(folder: Path, vocabulary: int) -> LongVITATokenizer:
 
 
 class SampleSource:
-    """An endless stream of documents of 100 to 2,000 tokens: text, one picture, several pictures, videos in turn."""
+    """Endless documents of 100 to 2,000 tokens: text, one picture, several pictures and videos in turn."""
 
     def __init__(self, tokenizer: LongVITATokenizer, image_size: int, tokens_per_tile: int, seed: int):
         self.random = random.Random(seed)
@@ -60,35 +60,35 @@ class SampleSource:
         self.pictures = {name: _picture(name) for name in PICTURES}
         self.paragraphs = [p for text in topics.topics.values() for p in text.split("\n\n") if len(p) > 80]
 
-    def take(self, count: int) -> list[Document]:
-        """The next `count` documents; the kinds take turns."""
+    def take(self, count: int) -> list[PackedDocument]:
+        """The next `count` documents, with alternating kinds."""
         kinds = (self._text, self._picture, self._pictures, self._video)
-        documents: list[Document] = []
+        documents: list[PackedDocument] = []
         while len(documents) < count:
             document = kinds[len(documents) % len(kinds)]()
-            if SHORTEST <= len(document.input_ids) <= LONGEST:
+            if MIN_TOKENS <= len(document.input_ids) <= MAX_TOKENS:
                 documents.append(document)
         return documents
 
-    def _text(self) -> Document:
+    def _text(self) -> PackedDocument:
         start = self.random.randrange(len(self.paragraphs) - 40)
         answer = "\n\n".join(self.paragraphs[start : start + self.random.randint(1, 24)])
         return self._document("text", f"What does the reference say after: {self.paragraphs[start - 1]}", answer, [])
 
-    def _picture(self) -> Document:
+    def _picture(self) -> PackedDocument:
         name = self.random.choice(PICTURES)
         picture, caption = self.pictures[name]
         paragraph = self.random.choice(self.paragraphs)
         answer = f"{caption} Beside it stands: {paragraph}"
         return self._document("picture", f"<image>\nWhat is this? {paragraph}", answer, [[picture]], max_num_tiles=12)
 
-    def _pictures(self) -> Document:
+    def _pictures(self) -> PackedDocument:
         names = self.random.sample(PICTURES, self.random.randint(2, 5))
         question = "".join(f"Picture {i + 1}: <image>\n" for i in range(len(names))) + "Describe each picture."
         answer = "\n".join(f"Picture {i + 1}: {self.pictures[name][1]}" for i, name in enumerate(names))
         return self._document("pictures", question, answer, [[self.pictures[n][0]] for n in names], max_num_tiles=6)
 
-    def _video(self) -> Document:
+    def _video(self) -> PackedDocument:
         name = self.random.choice(PICTURES)
         picture, caption = self.pictures[name]
         frames = _pan(picture, self.random.randint(8, 96))
@@ -97,7 +97,7 @@ class SampleSource:
 
     def _document(
         self, kind: str, question: str, answer: str, media: list[list[Image.Image]], max_num_tiles: int = 1
-    ) -> Document:
+    ) -> PackedDocument:
         turns = [Turn("user", question), Turn("assistant", answer)]
         if kind == "video":
             grids, counts = [], [len(media[0])]
@@ -108,7 +108,7 @@ class SampleSource:
             tiles = [t.tiles for t in tiled]
         encoded = self.template.encode(turns, grids, counts)
         size = self.image_size
-        return Document(
+        return PackedDocument(
             torch.from_numpy(encoded.input_ids),
             torch.from_numpy(encoded.labels),
             torch.from_numpy(encoded.tile_starts),
@@ -129,7 +129,7 @@ def _picture(name: str) -> tuple[Image.Image, str]:
 
 
 def _pan(picture: Image.Image, frames: int) -> list[Image.Image]:
-    """Square windows that travel from the top left to the bottom right corner."""
+    """Square windows that move from the top left to the bottom right corner."""
     side = min(picture.size) // 2
     width, height = picture.size[0] - side, picture.size[1] - side
     corners = [(width * i // frames, height * i // frames) for i in range(frames)]

@@ -26,7 +26,7 @@ from longvita.parallel.groups import initialize
 from tests.tiny import text_batch, tiny_config
 
 sys.path.append("tools/benchmark")
-from peak_memory import forget_peak, peak, resident, return_freed_memory
+from peak_memory import reset_peak, peak, resident, return_freed_memory
 
 return_freed_memory()
 offload, layers, tokens, hidden = sys.argv[1] == "True", *map(int, sys.argv[2:])
@@ -43,7 +43,7 @@ init_distributed(platform.backend, platform.set_device)
 (model,) = build_model(config, initialize(config, platform), platform)
 batch = text_batch(tokens, documents=64)
 before = resident()
-forget_peak()
+reset_peak()
 loss, _, _ = model.train()(batch)
 loss.backward()
 norm = sum(float(parameter.grad.norm()) for parameter in model.parameters() if parameter.grad is not None)

@@ -1,4 +1,4 @@
-"""What each process of decode.py does."""
+"""The measurements of decode.py, in each of its processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from film import most_frames, write_film, write_tokenizer
+from film import max_frames, write_film, write_tokenizer
 from harness import print_figures, start_process
 
 from longvita.config.schema import Config
@@ -25,7 +25,7 @@ QUESTIONS = ("one?", "yes?")
 
 
 def run(payload: dict[str, Any]) -> int:
-    """All measurements; rank 0 prints."""
+    """Run all measurements; rank 0 prints."""
     platform = start_process()
     figures = measured(Path(payload["folder"]), payload["tokens"], payload["new_tokens"], platform)
     if dist.get_rank() == 0:
@@ -35,33 +35,33 @@ def run(payload: dict[str, Any]) -> int:
 
 
 def measured(folder: Path, tokens: int, new_tokens: int, platform: Any) -> dict[str, float]:
-    """All figures, the same on both ranks."""
+    """All results, identical on both ranks."""
     film(folder, tokens, new_tokens)
     both, alone = engine(folder, tokens, 2, platform), engine(folder, tokens, 1, platform)
-    first = Answer(both, QUESTIONS[0], folder / "film.mp4", new_tokens)
+    first = DecodeRun(both, QUESTIONS[0], folder / "film.mp4", new_tokens)
     first_seconds = first.next_token()
-    single = Answer(alone, QUESTIONS[0], folder / "film.mp4", new_tokens) if dist.get_rank() == 0 else None
+    single = DecodeRun(alone, QUESTIONS[0], folder / "film.mp4", new_tokens) if dist.get_rank() == 0 else None
     if single is not None:
         single.next_token(everyone=False)
-    split, whole = [], []
+    split, undivided = [], []
     for _ in range(new_tokens - 1):
         split.append(first.next_token())
         dist.barrier()
-        whole.append(0.0 if single is None else single.next_token(everyone=False))
+        undivided.append(0.0 if single is None else single.next_token(everyone=False))
         dist.barrier()
     if single is not None and single.tokens != first.tokens:
         raise RuntimeError(f"two processes answer {first.tokens}, one answers {single.tokens}")
-    second = Answer(both, QUESTIONS[1], folder / "copy.mp4", 1)
+    second = DecodeRun(both, QUESTIONS[1], folder / "copy.mp4", 1)
     second_seconds = second.next_token()
     return {
         "speedup": first_seconds / statistics.median(split),
-        "merge_overhead": statistics.median(split) / (statistics.median(whole) / 2) if single else 0.0,
+        "merge_overhead": statistics.median(split) / (statistics.median(undivided) / 2) if single else 0.0,
         "prefix_reuse_cost": second_seconds / first_seconds,
     }
 
 
 def config(tokens: int, context_parallel: int) -> Config:
-    """One layer that has keys and values to read rather than weights, and a tower that costs little."""
+    """A model of one layer with many keys and values, few weights and a small vision tower."""
     return Config.model_validate(
         {
             "model": {
@@ -85,18 +85,18 @@ def config(tokens: int, context_parallel: int) -> Config:
 
 
 def film(folder: Path, tokens: int, new_tokens: int) -> None:
-    """The tokenizer, the film and its copy."""
+    """Write the tokenizer, the film and its copy."""
     if dist.get_rank() == 0:
         write_tokenizer(folder / "tokenizer")
         room = tokens - new_tokens
-        frames = most_frames(folder / "tokenizer", QUESTIONS[0], room, config(tokens, 1).model.tokens_per_tile)
+        frames = max_frames(folder / "tokenizer", QUESTIONS[0], room, config(tokens, 1).model.tokens_per_tile)
         write_film(folder / "film.mp4", frames, {})
         shutil.copyfile(folder / "film.mp4", folder / "copy.mp4")
     dist.barrier()
 
 
 def engine(folder: Path, tokens: int, context_parallel: int, platform: Any) -> Engine:
-    """With the weights that the seed gives, the same at every layout."""
+    """An engine with random weights, identical at every layout."""
     settings = config(tokens, context_parallel)
     groups = initialize(settings, platform)
     models = build_model(settings, groups, platform)
@@ -104,19 +104,19 @@ def engine(folder: Path, tokens: int, context_parallel: int, platform: Any) -> E
     return Engine(models, settings, load_tokenizer(str(folder / "tokenizer")), groups, platform)
 
 
-class Answer:
-    """The answer to one question about the film, token by token."""
+class DecodeRun:
+    """Decoding of the answer to a question about the film."""
 
     def __init__(self, engine: Engine, question: str, path: Path, new_tokens: int):
         self.tokens: list[int] = []
-        self._stream = self._begin(engine, question, path, new_tokens)
+        self._stream = self._start(engine, question, path, new_tokens)
 
-    def _begin(self, engine: Engine, question: str, path: Path, new_tokens: int) -> Iterator[int]:
+    def _start(self, engine: Engine, question: str, path: Path, new_tokens: int) -> Iterator[int]:
         prompt = engine.encode([{"role": "user", "content": f"<video>{question}"}], videos=[path])
         yield from engine.stream(prompt, Sampling(max_new_tokens=new_tokens))
 
     def next_token(self, everyone: bool = True) -> float:
-        """Seconds of the next token, the first of which reads the whole prompt; those of the slower rank."""
+        """Seconds of the next token on the slower rank. The first token includes the prefill."""
         if everyone:
             dist.barrier()
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What each process of context_parallel.py does."""
+"""The measurements of context_parallel.py, in each of its processes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from longvita.platforms.cpu.attention import FlashKernel, attend_documents
 HEADS, GROUPS, DIM = 4, 2, 64
 SCALE = DIM**-0.5
 SMALL = 4096
-"""Tokens for what is compared but not timed."""
+"""Tokens of comparisons that are not timed."""
 MIXED_TOKENS, MIXED_SEQUENCES, MIXED_CP = 131072, 40, 4
 
 
 def run(payload: dict[str, Any]) -> int:
-    """All measurements; rank 0 prints."""
+    """Run all measurements; rank 0 prints."""
     start_process()
     groups = {size: dist.new_group(list(range(size))) for size in (2, 3, 4)}
     console = Console(stderr=True, quiet=dist.get_rank() > 0)
@@ -52,7 +52,7 @@ def run(payload: dict[str, Any]) -> int:
 
 
 def tensors(tokens: int) -> list[Tensor]:
-    """q, k, v and the output's gradient of a whole sequence, the same on every rank."""
+    """q, k, v and the output's gradient of the full sequence, identical on all ranks."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(tokens, heads, DIM, generator=generator) for heads in (HEADS, GROUPS, GROUPS, HEADS)]
 
@@ -64,11 +64,11 @@ def ring(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, group: dist.Pr
 
 def ulysses(q: Tensor, k: Tensor, v: Tensor, layout: SequenceLayout, group: dist.ProcessGroup) -> Tensor:
     """Ulysses attention of this rank's rows."""
-    return ulysses_attention(q, k, v, whole, group)
+    return ulysses_attention(q, k, v, one_process, group)
 
 
-def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same in one process."""
+def one_process(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of the full sequence in one process."""
     return attend_documents(q, k, v, [0, len(q)], SCALE)
 
 
@@ -80,7 +80,7 @@ def forward_backward(attend: Callable[..., Tensor], inputs: list[Tensor], grad: 
 
 
 def timed(tokens: int, pairs: int, group: dist.ProcessGroup, console: Console) -> dict[str, float]:
-    """Speed and bytes of the ring at CP 2; ranks beyond wait."""
+    """Speed and bytes of the ring at CP 2; other ranks wait."""
     layout = zigzag([tokens], 2)
     seconds: dict[str, list[float]] = {"one": [], "ring": [], "kernels": []}
     rank, sent = dist.get_rank(), torch.zeros(1)
@@ -103,7 +103,7 @@ def timed(tokens: int, pairs: int, group: dist.ProcessGroup, console: Console) -
             dist.barrier(group)
             start = time.perf_counter()
             if rank == 0:
-                forward_backward(whole, everything[:3], everything[3])
+                forward_backward(one_process, everything[:3], everything[3])
             one_seconds = slower(time.perf_counter() - start if rank == 0 else 0.0, group)
             console.log(
                 f"one process {one_seconds:.2f} s, ring {ring_seconds:.2f} s, its kernels {kernel_seconds:.2f} s",
@@ -127,7 +127,7 @@ def timed(tokens: int, pairs: int, group: dist.ProcessGroup, console: Console) -
 
 
 def kernels_alone(plan: RingPlan, own: list[Tensor], grad: Tensor) -> None:
-    """The kernel calls of a ring's forward and backward pass on tensors that lie here, without exchange and merging."""
+    """The kernel calls of a ring's forward and backward pass on local tensors, without communication and merging."""
     kernel, (q, k, v) = FlashKernel(), own
     used = slice(plan.bounds[-1])
     bounds = list(plan.bounds)
@@ -143,7 +143,7 @@ def kernels_alone(plan: RingPlan, own: list[Tensor], grad: Tensor) -> None:
 
 
 def slower(seconds: float, group: dist.ProcessGroup) -> float:
-    """The most of all ranks."""
+    """The maximum over all ranks."""
     longest = torch.tensor(seconds)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=group)
     return float(longest)
@@ -151,7 +151,7 @@ def slower(seconds: float, group: dist.ProcessGroup) -> float:
 
 @contextlib.contextmanager
 def counted_bytes() -> Iterator[list[int]]:
-    """Counts the bytes that this process sends to others meanwhile, in the list's one entry."""
+    """Count the bytes that this process sends during the body, in the list's only entry."""
     count = [0]
     name = "batch_isend_irecv"
     real = getattr(dist, name)
@@ -170,7 +170,7 @@ def counted_bytes() -> Iterator[list[int]]:
 def compared(
     attend: Callable[..., Tensor], tokens: int, size: int, group: dist.ProcessGroup
 ) -> tuple[dict[str, float], float]:
-    """Largest differences from one process, and bytes sent point to point over the ring's minimum."""
+    """Largest differences from one process, and bytes sent point to point divided by the ring's minimum."""
     worst, sent = torch.zeros(2), torch.zeros(1)
     lengths = [tokens // 24 * 24]
     layout = zigzag(lengths, size) if attend is ring else sliced(undivided(lengths[0], size), size)
@@ -181,7 +181,7 @@ def compared(
         with counted_bytes() as count:
             out, grads = forward_backward(lambda q, k, v: attend(q, k, v, layout, group), own, grad)
         sent[0] = count[0]
-        wanted_out, wanted = forward_backward(whole, everything[:3], everything[3])
+        wanted_out, wanted = forward_backward(one_process, everything[:3], everything[3])
         worst[0] = (out - wanted_out[rows]).abs().max()
         worst[1] = max((a - b[rows]).abs().max() for a, b in zip(grads, wanted, strict=True))
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
@@ -191,7 +191,7 @@ def compared(
 
 
 def mixed() -> dict[str, float]:
-    """Tokens whose keys and values travel, and the imbalance of work, of many packed sequences."""
+    """Tokens whose keys and values are sent, and the imbalance of work, over many packed sequences."""
     generator = random.Random(0)
     moved, moved_zigzag, worst = 0, 0, 1.0
     for _ in range(MIXED_SEQUENCES):

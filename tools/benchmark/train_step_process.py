@@ -1,4 +1,4 @@
-"""What each process of train_step.py does: both engines take their steps in turn and are measured."""
+"""The measurements of train_step.py, in each of its processes: alternating steps of both engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from harness import start_process
 from rich.console import Console
 from rich.table import Table
-from train_step_engines import Document, TransformersStep, our_batch, pack, settings
+from train_step_engines import PackedDocument, TransformersStep, our_batch, pack, settings
 from train_step_samples import SampleSource, build_tokenizer
 
 from longvita.checkpoint.hf.write_weights import write_internvl
@@ -27,13 +27,13 @@ from longvita.training.state import build_state
 from longvita.training.step import train_step
 
 MICRO_BATCHES = (2, 4)
-"""Documents in a micro batch of theirs that are tried."""
+"""Sizes of their micro batch to try, documents."""
 SEQUENCE_LENGTH = 4096
-"""Most tokens in a packed micro batch of ours."""
+"""Maximum tokens of our packed micro batch."""
 
 
 def run(payload: dict[str, Any]) -> int:
-    """What each process does; rank 0 prints."""
+    """Run all measurements; rank 0 prints."""
     config = Config.model_validate(settings())
     platform = start_process(config.platform)
     groups = initialize(config, platform)
@@ -45,18 +45,18 @@ def run(payload: dict[str, Any]) -> int:
     source = SampleSource(
         tokenizer, config.model.vision.image_size, config.model.tokens_per_tile, config.seed + groups.dp_rank
     )
-    contest = Contest(state, theirs, Console(stderr=True, quiet=groups.dp_rank > 0))
+    comparison = EngineComparison(state, theirs, Console(stderr=True, quiet=groups.dp_rank > 0))
     parameters = sum(parameter.numel() for parameter in state.models[0].parameters())
-    micro_batch = contest.fastest_micro_batch(source.take(payload["documents"]))
-    rounds = [contest.round(source.take(payload["documents"]), micro_batch, n) for n in range(payload["rounds"])]
+    micro_batch = comparison.fastest_micro_batch(source.take(payload["documents"]))
+    rounds = [comparison.round(source.take(payload["documents"]), micro_batch, n) for n in range(payload["rounds"])]
     if groups.dp_rank == 0:
         report(parameters, micro_batch, rounds, payload["json"])
     return 0
 
 
 @dataclass
-class Round:
-    """Seconds and losses of one round of steps over the same documents from the same weights."""
+class StepRound:
+    """Seconds and losses of a round of steps over the same documents from the same weights."""
 
     tokens: int
     """Tokens of real content of all processes."""
@@ -64,20 +64,20 @@ class Round:
     padded: float
     transformers: float
     one_by_one: float
-    """Theirs in micro batches of one document."""
+    """Seconds of theirs with micro batches of one document."""
     losses: list[float]
 
 
-class Contest:
-    """Both engines, and the measuring of their steps."""
+class EngineComparison:
+    """Both engines, and the measurement of their steps."""
 
     def __init__(self, state: TrainingState, theirs: TransformersStep, console: Console):
         self.state, self.theirs, self.console = state, theirs, console
         self.weights = [*state.models[0].parameters(), *theirs.model.parameters()]
         self.start = [weight.detach().clone() for weight in self.weights]
 
-    def round(self, documents: list[Document], micro_batch: int, number: int) -> Round:
-        """One step each, in an order that moves on from round to round."""
+    def round(self, documents: list[PackedDocument], micro_batch: int, number: int) -> StepRound:
+        """Run a step of each kind, in an order that rotates with the rounds."""
         tokens = torch.tensor(sum(len(document.input_ids) for document in documents))
         dist.all_reduce(tokens)
         parts = _parts(documents, micro_batch)
@@ -91,10 +91,10 @@ class Contest:
         order = list(steps)[first:] + list(steps)[:first]
         measured = {name: self._measure(name, steps[name]) for name in order}
         seconds = {name: result[0] for name, result in measured.items()}
-        return Round(int(tokens), **seconds, losses=[result[1] for result in measured.values()])
+        return StepRound(int(tokens), **seconds, losses=[result[1] for result in measured.values()])
 
-    def fastest_micro_batch(self, documents: list[Document]) -> int:
-        """Warms both engines up and finds the micro batch of theirs that is fastest."""
+    def fastest_micro_batch(self, documents: list[PackedDocument]) -> int:
+        """Warm up both engines and return their fastest micro batch."""
         self._measure("warm-up, packed", self._ours([our_batch(documents, None)]))
         self._measure("warm-up, transformers", self._theirs(_parts(documents, MICRO_BATCHES[0])))
         seconds = {
@@ -107,12 +107,12 @@ class Contest:
     def _ours(self, batches: list[LocalBatch]) -> Callable[[], float]:
         return lambda: train_step(self.state, batches, len(batches)).losses.loss
 
-    def _theirs(self, parts: list[list[Document]]) -> Callable[[], float]:
+    def _theirs(self, parts: list[list[PackedDocument]]) -> Callable[[], float]:
         batches = [self.theirs.collate(part) for part in parts]
         return lambda: self.theirs.step(batches)
 
     def _measure(self, name: str, step: Callable[[], float]) -> tuple[float, float]:
-        """Wall seconds of the slower process and the loss of a step; the weights are put back after it."""
+        """Wall seconds of the slower process and the loss of a step; restores the weights after it."""
         dist.barrier()
         start = time.perf_counter()
         loss = step()
@@ -125,12 +125,12 @@ class Contest:
         return float(seconds), loss
 
 
-def _parts(documents: list[Document], size: int) -> list[list[Document]]:
+def _parts(documents: list[PackedDocument], size: int) -> list[list[PackedDocument]]:
     return [documents[i : i + size] for i in range(0, len(documents), size)]
 
 
-def report(parameters: int, micro_batch: int, rounds: list[Round], as_json: bool) -> None:
-    """Prints the table, and the figures as JSON if asked."""
+def report(parameters: int, micro_batch: int, rounds: list[StepRound], as_json: bool) -> None:
+    """Print the table, and the results as JSON if `as_json`."""
     table = Table(
         title=f"Tokens of real content a second, {parameters / 1e6:.1f}M parameters, 2 processes of one thread, fp32"
     )

@@ -1,4 +1,4 @@
-"""What each process of million_tokens.py does."""
+"""The measurements of million_tokens.py, in each of its processes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from film import most_frames, write_film, write_tokenizer
+from film import max_frames, write_film, write_tokenizer
 from harness import print_figures, start_process
-from peak_memory import forget_peak, peak, resident, return_freed_memory
+from peak_memory import peak, reset_peak, resident, return_freed_memory
 from retrieval_weights import COLOURS, HIDDEN, VISION_HIDDEN, set_weights
 from rich.console import Console
 from torch import Tensor
+from typing_extensions import override
 
 from longvita.attention import core
 from longvita.commands.support.prefill_progress import prefill_progress
@@ -36,15 +37,15 @@ from longvita.platforms.cpu.attention import FlashKernel
 NEW_TOKENS = 8
 QUESTION = "one?"
 DEPTHS = (0.75, 0.0, 1.0, 0.25, 0.5)
-"""Where the frame of each colour stands."""
+"""Position of each colour's frame."""
 KV_BYTES = 2 * HIDDEN * 4
 """Keys and values of one token: one group, fp32."""
 KERNEL_ROWS, KERNEL_KEYS = 8192, 65536
-"""Shape at which the plain kernel's speed is measured."""
+"""Shape at which the speed of the kernel alone is measured."""
 
 
 def run(payload: dict[str, Any]) -> int:
-    """All measurements; rank 0 prints."""
+    """Run all measurements; rank 0 prints."""
     return_freed_memory()
     platform = start_process()
     figures = measured(Path(payload["folder"]), payload["tokens"], platform)
@@ -55,25 +56,25 @@ def run(payload: dict[str, Any]) -> int:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One prefill and answer."""
+class MillionTokenRun:
+    """A prefill and its answer."""
 
     tokens: int
-    """Of prompt and answer."""
+    """Tokens of prompt and answer."""
     frames: int
     seconds: float
-    """Of the prefill."""
+    """Seconds of the prefill."""
     attention_seconds: float
-    """Of those, in attention, on the slower rank."""
+    """Seconds of the prefill's attention, on the slower rank."""
     peak_bytes: float
-    """Resident memory at its highest, summed over the ranks."""
+    """Peak resident memory, summed over the ranks."""
     encoding_bytes: float
-    """Most that decoding and encoding one chunk's frames took, on the rank that took more."""
+    """Peak memory of decoding and encoding a chunk's frames, the maximum over the ranks."""
     found: bool
 
 
 def measured(folder: Path, tokens: int, platform: Any) -> dict[str, float]:
-    """All figures, the same on both ranks."""
+    """All results, identical on both ranks."""
     settings = config(tokens)
     groups = initialize(settings, platform)
     if dist.get_rank() == 0:
@@ -87,29 +88,29 @@ def measured(folder: Path, tokens: int, platform: Any) -> dict[str, float]:
     runs = []
     for length in (short_length(tokens), tokens):
         runs.append(answer(Engine(models, config(length), tokenizer, groups, platform), folder, tokenizer, answers))
-        tell(runs[-1])
+        print_run(runs[-1])
         kernel.append(kernel_speed())
         gc.collect()
-    short, whole = runs
-    work = 4 * HIDDEN * whole.tokens**2 / 2 / groups.cp_size
+    short, full = runs
+    work = 4 * HIDDEN * full.tokens**2 / 2 / groups.cp_size
     return {
-        "tokens": whole.tokens,
-        "frames": whole.frames,
-        "prefill_seconds": whole.seconds,
-        "peak_rss_slope": (whole.peak_bytes - short.peak_bytes) / (whole.tokens - short.tokens) / KV_BYTES,
-        "efficiency": work / whole.attention_seconds / statistics.median(kernel),
+        "tokens": full.tokens,
+        "frames": full.frames,
+        "prefill_seconds": full.seconds,
+        "peak_rss_slope": (full.peak_bytes - short.peak_bytes) / (full.tokens - short.tokens) / KV_BYTES,
+        "efficiency": work / full.attention_seconds / statistics.median(kernel),
         "needle_found": float(all(run.found for run in runs)),
-        "encoding_peak_ratio": whole.encoding_bytes / short.encoding_bytes,
+        "encoding_peak_ratio": full.encoding_bytes / short.encoding_bytes,
     }
 
 
 def short_length(tokens: int) -> int:
-    """An eighth, but several chunks of the prefill where that leaves a half: what one chunk takes is not growth."""
+    """An eighth of the length, but several prefill chunks if a half has them: the memory of one chunk is not growth."""
     return max(tokens // 8, min(tokens // 2, 4 * InferenceConfig().prefill_chunk_size))
 
 
 def config(tokens: int) -> Config:
-    """One layer, one head; rotary dimensions so slow that a million positions do not turn them."""
+    """One layer and one head; its slowest rotary dimensions hardly turn over a million positions."""
     return Config.model_validate(
         {
             "model": {
@@ -138,10 +139,10 @@ def config(tokens: int) -> Config:
     )
 
 
-def answer(engine: Engine, folder: Path, tokenizer: LongVITATokenizer, answers: list[int]) -> Run:
-    """Asks about a video of the most frames that fit."""
+def answer(engine: Engine, folder: Path, tokenizer: LongVITATokenizer, answers: list[int]) -> MillionTokenRun:
+    """Generate an answer about a video with as many frames as fit."""
     limit, path = engine.config.inference.max_seq_len, folder / "film.mp4"
-    frames = most_frames(folder / "tokenizer", QUESTION, limit - NEW_TOKENS, engine.config.model.tokens_per_tile)
+    frames = max_frames(folder / "tokenizer", QUESTION, limit - NEW_TOKENS, engine.config.model.tokens_per_tile)
     if dist.get_rank() == 0:
         places = {round(depth * (frames - 1)): colour for depth, colour in zip(DEPTHS, COLOURS, strict=True)}
         write_film(path, frames, places)
@@ -165,7 +166,7 @@ def answer(engine: Engine, folder: Path, tokenizer: LongVITATokenizer, answers: 
     dist.all_reduce(everyone)
     wanted = list(itertools.islice(itertools.cycle(answers), NEW_TOKENS))
     engine.reset()
-    return Run(
+    return MillionTokenRun(
         tokens=len(prompt) + NEW_TOKENS,
         frames=frames,
         seconds=float(most[0]),
@@ -176,8 +177,8 @@ def answer(engine: Engine, folder: Path, tokenizer: LongVITATokenizer, answers: 
     )
 
 
-def tell(run: Run) -> None:
-    """One line on standard error."""
+def print_run(run: MillionTokenRun) -> None:
+    """Print a line on standard error."""
     Console(stderr=True, quiet=dist.get_rank() > 0).print(
         f"{run.tokens:,} tokens, {run.frames:,} frames: prefill {run.seconds:.0f} s, {run.attention_seconds:.0f} s of "
         f"it attention; peak {run.peak_bytes / 2**20:,.0f} MiB on both ranks, {run.encoding_bytes / 2**20:,.0f} MiB of "
@@ -186,36 +187,36 @@ def tell(run: Run) -> None:
     )
 
 
-class PeakMemory:
-    """Watches the memory of this process from here on, and apart from the rest what encoding takes.
+class PeakMemory(TileSource):
+    """Measures the peak memory of this process, and separately that of encoding.
 
-    As a source of tiles it stands before the real one: encoding begins when tiles are asked for.
+    It wraps the real source of tiles: encoding starts with a call of `load`.
     """
 
     def __init__(self, tiles: TileSource):
         self.encoding, self._tiles, self._highest, self._before = 0, tiles, 0, 0
-        forget_peak()
+        reset_peak()
 
+    @override
     def load(self, indices: Sequence[int]) -> Tensor:
-        """See TileSource."""
         self.highest()
-        forget_peak()
+        reset_peak()
         self._before = resident()
         return self._tiles.load(indices)
 
     def encoded(self, *unused: Any) -> None:
-        """Encoding ends: a hook for the projector."""
+        """Record the end of encoding, as a hook of the projector."""
         self.encoding = max(self.encoding, peak() - self._before)
 
     def highest(self) -> int:
-        """Most resident bytes so far."""
+        """Peak resident bytes so far."""
         self._highest = max(self._highest, peak())
         return self._highest
 
 
 @contextmanager
 def timed_attention() -> Iterator[list[float]]:
-    """Adds up the seconds that attention takes meanwhile, in the list's one entry."""
+    """Sum the seconds of attention during the body, in the list's only entry."""
     seconds = [0.0]
     real = core.attend_split_chunk
 
@@ -233,7 +234,7 @@ def timed_attention() -> Iterator[list[float]]:
 
 
 def kernel_speed() -> float:
-    """FLOP/s of the plain kernel on this rank, with all ranks at it; the slower rank's."""
+    """FLOP/s of the kernel alone while all ranks run it; the slower rank's."""
     q, k = torch.randn(KERNEL_ROWS, 1, HIDDEN), torch.randn(KERNEL_KEYS, 1, HIDDEN)
     rates = []
     for _ in range(3):
