@@ -8,6 +8,7 @@ the HTTP transfer with its retries, Xet, the names of partial files, and the met
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ class FetchStopped(Exception):
 
 
 class Downloader:
-    """Downloads files of the Hub into one folder and notes the result in their `state` and `detail`."""
+    """Downloads files of the Hub into one folder and sets their `state` and `detail`."""
 
     def __init__(self, folder: Path, endpoint: str | None = None):
         """endpoint: address of the Hub or of a mirror; huggingface_hub's default when absent."""
@@ -52,7 +53,7 @@ class Downloader:
         self._stopped = threading.Event()
 
     def list_files(self, wanted: Sequence[WantedFile]) -> list[WantedFile]:
-        """The Hub's files for the wanted ones, each target once; those without any are MISSING, GATED or FAILED.
+        """List the files of the wanted ones, each target once; a wanted one without files is MISSING or has an error.
 
         Raises DataError for a path of the Hub that leads out of the folder.
         """
@@ -92,13 +93,11 @@ class Downloader:
         known = None
         with suppress(OSError):  # It locks a file, which a dry run on a read-only folder can't.
             known = read_download_metadata(self._folder, file.target)
-        if known and known.etag == file.digest and place.stat().st_size == file.size:
-            file.state = FetchState.THERE
-            return
-        difference = _difference(place, file)
+        is_known = known and known.etag == file.digest and place.stat().st_size == file.size
+        difference = None if is_known else _difference(place, file)
         if difference is None:
             file.state = FetchState.THERE
-            if record:
+            if record and not is_known:
                 write_download_metadata(self._folder, file.target, file.revision, file.digest)
         elif not known or place.is_dir() or known.etag != _digest(place, known.etag):  # Not an earlier version either.
             file.state = FetchState.FAILED
@@ -145,7 +144,7 @@ class Downloader:
             else:
                 part.unlink()
                 file.state = FetchState.FAILED
-                file.detail = f"what came is damaged and was removed: {difference}; run the command again"
+                file.detail = f"the downloaded file is damaged and was removed: {difference}; run the command again"
         except HUB_ERRORS as error:
             self._explain(file, error)
 
@@ -172,6 +171,7 @@ class Downloader:
             folder = part.with_suffix(".xet")
             came = hf_hub_download(file.repository, file.path, local_dir=folder, tqdm_class=tqdm_class, **where)
             os.replace(came, part)
+            shutil.rmtree(folder)
             return
         if part.exists() and part.stat().st_size > file.size:
             part.unlink()
