@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
-from torch import Tensor
 
 from longvita.attention.kv_cache import KVCache
 from longvita.attention.ring_plan import RingPlan, plan_ring
@@ -71,8 +70,12 @@ class ReplicatedSeqParams(CachedSeqParams):
 
 def split_seq_params(shard: CPShard, groups: ParallelGroups) -> SplitSeqParams:
     """Return the parameters of this rank's rows of a micro batch, for our own attention."""
-    plan = plan_ring(shard.ring_layout, groups.cp_ring.rank())
-    return SplitSeqParams(**_one_document(shard.tokens), plan=plan, ring=groups.cp_ring, ulysses=groups.cp_ulysses)
+    return SplitSeqParams(
+        **one_document(len(shard.tokens), shard.tokens.device),
+        plan=plan_ring(shard.ring_layout, groups.cp_ring.rank()),
+        ring=groups.cp_ring,
+        ulysses=groups.cp_ulysses,
+    )
 
 
 def library_seq_params(shard: CPShard, real_lengths: bool = True) -> LibrarySeqParams:
@@ -99,27 +102,13 @@ def library_seq_params(shard: CPShard, real_lengths: bool = True) -> LibrarySeqP
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
     )
-    return LibrarySeqParams(**_one_document(shard.tokens), attention=attention)
+    return LibrarySeqParams(**one_document(len(shard.tokens), shard.tokens.device), attention=attention)
 
 
-def chunk_seq_params(
-    rows: Tensor, cache: KVCache, layout: SequenceLayout | None, groups: ParallelGroups
-) -> CachedSeqParams:
-    """Return the parameters of a chunk in generation; `rows` [t] are its tokens on this rank.
-
-    layout: of the chunk over the CP group; None where this rank has all of its tokens.
-    """
-    fields = _one_document(rows)
-    if groups.cp_size == 1:
-        return CachedSeqParams(**fields, kv_cache=cache)
-    if layout is None:
-        return ReplicatedSeqParams(**fields, kv_cache=cache, group=groups.cp)
-    plan = plan_ring(layout, groups.cp_rank)
-    return SplitChunkSeqParams(**fields, kv_cache=cache, layout=layout, plan=plan, group=groups.cp)
-
-
-def _one_document(rows: Tensor) -> dict[str, Any]:
-    """Fields of PackedSeqParams that declare `rows` [t] to be one document."""
-    bounds = torch.tensor([0, len(rows)], dtype=torch.int32, device=rows.device)
-    lengths = {"max_seqlen_q": len(rows), "max_seqlen_kv": len(rows)}
-    return {"qkv_format": "thd", "cu_seqlens_q": bounds, "cu_seqlens_kv": bounds, **lengths}
+def one_document(rows: int, device: torch.device) -> dict[str, Any]:
+    """Return the fields of PackedSeqParams that declare this rank's rows to be one document."""
+    return {
+        "qkv_format": "thd",
+        **dict.fromkeys(("cu_seqlens_q", "cu_seqlens_kv"), torch.tensor([0, rows], dtype=torch.int32, device=device)),
+        **dict.fromkeys(("max_seqlen_q", "max_seqlen_kv"), rows),
+    }

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from longvita.attention.kv_cache import AttentionObserver, KVCache, cached_rows
+from longvita.attention.ring_plan import plan_ring
+from longvita.attention.seq_params import CachedSeqParams, ReplicatedSeqParams, SplitChunkSeqParams, one_document
 from longvita.config.schema import Config
 from longvita.errors import UserError
 from longvita.inference.prompt import Prompt, TileSource, plan_chunks
@@ -19,7 +21,7 @@ from longvita.inference.sampling import Sampler
 from longvita.model.generation_batch import GenerationBatch
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
-from longvita.parallel.sequence_layout import SequenceLayout, compact_layouts
+from longvita.parallel.sequence_layout import compact_layouts
 from longvita.parallel.tile_sharing import assign_tiles
 from longvita.platforms.base import Platform
 
@@ -141,12 +143,12 @@ class PipelineStage:
         Returns the logits [v] after the chunk's last token (fp32, complete on every TP and CP rank) on the last stage,
         None on the others. Raises TileError on every rank when a rank could not decode one of its tiles.
         """
+        count = len(chunk.input_ids)
         batch = self._batch(chunk, cache, self._tiles(chunk, tiles))
         if not self.groups.is_first_stage:
-            rows = batch.input_ids.shape[1] if batch.layout is None else batch.layout.local_length
-            self.model.set_input_tensor(self._receive_hidden(rows))
+            self.model.set_input_tensor(self._receive_hidden(batch.seq_params.max_seqlen_q))
         output = self.model.next_token_logits(batch)
-        cache.advance(len(chunk.input_ids), self._cached_positions(len(chunk.input_ids), cache.length, batch.layout))
+        cache.advance(count, self._cached_positions(count, batch.seq_params))
         if self.groups.is_last_stage:
             return output
         self._send(output)
@@ -169,18 +171,32 @@ class PipelineStage:
             tile_starts=torch.tensor(list(chunk.tile_starts), dtype=torch.int64, device=self.device),
             tile_owners=assign_tiles(len(chunk.tile_starts), self.groups.vision_size).to(self.device),
             tiles=tiles.to(self.device),
-            kv_cache=cache,
-            layout=compact_layouts((count,), cp_size, 1, tp_size)[1] if split else None,
+            seq_params=self._split_params(count, cache, tp_size) if split else self._params(count + padding, cache),
         )
 
-    def _cached_positions(self, count: int, past: int, layout: SequenceLayout | None) -> list[int] | None:
-        """Return the positions of the chunk's tokens that this rank caches; None without context parallelism."""
+    def _params(self, rows: int, cache: KVCache) -> CachedSeqParams:
+        """Return the attention parameters of a chunk of which every rank has all rows."""
+        fields = one_document(rows, self.device)
         if self.groups.cp_size == 1:
-            return None
-        if layout is None:
-            return [past + row for row in cached_rows(count, past, self.groups.cp_size, self.groups.cp_rank)]
-        own = layout.tokens(self.groups.cp_rank)
-        return (own[own >= 0] + past).tolist()
+            return CachedSeqParams(**fields, kv_cache=cache)
+        return ReplicatedSeqParams(**fields, kv_cache=cache, group=self.groups.cp)
+
+    def _split_params(self, count: int, cache: KVCache, tp_size: int) -> SplitChunkSeqParams:
+        """Return the attention parameters of a chunk that is split over the CP ranks."""
+        layout, _ = compact_layouts((count,), self.groups.cp_size, 1, tp_size)
+        fields = one_document(layout.local_length, self.device)
+        plan = plan_ring(layout, self.groups.cp_rank)
+        return SplitChunkSeqParams(**fields, kv_cache=cache, layout=layout, plan=plan, group=self.groups.cp)
+
+    def _cached_positions(self, count: int, params: CachedSeqParams) -> list[int] | None:
+        """Return the positions of the chunk's tokens that this rank caches; None without context parallelism."""
+        past, rank = params.kv_cache.length, self.groups.cp_rank
+        if isinstance(params, SplitChunkSeqParams):
+            own = params.layout.tokens(rank)
+            return (own[own >= 0] + past).tolist()
+        if isinstance(params, ReplicatedSeqParams):
+            return [past + row for row in cached_rows(count, past, self.groups.cp_size, rank)]
+        return None
 
     def _tiles(self, chunk: Chunk, source: TileSource | None) -> Tensor:
         """Load the tiles of the chunk that this rank encodes, [n_local, 3, H, W]; none on later stages.

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from longvita.attention.kv_cache import KVCache
-from longvita.parallel.sequence_layout import SequenceLayout
+from longvita.attention.seq_params import CachedSeqParams
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,5 @@ class GenerationBatch:
     """[n] int64, rank in the replica's TP x CP group that encodes each tile."""
     tiles: Tensor
     """[n_local, 3, H, W] float32, this rank's tiles in order; empty on later pipeline stages."""
-    kv_cache: KVCache
-    layout: SequenceLayout | None
-    """Of the chunk over the CP ranks; None where every rank computes all rows: one CP rank, or few tokens."""
+    seq_params: CachedSeqParams
+    """KV cache, and how the chunk is split over the CP ranks; for core attention."""

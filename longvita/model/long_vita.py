@@ -11,7 +11,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from longvita.attention.seq_params import chunk_seq_params
+from longvita.attention.seq_params import SplitChunkSeqParams
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.data.cp_shard import CPShard, shard_batch
@@ -126,13 +126,12 @@ class LongVITA(MegatronModule):
 
         They are complete on every TP and CP rank of the last chunk. Other chunks return hidden states, as `forward`.
         """
-        ids, layout, shard = batch.input_ids, batch.layout, None
-        positions = torch.arange(batch.kv_cache.length, batch.kv_cache.length + ids.shape[1], device=ids.device)
-        if layout is not None:
-            shard = CPShard(layout, layout, layout.tokens(self.groups.cp_rank).to(ids.device))
+        ids, params, shard = batch.input_ids, batch.seq_params, None
+        positions = params.kv_cache.length + torch.arange(ids.shape[1], device=ids.device)
+        if isinstance(params, SplitChunkSeqParams):
+            shard = CPShard(params.layout, params.layout, params.layout.tokens(self.groups.cp_rank).to(ids.device))
             positions = shard.take(positions, 0)
         decoder_input = self._embed(batch, shard) if self.pre_process else None
-        params = chunk_seq_params(positions, batch.kv_cache, layout, self.groups)
         hidden = self.language_model(decoder_input, params, positions)
         if not self.post_process:
             return hidden
