@@ -11,7 +11,6 @@ from longvita.checkpoint.hf.write_weights import write_long_vita
 from longvita.checkpoint.save import save_weights
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer, load_transformers_tokenizer
 from longvita.model.build import build_model
-from longvita.parallel import groups as parallel_groups
 from longvita.platforms import get
 from tests.distributed.helpers import run_distributed
 from tests.tiny import tiny_config
@@ -45,7 +44,7 @@ def _write(rank: int, world: int, model: TinyModel, tokenizer: str, entries: int
     # Every id has a text; TP2 needs an even number of rows.
     sizes = {"vocab_size": entries + entries % 2, "max_position_embeddings": POSITIONS}
     config = tiny_config(model={"language": sizes, "init_method_std": 0.2}, data={"tokenizer": tokenizer})
-    groups = parallel_groups.initialize(config, platform)
+    groups = platform.build_groups(config)
     models = build_model(config, groups, platform)
     if says:
         _let_it_say(models[0], load_tokenizer(tokenizer), says)

@@ -12,7 +12,6 @@ from longvita.config.schema import Config
 from longvita.inference.engine import Engine
 from longvita.inference.settings import Settings, open_tokenizer
 from longvita.model.build import build_model
-from longvita.parallel import groups as parallel_groups
 from longvita.platforms.base import Platform
 
 CONTROL_TIMEOUT = datetime.timedelta(days=365)
@@ -30,7 +29,7 @@ def open_engine(settings: Settings) -> Iterator[Engine]:
     processes.init_distributed(platform.backend, platform.set_device)
     config = _with_precision(settings, platform)
     tokenizer = open_tokenizer(settings.tokenizer)
-    groups = parallel_groups.initialize(config, platform)
+    groups = platform.build_groups(config)
     models = build_model(config, groups, platform, fresh=False)
     load_weights(models, settings.model, groups, platform)
     yield Engine(models, config, tokenizer, groups, platform)

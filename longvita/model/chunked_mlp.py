@@ -1,7 +1,7 @@
-"""The MLP a few tokens at a time, so that what it keeps does not grow with the sequence.
+"""MLPs computed in chunks of rows, so that their activations do not grow with the sequence.
 
-The middle layer of an MLP is several times as wide as the hidden state, and autograd would keep it for every token.
-Here nothing is kept but the input; the backward pass computes each chunk once more (sequence tiling, arXiv 2506.13996).
+The inner activations of an MLP are several times as wide as the hidden state, and autograd keeps them for every token.
+Here only the input is kept; the backward pass computes each chunk again (sequence tiling, arXiv 2506.13996).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def chunk_mlps(layers: Iterable[nn.Module], chunk: int) -> None:
-    """Has the MLP of each of Megatron's layers take at most `chunk` rows of this rank at once."""
+    """Limit the MLP of each of Megatron's layers to `chunk` rows of this rank at once."""
     for layer in layers:
         mlp: Any = layer.mlp
         mlp.forward = ChunkedForward(mlp.forward, list(mlp.parameters()), chunk)
@@ -27,7 +27,7 @@ class ChunkedForward:
         self._forward, self._weights, self._chunk = forward, weights, chunk
 
     def __call__(self, hidden: Tensor, **unused: Any) -> tuple[Tensor, None]:
-        """See the class. Raises ValueError where the MLP returns a bias, which its layer would have to add."""
+        """Compute the MLP. Raises ValueError where it returns a bias, which its layer would have to add."""
         if len(hidden) <= self._chunk:
             return _without_bias(self._forward(hidden)), None
         return _Chunks.apply(hidden, self._forward, self._chunk, *self._weights), None
@@ -41,7 +41,7 @@ def _without_bias(result: tuple[Tensor, Tensor | None]) -> Tensor:
 
 
 class _Chunks(torch.autograd.Function):
-    """The weights are inputs, so that each has its gradient once and Megatron's reductions start when it is whole."""
+    """The weights are inputs: each receives its gradient once, and Megatron's reductions start when it is complete."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, forward: Callable, chunk: int, *weights: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class _Chunks(torch.autograd.Function):
             with torch.enable_grad():
                 leaf = rows.detach().requires_grad_()
                 output = _without_bias(ctx.run(leaf))
-            # A fused kernel that adds to main_grad by itself hands back no gradient, or one that nobody reads.
+            # A fused kernel that adds to main_grad returns no gradient, or one that is not read.
             found = torch.autograd.grad(output, [leaf, *weights], grad, allow_unused=True)
             grad_part.copy_(found[0])
             for weight, part in zip(weights, found[1:], strict=True):

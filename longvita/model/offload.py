@@ -1,7 +1,7 @@
-"""Layer inputs put away between forward and backward pass.
+"""Layer inputs offloaded between forward and backward pass.
 
-With full recomputation a layer keeps nothing but its input. These hooks of autograd hand each of them to the platform
-as soon as the layer has run, and bring the one before back while a layer is computed again.
+With full recomputation a layer keeps only its input. These autograd hooks offload each input once the layer has run,
+and fetch the previous layer's input while a layer is recomputed.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from longvita.platforms.base import OffloadedTensor
 
 
 class _Input:
-    """One layer's input, and the one that the backward pass wants next."""
+    """One layer's offloaded input, and the previous layer's, which the backward pass needs next."""
 
-    def __init__(self, away: OffloadedTensor, before: _Input | None):
-        self.away, self.before = away, before
+    def __init__(self, offloaded: OffloadedTensor, previous: _Input | None):
+        self.offloaded, self.previous = offloaded, previous
 
 
 @contextlib.contextmanager
 def offloaded_inputs(offload: Callable[[Tensor], OffloadedTensor], hidden_size: int) -> Iterator[None]:
-    """Hands every hidden state [t, b, h] that autograd keeps of what runs inside to `offload`."""
+    """Offload every hidden state [t, b, h] that autograd saves inside the block."""
     last: _Input | None = None
 
-    def put_away(tensor: Tensor) -> Tensor | _Input:
+    def pack(tensor: Tensor) -> Tensor | _Input:
         nonlocal last
         is_hidden_state = tensor.dim() == 3 and tensor.shape[-1] == hidden_size and not isinstance(tensor, nn.Parameter)
         if not is_hidden_state:
@@ -35,14 +35,14 @@ def offloaded_inputs(offload: Callable[[Tensor], OffloadedTensor], hidden_size: 
         last = _Input(offload(tensor), last)
         return last
 
-    def bring_back(kept: Tensor | _Input) -> Tensor:
+    def unpack(kept: Tensor | _Input) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        tensor, before = kept.away.fetch(), kept.before
-        if before is not None:
-            before.away.start()
-            kept.before = None
+        tensor, previous = kept.offloaded.fetch(), kept.previous
+        if previous is not None:
+            previous.offloaded.start()
+            kept.previous = None
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(put_away, bring_back):
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield

@@ -1,4 +1,4 @@
-"""Megatron's TransformerConfig for the language model and for the vision tower, from our config."""
+"""Megatron's TransformerConfig for the language model and the vision encoder, from our config."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from longvita.config.schema import Config
 from longvita.errors import UserError
+from longvita.platforms.base import Platform
 
 
 class FlagError(UserError, ValueError):
-    """A flag of megatron-core that cannot be set."""
+    """A field of `training.megatron` that cannot be set."""
 
 
 def _leave_alone(tensor: torch.Tensor) -> None:
-    """Takes the place of Megatron's initialiser: longvita.model.build draws the weights afterwards."""
+    """Replace Megatron's initialiser; longvita.model.build draws the weights afterwards."""
 
 
 def _precision(config: Config) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def _recompute(config: Config) -> dict[str, Any]:
 
 
 def _flags(config: Config, own: dict[str, Any]) -> dict[str, Any]:
-    """`training.megatron`. Raises FlagError for a name that megatron-core does not know, or that we set ourselves."""
+    """Return `training.megatron`. Raises FlagError for an unknown name, and for a field in `own`."""
     known = {field.name for field in dataclasses.fields(TransformerConfig)}
     for name in config.training.megatron:
         if name in own:
@@ -55,10 +56,10 @@ def _flags(config: Config, own: dict[str, Any]) -> dict[str, Any]:
     return dict(config.training.megatron)
 
 
-def language_transformer_config(config: Config, platform: Any) -> TransformerConfig:
-    """Qwen2.5's decoder: RMSNorm, SwiGLU, bias on the query, key and value projections alone.
+def language_transformer_config(config: Config, platform: Platform) -> TransformerConfig:
+    """Return the config of Qwen2.5's decoder: RMSNorm, SwiGLU, bias on the query, key and value projections only.
 
-    Raises FlagError for flags in `training.megatron` that megatron-core does not take.
+    Raises FlagError for flags in `training.megatron` that megatron-core does not accept.
     """
     language, layout = config.model.language, config.layout
     fields: dict[str, Any] = {
@@ -97,11 +98,11 @@ def language_transformer_config(config: Config, platform: Any) -> TransformerCon
     except (AssertionError, TypeError, ValueError) as error:
         if not flags:
             raise
-        raise FlagError(f"training.megatron: megatron-core does not take {flags}: {error}") from error
+        raise FlagError(f"training.megatron: megatron-core does not accept {flags}: {error}") from error
 
 
-def vision_transformer_config(config: Config, platform: Any) -> TransformerConfig:
-    """InternViT's encoder: LayerNorm, exact GELU, biases everywhere; whole on every rank (no TP, PP, CP or SP)."""
+def vision_transformer_config(config: Config, platform: Platform) -> TransformerConfig:
+    """Return the config of InternViT: LayerNorm, exact GELU, biases everywhere; replicated (no TP, PP, CP or SP)."""
     vision = config.model.vision
     fields: dict[str, Any] = {
         "num_layers": vision.num_layers,
@@ -127,6 +128,6 @@ def vision_transformer_config(config: Config, platform: Any) -> TransformerConfi
     if config.training.recompute.vision:
         fields |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     transformer = TransformerConfig(**(fields | platform.transformer_config_overrides()))
-    # Fused kernels of the platform know the tanh approximation or SwiGLU; InternViT's GELU is the exact one.
+    # The platforms' fused kernels compute the tanh approximation or SwiGLU; InternViT needs exact GELU.
     transformer.bias_activation_fusion = False
     return transformer

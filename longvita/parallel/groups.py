@@ -1,4 +1,4 @@
-"""The process groups of a run, in one object that is handed to whoever needs them."""
+"""The process groups of a run, in one object that is passed as an argument."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from longvita.config.schema import Config
+from longvita.config.schema import LayoutConfig
 
 
 @dataclass(frozen=True)
 class ParallelGroups:
-    """Process groups, ranks and sizes of one layout, seen from this process."""
+    """Process groups of this process, with its ranks and their sizes, for one layout."""
 
     language: ProcessGroupCollection
-    """Megatron's groups for its language modules, which shall know nothing of context parallelism: each works on the
-    rows that this process holds, and attention alone sees the others (longvita.attention).
+    """Groups for Megatron's language modules. Their context-parallel group is this process alone: modules work on the
+    rows of this process, and only attention communicates with other CP ranks (longvita.attention).
     """
     vision: ProcessGroupCollection
-    """Groups of size one, for the vision tower, which every TP rank holds whole."""
+    """Groups of this process alone, for the vision encoder, which is replicated on every TP rank."""
     tp: dist.ProcessGroup
     pp: dist.ProcessGroup
     dp: dist.ProcessGroup
     cp: dist.ProcessGroup
     cp_ulysses: dist.ProcessGroup
-    """The part of the CP group that trades rows for heads in attention."""
+    """The part of the CP group in which attention exchanges rows for heads."""
     cp_ring: dist.ProcessGroup
-    """One rank of each such part, around which keys and values travel."""
+    """One rank of each such part: the ring in which keys and values travel."""
     tp_cp: dist.ProcessGroup
     dp_cp: dist.ProcessGroup
 
@@ -76,17 +76,17 @@ class ParallelGroups:
 
     @property
     def vision_rank(self) -> int:
-        """Rank among the processes of a replica's stage that share its tiles (TP x CP)."""
+        """Rank among the processes of a replica's stage (TP x CP), which divide its tiles."""
         return self.tp_cp.rank()
 
     @property
     def vision_size(self) -> int:
-        """Number of processes of a replica's stage that share its tiles (TP x CP)."""
+        """Number of processes of a replica's stage (TP x CP), which divide its tiles."""
         return self.tp_cp.size()
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this process holds the first pipeline stage: vision tower and word embeddings."""
+        """Whether this process holds the first pipeline stage: vision encoder and word embeddings."""
         return self.pp_rank == 0
 
     @property
@@ -95,19 +95,19 @@ class ParallelGroups:
         return self.pp_rank == self.pp_size - 1
 
     def destroy(self) -> None:
-        """Ends the groups; another layout can be initialised in the same processes after it."""
+        """Destroy the groups. Groups of another layout can then be built in the same processes."""
         parallel_state.destroy_model_parallel()
 
 
-def initialize(config: Config, platform: Any) -> ParallelGroups:
-    """Builds the groups of a config's layout over the whole torch.distributed world.
+def build_groups(layout: LayoutConfig, backend: str, ulysses: int) -> ParallelGroups:
+    """Build the groups of a layout over all processes of torch.distributed.
 
-    The order of ranks is Megatron's: TP varies fastest, then CP, DP, PP. Raises ValueError when the world is not a
-    multiple of TP x PP x CP, RuntimeError when torch.distributed is not initialised.
+    backend: of torch.distributed; ulysses: CP ranks that exchange rows for heads in attention. The order of ranks is
+    Megatron's: TP varies fastest, then CP, DP, PP. Raises ValueError when the number of processes is not a multiple of
+    TP x PP x CP, RuntimeError when torch.distributed is not initialised.
     """
     if not dist.is_initialized():
         raise RuntimeError("torch.distributed is not initialised; call longvita.processes.init_distributed first")
-    layout = config.layout
     replica = layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
     world = dist.get_world_size()
     if world % replica:
@@ -116,19 +116,18 @@ def initialize(config: Config, platform: Any) -> ParallelGroups:
             f"pipeline_parallel {layout.pipeline_parallel} x context_parallel {layout.context_parallel}); "
             f"start a multiple of {replica} processes"
         )
-    platform.configure(config)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor_parallel,
         pipeline_model_parallel_size=layout.pipeline_parallel,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
         context_parallel_size=layout.context_parallel,
-        # Gloo groups beside the device's; a dry run's groups send nothing.
-        create_gloo_process_groups=platform.backend not in ("gloo", "fake"),
+        # Additional gloo groups, except where the backend is gloo itself or the groups send nothing (dry run).
+        create_gloo_process_groups=backend not in ("gloo", "fake"),
     )
     collection = ProcessGroupCollection.use_mpu_process_groups()
     language = copy.copy(collection)
     language.cp = _group_of_one()
-    cp_ulysses, cp_ring = _parts_of_cp(collection.cp, platform.ulysses_size(config))
+    cp_ulysses, cp_ring = _parts_of_cp(collection.cp, ulysses)
     return ParallelGroups(
         language=language,
         vision=_groups_of_one(),
@@ -144,7 +143,7 @@ def initialize(config: Config, platform: Any) -> ParallelGroups:
 
 
 def _parts_of_cp(cp: dist.ProcessGroup, ulysses: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-    """The runs of `ulysses` ranks that a CP group consists of, and the ring over them: those of this process."""
+    """Split a CP group into runs of `ulysses` ranks; return this process's run, and its ring over the runs."""
     if ulysses == 1:
         return _group_of_one(), cp
     if ulysses == cp.size():
@@ -153,7 +152,7 @@ def _parts_of_cp(cp: dist.ProcessGroup, ulysses: int) -> tuple[dist.ProcessGroup
     own = _group_of_one(), _group_of_one()
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, dist.get_process_group_ranks(cp))
-    # A group is made by all processes together, those that are not in it included.
+    # Every process takes part in the creation of every group, also of groups that it is not in.
     for ranks in sorted(set(map(tuple, everyone))):
         runs = [ranks[start : start + ulysses] for start in range(0, len(ranks), ulysses)]
         made = [dist.new_group(run) for run in runs], [dist.new_group(ring) for ring in zip(*runs, strict=True)]
@@ -164,8 +163,8 @@ def _parts_of_cp(cp: dist.ProcessGroup, ulysses: int) -> tuple[dist.ProcessGroup
 
 
 def _group_of_one() -> dist.ProcessGroup:
-    # The model has no experts, so Megatron's expert-parallel group is this process alone: reusing it spares a new
-    # group per process, which costs a collective call each in a large job.
+    # The model has no experts, so Megatron's expert-parallel group is this process alone. Reusing it avoids creating a
+    # group per process, each of which costs a collective call.
     return parallel_state.get_expert_model_parallel_group()
 
 

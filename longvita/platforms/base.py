@@ -150,6 +150,16 @@ class Platform(ABC):
         if problems:
             raise ConfigError(problems)
 
+    def build_groups(self, config: Config) -> ParallelGroups:
+        """Configure the platform and build the config's process groups; torch.distributed must be initialised.
+
+        Raises ConfigError as `configure`, ValueError where the layout does not divide the number of processes.
+        """
+        from longvita.parallel.groups import build_groups
+
+        self.configure(config)
+        return build_groups(config.layout, self.backend, self.ulysses_size(config))
+
     def decisions(self) -> list[tuple[str, str]]:
         """Choices that differ from other platforms for the same config, for people: (subject, choice)."""
         return []

@@ -17,7 +17,6 @@ from longvita.checkpoint.step_folders import checkpoint_root
 from longvita.config import check_world_size
 from longvita.config.schema import Config
 from longvita.data.loader import Loader, LoaderRanks, build_loader
-from longvita.parallel import groups as parallel_groups
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
 from longvita.training.metrics import open_metrics
@@ -42,7 +41,7 @@ def train(stages: Sequence[Config]) -> int:
     for config in stages:
         check_world_size(config, world)
         with StopRequests(config.training.time_limit_minutes) as stop_requests:
-            groups = parallel_groups.initialize(config, platform)
+            groups = platform.build_groups(config)
             code = TrainingRun(config, groups, platform, stop_requests).run()
         # Only after success: after an error the other ranks may be anywhere, and an orderly exit could wait for them.
         groups.destroy()

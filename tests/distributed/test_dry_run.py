@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from longvita.config.schema import Config
-from longvita.parallel import groups as parallel_groups
 from longvita.planning.dry_run.collectives import CollectiveRecorder, followed
 from longvita.planning.dry_run.micro_batch import heaviest_loads, make_batch
 from longvita.planning.dry_run.rank import checkpoint_shapes, counted_saves, state_bytes
@@ -43,7 +42,7 @@ def _measure(rank: int, world: int, settings: dict) -> dict:
     config = Config.model_validate(settings)
     platform = get("cpu")
     platform.activate()
-    groups = parallel_groups.initialize(config, platform)
+    groups = platform.build_groups(config)
     state = build_state(config, groups, platform)
     loads = heaviest_loads(config)
     saved = []

@@ -27,7 +27,6 @@ from longvita.inference.prefill_decode import Chunk, TileError
 from longvita.inference.prompt import Prompt, TensorTiles, plan_chunks
 from longvita.inference.sampling import Sampling
 from longvita.model.build import build_model
-from longvita.parallel import groups as parallel_groups
 from longvita.platforms import get
 from tests.distributed.helpers import run_distributed
 
@@ -67,7 +66,7 @@ def golden_engine(layout: dict[str, Any]) -> Engine:
     platform = get("cpu")
     platform.activate()
     config = golden_config(layout)
-    groups = parallel_groups.initialize(config, platform)
+    groups = platform.build_groups(config)
     models = build_model(config, groups, platform, fresh=False)
     read_weights(models, GOLDEN, groups)
     return Engine(models, config, None, groups, platform)

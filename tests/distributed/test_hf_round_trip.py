@@ -22,7 +22,6 @@ from longvita.checkpoint.sources import load_weights, model_config
 from longvita.commands import convert
 from longvita.config.schema import Config
 from longvita.model.build import build_model, global_names
-from longvita.parallel.groups import initialize
 from longvita.platforms import get
 from tests.distributed.helpers import run_distributed
 from tests.distributed.mixed_batch import tiny_config
@@ -80,7 +79,7 @@ def read_and_write(rank: int, world: int, config: Config, source: str, target: s
     """Read SOURCE, write TARGET/long_vita and TARGET/internvl; the parameters' names on this rank."""
     platform = get("cpu")
     platform.activate()
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     models = build_model(config, groups, platform)
     read_weights(models, source, groups)
     write_long_vita(models, config, Path(target) / "long_vita", groups, max_shard_size="40KB")
@@ -144,7 +143,7 @@ def test_a_shorter_vocabulary_is_filled_identically_at_every_tp(tmp_path: Path, 
 def read_error(rank: int, world: int, config: Config, source: str) -> str:
     platform = get("cpu")
     platform.activate()
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     models = build_model(config, groups, platform)
     with pytest.raises(CheckpointError) as caught:
         read_weights(models, source, groups)
@@ -165,7 +164,7 @@ def test_an_error_on_one_stage_is_raised_on_every_rank(tmp_path: Path):
 def write_ours(rank: int, world: int, config: Config, source: str, target: str) -> None:
     platform = get("cpu")
     platform.activate()
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     models = build_model(config, groups, platform)
     load_weights(models, source, groups, platform)
     save_weights(models, config, Path(target), platform)

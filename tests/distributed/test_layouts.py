@@ -88,7 +88,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def _run(rank: int, size: int, sections: dict[str, Any], sequences: tuple[int, ...] = MIXED) -> dict[str, Any]:
     """Gradients of the first batch, then the parameters after three steps of the optimizer, of this rank."""
-    from longvita.parallel.groups import initialize
     from longvita.platforms import get
     from longvita.training.state import build_state
     from longvita.training.step import forward_backward, train_step
@@ -99,7 +98,7 @@ def _run(rank: int, size: int, sections: dict[str, Any], sequences: tuple[int, .
     config = tiny_config(**sections, optimizer={"adam_eps": 1e-2})
     platform = get(config.platform)
     platform.activate()
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     state = build_state(config, groups, platform)
     batches = micro_batches(config, groups, sequences=sequences)
     for chunk in state.chunks:

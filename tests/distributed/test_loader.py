@@ -10,7 +10,6 @@ import torch
 from longvita import platforms
 from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.quarantine import FILE_NAME, read_quarantine
-from longvita.parallel import groups as parallel_groups
 from tests.distributed.helpers import run_distributed
 from tests.unit.data.material import conversation, data_config, write_jsonl, write_media, write_tokenizer
 
@@ -40,7 +39,7 @@ def read(rank, world_size, folder, layout, workers):
     config = config.model_copy(update={"layout": config.layout.model_copy(update=layout)})
     platform = platforms.get("cpu")
     platform.activate()
-    groups = parallel_groups.initialize(config, platform)
+    groups = platform.build_groups(config)
     found = []
     for _ in range(2):  # A second loader of the same name does not read what the first one wrote.
         loader = build_loader(config, LoaderRanks.from_groups(groups))

@@ -22,13 +22,12 @@ LAYOUTS: list[dict[str, Any]] = [
 
 def _build(layout: dict[str, Any], seed: int) -> tuple[Any, Any]:
     from longvita.model.build import build_model
-    from longvita.parallel.groups import initialize
     from longvita.platforms import get
 
     config = tiny_config(layout=layout, seed=seed)
     platform = get(config.platform)
     platform.activate()
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     return build_model(config, groups, platform), groups
 
 

@@ -9,7 +9,6 @@ from megatron.core import parallel_state
 
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
-from longvita.parallel import groups as parallel_groups
 from longvita.platforms import get
 from longvita.training.state import build_state
 from longvita.training.step import train_step
@@ -43,7 +42,7 @@ def start(config: Config) -> TrainingState:
         parallel_state.destroy_model_parallel()
     platform = get("cpu")
     platform.activate()
-    return build_state(config, parallel_groups.initialize(config, platform), platform)
+    return build_state(config, platform.build_groups(config), platform)
 
 
 def run_steps(state: TrainingState, steps: int, tiles: int | None = None) -> list[tuple[float, float]]:

@@ -13,7 +13,6 @@ from longvita.checkpoint.hf.write_weights import write_internvl, write_long_vita
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.model.build import build_model
-from longvita.parallel.groups import initialize
 from longvita.parallel.tile_sharing import assign_tiles
 from longvita.platforms import get
 from longvita.verify.compare import pipeline_logits
@@ -61,7 +60,7 @@ def world_of_one(config: Config) -> tuple[Any, Any]:
     """Platform and groups of a process of its own; torch.distributed is initialised."""
     platform = get("cpu")
     platform.activate()
-    return platform, initialize(config, platform)
+    return platform, platform.build_groups(config)
 
 
 def randomise(models: list[torch.nn.Module]) -> None:

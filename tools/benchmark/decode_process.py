@@ -19,7 +19,6 @@ from longvita.data.tokenizer import load_tokenizer
 from longvita.inference.engine import Engine
 from longvita.inference.sampling import Sampling
 from longvita.model.build import build_model
-from longvita.parallel.groups import initialize
 
 QUESTIONS = ("one?", "yes?")
 
@@ -98,7 +97,7 @@ def film(folder: Path, tokens: int, new_tokens: int) -> None:
 def engine(folder: Path, tokens: int, context_parallel: int, platform: Any) -> Engine:
     """An engine with random weights, identical at every layout."""
     settings = config(tokens, context_parallel)
-    groups = initialize(settings, platform)
+    groups = platform.build_groups(settings)
     models = build_model(settings, groups, platform)
     groups.destroy()
     return Engine(models, settings, load_tokenizer(str(folder / "tokenizer")), groups, platform)

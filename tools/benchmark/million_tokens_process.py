@@ -31,7 +31,6 @@ from longvita.inference.engine import Engine
 from longvita.inference.prompt import TileSource
 from longvita.inference.sampling import Sampling
 from longvita.model.build import build_model
-from longvita.parallel.groups import initialize
 from longvita.platforms.cpu.attention import FlashKernel
 
 NEW_TOKENS = 8
@@ -76,7 +75,7 @@ class MillionTokenRun:
 def measured(folder: Path, tokens: int, platform: Any) -> dict[str, float]:
     """All results, identical on both ranks."""
     settings = config(tokens)
-    groups = initialize(settings, platform)
+    groups = platform.build_groups(settings)
     if dist.get_rank() == 0:
         write_tokenizer(folder / "tokenizer")
     dist.barrier()

@@ -21,7 +21,6 @@ from typing_extensions import override
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.parallel import groups as parallel_groups
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.tile_sharing import assign_tiles
 from longvita.planning.batch_contents import Contents
@@ -92,7 +91,7 @@ def start(config: Config, platform: Platform) -> TrainingState:
     """A new state; process groups of an earlier one are destroyed."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-    return build_state(config, parallel_groups.initialize(config, platform), platform)
+    return build_state(config, platform.build_groups(config), platform)
 
 
 def state_of(state: TrainingState) -> tuple[int, int, int]:

@@ -22,7 +22,6 @@ from longvita.checkpoint.hf.write_weights import write_internvl
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.data.batch import LocalBatch
-from longvita.parallel.groups import initialize
 from longvita.training.state import build_state
 from longvita.training.step import train_step
 
@@ -36,7 +35,7 @@ def run(payload: dict[str, Any]) -> int:
     """Run all measurements; rank 0 prints."""
     config = Config.model_validate(settings())
     platform = start_process(config.platform)
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     folder = Path(payload["folder"])
     tokenizer = build_tokenizer(folder / f"tokenizer{groups.dp_rank}", config.model.language.vocab_size)
     state = build_state(config, groups, platform)

@@ -27,7 +27,7 @@ from longvita.data.loader import VALIDATION, LoaderRanks, build_loader
 from longvita.files import write_atomically
 from longvita.model.build import build_model
 from longvita.model.long_vita import LongVITA
-from longvita.parallel.groups import ParallelGroups, initialize
+from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
 from longvita.processes import init_distributed, launch
 
@@ -67,7 +67,7 @@ def run(payload: dict[str, Any]) -> int:
 
 def _evaluate_layout(runs: list[tuple[HeldOutRun, Config]], platform: Platform) -> None:
     """Evaluate runs of one layout."""
-    groups = initialize(runs[0][1], platform)
+    groups = platform.build_groups(runs[0][1])
     for one, config in runs:
         models = build_model(config, groups, platform, fresh=False)
         load_weights(models, intact_checkpoint(one.checkpoint), platform)

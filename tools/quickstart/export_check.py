@@ -22,7 +22,6 @@ from longvita.checkpoint.resume import intact_checkpoint
 from longvita.config import load
 from longvita.data.loader import VALIDATION, LoaderRanks, build_loader
 from longvita.model.build import build_model
-from longvita.parallel.groups import initialize
 from longvita.processes import init_distributed, launch
 from tools.quickstart.evaluate import EVALUATION_LAYOUT
 
@@ -54,7 +53,7 @@ def run(payload: dict[str, Any]) -> int:
     platform = platforms.get(config.platform)
     platform.activate()
     init_distributed(platform.backend, platform.set_device)
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     model = build_model(config, groups, platform, fresh=False)[0].eval()
     load_weights([model], intact_checkpoint(Path(payload["checkpoint"])), platform)
     batch = next(build_loader(config, LoaderRanks.from_groups(groups), 0, VALIDATION + payload["source"]))

@@ -25,11 +25,8 @@ def joined_replica(config: Config) -> Iterator[tuple[ParallelGroups, Platform]]:
     """Join the ranks of a replica of the config's layout: their groups and their platform, for the block."""
     platform = platforms.get(config.platform)
     platform.activate()
-    # After the patches: it imports megatron-core, which looks at the device as it is then.
-    from longvita.parallel.groups import initialize
-
     init_distributed(platform.backend, platform.set_device)
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     yield groups, platform
     groups.destroy()
 

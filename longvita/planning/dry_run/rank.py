@@ -15,7 +15,6 @@ from torch import Tensor
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.model.build import build_model
-from longvita.parallel import groups as parallel_groups
 from longvita.planning.dry_run.collectives import followed
 from longvita.planning.dry_run.meta_platform import MetaPlatform
 from longvita.planning.dry_run.micro_batch import heaviest_loads, make_batch
@@ -32,7 +31,7 @@ def dry_run_rank(config: Config, platform: MetaPlatform, rank: int, world_size: 
     """
     started = time.perf_counter()
     platform.join(rank, world_size)
-    groups = parallel_groups.initialize(config, platform)
+    groups = platform.build_groups(config)
     try:
         # A parameter that moves to the meta device would lose the marks that Megatron's modules put on it.
         with platform.device:

@@ -47,6 +47,9 @@ class FlashKernel(AttentionKernel):
 
     @override
     def causal_forward(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> tuple[Tensor, Tensor]:
+        if len(bounds) == 2 and len(q):
+            out, lse = _forward(_heads_first(q), _heads_first(k), _heads_first(v), True, scale)
+            return out[0].transpose(0, 1), lse[0].transpose(0, 1)
         plan = plan_documents(tuple(bounds))
         out, lses = _documents_forward(q, k, v, plan, scale)
         return out, plan.join([lse[..., None] for lse in lses])[..., 0]

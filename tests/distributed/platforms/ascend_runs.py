@@ -78,11 +78,10 @@ def configs_under_context_parallelism(rank: int, size: int, source: str | None =
     from mindspeed.args_utils import get_full_args
 
     from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
-    from longvita.parallel.groups import initialize
     from tests.distributed.mixed_batch import tiny_config
 
     config = tiny_config(layout={"context_parallel": 2})
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     # As Megatron's own command line would set them.
     args = get_full_args()
     args.normalization, args.num_query_groups = "RMSNorm", 1
@@ -107,13 +106,12 @@ def mask_types(rank: int, size: int, source: str | None = None) -> dict[str, Any
     from megatron.core.transformer.enums import AttnMaskType
 
     from longvita.model.transformer_config import language_transformer_config
-    from longvita.parallel.groups import initialize
     from longvita.platforms.base import PlatformError
     from longvita.platforms.npu.layers import DocumentAttention
     from tests.distributed.mixed_batch import tiny_config
 
     config = tiny_config()
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     transformer = language_transformer_config(config, platform)
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
@@ -219,13 +217,12 @@ def greedy_answers(rank: int, size: int, layouts: list[dict[str, Any]], source: 
     from longvita.checkpoint.hf.read_weights import read_weights
     from longvita.inference.engine import Engine
     from longvita.model.build import build_model
-    from longvita.parallel.groups import initialize
     from tests.distributed import test_generation as golden
 
     found = []
     for layout in layouts:
         config = golden.golden_config(layout, chunk_size=7)
-        groups = initialize(config, platform)
+        groups = platform.build_groups(config)
         models = build_model(config, groups, platform, fresh=False)
         read_weights(models, golden.GOLDEN, groups)
         engine = Engine(models, config, None, groups, platform)

@@ -50,11 +50,10 @@ def logits_with_a_cache(rank: int, size: int, library: str, layout: dict[str, An
     from longvita.checkpoint.hf.read_weights import read_weights
     from longvita.inference.engine import Engine
     from longvita.model.build import build_model
-    from longvita.parallel.groups import initialize
     from tests.distributed.test_generation import GOLDEN, cached_logits, golden_config
 
     config = golden_config(layout)
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     models = build_model(config, groups, platform, fresh=False)
     read_weights(models, GOLDEN, groups)
     logits = cached_logits(Engine(models, config, None, groups, platform))

@@ -53,10 +53,9 @@ def separate_name(name: str) -> str:
 
 def fresh_state(platform: Any, config: Any) -> Any:
     """The training state of a new run, with new process groups."""
-    from longvita.parallel.groups import initialize
     from longvita.training.state import build_state
 
-    return build_state(config, initialize(config, platform), platform)
+    return build_state(config, platform.build_groups(config), platform)
 
 
 def stop_and_resume(platform: Any, precision: str, layout: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -65,7 +65,6 @@ def test_memory_follows_the_allocator() -> None:
 
 def losses(rank: int, size: int, name: str, sections: dict[str, Any]) -> list[float]:
     """Losses of two optimizer steps on the mixed packed batch."""
-    from longvita.parallel.groups import initialize
     from longvita.platforms import get
     from longvita.training.state import build_state
     from longvita.training.step import train_step
@@ -77,7 +76,7 @@ def losses(rank: int, size: int, name: str, sections: dict[str, Any]) -> list[fl
     torch.distributed.destroy_process_group()
     torch.distributed.init_process_group(platform.backend, init_method="env://", rank=rank, world_size=size)
     config = tiny_config(**sections, optimizer={"adam_eps": 1e-2})
-    groups = initialize(config, platform)
+    groups = platform.build_groups(config)
     state = build_state(config, groups, platform)
     found = []
     for seed in range(2):

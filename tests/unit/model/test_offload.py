@@ -22,7 +22,6 @@ import torch
 from longvita import platforms
 from longvita.processes import init_distributed
 from longvita.model.build import build_model
-from longvita.parallel.groups import initialize
 from tests.tiny import text_batch, tiny_config
 
 sys.path.append("tools/benchmark")
@@ -40,7 +39,7 @@ config = tiny_config(model={"language": language}, training=training, data={"seq
 platform = platforms.get("cpu")
 platform.activate()
 init_distributed(platform.backend, platform.set_device)
-(model,) = build_model(config, initialize(config, platform), platform)
+(model,) = build_model(config, platform.build_groups(config), platform)
 batch = text_batch(tokens, documents=64)
 before = resident()
 reset_peak()
