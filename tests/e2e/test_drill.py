@@ -11,7 +11,7 @@ from longvita.checkpoint import manifest
 from longvita.checkpoint.step_folders import step_folders, step_of
 from tests.e2e.training_material import STEPS, log_of, losses_of, start_train, write_run
 
-PATIENCE = 280
+MAX_SECONDS = 280
 LAYOUTS = [
     ["layout.tensor_parallel=2", "layout.sequence_parallel=true"],
     ["layout.pipeline_parallel=2"],
@@ -22,10 +22,10 @@ LAYOUTS = [
 
 
 def kill_at_a_random_moment(process, output, chance):
-    """Kill the whole process group some time after its first new step."""
+    """Kill the complete process group some time after its first new step."""
     done = max(losses_of(output), default=0)
     wanted = min(done + chance.randint(1, 7), STEPS - 2)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + MAX_SECONDS
     while max(losses_of(output), default=0) < wanted:
         assert process.poll() is None, log_of(output.parent)
         assert time.monotonic() < deadline, log_of(output.parent)
@@ -40,8 +40,8 @@ def test_killed_three_times_the_run_is_the_same(tmp_path):
     print(f"seed of the moments: {seed}")
     chance = random.Random(seed)
     config = write_run(tmp_path)
-    whole, output = tmp_path / "whole", tmp_path / "run"
-    assert start_train(config, f"output={whole}").wait(timeout=PATIENCE) == 0, log_of(tmp_path)
+    unstopped, output = tmp_path / "unstopped", tmp_path / "run"
+    assert start_train(config, f"output={unstopped}").wait(timeout=MAX_SECONDS) == 0, log_of(tmp_path)
 
     starts = []
     for layout in LAYOUTS[:-1]:
@@ -49,9 +49,9 @@ def test_killed_three_times_the_run_is_the_same(tmp_path):
         kill_at_a_random_moment(process, output, chance)
         newest = step_folders(output / "checkpoints")
         starts.append(step_of(newest[0]) if newest else 0)
-    assert start_train(config, *LAYOUTS[-1]).wait(timeout=PATIENCE) == 0, log_of(tmp_path)
+    assert start_train(config, *LAYOUTS[-1]).wait(timeout=MAX_SECONDS) == 0, log_of(tmp_path)
 
-    expected, found = losses_of(whole), losses_of(output)
+    expected, found = losses_of(unstopped), losses_of(output)
     assert list(found) == list(range(1, STEPS + 1))
     errors = {step: abs(found[step] - expected[step]) / expected[step] for step in found}
     assert max(errors.values()) <= 1e-4, errors
