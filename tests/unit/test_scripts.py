@@ -40,6 +40,13 @@ def test_syntax(name):
     assert bash("-n", name).stderr == ""
 
 
+def test_the_fast_tests_exist():
+    text = (REPOSITORY / "scripts/test.sh").read_text(encoding="utf-8")
+    paths = text.partition("FAST_TESTS=(")[2].partition(")")[0].split()
+    assert len(paths) > 5 and [path for path in paths if not (REPOSITORY / path).exists()] == []
+    assert "--fast" in bash("scripts/test.sh", "--help").stdout
+
+
 def test_help_lists_the_options():
     result = bash("scripts/setup.sh", "--help")
     assert result.returncode == 0
