@@ -1,4 +1,4 @@
-"""Limits that a process puts on itself before it opens files that may be made to harm it."""
+"""Limits that a process sets on itself before it opens untrusted files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 
 def limit_memory(more: int) -> None:
-    """Lets this process allocate `more` bytes beside what it has; an allocation beyond that fails with MemoryError.
+    """Limit this process to `more` bytes in addition to what it has; allocations beyond that raise MemoryError.
 
-    The limit is on writable memory of the process's own (RLIMIT_DATA): that of numpy, Pillow and FFmpeg with all their
-    threads, but no shared memory, no program code and no address space that is only reserved. The kernel refuses what
-    goes beyond, so nothing can be faster than a look at a process's size would be.
+    The limit is on private writable memory (RLIMIT_DATA): that of numpy, Pillow and FFmpeg with all their threads, but
+    no shared memory, no program code and no reserved address space. The kernel enforces it, so it holds even for an
+    allocation that is too fast for a process that polls the size.
     """
     with open("/proc/self/status", encoding="ascii") as file:
         fields = dict(line.split(":", 1) for line in file)
@@ -25,7 +25,7 @@ def limit_memory(more: int) -> None:
 
 @contextlib.contextmanager
 def ends_process_after(seconds: float) -> Iterator[None]:
-    """Where it takes longer, the kernel ends this process by SIGALRM, whatever code it is in."""
+    """Have the kernel end this process by SIGALRM if the block takes longer, whatever code is running."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -34,7 +34,7 @@ def ends_process_after(seconds: float) -> Iterator[None]:
 
 
 def open_more_files() -> None:
-    """Lets this process have as many files open as it may; usual are 1,024 where it may many more."""
+    """Raise the limit on open files, usually 1,024, to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # What a system gives as the most it may still refuse.
+    with contextlib.suppress(ValueError, OSError):  # A system may refuse even its own hard limit.
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

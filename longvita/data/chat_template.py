@@ -1,7 +1,8 @@
-r"""The chat template: turns, pictures and videos to token ids, labels and the places of the tiles.
+r"""The chat template: encodes turns, pictures and videos as token ids, labels and tile positions.
 
-ChatML, without a system message of its own: `<|im_start|>ROLE\nTEXT<|im_end|>\n`. Role words, text and control tokens
-are tokenized apart. Loss falls on an assistant turn's text, its `<|im_end|>` and the newline after it, never on a tile.
+ChatML without a default system message: `<|im_start|>ROLE\nTEXT<|im_end|>\n`. Role words, text and control tokens
+are tokenized separately. Tokens with loss are the text of an assistant turn, its `<|im_end|>` and the newline after it,
+never those of a tile.
 
 - picture: `<img>` n x `<IMG_CONTEXT>` `</img>` for the thumbnail; if it is tiled, then for each row a newline and, for
   each tile of it, `<patch>` n x `<PATCH_CONTEXT>` `</patch>`.
@@ -22,7 +23,7 @@ from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Turn, check_marks
 from longvita.data.tokenizer import LongVITATokenizer
 
 IGNORED_LABEL = -100
-"""Label of a position that carries no loss."""
+"""Label of a position without loss."""
 MARKS = re.compile(f"({re.escape(IMAGE_MARK)}|{re.escape(VIDEO_MARK)})")
 
 
@@ -33,23 +34,23 @@ class EncodedSample:
     input_ids: np.ndarray
     """[t] int64."""
     labels: np.ndarray
-    """[t] int64, unshifted: labels[i] is input_ids[i] where loss falls, else -100."""
+    """[t] int64, not shifted: labels[i] is input_ids[i] at positions with loss, else -100."""
     tile_starts: np.ndarray
     """[n] int64, position of the first token of each tile or frame, in order."""
 
     @property
     def num_tiles(self) -> int:
-        """Tiles and frames."""
+        """Number of tiles and frames."""
         return len(self.tile_starts)
 
 
 def mark_order(turns: Sequence[Turn]) -> list[bool]:
-    """For each mark in the text, in order, whether it is a video's."""
+    """Return, for each mark in the text, whether it is that of a video."""
     return [mark == VIDEO_MARK for turn in turns for mark in MARKS.findall(turn.text)]
 
 
 class ChatTemplate:
-    """Turns conversations into tokens for one tokenizer and number of tokens a tile."""
+    """Encodes conversations with one tokenizer and one number of tokens per tile."""
 
     def __init__(self, tokenizer: LongVITATokenizer, tokens_per_tile: int):
         self.tokenizer = tokenizer
@@ -62,33 +63,33 @@ class ChatTemplate:
 
     @property
     def tokens_per_frame(self) -> int:
-        """Tokens of a tile with the markers around it."""
+        """Tokens of a tile with its two markers."""
         return self.tokens_per_tile + TILE_MARKERS
 
     def picture_length(self, grid: Grid) -> int:
-        """Tokens of a picture cut by `grid`."""
+        """Return the tokens of a picture that is tiled by `grid`."""
         newlines = grid.rows * len(self.newline) if grid.is_tiled else 0
         return grid.num_tiles * self.tokens_per_frame + newlines
 
     def text_length(self, turns: Sequence[Turn]) -> int:
-        """Tokens of a conversation without its pictures and videos."""
+        """Return the tokens of a conversation without its pictures and videos."""
         control = sum(len(self._opening(turn.role)) + 1 + len(self.newline) for turn in turns)
         pieces = (piece for turn in turns for piece in MARKS.split(turn.text)[::2] if piece)
         return control + sum(len(self.tokenizer.encode(piece)) for piece in pieces)
 
     def encode(self, turns: Sequence[Turn], grids: Sequence[Grid], frame_counts: Sequence[int]) -> EncodedSample:
-        """A training sample: `grids` for its pictures, `frame_counts` for its videos, both in order.
+        """Encode a training sample: `grids` of its pictures, `frame_counts` of its videos, both in order.
 
-        Special tokens written in the text become those tokens, as in the published data.
+        Names of special tokens in the text become those tokens, as in the published data.
         Raises SampleError(mark_count) if the marks do not match.
         """
         check_marks(turns, len(grids), len(frame_counts))
         return self._build(turns, grids, frame_counts, self.tokenizer.encode).finish()
 
     def encode_prompt(self, turns: Sequence[Turn], grids: Sequence[Grid], frame_counts: Sequence[int]) -> EncodedSample:
-        """A prompt that ends where the assistant's answer begins.
+        """Encode a prompt that ends where the assistant's answer begins.
 
-        Text is what somebody typed: no control token is read from it, and a mark is one only if pictures (or videos)
+        The text is untrusted: names of control tokens in it stay text, and marks are only read if pictures (or videos)
         are given. Raises SampleError(mark_count) if some are given and the marks do not match.
         """
         images, videos = len(grids), len(frame_counts)
@@ -125,7 +126,7 @@ class ChatTemplate:
 
     @staticmethod
     def _pieces(text: str, has_pictures: bool, has_videos: bool) -> list[str]:
-        """Text cut at the marks that stand for something; the other marks stay part of the text around them."""
+        """Split text at the marks of given media; other marks stay part of the text."""
         if has_pictures and has_videos:
             return MARKS.split(text)
         if has_pictures or has_videos:
@@ -153,7 +154,7 @@ class ChatTemplate:
 
 
 class _Builder:
-    """Collects pieces of ids and labels and the places of tiles."""
+    """Collects ids, labels and the positions of tiles."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -168,7 +169,7 @@ class _Builder:
         self.length += len(piece)
 
     def add_tiles(self, block: np.ndarray, count: int) -> None:
-        first = self.length + 1  # The start marker comes before the tile's own tokens.
+        first = self.length + 1  # The start marker precedes the tokens of the tile.
         self.starts.append(first + len(block) * np.arange(count, dtype=np.int64))
         self.add(np.tile(block, count))
 

@@ -1,6 +1,6 @@
-"""From a sample's place in a file to its tokens and the tiles that one rank decodes: the work of a data worker.
+"""Reads one document: from a sample's place in a file to its tokens and the tiles that this rank decodes.
 
-A function of its request alone, free of torch, so that it runs the same in the training process and in workers.
+The result depends on the request alone and needs no torch, so it is identical in the training process and in workers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from longvita.data.formats.base import Place
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
 from longvita.data.media.media_file import resolve
-from longvita.data.sample import Sample, media_names
+from longvita.data.sample import Sample, hash_media_names
 from longvita.data.storage.retries import WAITS, with_retries
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DocumentRequest:
-    """One document of a sequence, as its plan describes it."""
+    """One planned document of a sequence."""
 
     path: str
     """Data file."""
@@ -37,31 +37,31 @@ class DocumentRequest:
     place: Place
     """Where the sample lies in it."""
     names: int
-    """Hash of the names of its media, see `media_names`."""
+    """Hash of the names of its media (hash_media_names)."""
     source: str
     """Name of the data source."""
     media_root: str
     """Folder that its media paths are relative to."""
     facts: MediaFacts
-    """What the headers of its media told when it was indexed."""
+    """Contents of the headers of its media when it was indexed."""
     max_num_frames: int
-    """Most frames of each of its videos: the mix's limit, or fewer to fit the sequence."""
+    """Limit on the frames of each of its videos: that of the mix, or lower to fit the sequence."""
     length: int
     """Its tokens."""
     num_tiles: int
     """Its tiles and frames."""
     options: FormatOptions = NO_OPTIONS
-    """What the config says about the data file beside its format."""
+    """Options of the data file in the config, in addition to its format."""
     wanted: tuple[int, ...] = ()
-    """The tiles that this rank decodes, counted within the document, ascending."""
+    """Tiles that this rank decodes, numbered within the document, ascending."""
 
     @property
     def name(self) -> str:
-        """Names the document in messages."""
+        """Name of the document in messages."""
         return f"{self.path}:{self.place.line}"
 
-    def undecodable(self, why: str) -> SampleError:
-        """The error of a document that a decoder failed at without saying which of its files is to blame."""
+    def decode_error(self, why: str) -> SampleError:
+        """Make the error of a document at which a decoder failed without naming the file."""
         reason = Reason.BROKEN_VIDEO if self.facts.videos else Reason.BROKEN_PICTURE
         return SampleError(reason, f"the worker that decoded it {why}")
 
@@ -77,7 +77,7 @@ class Document:
 
 @dataclass(frozen=True)
 class DocumentReader:
-    """Reads documents for one tokenizer and one set of media settings."""
+    """Reads documents with one tokenizer and one set of media settings."""
 
     template: ChatTemplate
     settings: MediaSettings
@@ -85,22 +85,22 @@ class DocumentReader:
     def read(
         self, request: DocumentRequest, beat: Callable[[], None] = lambda: None, out: np.ndarray | None = None
     ) -> Document:
-        """The tokens and the wanted tiles of one document, these in `out` if it is given.
+        """Read the tokens and the wanted tiles of one document; tiles go into `out` if given.
 
-        Raises MediaError if a tile cannot be decoded, RuntimeError if the data file changed since it was indexed or
-        can't be read for some time.
+        `beat` is called as a sign of life. Raises MediaError if a tile cannot be decoded, RuntimeError if the data file
+        changed since it was indexed or cannot be read after several retries.
         """
         sample = _read_sample(request, beat)
         counts = request.facts.frame_counts(self.settings, request.max_num_frames)
         encoded = self.template.encode(sample.turns, request.facts.grids(self.settings), counts)
         if len(encoded.input_ids) != request.length or encoded.num_tiles != request.num_tiles:
-            raise _changed(request, f"{len(encoded.input_ids)} tokens now, {request.length} then")
+            raise _changed(request, f"{len(encoded.input_ids)} tokens, {request.length} in the index")
         return Document(encoded, self._decode(sample, request, beat, out))
 
     def _decode(
         self, sample: Sample, request: DocumentRequest, beat: Callable[[], None], out: np.ndarray | None
     ) -> np.ndarray:
-        """uint8 [k, S, S, 3]: the wanted tiles of a sample. Raises MediaError."""
+        """Decode the wanted tiles of a sample, uint8 [k, S, S, 3]. Raises MediaError."""
         items = order_media(
             mark_order(sample.turns),
             [resolve(path, request.media_root) for path in sample.images],
@@ -112,7 +112,7 @@ class DocumentReader:
 
 
 def _read_sample(request: DocumentRequest, beat: Callable[[], None]) -> Sample:
-    """The sample that was indexed."""
+    """Read a sample and check that it is the one that was indexed."""
     format = make_format(request.format, request.options)
     try:
         sample = with_retries(lambda: format.read(request.path, request.place), request.name, beat)
@@ -120,23 +120,23 @@ def _read_sample(request: DocumentRequest, beat: Callable[[], None]) -> Sample:
         raise _changed(request, error.detail) from error
     except OSError as error:
         raise RuntimeError(
-            f"{request.name} can't be read any more ({error}), after {len(WAITS) + 1} tries in {sum(WAITS):.0f} s; "
-            "start again when the file is back"
+            f"{request.name} cannot be read any more ({error}), after {len(WAITS) + 1} tries in {sum(WAITS):.0f} s; "
+            "fix: start the run again when the file is available"
         ) from error
-    if media_names(sample) != request.names:
+    if hash_media_names(sample) != request.names:
         raise _changed(request, "other pictures or videos")
     return sample
 
 
 def _changed(request: DocumentRequest, detail: str) -> RuntimeError:
     return RuntimeError(
-        f"{request.name} differs from what was indexed ({detail}): the file changed during the run; "
-        "start again to index it anew"
+        f"{request.name} differs from its index ({detail}): the file changed during the run; "
+        "fix: start the run again, which rebuilds the index"
     )
 
 
 def media_settings(config: Config) -> MediaSettings:
-    """The media settings of a run."""
+    """Return the media settings of a config."""
     return MediaSettings(
         image_size=config.model.vision.image_size,
         max_num_tiles=config.data.max_num_tiles,
@@ -151,7 +151,7 @@ def media_settings(config: Config) -> MediaSettings:
 
 
 def probe_sample(sample: Sample, media_root: str | os.PathLike, max_fps: float) -> MediaFacts:
-    """What the headers of a sample's media tell. Raises MediaError."""
+    """Read the headers of a sample's media. Raises MediaError."""
     pictures: Sequence = [resolve(path, media_root) for path in sample.images]
     videos: Sequence = [resolve(path, media_root) for path in sample.videos]
     return probe_media(pictures, videos, max_fps)

@@ -1,4 +1,4 @@
-"""Why a sample cannot be used: one reason word for the counts and a sentence for the person who mends the data."""
+"""Why a sample cannot be used: a reason word for the counts, and a sentence for the person who fixes the data."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ class Reason(StrEnum):
     """Reason words of the quarantine file and of its summary."""
 
     INVALID_JSON = "invalid_json"
-    """The line is no JSON object."""
+    """The line is not a JSON object."""
     INVALID_SAMPLE = "invalid_sample"
-    """The object does not have the published form."""
+    """The object does not have the published schema."""
     EMPTY_TURN = "empty_turn"
     """A turn has no text."""
     NO_ANSWER = "no_answer"
-    """No assistant turn: nothing carries loss."""
+    """No assistant turn, so no token has a loss."""
     MARK_COUNT = "mark_count"
-    """The marks in the text differ in number from the pictures or videos."""
+    """The number of marks in the text differs from that of the pictures or videos."""
     MISSING_FILE = "missing_file"
-    """A picture or video is not there."""
+    """A picture or video does not exist."""
     OUTSIDE_MEDIA_ROOT = "outside_media_root"
-    """The path of a picture or video leads outside the folder that media are read from."""
+    """The path of a picture or video leads outside data.media_root."""
     BROKEN_PICTURE = "broken_picture"
     """A picture cannot be read."""
     BROKEN_VIDEO = "broken_video"
     """A video cannot be read or decoded."""
     TOO_LONG = "too_long"
-    """Longer than a sequence, its videos cut to the fewest frames."""
+    """Longer than a sequence, even with the fewest frames of its videos."""
 
 
 class DataError(UserError, ValueError):
-    """Data that a run cannot be made of; the message names the config key or the file."""
+    """Data that a run cannot use; the message names the config key or the file."""
 
 
 class SampleError(UserError, ValueError):
-    """A sample that cannot be used; `reason` is a Reason, the message tells what is wrong with which part."""
+    """A sample that cannot be used; `reason` is a Reason, the message names the part and what is wrong with it."""
 
     def __init__(self, reason: Reason, detail: str):
         super().__init__(detail)
@@ -56,9 +56,9 @@ class MediaError(SampleError):
 OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
 
 
-def tell(error: Exception) -> str:
-    """An error of a decoding library in one short line."""
+def one_line(error: Exception) -> str:
+    """Shorten an error of a decoding library to one line."""
     if isinstance(error, MemoryError):
-        return "it takes more memory than data.decode_memory_bytes leaves a decoding process"
+        return "it needs more memory than data.decode_memory_bytes allows a decoding process"
     lines = [OBJECT.sub("it", line) for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip()[:200] if lines else ''}"

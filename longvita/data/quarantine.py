@@ -1,4 +1,4 @@
-"""The quarantine file: samples that were set aside, each once, with the reason."""
+"""The quarantine file: each sample that is not trained on, with the reason."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ class QuarantinedSample:
     source: str
     """Name of the data source."""
     path: str
-    """JSONL file."""
+    """Data file."""
     line: int
-    """Number of the line, from 1."""
+    """Line of the sample in the file, from 1."""
     reason: Reason
     """Reason word."""
     detail: str
-    """What is wrong, for a person."""
+    """What is wrong, in a sentence."""
 
     @classmethod
     def because(cls, error: SampleError, source: str, path: str, line: int) -> QuarantinedSample:
-        """The entry of a sample that raised `error`."""
+        """Make the entry of a sample that raised `error`."""
         return cls(source, path, line, error.reason, error.detail)
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells it from every other entry."""
+        """Identity of the sample."""
         return (self.source, self.path, self.line)
 
     def to_json(self) -> str:
-        """One line of the quarantine file."""
+        """Return the entry as a line of the quarantine file."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, line: str | bytes) -> QuarantinedSample:
-        """The entry that `to_json` wrote. Raises ValueError for anything else."""
+        """Parse what `to_json` returned. Raises ValueError for anything else."""
         value = json.loads(line)
         kinds = {field.name: int if field.name == "line" else str for field in dataclasses.fields(cls)}
         if not isinstance(value, dict) or {name: type(one) for name, one in value.items()} != kinds:
-            raise ValueError(f"no entry of {', '.join(kinds)}")
+            raise ValueError(f"not an entry of {', '.join(kinds)}")
         return cls(**{**value, "reason": Reason(value["reason"])})
 
 
 class QuarantineFile:
-    """Appends entries to a quarantine file, leaving out those it holds already (a run that goes on finds them again).
+    """Appends entries to a quarantine file, except those it already has: a resumed run finds them again.
 
-    Each entry is one small write in append mode, so several processes of a machine may share the file.
+    Each entry is one small write in append mode, so several processes of a machine may write to the file.
     """
 
     def __init__(self, path: str | Path):
@@ -67,7 +67,7 @@ class QuarantineFile:
         self._known = {entry.key for entry in read_quarantine(self.path)}
 
     def add(self, entries: Iterable[QuarantinedSample]) -> int:
-        """Writes the entries that are new; their number."""
+        """Append the entries that are new and return their number."""
         new = []
         for entry in entries:
             if entry.key not in self._known:
@@ -77,7 +77,7 @@ class QuarantineFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                if _ends_amid_a_line(self.path):
+                if _ends_with_partial_line(self.path):
                     os.write(descriptor, b"\n")
                 for entry in new:
                     os.write(descriptor, (entry.to_json() + "\n").encode())
@@ -87,12 +87,12 @@ class QuarantineFile:
 
 
 def read_quarantine(path: str | Path) -> list[QuarantinedSample]:
-    """The entries of a quarantine file, each once; none if there is no file. Other lines are passed over."""
+    """Read the entries of a quarantine file, each once; none if there is no file. Other lines are ignored."""
     return read_lines(path)[0] if Path(path).exists() else []
 
 
 def read_lines(path: str | Path) -> tuple[list[QuarantinedSample], list[bytes]]:
-    """The entries of a quarantine file, each once, and its lines that are none: a crash may have cut one.
+    """Read the entries of a quarantine file, each once, and its other lines: a crash may have cut one.
 
     Raises OSError.
     """
@@ -109,16 +109,16 @@ def read_lines(path: str | Path) -> tuple[list[QuarantinedSample], list[bytes]]:
 
 
 def write_quarantine(path: str | Path, entries: Iterable[QuarantinedSample], others: Iterable[bytes] = ()) -> None:
-    """Writes a quarantine file anew, in one step. Not while a run adds to it: what it adds meanwhile would be lost.
+    """Replace a quarantine file atomically. Entries that a run appends meanwhile would be lost.
 
-    others: lines that are no entries, to be kept.
+    others: lines to keep that are not entries.
     """
     lines = [*others, *(entry.to_json().encode() for entry in entries)]
     write_atomically(Path(path).resolve(), b"".join(line + b"\n" for line in lines))
 
 
-def _ends_amid_a_line(path: Path) -> bool:
-    """Whether the last write to the file was cut by a crash."""
+def _ends_with_partial_line(path: Path) -> bool:
+    """Return whether a crash cut the last write to the file."""
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
         if end == 0:
@@ -128,10 +128,10 @@ def _ends_amid_a_line(path: Path) -> bool:
 
 
 def count_reasons(entries: Iterable[QuarantinedSample]) -> dict[str, int]:
-    """Number of entries by reason word, the most frequent first."""
+    """Count entries by reason word, the most frequent first."""
     return dict(Counter(str(entry.reason) for entry in entries).most_common())
 
 
 def reasons_text(reasons: dict[str, int]) -> str:
-    """Counts by reason word, to read."""
+    """Format counts by reason word."""
     return ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) or "none"

@@ -1,4 +1,4 @@
-"""One sample of a JSONL file, checked: turns, pictures, videos."""
+"""A sample: a conversation with its pictures and videos, parsed and checked."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from longvita.data.errors import Reason, SampleError
 from longvita.data.media.media_file import MediaRef, name_of
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-"""Role words of the published files and the ChatML role that each stands for."""
+"""Role words of the published files and their ChatML roles."""
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
-"""Where a picture or a video stands in a turn's text."""
+"""Marks in a turn's text at the places of its pictures and videos."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Turn:
     role: str
     """system, user or assistant."""
     text: str
-    """Its text, with the marks of its pictures and videos."""
+    """Text with the marks of its pictures and videos."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sample:
 
 
 def parse_line(line: bytes | str) -> Sample:
-    """The sample of one JSONL line. Raises SampleError."""
+    """Parse one JSONL line. Raises SampleError."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -48,11 +48,11 @@ def parse_line(line: bytes | str) -> Sample:
 
 
 def parse_sample(value: Any) -> Sample:
-    """A checked sample of {"messages" | "conversations": [{"role", "content"}], "images", "videos"}.
+    """Parse and check {"messages" | "conversations": [{"role", "content"}], "images", "videos"}.
 
-    Other keys are allowed and left alone. As LLaVA's and older files have it, "from" and "value" stand for "role" and
-    "content", and "image" and "video", one path or a list, for "images" and "videos". Raises SampleError:
-    invalid_sample, empty_turn, no_answer or mark_count.
+    Other keys are ignored. The keys of LLaVA's files are accepted too: "from" and "value" for "role" and "content";
+    "image" and "video", one path or a list, for "images" and "videos". Raises SampleError: invalid_sample, empty_turn,
+    no_answer or mark_count.
     """
     if not isinstance(value, dict):
         raise SampleError(Reason.INVALID_SAMPLE, f"a sample is a JSON object, this is {type(value).__name__}")
@@ -63,15 +63,15 @@ def parse_sample(value: Any) -> Sample:
 
 
 def checked_sample(turns: Sequence[Turn], images: Sequence[MediaRef], videos: Sequence[MediaRef]) -> Sample:
-    """A sample with an answer and a mark for each medium. Raises SampleError: no_answer or mark_count."""
+    """Check that a sample has an answer and a mark per media file. Raises SampleError: no_answer or mark_count."""
     if all(turn.role != "assistant" for turn in turns):
-        raise SampleError(Reason.NO_ANSWER, "no assistant turn, so nothing to learn")
+        raise SampleError(Reason.NO_ANSWER, "no assistant turn, so there is nothing to learn")
     check_marks(turns, len(images), len(videos))
     return Sample(tuple(turns), tuple(images), tuple(videos))
 
 
 def parse_turns(messages: Sequence[Any]) -> tuple[Turn, ...]:
-    """Checked turns of a list of {"role", "content"}. Raises SampleError: invalid_sample or empty_turn."""
+    """Parse a list of {"role", "content"}. Raises SampleError: invalid_sample or empty_turn."""
     return tuple(_parse_turn(number, message) for number, message in enumerate(messages))
 
 
@@ -96,7 +96,7 @@ def _parse_turn(number: int, message: Any) -> Turn:
 
 
 def parse_paths(value: dict, noun: str) -> tuple[str, ...]:
-    """Paths under "images" or "image" (`noun` is image or video). Raises SampleError(invalid_sample)."""
+    """Parse the paths under "images" or "image" (`noun` is image or video). Raises SampleError(invalid_sample)."""
     key, paths = f"{noun}s", value.get(f"{noun}s")
     if paths is None:
         key, paths = noun, value.get(noun)
@@ -107,12 +107,12 @@ def parse_paths(value: dict, noun: str) -> tuple[str, ...]:
         raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' is not a list of paths")
     strange = [path for path in paths if not is_path(path)]
     if strange:
-        raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' holds {strange[0]!a:.60}, which can be no path")
+        raise SampleError(Reason.INVALID_SAMPLE, f"'{key}' holds {strange[0]!a:.60}, which is not a valid path")
     return tuple(paths)
 
 
 def is_path(text: str) -> bool:
-    """Whether a text may be a path: not empty, no zero byte, no half of a surrogate pair."""
+    """Return whether a text may be a path: not empty, no zero byte, no half of a surrogate pair."""
     try:
         return b"\0" not in text.encode() and text != ""
     except UnicodeEncodeError:
@@ -130,8 +130,8 @@ def check_marks(turns: Sequence[Turn], num_images: int, num_videos: int) -> None
             )
 
 
-def media_names(sample: Sample) -> int:
-    """A hash, below 2**64, of the names of a sample's pictures and videos; 0 when it has none."""
+def hash_media_names(sample: Sample) -> int:
+    """Return a hash, below 2**64, of the names of a sample's pictures and videos; 0 if it has none."""
     if not sample.images and not sample.videos:
         return 0
     names = json.dumps([[name_of(medium) for medium in media] for media in (sample.images, sample.videos)])
@@ -139,6 +139,6 @@ def media_names(sample: Sample) -> int:
 
 
 def mark_media(text: str, num_images: int, num_videos: int) -> str:
-    """`text` with a mark for each picture and video before it, for a question that has none of its own."""
+    """Put a mark for each picture and video before a question that has none."""
     marks = [IMAGE_MARK] * num_images + [VIDEO_MARK] * num_videos
     return "".join(f"{mark}\n" for mark in marks) + text

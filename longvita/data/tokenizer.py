@@ -34,21 +34,21 @@ ADDED_TOKENS = (
     "<image>",
     "<video>",
 )
-"""The tokens that Long-VITA adds to Qwen2.5's, in the order of their ids."""
+"""The tokens that Long-VITA adds to those of Qwen2.5, in the order of their ids."""
 GROUNDING_TOKENS = frozenset(ADDED_TOKENS[9:15])
-"""Added tokens that people write in a question to speak of a place in a picture."""
+"""Added tokens that users write in a question to refer to a region of a picture."""
 START_OF_TURN, END_OF_TURN, PADDING = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 
 class TokenizerError(UserError, ValueError):
-    """A folder without a tokenizer that Long-VITA can use."""
+    """A folder without a usable tokenizer."""
 
 
 class LongVITATokenizer:
-    """Text to ids and back. Wraps the fast backend alone, so that it travels to decoding processes as one string."""
+    """Converts text to ids and back. Wraps the fast backend only, which is sent to workers as one JSON string."""
 
     def __init__(self, backend: Tokenizer):
-        """`backend` must hold ChatML's `<|im_start|>` and `<|im_end|>`; the added tokens it lacks are appended."""
+        """Append the added tokens that `backend` lacks; it must have `<|im_start|>` and `<|im_end|>` of ChatML."""
         missing = [token for token in (START_OF_TURN, END_OF_TURN) if backend.token_to_id(token) is None]
         if missing:
             raise TokenizerError(
@@ -68,38 +68,38 @@ class LongVITATokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> LongVITATokenizer:
-        """The tokenizer that `to_json` wrote."""
+        """Restore what `to_json` returned."""
         return cls(Tokenizer.from_str(text))
 
     def to_json(self) -> str:
-        """The whole tokenizer as the text of a tokenizer.json."""
+        """Return the tokenizer as the text of a tokenizer.json."""
         return self.backend.to_str()
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Tells it from tokenizers that give other ids."""
+        """Hash of the tokenizer: equal if all ids are."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
 
     @property
     def vocab_size(self) -> int:
-        """Ids in use, added tokens included: the model's vocabulary must have at least as many rows."""
+        """Number of ids, added tokens included; the model's vocabulary needs at least as many rows."""
         return max(self.backend.get_vocab_size(), max(self.backend.get_added_tokens_decoder(), default=-1) + 1)
 
     def id_of(self, token: str) -> int:
-        """Id of a token that must exist. Raises KeyError."""
+        """Return the id of a token. Raises KeyError if there is none."""
         number = self.backend.token_to_id(token)
         if number is None:
             raise KeyError(f"the tokenizer has no token {token!r}")
         return number
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; the names of special tokens in it become those tokens."""
+        """Tokenize `text`; names of special tokens in it become those tokens."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_untrusted(self, text: str) -> list[int]:
-        """Ids of text that someone typed: control tokens written in it stay text, grounding tokens work.
+        """Tokenize text that a user typed: names of control tokens in it stay text, grounding tokens work.
 
-        A control token's name is tokenized in two pieces, so that it decodes to the same characters.
+        The name of a control token is tokenized in two pieces, so it decodes to the same characters.
         """
         ids: list[int] = []
         position = 0
@@ -109,33 +109,33 @@ class LongVITATokenizer:
         return ids + self.encode(text[position:])
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
-        """Text of `ids`."""
+        """Return the text of `ids`."""
         return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
 
 def load_tokenizer(folder: str | Path) -> LongVITATokenizer:
-    """The tokenizer of a Hugging Face folder, the 17 added tokens appended in order if it lacks them.
+    """Load the tokenizer of a Hugging Face folder; the added tokens that it lacks are appended in order.
 
-    Raises TokenizerError if there is no such folder or if it holds no fast ChatML tokenizer.
+    Raises TokenizerError if there is no such folder or it has no fast ChatML tokenizer.
     """
     tokenizer = load_transformers_tokenizer(folder)
     return LongVITATokenizer(tokenizer.backend_tokenizer)
 
 
 def load_transformers_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The same tokenizer as an object of transformers, with the added tokens, to be saved beside exported weights."""
+    """Load the tokenizer as an object of transformers, with the added tokens, to be saved with exported weights."""
     from transformers import AutoTokenizer
 
     if not str(folder):
-        raise TokenizerError("data.tokenizer is empty; name the folder of a Qwen2.5 or Long-VITA tokenizer")
+        raise TokenizerError("data.tokenizer is empty; fix: name the folder of a Qwen2.5 or Long-VITA tokenizer")
     if not Path(folder).is_dir():
         raise TokenizerError(f"tokenizer folder {folder} does not exist")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        raise TokenizerError(f"{folder} holds no tokenizer that transformers can load: {error}") from error
+        raise TokenizerError(f"{folder} has no tokenizer that transformers can load: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
-        raise TokenizerError(f"{folder} holds a tokenizer without a fast version; it needs a tokenizer.json")
+        raise TokenizerError(f"{folder} has a tokenizer without a fast version; a tokenizer.json is required")
     absent = [token for token in ADDED_TOKENS if tokenizer.backend_tokenizer.token_to_id(token) is None]
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in absent], special_tokens=True)
     return tokenizer

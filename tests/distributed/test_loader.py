@@ -1,4 +1,4 @@
-"""The data loader on real process groups: what the ranks of a replica get, and how they agree."""
+"""The data loader on real process groups: the batches of the ranks of a replica, and their broken documents."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_ranks_of_a_replica_agree(folder, layout, decoders):
 
 @pytest.mark.parametrize("context_parallel", [1, 2])
 def test_replicas_share_the_stream(folder, context_parallel):
-    """Each step is the same set; which replica takes what goes by the work."""
+    """Each step is the same set of sequences, divided among the replicas by work."""
     alone = run_distributed(read, 1, folder, {}, 0)[0][0]
     layout = {"context_parallel": context_parallel}
     ranks = [readings[0] for readings in run_distributed(read, 2 * context_parallel, folder, layout, 0)]

@@ -12,11 +12,11 @@ from pathlib import Path
 from longvita.commands.support.config_file import load_config
 from longvita.data.errors import DataError, SampleError
 from longvita.data.formats import read_samples
+from longvita.data.formats.paths import data_file, files_of_entry
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.formats.writers import JsonlWriter, WebDatasetWriter, Writer
 from longvita.data.mix.catalog import files_of
 from longvita.data.mix.missing_files import describe_missing, missing_files
-from longvita.data.mix.paths import data_file, files_of_entry
 from longvita.data.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, count_reasons
 from longvita.data.storage import remote
 

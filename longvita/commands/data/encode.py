@@ -13,10 +13,10 @@ from longvita.data.chat_template import IGNORED_LABEL, ChatTemplate, EncodedSamp
 from longvita.data.document import probe_sample
 from longvita.data.errors import SampleError
 from longvita.data.formats import read_samples
+from longvita.data.formats.paths import files_of_entry
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.media.item import DECODED_AT_ONCE, MediaSettings, decode_tiles, order_media
 from longvita.data.media.media_file import resolve
-from longvita.data.mix.paths import files_of_entry
 from longvita.data.quarantine import QuarantinedSample, count_reasons
 from longvita.data.sample import Sample
 from longvita.data.tokenizer import load_tokenizer

@@ -16,14 +16,14 @@ from rich.table import Table
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import media_settings
+from longvita.data.formats.paths import data_file
 from longvita.data.index.columns import KIND_BITS, PICTURE
 from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import forget_index, size_of
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.catalog import CatalogFile, files_of, index_job, make_template
-from longvita.data.mix.measure import of_media
+from longvita.data.mix.measure import count_media
 from longvita.data.mix.missing_files import Missing, describe_missing, missing_files
-from longvita.data.mix.paths import data_file
 from longvita.data.mix.progress import indexing
 from longvita.data.quarantine import FILE_NAME, QuarantineFile, count_reasons, reasons_text
 
@@ -117,7 +117,7 @@ def source_index(files: Sequence[CatalogFile], template: ChatTemplate, settings:
     for file in files:
         columns, usable = file.index, file.measured.usable
         pictures = int(((columns.media["extent"] >> KIND_BITS) == PICTURE).sum())
-        _, picture_tiles, _ = of_media(columns, template, settings)
+        _, picture_tiles, _ = count_media(columns, template, settings)
         sums["pictures"] += pictures
         sums["videos"] += len(columns.media) - pictures
         sums["frames"] += int((file.measured.tiles[usable] - picture_tiles[usable]).sum())

@@ -20,6 +20,7 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentRequest, media_settings
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Place
+from longvita.data.formats.paths import data_file
 from longvita.data.index.columns import IndexBuilder
 from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, lines_of_parts, renew_index
@@ -27,10 +28,9 @@ from longvita.data.loading.worker_pool import WorkerPool, open_pool
 from longvita.data.media.item import DECODED_AT_ONCE
 from longvita.data.mix.catalog import Catalog, CatalogFile, files_of, index_job, make_template
 from longvita.data.mix.measure import measure
-from longvita.data.mix.paths import data_file
 from longvita.data.mix.progress import counting
 from longvita.data.quarantine import QuarantinedSample, count_reasons, read_lines, reasons_text, write_quarantine
-from longvita.data.sample import Sample, media_names
+from longvita.data.sample import Sample, hash_media_names
 
 ALL_MENDED, SOME_LEFT = 0, 1
 """Exit codes."""
@@ -116,7 +116,7 @@ def _look_again(
                 raise sample
             facts = file.job.processes.probe(sample, file.job.settings)
             length = file.job.processes.template.text_length(sample.turns)
-            builder.add(dataclasses.replace(place, line=line), media_names(sample), length, facts)
+            builder.add(dataclasses.replace(place, line=line), hash_media_names(sample), length, facts)
         except SampleError as error:
             errors[line] = error
     settings, index = media_settings(config), builder.index()

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.errors import DataError
-from longvita.data.mix.paths import expand_ranges
+from longvita.data.formats.paths import expand_ranges
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _ARCHIVE = re.compile(

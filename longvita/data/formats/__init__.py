@@ -11,9 +11,9 @@ from longvita.data.formats.captions import Captions
 from longvita.data.formats.json_array import JsonArray
 from longvita.data.formats.jsonl import Jsonl
 from longvita.data.formats.parquet import Parquet
+from longvita.data.formats.paths import format_of
 from longvita.data.formats.record import FormatOptions
 from longvita.data.formats.webdataset import WebDataset
-from longvita.data.mix.paths import format_of
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 

@@ -22,7 +22,7 @@ from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.index.columns import FileIndex, IndexBuilder
 from longvita.data.index.header_probe import CrashRecord, HeaderProbe
 from longvita.data.quarantine import QuarantinedSample
-from longvita.data.sample import media_names
+from longvita.data.sample import hash_media_names
 
 PART_BYTES = 32 << 20
 """Bytes of a part: indexing one takes some seconds."""
@@ -100,7 +100,7 @@ def index_part(path: str, part: Part, template: ChatTemplate, settings: IndexSet
                 raise sample
             if sample is not None:
                 facts = probe.facts(sample, place.line, f"{path}[{part.start}-{part.end}]:{place.line}")
-                builder.add(place, media_names(sample), template.text_length(sample.turns), facts)
+                builder.add(place, hash_media_names(sample), template.text_length(sample.turns), facts)
         except SampleError as error:
             builder.quarantine(QuarantinedSample.because(error, settings.source, path, place.line))
     return IndexPart(part, digest, lines, builder.index())

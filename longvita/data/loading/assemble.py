@@ -1,4 +1,4 @@
-"""Documents of a micro batch to the tensors of a LocalBatch."""
+"""Assembles the documents of a micro batch into a LocalBatch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from longvita.data.chat_template import IGNORED_LABEL, EncodedSample
 from longvita.data.loading.tile_memory import TilePool
 from longvita.data.media.image import normalise
 
-PADDING_PIECE = 4096
-"""Longest document of padding, tokens: attention over padding costs its length squared."""
+MAX_PADDING_DOCUMENT = 4096
+"""Longest document of padding, tokens: the cost of attention is quadratic in it."""
 MIXED_SOURCES = "mixed"
-"""Source name of a context that holds documents of several sources."""
+"""Source name of an attention context with documents of several sources."""
 
 
 @dataclass(frozen=True)
 class PlacedDocument:
-    """A document of a micro batch that is trained on."""
+    """A document of a micro batch and where it belongs."""
 
     encoded: EncodedSample
     source: str
@@ -31,7 +31,7 @@ class PlacedDocument:
     tile_owners: np.ndarray
     """[n] int64, vision rank that encodes each of its tiles."""
     pixels: np.ndarray
-    """uint8 [k, S, S, 3]: this rank's tiles of it."""
+    """uint8 [k, S, S, 3]: this rank's tiles of the document."""
 
 
 def assemble(
@@ -42,12 +42,11 @@ def assemble(
     image_size: int,
     pool: TilePool | None = None,
 ) -> LocalBatch:
-    """Joins documents, in order, into one batch of `length` tokens, padded at the end.
+    """Join documents, in order, into one batch of `length` tokens, padded at the end.
 
-    isolate: whether each document is a context of its own; if not, the documents of a sequence share one. pool: where
-    the memory for the tiles comes from, and where it goes when the batch is gone; it may be new when absent. The last
-    position of a document never carries loss: nothing comes after it. Raises ValueError if they are longer than
-    `length`.
+    isolate: whether each document is an attention context of its own; if not, the documents of a sequence form one.
+    pool: memory for the tiles, which returns to it when the batch is freed; new memory when absent. The last position
+    of a document has no loss, because no token follows it. Raises ValueError if the documents are longer than `length`.
     """
     used = sum(len(document.encoded.input_ids) for document in documents)
     if used > length:
@@ -65,7 +64,7 @@ def assemble(
         position = end
     bounds, sources = _contexts(documents, isolate)
     if used < length:
-        bounds += [*range(used + PADDING_PIECE, length, PADDING_PIECE), length]
+        bounds += [*range(used + MAX_PADDING_DOCUMENT, length, MAX_PADDING_DOCUMENT), length]
         sources += [""] * (len(bounds) - 1 - len(sources))
     return LocalBatch(
         input_ids=torch.from_numpy(input_ids)[None],
@@ -84,7 +83,7 @@ def assemble(
 
 
 def _contexts(documents: Sequence[PlacedDocument], isolate: bool) -> tuple[list[int], list[str]]:
-    """Bounds of the attention contexts, from 0, and the source of each."""
+    """Return the bounds of the attention contexts, from 0, and the source of each."""
     bounds: list[int] = [0]
     sources: list[str] = []
     previous: int | None = None
@@ -101,13 +100,13 @@ def _contexts(documents: Sequence[PlacedDocument], isolate: bool) -> tuple[list[
 
 
 def _positions(bounds: Sequence[int]) -> np.ndarray:
-    """[t] int64: 0, 1, 2, ... within each context."""
+    """Return positions [t] int64: 0, 1, 2, ... in each context."""
     lengths = np.diff(bounds)
     return np.arange(bounds[-1], dtype=np.int64) - np.repeat(np.asarray(bounds[:-1], np.int64), lengths)
 
 
 def _tiles(documents: Sequence[PlacedDocument], image_size: int, pool: TilePool) -> np.ndarray:
-    """float32 [n_local, 3, S, S]: this rank's tiles, filled document by document to spare a second copy."""
+    """Normalise this rank's tiles, float32 [n_local, 3, S, S], into one array without a second copy."""
     count = sum(len(document.pixels) for document in documents)
     tiles = pool.array((count, 3, image_size, image_size), np.float32)
     slot = 0

@@ -1,9 +1,9 @@
-"""Memory for tiles: shared with a data worker, which decodes into it, and used again once nobody looks at it.
+"""Memory for tiles: shared with a data worker, which decodes into it, and reused when no array refers to it.
 
-Memory that is new to a process must be cleared by the kernel, page by page, which takes about as long as decoding into
-it. So a block comes back when the last array upon it is gone, and the next one to ask gets it.
+The kernel must clear memory that is new to a process, page by page, which takes about as long as decoding into it. So
+a block returns to its pool when the last array on it is freed, and the next request gets it.
 
-Shared blocks have no name and no file: a block goes when the last process that has it lets go of it, however that ends,
+Shared blocks have no name and no file: the kernel frees a block when the last process that maps it closes it or ends,
 and no limit on /dev/shm applies.
 """
 
@@ -20,11 +20,11 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 KEPT_BLOCKS = 2
-"""Free blocks that are kept: one comes back before the next is asked for."""
+"""Free blocks that a pool keeps: one usually returns before the next is requested."""
 
 
 class MemoryBlock:
-    """Memory of this process alone."""
+    """Private memory of this process."""
 
     def __init__(self, size: int):
         self.size = size
@@ -33,16 +33,16 @@ class MemoryBlock:
 
 
 class SharedBlock(MemoryBlock):
-    """Memory that another process can be given access to."""
+    """Memory that can be shared with another process."""
 
     def __init__(self, size: int, descriptor: int | None = None):
-        """Makes a new one, or opens the one of a descriptor, which it takes over."""
+        """Allocate a block, or map that of a descriptor, which is closed with the block."""
         flags = mmap.MAP_SHARED
         if descriptor is None:
             descriptor = os.memfd_create("tiles")
             os.ftruncate(descriptor, size)
         else:
-            flags |= mmap.MAP_POPULATE  # It is written from end to end, and page by page that takes longer.
+            flags |= mmap.MAP_POPULATE  # All of it will be written, and faulting in page by page is slower.
         self.size, self.descriptor = size, descriptor
         self.mapping = mmap.mmap(descriptor, size, flags)
 
@@ -50,24 +50,24 @@ class SharedBlock(MemoryBlock):
         os.close(self.descriptor)
 
     def send(self, connection: Connection) -> None:
-        """Gives the process at the other end of a connection access."""
+        """Send the block to the process at the other end of a connection."""
         reduction.send_handle(connection, self.descriptor, None)
 
     @classmethod
     def receive(cls, connection: Connection, size: int) -> SharedBlock:
-        """The block that the other end of a connection sent."""
+        """Receive the block that the other end of a connection sent."""
         return cls(size, reduction.recv_handle(connection))
 
 
 class TilePool:
-    """Gives memory to arrays, and takes it back from those that are gone."""
+    """A pool of memory blocks for arrays; the block of a freed array is reused."""
 
     def __init__(self, kind: type[MemoryBlock] = MemoryBlock):
         self._kind = kind
         self._free: collections.deque[MemoryBlock] = collections.deque(maxlen=KEPT_BLOCKS)
 
     def take(self, size: int) -> MemoryBlock:
-        """A block of at least `size` bytes, above 0; smaller ones that are free are given up."""
+        """Return a block of at least `size` bytes, above 0; smaller free blocks are dropped."""
         while self._free:
             block = self._free.popleft()
             if block.size >= size:
@@ -75,7 +75,7 @@ class TilePool:
         return self._kind(size)
 
     def array(self, shape: tuple[int, ...], dtype: type[np.generic], block: MemoryBlock | None = None) -> np.ndarray:
-        """An array of any content, upon `block` if given; the block comes back when no view of the array is left."""
+        """Return an uninitialised array, on `block` if given; the block returns to the pool when no view is left."""
         if math.prod(shape) == 0:
             return np.zeros(shape, dtype)
         block = block or self.take(math.prod(shape) * np.dtype(dtype).itemsize)

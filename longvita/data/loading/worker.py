@@ -1,6 +1,6 @@
 """A data worker: a process that reads documents and decodes their tiles for one training process.
 
-It is started as a program of its own, not forked, so it inherits no thread, no device and no lock, and it does without
+It is started as a new program, not forked, so it inherits no thread, no device and no lock, and it does not import
 torch. It ends when the training process closes the connection or dies.
 
 Messages, worker to trainer: ("hello",), ("ready",), ("begin", number), ("alive",), ("document", number, EncodedSample),
@@ -23,7 +23,7 @@ import numpy as np
 
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentReader, DocumentRequest, media_settings
-from longvita.data.errors import SampleError, tell
+from longvita.data.errors import SampleError, one_line
 from longvita.data.loading.tile_memory import SharedBlock
 from longvita.data.media.item import MediaSettings
 from longvita.data.tokenizer import LongVITATokenizer
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 BEAT_SECONDS = 1.0
 """Shortest time between two signs of life, seconds."""
 KEPT_MEMORY = 256 << 20
-"""Freed memory that a worker keeps for the next picture, bytes: what is new to a process must be cleared first."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_IN_HEAP = -1, -3, 32 << 20
-"""Parameters of glibc's mallopt, and the largest value that the second may have, bytes."""
+"""Freed memory that a worker keeps for the next picture, bytes: the kernel must clear new memory first."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD = -1, -3, 32 << 20
+"""Parameters of glibc's mallopt, and the largest valid value of the second, bytes."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class WorkItem:
     """A document of a task."""
 
     number: int
-    """Its place in the task."""
+    """Its position in the task."""
     request: DocumentRequest
     first_tile: int
     """Its first tile among those of the task."""
 
-    def part_of(self, tiles: np.ndarray) -> np.ndarray:
-        """uint8 [k, S, S, 3]: its own of the task's tiles."""
+    def select(self, tiles: np.ndarray) -> np.ndarray:
+        """Select the tiles of this document, uint8 [k, S, S, 3], of those of the task."""
         return tiles[self.first_tile : self.first_tile + len(self.request.wanted)]
 
 
@@ -65,13 +65,13 @@ class WorkerSetup:
     tokens_per_tile: int
     settings: MediaSettings
     sample_seconds: float = 600.0
-    """Longest time that the tiles of one document may take, seconds."""
+    """Longest time to decode the tiles of one document, seconds."""
     memory_bytes: int = 4 << 30
-    """Most memory that decoding may take beside what the worker has at its start, bytes."""
+    """Most memory for decoding, in addition to what the worker has at its start, bytes."""
 
     @classmethod
     def of(cls, config: Config, template: ChatTemplate) -> WorkerSetup:
-        """What the workers of a config's loader have."""
+        """Return the setup of the workers of a config's loader."""
         return cls(
             template.tokenizer.to_json(),
             template.tokens_per_tile,
@@ -81,17 +81,17 @@ class WorkerSetup:
         )
 
     def reader(self) -> DocumentReader:
-        """The reader that these settings describe."""
+        """Make the reader of documents."""
         template = ChatTemplate(LongVITATokenizer.from_json(self.tokenizer), self.tokens_per_tile)
         return DocumentReader(template, self.settings)
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Serves tasks from the connection with this file descriptor until it closes, or process `parent` ends."""
-    # The training process decides when to stop: a signal to the whole group reaches it too.
+    """Serve tasks from the connection with this file descriptor until it closes or process `parent` ends."""
+    # The training process decides when to stop: a signal to the process group reaches it too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    die_with_parent(parent)  # It may be in a decoder that never comes back to look at its connection.
+    die_with_parent(parent)  # A decoder that hangs never returns to its connection.
     connection = Connection(descriptor)
     try:
         connection.send(("hello",))
@@ -103,17 +103,17 @@ def main(descriptor: int, parent: int) -> None:
         while True:
             _serve_task(connection, reader)
     except (EOFError, ConnectionError):
-        return  # The training process is gone or does not need us any more.
+        return  # The training process has ended or closed the connection.
     except Exception:
         connection.send(("error", traceback.format_exc()))
         raise
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep what a picture took for the next one; others than glibc do as they like."""
+    """Make glibc keep the memory of a picture for the next one; other C libraries are left alone."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_IN_HEAP)
+        mallopt(M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
 
 
@@ -125,7 +125,7 @@ def _serve_task(connection: Connection, reader: DocumentReader) -> None:
         block = SharedBlock.receive(connection, block_size)
         tiles = np.frombuffer(block.mapping, np.uint8, num_tiles * size * size * 3).reshape(-1, size, size, 3)
     for item in work:
-        _serve(connection, reader, item, item.part_of(tiles))
+        _serve(connection, reader, item, item.select(tiles))
     connection.send(("done",))
 
 
@@ -145,7 +145,7 @@ def _serve(connection: Connection, reader: DocumentReader, item: WorkItem, out: 
         connection.send(("unusable", item.number, SampleError(error.reason, error.detail)))
     except MemoryError as error:
         if not item.request.wanted:
-            raise  # The other ranks, which decode it, would not hear of it.
-        connection.send(("unusable", item.number, item.request.undecodable(f"gave up: {tell(error)}")))
+            raise  # This rank decodes nothing of it, so the other ranks would not read its finding.
+        connection.send(("unusable", item.number, item.request.decode_error(f"failed: {one_line(error)}")))
     else:
         connection.send(("document", item.number, document.encoded))

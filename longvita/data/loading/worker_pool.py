@@ -1,9 +1,12 @@
-"""The processes that read documents ahead of the trainer, and their stand-in within the training process.
+"""The processes that read documents ahead of the trainer, and a reader without processes.
 
-A thread watches the workers: it hands out tasks, takes results, and replaces a worker that ended, gives no sign of
-life, or is at one document for too long. That document is unusable, though the first end of a worker at it does not
-count: it may have had another cause (a kill, the kernel short of memory). The rest of its task is read by another
-worker. Memory is bounded by the caller, who decides how many tasks are under way.
+A thread watches the workers: it hands out tasks, receives results, and replaces a worker that ended, gives no sign of
+life, or takes too long for one document. That document is unusable, except after the first end of a worker at it, which
+may have another cause (a kill, the kernel short of memory). Another worker reads the rest of the task. The caller
+bounds memory by the number of tasks that it submits.
+
+Not torch's DataLoader, which cannot replace a worker that crashes or hangs, and was measured at half the speed
+(tools/benchmark/data_media.py, loader_over_naive).
 """
 
 from __future__ import annotations
@@ -34,36 +37,36 @@ if TYPE_CHECKING:
     from longvita.config.schema import Config
 
 GRACE_SECONDS = 15.0
-"""Added to the time limit of one frame before a silent worker is replaced, seconds."""
+"""Added to the time limit of one frame before a worker without a sign of life is replaced, seconds."""
 TURN_SECONDS = 1.0
-"""Longest wait for messages before clocks are looked at, seconds."""
+"""Longest wait for messages between two checks of the time limits, seconds."""
 CLOSE_SECONDS = 5.0
-"""How long workers may take to end by themselves, seconds."""
+"""Time for workers to end by themselves before they are killed, seconds."""
 SUSPENDED_SECONDS = 3.0
-"""A turn of the watching thread that takes this much longer than it waits: the job was suspended (scontrol, Ctrl-Z)."""
-MOST_FRUITLESS_STARTS = 3
-"""Workers in a row that may end without reading a document before that is an error."""
+"""If a turn of the watching thread takes this much longer than its wait, the job was suspended (scontrol, Ctrl-Z)."""
+MAX_FAILED_STARTS = 3
+"""Consecutive workers that may end without having read a document before that is an error."""
 
 Result = Document | SampleError
 
 
 class InlineReader:
-    """Reads documents in the training process, when they are asked for."""
+    """Reads documents in the training process, when their results are requested."""
 
     def __init__(self, reader: DocumentReader):
         self._reader = reader
         self._tasks: dict[int, Sequence[DocumentRequest]] = {}
 
     def submit(self, task: int, requests: Sequence[DocumentRequest]) -> None:
-        """Announces a task."""
+        """Submit a task."""
         self._tasks[task] = requests
 
     def result(self, task: int) -> list[Result]:
-        """The documents of a task, or why one cannot be used, in the order of its requests."""
+        """Read the documents of a task, or why one cannot be used, in the order of its requests."""
         return [self._read(request) for request in self._tasks.pop(task)]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
     def _read(self, request: DocumentRequest) -> Result:
         try:
@@ -73,7 +76,7 @@ class InlineReader:
 
 
 class _Task:
-    """Documents that are asked for together, and the memory for their tiles."""
+    """The documents of one call of `submit`, and the memory for their tiles."""
 
     def __init__(self, requests: Sequence[DocumentRequest], image_size: int, pool: TilePool):
         firsts = np.cumsum([0, *(len(request.wanted) for request in requests)]).tolist()
@@ -84,21 +87,21 @@ class _Task:
         self.block = block if isinstance(block, SharedBlock) else None
         self.results: dict[int, Result] = {}
         self.tried: set[int] = set()
-        """Documents at which a worker ended once."""
+        """Documents at which a worker has ended once."""
 
     @property
     def is_complete(self) -> bool:
         return len(self.results) == len(self.work)
 
     def add(self, number: int, result: EncodedSample | SampleError) -> None:
-        """The outcome of a document; its tiles are in place."""
+        """Store the outcome of a document; its tiles are already in memory."""
         if isinstance(result, SampleError):
             self.results[number] = result
         else:
-            self.results[number] = Document(result, self.work[number].part_of(self.tiles))
+            self.results[number] = Document(result, self.work[number].select(self.tiles))
 
     def send(self, connection: Connection, work: list[WorkItem]) -> None:
-        """Gives a worker some of the documents to read."""
+        """Send some of the documents to a worker to read."""
         connection.send((len(self.tiles), self.block.size if self.block else 0, work))
         if self.block is not None:
             self.block.send(connection)
@@ -112,16 +115,16 @@ class _Worker:
     ready: bool = False
     task: int | None = None
     work: list[WorkItem] = field(default_factory=list)
-    """What is left of its task."""
+    """Documents of its task that it has not finished."""
     begun: int | None = None
-    """Document that it is at."""
+    """Number of the document that it is reading."""
     begun_at: float = 0.0
-    """When it began it."""
+    """When it started that document, by time.monotonic."""
 
 
 @contextlib.contextmanager
 def open_pool(config: Config, template: ChatTemplate) -> Iterator[WorkerPool]:
-    """The workers that a config asks for, one at least, for a command that reads single samples."""
+    """Start the workers of a config, at least one, for a command that reads single samples."""
     with contextlib.closing(WorkerPool(WorkerSetup.of(config, template), max(config.data.num_workers, 1))) as pool:
         yield pool
 
@@ -137,7 +140,7 @@ class WorkerPool:
         self._tasks: dict[int, _Task] = {}
         self._waiting: collections.deque[tuple[int, list[WorkItem]]] = collections.deque()
         self._error: str | None = None
-        self._fruitless = 0
+        self._failed_starts = 0
         self._closing = False
         self._wake_in, self._wake_out = multiprocessing.Pipe(duplex=False)
         self._workers = [self._start() for _ in range(num_workers)]
@@ -145,7 +148,7 @@ class WorkerPool:
         self._thread.start()
 
     def submit(self, task: int, requests: Sequence[DocumentRequest]) -> None:
-        """Announces a task; it is begun as soon as a worker is free."""
+        """Submit a task; it starts as soon as a worker is free."""
         with self._changed:
             entry = self._tasks[task] = _Task(requests, self._setup.settings.image_size, self._pool)
             if requests:
@@ -153,9 +156,9 @@ class WorkerPool:
         self._wake_out.send(None)
 
     def result(self, task: int) -> list[Result]:
-        """The documents of a task, or why one cannot be used, in the order of its requests; waits for them.
+        """Wait for the documents of a task, or why one cannot be used, in the order of its requests.
 
-        Raises RuntimeError if the workers cannot work.
+        Raises RuntimeError if the workers fail.
         """
         with self._changed:
             entry = self._tasks[task]
@@ -166,7 +169,7 @@ class WorkerPool:
         return [entry.results[number] for number in range(len(entry.work))]
 
     def close(self) -> None:
-        """Ends the workers and the thread. May be called more than once."""
+        """End the workers and the thread. May be called more than once."""
         if self._closing:
             return
         self._closing = True
@@ -193,7 +196,7 @@ class WorkerPool:
         return _Worker(process, ours, time.monotonic())
 
     def _watch(self) -> None:
-        """The thread: until the pool is closed or cannot work."""
+        """Run the thread until the pool is closed or fails."""
         try:
             turned = time.monotonic()
             while not self._closing and self._error is None:
@@ -214,9 +217,9 @@ class WorkerPool:
             raise
 
     def _forgive_suspension(self, turned: float) -> float:
-        """Takes time in which the whole job stood still off the workers' clocks; gives the time now.
+        """Do not count time in which the job was suspended against the workers; return the time now.
 
-        turned: when this was asked before.
+        turned: time of the previous call.
         """
         now = time.monotonic()
         lost = now - turned - TURN_SECONDS
@@ -234,7 +237,7 @@ class WorkerPool:
                 try:
                     self._tasks[worker.task].send(worker.connection, worker.work)
                 except OSError:
-                    continue  # It died; its closed connection is read next and it is replaced.
+                    continue  # It has ended; its closed connection is read next, and it is replaced.
 
     def _receive(self, position: int) -> None:
         worker = self._workers[position]
@@ -258,43 +261,43 @@ class WorkerPool:
             self._fail(f"a data worker failed:\n{content[0]}")
 
     def _finish_document(self, worker: _Worker, number: int, result: EncodedSample | SampleError) -> None:
-        self._fruitless = 0
+        self._failed_starts = 0
         worker.begun = None
         worker.work = [item for item in worker.work if item.number != number]
         with self._changed:
-            # A task's entry is gone if nobody waits for it any more.
+            # A task without an entry has been collected already.
             if worker.task in self._tasks:
                 self._tasks[worker.task].add(number, result)
             self._changed.notify_all()
 
     def _replace_if_slow(self, position: int) -> None:
-        """Replaces a worker that is at one document for too long, however lively it is."""
+        """Replace a worker that takes too long for one document, even if it gives signs of life."""
         worker, limit = self._workers[position], self._setup.sample_seconds
         if worker.begun is not None and time.monotonic() - worker.begun_at > limit:
             self._replace(position, f"took longer than {limit:.0f} s (data.sample_timeout_seconds)")
 
     def _replace(self, position: int, what: str, blamed: bool = True) -> None:
-        """Starts another worker for one that ended or hangs; `blamed`: the document that it was at is unusable."""
+        """Start another worker for one that ended or hangs; `blamed`: the document that it was reading is unusable."""
         worker = self._workers[position]
         worker.process.kill()
         code = worker.process.wait()
         worker.connection.close()
         decoded = next((item for item in worker.work if item.number == worker.begun and item.request.wanted), None)
         if decoded is None:
-            self._fruitless += 1
-            if self._fruitless > MOST_FRUITLESS_STARTS:
+            self._failed_starts += 1
+            if self._failed_starts > MAX_FAILED_STARTS:
                 end = f"the last one {what}, exit code {code}"
-                self._fail(f"data workers end again and again ({end}); see their output")
+                self._fail(f"data workers end repeatedly ({end}); fix: see their output")
                 return
         elif blamed or self._has_been_tried(worker.task, decoded.number):
-            self._finish_document(worker, decoded.number, decoded.request.undecodable(f"{what} (exit code {code})"))
+            self._finish_document(worker, decoded.number, decoded.request.decode_error(f"{what} (exit code {code})"))
         if worker.task is not None:
-            # Apart, for several workers: where one document hangs another one may, and they need not wait in turn.
+            # One by one, for several workers: if one document hangs, others may too, and they need not wait in turn.
             self._waiting.extendleft((worker.task, [item]) for item in reversed(worker.work))
         self._workers[position] = self._start()
 
     def _has_been_tried(self, task: int | None, number: int) -> bool:
-        """Whether a worker ended at this document before; notes that one has now."""
+        """Return whether a worker ended at this document before, and note that one has now."""
         entry = self._tasks.get(task) if task is not None else None
         if entry is None or number in entry.tried:
             return True

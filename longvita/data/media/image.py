@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from longvita.data.errors import DataError, MediaError, Reason, tell
+from longvita.data.errors import DataError, MediaError, Reason, one_line
 from longvita.data.media.media_file import MediaFile, file_of, opened
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _opened(path: MediaFile) -> Iterator[Image.Image]:
     except DataError:  # A package for the store is missing, which is no error of the file.
         raise
     except Exception as error:  # Pillow raises errors of many kinds for damaged files.
-        raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {tell(error)}") from error
+        raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {one_line(error)}") from error
 
 
 def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> None:
@@ -265,7 +265,7 @@ def to_upright_rgb(picture: Image.Image) -> Image.Image:
             return Image.alpha_composite(white, picture).convert("RGB")
         return picture.convert("RGB")
     except Exception as error:  # Pillow raises errors of many kinds for damaged files.
-        raise MediaError(Reason.BROKEN_PICTURE, f"its pixels cannot be read: {tell(error)}") from error
+        raise MediaError(Reason.BROKEN_PICTURE, f"its pixels cannot be read: {one_line(error)}") from error
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from longvita.data.errors import DataError, MediaError, Reason, tell
+from longvita.data.errors import DataError, MediaError, Reason, one_line
 from longvita.data.media.container import open_container
 from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_picture
 from longvita.data.media.media_file import MediaFile, as_media_file, files_in, is_folder, opened
@@ -137,7 +137,7 @@ def probe_video(path: MediaFile) -> VideoFacts:
     except DataError:  # A package for the store is missing, which is no error of the file.
         raise
     except Exception as error:  # A damaged file may fail in any part of FFmpeg or PyAV.
-        raise MediaError(Reason.BROKEN_VIDEO, f"video {path} cannot be opened: {tell(error)}") from error
+        raise MediaError(Reason.BROKEN_VIDEO, f"video {path} cannot be opened: {one_line(error)}") from error
     if num_frames <= 0 or not rate:
         raise MediaError(Reason.BROKEN_VIDEO, f"video {path} has {num_frames} frames at a rate of {rate}")
     return VideoFacts(num_frames, float(rate))
@@ -196,10 +196,10 @@ def read_frames(
         # decord numbers the frames of a truncated file as if none were missing, and ends the process if it gets no
         # memory.
         if isinstance(error, MediaError | MemoryError) or store_failure(error):
-            detail = error.detail if isinstance(error, MediaError) else tell(error)
+            detail = error.detail if isinstance(error, MediaError) else one_line(error)
             frame = f"frame {indices[done]} cannot be read"
             raise MediaError(Reason.BROKEN_VIDEO, f"video {path}: {frame}: {detail}") from error
-        pyav_error = tell(error)
+        pyav_error = one_line(error)
     try:
         for picture in _read_with_decord(path, indices[done:], beat):
             yield picture
@@ -208,7 +208,7 @@ def read_frames(
         missing = f"frame {indices[done]}" if done < len(indices) else "its end"
         raise MediaError(
             Reason.BROKEN_VIDEO,
-            f"video {path}: {missing} cannot be decoded (PyAV: {pyav_error}; decord: {tell(error)})",
+            f"video {path}: {missing} cannot be decoded (PyAV: {pyav_error}; decord: {one_line(error)})",
         ) from error
 
 

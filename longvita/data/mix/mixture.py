@@ -1,4 +1,4 @@
-"""Which samples of each file a mix takes, and in what order: the published rule, as a function of the seed."""
+"""Which samples of each file a mix uses, and in which order: the published rule, as a function of the seed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 
 def take(num_samples: int, ratio: float, num: int, seed: int, name: str) -> np.ndarray:
-    """[k] int64: the samples that a mix takes of one file of `num_samples`: min(int(num_samples * ratio), num).
+    """Select the samples [k] int64 of one file of `num_samples`; k = min(int(num_samples * ratio), num).
 
-    The file is shuffled by `seed` first; a ratio above 1 goes through it again, shuffled anew. `name` (the source and
-    the path in the config) gives each file a shuffle of its own, so that the other files of a mix have no part in it.
+    They are the first k of the shuffled file; a ratio above 1 repeats the file, shuffled again. The shuffle depends on
+    `seed` and on `name` (the source and the path in the config), not on the other files of the mix.
     """
     wanted = min(int(num_samples * ratio), num)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -21,5 +21,5 @@ def take(num_samples: int, ratio: float, num: int, seed: int, name: str) -> np.n
 
 
 def shuffle(samples: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """All samples of the mix in the order of one epoch."""
+    """Return all samples of the mix in the order of one epoch."""
     return np.random.default_rng([seed, epoch]).permutation(samples)

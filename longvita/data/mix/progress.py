@@ -1,4 +1,4 @@
-"""Bars of the commands that look at data, on the terminal's error stream; nothing is drawn elsewhere."""
+"""Progress bars of data commands, on standard error if it is a terminal."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from rich.progress import (
 )
 
 from longvita.config.schema import Config, DatasetConfig
+from longvita.data.formats.paths import data_file
 from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexProgress, size_of
 from longvita.data.mix.catalog import CatalogFile, open_file
-from longvita.data.mix.paths import data_file
 
 
 @contextlib.contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of things that are done, of `total` in all."""
+    """Show a bar; yields the function to call with the number of things done, of `total`."""
     with _bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
@@ -35,7 +35,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
-    """`open_file`, which shows how far the index is: bytes of all files, speed, samples set aside, time left."""
+    """Show a bar of the bytes indexed, speed, quarantined samples and time left; yields `open_file` with it."""
     with _bar(
         DownloadColumn(), TransferSpeedColumn(), TextColumn("{task.fields[found]}"), TimeRemainingColumn()
     ) as bar:
@@ -54,12 +54,12 @@ def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
 
             def show(progress: IndexProgress) -> None:
                 done = before + size * progress.done // max(progress.total, 1)
-                bar.update(task, completed=done, found=f"{quarantined + progress.quarantined:,} set aside")
+                bar.update(task, completed=done, found=f"{quarantined + progress.quarantined:,} quarantined")
 
             bar.update(task, description=f"indexing {source}")
             file = open_file(config, source, dataset, path, processes, show)
             before, quarantined = before + size, quarantined + len(file.index.quarantined)
-            bar.update(task, completed=before, found=f"{quarantined:,} set aside")
+            bar.update(task, completed=before, found=f"{quarantined:,} quarantined")
             return file
 
         yield open_one

@@ -1,8 +1,8 @@
-"""Which replica takes which sequences of a step: equally many each, and work as even as that allows.
+"""Divides the sequences of a step among the replicas: equally many each, with work as equal as possible.
 
-A step is over when the slowest replica is, and the work of sequences of the same length differs: attention costs the
-square of each document, a tile costs a pass of the vision tower. The step's sequences stay the same whatever the number
-of replicas, so the loss and the gradient do too.
+A step takes as long as its slowest replica, and sequences of equal length differ in work: attention is quadratic in
+each document, a tile takes a pass of the vision encoder. The set of sequences of a step does not depend on the number
+of replicas, and neither do the loss and the gradient.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from longvita.config.schema import Config
 from longvita.data.mix.catalog import Catalog
 from longvita.data.packing.packer import SequenceStream
 
-MOST_EXCHANGES = 64
-"""Exchanges of two sequences after the first division; few are needed."""
-SMALLEST_GAIN = 1e-4
-"""Share of the work that an exchange must win."""
+MAX_EXCHANGES = 64
+"""Limit on exchanges of two sequences after the first division; few are needed."""
+MIN_GAIN = 1e-4
+"""Fraction of the work that an exchange must save."""
 
 
 @dataclass(frozen=True)
 class WorkModel:
-    """Operations of a training step for each part of a document, see longvita.config.flops."""
+    """Operations of a training step per part of a document (longvita.config.flops)."""
 
     per_token: int
     per_pair: int
-    """Of a query and a key that it sees."""
+    """Per pair of a query and a key that it attends to."""
     per_tile: int
 
     @classmethod
     def of(cls, config: Config) -> WorkModel:
-        """Of a run's model and what is trained of it, without the head: an index does not tell what carries loss."""
+        """Model the work of a run, without the head: an index does not contain which tokens have a loss."""
         units = [Workload(tokens=1), Workload(attention_pairs=1), Workload(tiles=1)]
         return cls(*(training_flops(config.model, unit, config.training.trainable) for unit in units))
 
     def of_sequences(self, lengths: np.ndarray, tiles: np.ndarray, starts: np.ndarray, isolated: bool) -> np.ndarray:
-        """[n] float64: of n sequences of documents of these lengths and tiles [d]; `starts` [n]: the first of each.
+        """Return the operations [n] float64 of n sequences, from lengths and tiles [d] of their documents.
 
-        `isolated`: each document attends to itself alone.
+        starts: [n], the first document of each sequence. isolated: each document attends to itself alone.
         """
         lengths = lengths.astype(np.float64)
         tokens = np.add.reduceat(lengths, starts)
@@ -58,10 +58,10 @@ class StepDivision:
     stream: SequenceStream
     work: WorkModel
     isolated: bool
-    """Whether documents of a sequence attend to themselves alone."""
+    """Whether each document of a sequence attends to itself alone."""
 
     def replicas(self, sequences: np.ndarray, replicas: int) -> np.ndarray:
-        """[n] int64: the replica that takes each of a step's sequences [n], of their numbers in the stream."""
+        """Return the replica [n] int64 of each sequence of a step, by their numbers [n] in the stream."""
         documents = [self.stream.sequence(number) for number in sequences.tolist()]
         starts = np.cumsum([0, *map(len, documents[:-1])])
         samples = np.concatenate(documents)
@@ -70,11 +70,11 @@ class StepDivision:
 
 
 def divide(work: np.ndarray, replicas: int) -> np.ndarray:
-    """The replica [n] that takes each sequence of a step, of which `work` [n] is the work: n / replicas for each.
+    """Return the replica [n] of each sequence of a step from their work [n]; each replica gets n / replicas.
 
-    The heaviest first, each goes to the replica with the least work that still has a place; then pairs are exchanged
-    between the replica with the most work and others while that lowers the most. Where taking them in turn is better
-    even so, that is the division. A function of its arguments alone.
+    In the order of decreasing work, each sequence goes to the replica with the least work that has a place left. Then
+    pairs are exchanged between the replica with the most work and others while that lowers the maximum. If assigning
+    the sequences in turn is better than the result, that is returned. Deterministic.
     Raises ValueError if the sequences cannot be divided evenly.
     """
     if len(work) % replicas:
@@ -88,7 +88,7 @@ def divide(work: np.ndarray, replicas: int) -> np.ndarray:
         places[replica] -= 1
         if places[replica]:
             heapq.heappush(loads, (load + float(work[number]), replica))
-    for _ in range(MOST_EXCHANGES):
+    for _ in range(MAX_EXCHANGES):
         if not _exchange(work, owners, replicas):
             break
     in_turn = np.arange(len(work)) % replicas
@@ -96,14 +96,14 @@ def divide(work: np.ndarray, replicas: int) -> np.ndarray:
 
 
 def _exchange(work: np.ndarray, owners: np.ndarray, replicas: int) -> bool:
-    """Exchanges the pair between the busiest replica and another that wins most, in place; False if none does."""
+    """Exchange, in place, the pair of sequences that most relieves the busiest replica; return False if none does."""
     loads = np.bincount(owners, work, replicas)
     busiest = int(loads.argmax())
     own, others = np.flatnonzero(owners == busiest), np.flatnonzero(owners != busiest)
     moved = work[own][:, None] - work[others][None]
-    # What the busier of the two has afterwards.
+    # Work of the busier of the two replicas afterwards.
     most = np.maximum(loads[busiest] - moved, loads[owners[others]][None] + moved)
-    if not most.size or most.min() >= loads[busiest] * (1 - SMALLEST_GAIN):
+    if not most.size or most.min() >= loads[busiest] * (1 - MIN_GAIN):
         return False
     first, second = np.unravel_index(int(most.argmin()), most.shape)
     owners[own[first]], owners[others[second]] = owners[others[second]], busiest

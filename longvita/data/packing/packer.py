@@ -1,12 +1,14 @@
 """Packing: which documents make up training sequence k, as a pure function of (samples, lengths, seed, epoch, length).
 
-An epoch's samples, shuffled, are cut into windows that would fill a thousand sequences. Within a window each document
-goes, whole, into the fullest sequence that still has room for it (best fit): long ones first, the longest before the
-others, then short ones in their shuffled order, so that they mix. Sorting the short ones too would fill a thousandth
-more and put equal lengths, and so the same kinds of samples, side by side.
-The emptiest sequence of a window is not used: its documents are the next window's first.
-A window depends on nothing after it, so a run starts when the first window is packed, and packing the windows again
-gives the same sequences: ranks, workers and restarts need no state.
+The shuffled samples of an epoch are cut into windows that would fill a thousand sequences. Within a window each
+document goes, uncut, into the fullest sequence that has room for it (best fit): first the long ones, longest first,
+then the short ones in their shuffled order, so that they mix. Sorting the short ones too would fill 0.1% more, but put
+equal lengths, and so samples of one kind, next to each other.
+The emptiest sequence of a window is not used: its documents are the first of the next window.
+A window does not depend on later ones, so a run starts when the first window is packed. Packing again gives identical
+sequences, so ranks, workers and restarts need no state.
+
+Not a bin packing library: those sort all documents. The fill was measured against other methods (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from typing import Protocol
 import numpy as np
 
 PACKER_VERSION = 1
-"""Raised when the same samples are packed otherwise: plans that were stored are not used then."""
+"""Raise it when the packing of given samples changes, so that stored plans are not used."""
 WINDOW_SEQUENCES = 1024
-"""Sequences that a window's tokens would fill."""
-LONG_SHARE = 1 / 8
-"""Share of a sequence above which a document counts as long."""
+"""Sequences that the tokens of a window would fill."""
+LONG_FRACTION = 1 / 8
+"""Fraction of a sequence above which a document counts as long."""
 
 
 class PackingPlan(Protocol):
@@ -30,43 +32,43 @@ class PackingPlan(Protocol):
 
     @property
     def fill(self) -> float:
-        """Share of the epoch's positions that hold a document's token."""
+        """Fraction of the epoch's positions that hold a token of a document."""
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of the whole epoch."""
+        """Sequences of the epoch."""
 
     def sequence(self, number: int) -> np.ndarray | None:
-        """[k] int64: the samples of sequence `number` of the epoch, in order; None past its end."""
+        """Return the samples [k] int64 of sequence `number` of the epoch, in order; None past its end."""
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """The whole epoch, of n sequences: [d] int64, the samples of one after the other, and [n + 1], their bounds."""
+        """Return the samples [d] int64 of all n sequences, one after the other, and their bounds [n + 1]."""
 
 
 class EpochPlan:
-    """The sequences of one epoch, packed window by window as they are asked for."""
+    """The sequences of one epoch, packed window by window when they are requested."""
 
     def __init__(self, samples: np.ndarray, lengths: np.ndarray, sequence_length: int, seed: int, epoch: int):
-        """samples: [d] int64, in the epoch's order; lengths: [d] int64, their tokens, none above sequence_length."""
+        """Plan an epoch: samples [d] int64 in its order, lengths [d] int64 in tokens, none above sequence_length."""
         self.samples, self.lengths = samples, lengths
         self.sequence_length = sequence_length
         self._seed, self._epoch = seed, epoch
         self._window_ends = _cut_windows(lengths, WINDOW_SEQUENCES * sequence_length)
         self._windows_packed = 0
         self._left_over = np.zeros(0, np.int64)
-        """Places of documents that the last window left to the next."""
+        """Positions of the documents that the last window left to the next."""
         self._sequences: list[np.ndarray] = []
 
-    def again(self) -> EpochPlan:
-        """The same plan, of which nothing is packed yet."""
+    def unpacked_copy(self) -> EpochPlan:
+        """Return a copy of the plan in which no window is packed yet."""
         return EpochPlan(self.samples, self.lengths, self.sequence_length, self._seed, self._epoch)
 
     def starts_window(self, number: int) -> bool:
-        """Whether sequence `number` is the first of one that is not packed yet."""
+        """Return whether sequence `number` is the first of a window that is not packed yet."""
         return number >= len(self._sequences)
 
     def sequence(self, number: int) -> np.ndarray | None:
-        """[k] int64: the samples of sequence `number` of the epoch, in order; None past its end."""
+        """Return the samples [k] int64 of sequence `number` of the epoch, in order; None past its end."""
         while number >= len(self._sequences):
             if self._windows_packed == len(self._window_ends):
                 return None
@@ -74,21 +76,21 @@ class EpochPlan:
         return self._sequences[number]
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """See PackingPlan."""
+        """Return the samples [d] of all n sequences, one after the other, and their bounds [n + 1]."""
         bounds = np.zeros(self.num_sequences + 1, np.int64)
         np.cumsum([len(samples) for samples in self._sequences], out=bounds[1:])
         return np.concatenate([np.zeros(0, np.int64), *self._sequences]), bounds
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of the whole epoch."""
+        """Sequences of the epoch."""
         while self._windows_packed < len(self._window_ends):
             self._pack_window()
         return len(self._sequences)
 
     @property
     def fill(self) -> float:
-        """Share of the epoch's positions that hold a document's token."""
+        """Fraction of the epoch's positions that hold a token of a document."""
         return float(self.lengths.sum()) / max(self.num_sequences * self.sequence_length, 1)
 
     def _pack_window(self) -> None:
@@ -103,13 +105,13 @@ class EpochPlan:
             emptiest = min(range(len(bins)), key=lambda number: int(lengths[bins[number]].sum()))
             self._left_over = places[np.sort(bins.pop(emptiest))]
         order = np.random.default_rng([self._seed, self._epoch, window]).permutation(len(bins))
-        # Documents of a sequence keep the shuffled order they came in, not the order of their lengths.
+        # Documents of a sequence keep their shuffled order, instead of that of their lengths.
         self._sequences += [self.samples[places[np.sort(bins[position])]] for position in order]
         self._windows_packed += 1
 
 
 def _cut_windows(lengths: np.ndarray, window_tokens: int) -> list[int]:
-    """Ends of the windows: each holds whole documents of about `window_tokens` tokens in all."""
+    """Return the ends of the windows, each of about `window_tokens` tokens in uncut documents."""
     if len(lengths) == 0:
         return []
     window = (np.cumsum(lengths) - 1) // window_tokens
@@ -117,16 +119,17 @@ def _cut_windows(lengths: np.ndarray, window_tokens: int) -> list[int]:
 
 
 def best_fit(lengths: list[int], room: int) -> list[np.ndarray]:
-    """Numbers of the documents in each bin of size `room`; every document in one bin. Raises ValueError if one is
-    longer than `room`.
+    """Return the numbers of the documents in each bin of size `room`; each document is in one bin.
+
+    Raises ValueError if a document is longer than `room`.
     """
     bins: list[list[int]] = []
-    rooms: list[int] = []  # Room left in open bins, ascending, and beside it the bins' numbers.
-    open_bins: list[int] = []
-    for document in sorted(range(len(lengths)), key=lambda number: -max(lengths[number], room * LONG_SHARE)):
+    rooms: list[int] = []  # Room left in the open bins, ascending.
+    open_bins: list[int] = []  # Numbers of these bins.
+    for document in sorted(range(len(lengths)), key=lambda number: -max(lengths[number], room * LONG_FRACTION)):
         length = lengths[document]
         if not 0 < length <= room:
-            raise ValueError(f"document {document} has {length} tokens; a sequence takes 1 to {room}")
+            raise ValueError(f"document {document} has {length} tokens; a sequence has room for 1 to {room}")
         position = bisect.bisect_left(rooms, length)
         if position == len(rooms):
             left, number = room, len(bins)
@@ -142,16 +145,16 @@ def best_fit(lengths: list[int], room: int) -> list[np.ndarray]:
 
 
 class SequenceStream:
-    """The endless stream of training sequences: epoch after epoch, each a plan of its own."""
+    """The endless stream of training sequences: epoch after epoch, each with its own plan."""
 
     def __init__(self, plan_epoch: Callable[[int], PackingPlan]):
-        """`plan_epoch(epoch)` gives an epoch's plan; it must hold at least one sequence."""
+        """`plan_epoch(epoch)` returns the plan of an epoch, of at least one sequence."""
         self._plan_epoch = plan_epoch
         self._starts = [0]
         self._plans: dict[int, PackingPlan] = {}
 
     def sequence(self, number: int) -> np.ndarray:
-        """[k] int64: the samples of sequence `number` of the stream, counted from the start of training."""
+        """Return the samples [k] int64 of sequence `number` of the stream, counted from the start of training."""
         epoch = bisect.bisect_right(self._starts, number) - 1
         while True:
             plan = self._plan(epoch)
@@ -163,7 +166,7 @@ class SequenceStream:
                 self._starts.append(self._starts[-1] + plan.num_sequences)
 
     def epoch_of(self, number: int) -> int:
-        """The epoch that sequence `number` of the stream belongs to, from 0."""
+        """Return the epoch of sequence `number` of the stream, from 0."""
         self.sequence(number)
         return bisect.bisect_right(self._starts, number) - 1
 

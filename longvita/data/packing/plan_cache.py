@@ -1,8 +1,8 @@
-"""Packing plans on disk: written beside the run that first needs one, mapped by those after it.
+"""Packing plans on disk: the first run that needs a plan writes it in the background, later ones map it.
 
-A plan is a function of what its file's name is the hash of, so one that is there is right. Training does not wait for
-it: the sequences that a step needs are packed at once, and a thread of one process packs the whole epoch meanwhile.
-Small plans are packed sooner than read and are not kept; of the others, those used last are.
+The name of a plan is the hash of its inputs, so a stored plan is valid. Training does not wait for the file: it packs
+the sequences that a step needs itself, while a thread of one process packs the entire epoch. Small plans are faster to
+pack than to read and are not stored; of the others the most recently used are kept.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from longvita.data.mix.mixture import shuffle
 from longvita.data.packing.packer import PACKER_VERSION, EpochPlan, PackingPlan
 
 PAUSE_SECONDS = 0.005
-"""Between two windows of the thread: the process that it is in has other work."""
+"""Pause of the thread after each window, which leaves time to the rest of the process, seconds."""
 
-LEAST_SAMPLES = 10_000
-"""Fewest samples of a plan that is kept: a tenth of a second's packing."""
+MIN_SAMPLES = 10_000
+"""Fewest samples of a plan that is stored: about 0.1 s of packing."""
 LOCK = ".plans.lock"
-"""File that the process holds which writes a plan; others leave theirs unwritten."""
-MOST_PLANS = 32
-"""Plans that are kept in a folder: eight bytes a sample each."""
+"""Lock file of the process that writes a plan; the others do not write theirs."""
+MAX_PLANS = 32
+"""Plans that are kept in a folder, each of eight bytes per sample."""
 
 
 class StoredPlan:
-    """An epoch's plan, mapped from a file. The ranks of a machine share its pages."""
+    """The plan of an epoch, mapped from files. The ranks of a machine use the same memory pages."""
 
     def __init__(self, path: Path):
         self._samples = np.load(path / "samples.npy", mmap_mode="r")
@@ -46,22 +46,22 @@ class StoredPlan:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of the whole epoch."""
+        """Sequences of the epoch."""
         return len(self._starts) - 1
 
     def sequence(self, number: int) -> np.ndarray | None:
-        """See EpochPlan."""
+        """Return the samples [k] of sequence `number` of the epoch, in order; None past its end."""
         if number >= self.num_sequences:
             return None
         return np.asarray(self._samples[self._starts[number] : self._starts[number + 1]])
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """See PackingPlan; mapped."""
+        """Return the samples [d] of all n sequences, one after the other, and their bounds [n + 1]."""
         return self._samples, self._starts
 
 
 def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> PackingPlan:
-    """Return the sequences of one epoch of a catalog: stored next to the indexes if packed before, else packed now."""
+    """Plan one epoch of a catalog; the plan is stored next to the indexes."""
     length, taken = config.data.sequence_length, catalog.taken
 
     def pack() -> EpochPlan:
@@ -73,7 +73,7 @@ def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> PackingPlan:
 
 
 def plan_name(taken: np.ndarray, lengths: np.ndarray, sequence_length: int, seed: int, epoch: int) -> str:
-    """Names the plan of what `EpochPlan` is a function of; `taken` [d] before its shuffle, `lengths` [d] its tokens."""
+    """Hash the inputs of an EpochPlan: samples [d] before their shuffle, their lengths [d] in tokens, and the rest."""
     digest = hashlib.blake2b(digest_size=12)
     digest.update(repr((PACKER_VERSION, sequence_length, seed, epoch, len(taken))).encode())
     for column in (taken, lengths):
@@ -82,21 +82,21 @@ def plan_name(taken: np.ndarray, lengths: np.ndarray, sequence_length: int, seed
 
 
 def cached_plan(folder: Path, name: str, num_samples: int, make: Callable[[], EpochPlan]) -> PackingPlan:
-    """The plan of this name from the folder; else the one that `make` gives, which goes there in the meantime."""
+    """Return the stored plan of this name, or that of `make`, which a thread then stores."""
     path = folder / name
-    with contextlib.suppress(OSError):  # It is not there, or another process has just taken it away.
+    with contextlib.suppress(OSError):  # It is not stored, or another process has just deleted it.
         stored = StoredPlan(path)
         _mark_as_used(path)
         return stored
     plan = make()
-    if num_samples < LEAST_SAMPLES:
+    if num_samples < MIN_SAMPLES:
         return plan
-    threading.Thread(target=_store, args=(path, plan.again()), name="packing plan", daemon=True).start()
+    threading.Thread(target=_store, args=(path, plan.unpacked_copy()), name="packing plan", daemon=True).start()
     return plan
 
 
 def _store(path: Path, plan: EpochPlan) -> None:
-    """Packs the whole epoch and puts it where `cached_plan` looks, unless another process is at it."""
+    """Pack the entire epoch and store it, unless another process is writing a plan."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.parent / LOCK, "w") as lock:
@@ -105,18 +105,18 @@ def _store(path: Path, plan: EpochPlan) -> None:
                 _write(path, plan)
                 _drop_oldest(path.parent)
     except OSError:
-        return  # Another process writes it, or the folder cannot be written to: the plan in memory is the same.
+        return  # Another process writes it, or the folder is read-only: the plan in memory is identical.
 
 
 def _mark_as_used(path: Path) -> None:
-    with contextlib.suppress(OSError):  # The folder may be one for reading alone.
+    with contextlib.suppress(OSError):  # The folder may be read-only.
         os.utime(path)
 
 
 def _drop_oldest(folder: Path) -> None:
-    """Leaves the plans that were used last. A process that has one of the others mapped keeps its pages."""
+    """Delete all but the most recently used plans. A process that has mapped a deleted plan can still read it."""
     plans = sorted(folder.glob("plan-*"), key=lambda plan: plan.stat().st_mtime, reverse=True)
-    for plan in plans[MOST_PLANS:]:
+    for plan in plans[MAX_PLANS:]:
         shutil.rmtree(plan, ignore_errors=True)
 
 

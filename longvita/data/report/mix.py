@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longvita.config.schema import Config, DatasetConfig
+from longvita.data.formats.paths import data_file
 from longvita.data.index.store import size_of
 from longvita.data.mix.catalog import Catalog, build_catalog, files_of, make_template
 from longvita.data.mix.missing_files import Missing
-from longvita.data.mix.paths import data_file
 from longvita.data.mix.progress import counting, indexing
 from longvita.data.packing.packer import PackingPlan
 from longvita.data.packing.plan_cache import plan_epoch

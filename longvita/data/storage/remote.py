@@ -1,4 +1,4 @@
-"""Files that lie elsewhere: paths with a scheme (s3://, memory://, filecache::...) go through fsspec, others do not."""
+"""Local and remote files: paths with a scheme (s3://, memory://, filecache::...) are opened by fsspec."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 GLOB_CHARACTERS = "*?["
 READ_BYTES = 64 << 10
-"""Least bytes that are asked of a store's file at once, for its own cache to answer."""
+"""Bytes per read from a remote file whose own cache reads ahead."""
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path has a scheme."""
+    """Return whether a path has a scheme."""
     return "://" in str(path)
 
 
 def join(root: str | os.PathLike, path: str) -> str:
-    """A path below a root, or the path itself where it is absolute or has a scheme."""
+    """Join a path to a root, unless it is absolute or has a scheme."""
     if is_remote(path) or path.startswith("/"):
         return path
     return as_folder(root) + path if is_remote(root) else os.path.join(root, path)
 
 
 def as_folder(address: str | os.PathLike) -> str:
-    """An address with a slash at its end."""
+    """Return an address with a slash at its end."""
     return str(address) if str(address).endswith("/") else f"{address}/"
 
 
 def open_file(path: str, piece: int | None = None) -> BinaryIO:
-    """A file opened for reading bytes; it can seek. Raises OSError, and DataError where fsspec lacks a package.
+    """Open a file for reading bytes, with seek. Raises OSError, and DataError if fsspec lacks a package.
 
-    piece: bytes that a store is asked for at once, for who reads here and there; when None, the store's own way of
-    reading ahead, for who goes through the file.
+    piece: bytes per request to a remote store, for random access; if None, the store's own read-ahead is used, for
+    sequential access.
     """
     if not is_remote(path):
         return open(path, "rb")
@@ -53,7 +53,7 @@ def open_file(path: str, piece: int | None = None) -> BinaryIO:
 
 
 def size(path: str) -> int:
-    """Bytes of a file. Raises OSError."""
+    """Return the size of a file, bytes. Raises OSError."""
     if not is_remote(path):
         return os.path.getsize(path)
     system, inner = _system(path)
@@ -61,7 +61,7 @@ def size(path: str) -> int:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder."""
+    """Return whether there is a file or folder."""
     if not is_remote(path):
         return os.path.exists(path)
     system, inner = _system(path)
@@ -69,7 +69,7 @@ def exists(path: str) -> bool:
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is a folder."""
+    """Return whether there is a folder."""
     if not is_remote(path):
         return os.path.isdir(path)
     system, inner = _system(path)
@@ -77,7 +77,7 @@ def is_folder(path: str) -> bool:
 
 
 def files_below(folder: str) -> list[str]:
-    """Paths of all files below a folder, however deep, relative to it, sorted, with forward slashes."""
+    """List all files in a folder and its subfolders, relative to it, sorted, with forward slashes."""
     if not is_remote(folder):
         found = [
             os.path.relpath(os.path.join(place, name), folder) for place, _, names in os.walk(folder) for name in names
@@ -88,7 +88,7 @@ def files_below(folder: str) -> list[str]:
 
 
 def matches(root: str, pattern: str) -> list[str]:
-    """What a pattern with *, ? and [ ] matches below `root`, sorted, relative to it if the pattern is."""
+    """List what a pattern with *, ? and [ ] matches in `root`, sorted, relative to it if the pattern is."""
     whole = join(root, pattern)
     if not is_remote(whole):
         return sorted(glob.glob(pattern, root_dir=root or None, recursive=True))
@@ -100,9 +100,9 @@ def matches(root: str, pattern: str) -> list[str]:
 
 
 def state(path: str) -> list[Any]:
-    """What tells that a file was not touched: its size and time, of a folder names, sizes and times of all it holds.
+    """Return [files, bytes, time or hash], which changes if a file changes, or any file in a folder.
 
-    [files, bytes, time or hash].
+    A file is compared by size and time, a folder by the names, sizes and times of all its files.
     """
     if is_remote(path):
         return _remote_state(path)
@@ -115,7 +115,7 @@ def state(path: str) -> list[Any]:
 
 
 def _remote_state(path: str) -> list[Any]:
-    """By what the store says of each file: its time, its version."""
+    """Compare remote files by what the store reports of each: its time or its version."""
     system, inner = _system(path)
     files = sorted(system.find(inner)) if system.isdir(inner) else [inner]
     facts = [(_relative(file, inner), int(system.size(file)), system.ukey(file)) for file in files]
@@ -127,7 +127,7 @@ def _hash(facts: list[tuple]) -> str:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file of a store whose errors, whatever its library makes of them, are OSErrors."""
+    """A file of a remote store whose errors are converted to OSErrors."""
 
     def __init__(self, path: str, file: Any):
         self._path, self._file = path, file
@@ -158,7 +158,7 @@ class _RemoteFile(io.RawIOBase):
 
 @contextlib.contextmanager
 def _as_os_errors(path: str) -> Iterator[None]:
-    """Stores' libraries have errors of their own for what they fail at, and time-outs without a number."""
+    """Convert errors of the libraries of remote stores, and time-outs without an errno, to OSErrors."""
     try:
         yield
     except Exception as error:
@@ -169,7 +169,7 @@ def _as_os_errors(path: str) -> Iterator[None]:
 
 
 def _relative(path: str, folder: str) -> str:
-    """What fsspec lists, relative to the folder that was listed; some stores leave out a slash at the start."""
+    """Return a path that fsspec listed relative to the listed folder; some stores omit the leading slash."""
     return path.strip("/")[len(folder.strip("/")) :].lstrip("/")
 
 
@@ -179,5 +179,5 @@ def _system(path: str) -> tuple[AbstractFileSystem, str]:
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
-        # fsspec's own words name the package that serves the scheme.
-        raise DataError(f"{path} cannot be opened: {error}; install what serves it, or give a local path") from error
+        # The message of fsspec names the package for the scheme.
+        raise DataError(f"{path} cannot be opened: {error}; fix: install that package, or give a local path") from error

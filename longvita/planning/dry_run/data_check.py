@@ -11,14 +11,14 @@ from longvita.config.errors import Problem, ValueOrigin
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import media_settings, probe_sample
-from longvita.data.errors import DataError, SampleError, tell
+from longvita.data.errors import DataError, SampleError, one_line
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Format, Part
 from longvita.data.formats.json_array import array_start
+from longvita.data.formats.paths import data_file, format_of
 from longvita.data.formats.record import FormatOptions
 from longvita.data.mix.catalog import make_template
 from longvita.data.mix.missing_files import files_of_mix
-from longvita.data.mix.paths import data_file, format_of
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 from longvita.data.tokenizer import TokenizerError
@@ -99,7 +99,7 @@ def _source_problems(
         try:
             samples = first_samples(path, dataset)
         except (DataError, SampleError, OSError, tarfile.TarError, ValueError) as error:
-            wrong.append(f"{path}: {error if isinstance(error, (DataError, SampleError)) else tell(error)}")
+            wrong.append(f"{path}: {error if isinstance(error, (DataError, SampleError)) else one_line(error)}")
             continue
         found = _media_missing(samples, media_root, config.data.max_fps)
         lost += found[:1]

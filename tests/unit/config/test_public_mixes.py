@@ -1,4 +1,4 @@
-"""The shipped mixes hold what was published, and tell where each source is found and under which licence."""
+"""The shipped mixes hold what was published, with the place and licence of each source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_ratio_num_and_files_are_the_published_ones(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_source_says_where_it_is_found_and_its_licence(stage):
+def test_every_source_has_a_place_and_a_licence(stage):
     for name, source in sources_of(stage).items():
         assert source.found_at, name
         assert source.licence, name

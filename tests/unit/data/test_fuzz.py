@@ -46,7 +46,7 @@ def open(file, *arguments, **options):
 av.open = open
 sys.path.insert(0, here)
 """
-"""A module found in the place of PyAV, which it becomes, but for files of one name."""
+"""A module that replaces PyAV and passes everything on to it, except files of one name."""
 
 Make = Callable[[str, random.Random], object]
 
@@ -114,7 +114,7 @@ EITHER: dict[str, Make] = {"negative.mkv": with_video("negative.mkv")}
 
 
 def fuzzed(chance: random.Random) -> tuple[list[object], list[str]]:
-    """Lines, and what each of them is."""
+    """Lines and the kind of each."""
     kinds = [
         *chance.choices(list(GOOD), k=500),
         *chance.choices(list(BAD), k=490),
@@ -158,7 +158,7 @@ def test_every_sample_is_delivered_or_accounted_for(tmp_path, config):
     quarantined = {entry.line - 1 for entry in read_quarantine(Path(config.output) / "quarantine.jsonl")}
     good = {number for number, kind in enumerate(kinds) if kind in GOOD}
     bad = {number for number, kind in enumerate(kinds) if kind in BAD | RARE}
-    told = {number: kinds[number] for number in (good - delivered) | (bad - quarantined) | (delivered & quarantined)}
-    assert told == {}, "good ones that are missing, bad ones that are not set aside, or both"
+    wrong = {number: kinds[number] for number in (good - delivered) | (bad - quarantined) | (delivered & quarantined)}
+    assert wrong == {}, "good ones that are missing, bad ones that are not quarantined, or both"
     assert delivered | quarantined == set(range(SAMPLES))
     assert most < MEMORY, f"a worker held {most >> 20} MiB"

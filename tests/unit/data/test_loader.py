@@ -27,7 +27,7 @@ LIMITS = settings(max_examples=15, deadline=None, suppress_health_check=[HealthC
 
 
 def mixed_samples(count=60):
-    """Text, pictures and videos, the same each time."""
+    """Text, pictures and videos, identical in each call."""
     rng = random.Random(0)
     samples = []
     for number in range(count):
@@ -63,7 +63,7 @@ def changed(config, section, **fields):
 
 
 def contents(batch):
-    """The batch without what differs between ranks."""
+    """The parts of a batch that are replicated on all ranks."""
     return (
         batch.input_ids.tolist(),
         batch.labels.tolist(),
@@ -137,7 +137,7 @@ def test_workers_change_nothing(config, workers):
 
 
 def test_killed_workers_change_nothing(config):
-    """Each of the two workers is killed in the middle of the run, one while others still wait for what it reads."""
+    """Each of the two workers is killed in the middle of the run, one while its results are waited for."""
     undisturbed = batches(config, 16)
     loader = build_loader(changed(config, "data", num_workers=2), LoaderRanks())
     try:
@@ -190,7 +190,7 @@ def test_resumes_from_what_was_consumed(config):
 
 
 def on_ranks(config, ranks, count):
-    """The batches of all ranks of a replica, which run side by side and agree through one store."""
+    """The batches of all ranks of a replica, which run in parallel and exchange findings through one store."""
     store = dist.HashStore()
     loaders = [build_loader(config, rank, store=store) for rank in ranks]
     with concurrent.futures.ThreadPoolExecutor(len(ranks)) as pool:
@@ -209,7 +209,7 @@ class TestReplica:
         LoaderRanks(vision_rank=rank, vision_size=2, stage=stage, num_stages=2) for stage in (0, 1) for rank in (0, 1)
     ]
 
-    def test_tiles_are_shared_out_and_tokens_are_the_same(self, config):
+    def test_tiles_are_divided_and_tokens_are_replicated(self, config):
         alone = batches(config, 8)
         by_rank = on_ranks(config, self.RANKS, 8)
         for single, first, second, *later in zip(alone, *by_rank, strict=True):

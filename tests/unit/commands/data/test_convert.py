@@ -185,7 +185,7 @@ def test_missing_files_of_a_mix(folder):
         file.write("  allow_missing: true\n")
     result = convert(folder / "config.yaml", "--to", "jsonl", "--output", folder / "out")
     assert result.exit_code == 0, result.exception
-    assert "data.allow_missing leaves them out: 2 data files of 2 sources are not there" in result.stderr
+    assert "data.allow_missing leaves them out: 2 data files of 2 sources are missing" in result.stderr
     assert len(contents(folder / "out" / "lines.jsonl", folder / "out")) == 1
 
 

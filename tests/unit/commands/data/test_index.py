@@ -130,7 +130,7 @@ def test_files_that_are_left_out_are_told(config, folder):
     assert result.exit_code == 0, result.exception
     assert json.loads(result.stdout)["missing"] == {"training": {"a": [str(folder / "b.jsonl")]}, "held_out": {}}
     assert (
-        f"data.allow_missing leaves them out: 1 data file of 1 source is not there:\n  a:\n    {folder / 'b.jsonl'}"
+        f"data.allow_missing leaves them out: 1 data file of 1 source is missing:\n  a:\n    {folder / 'b.jsonl'}"
         in (result.stderr)
     )
 
@@ -190,4 +190,4 @@ def test_the_bar_counts_bytes_and_what_is_set_aside(folder, monkeypatch):
         for name in "ab":
             open_one(config, name, None, name, None)
     shown = [(fields["completed"], fields["found"]) for fields in seen if "completed" in fields]
-    assert shown == [(50, "3 set aside"), (100, "4 set aside"), (250, "7 set aside"), (400, "8 set aside")]
+    assert shown == [(50, "3 quarantined"), (100, "4 quarantined"), (250, "7 quarantined"), (400, "8 quarantined")]

@@ -25,7 +25,7 @@ BATCH = 4
 
 
 def make_config(folder, num_workers=0, micro_batch_size=1):
-    """Source a: 30 texts, a broken video in their middle and one that no index takes; b: 5 texts, each two times."""
+    """Source a: 30 texts with a broken video and an invalid line among them; b: 5 texts, each twice."""
     texts = [conversation(f"{number} " + "x" * (7 * number % 60)) for number in range(30)]
     broken = conversation("<video>" + "x" * 30, videos=["cut.mp4"])
     write_jsonl(folder / "a.jsonl", [*texts[:15], broken, "{oops", *texts[15:]])
@@ -53,7 +53,7 @@ def sequences_of_an_epoch(config):
 
 
 def balanced(counts):
-    """Whether each source's sides are the same."""
+    """Whether planned = delivered + quarantined for each source."""
     accounting = SampleAccounting(counts)
     of_sources = [accounting.of_source(source) for source in ("a", "b")]
     return all(one[PLANNED] == one[DELIVERED] + sum(one["quarantined"].values()) for one in of_sources)
@@ -132,7 +132,7 @@ def test_only_the_process_that_leads_a_replica_counts(folder):
 
 
 class _SilentStore:
-    """A store in which the first stage has found nothing wrong."""
+    """A store in which the first stage has found no broken document."""
 
     def __init__(self, store):
         self._store = store

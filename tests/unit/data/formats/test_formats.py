@@ -12,11 +12,11 @@ from longvita.config.schema import Column, DataFormat
 from longvita.data.errors import DataError
 from longvita.data.formats import FORMATS, jsonl, make_format, read_samples
 from longvita.data.formats.base import Part
+from longvita.data.formats.paths import FORMAT_OF_ENDING, format_of
 from longvita.data.formats.record import COLUMNS, NO_OPTIONS, FormatOptions
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
-from longvita.data.mix.paths import FORMAT_OF_ENDING, format_of
 from longvita.data.sample import Sample
 from tests.unit.data.format_material import (
     dump_json,

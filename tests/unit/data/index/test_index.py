@@ -416,7 +416,7 @@ class TestMeasure:
         assert [entry.reason for entry in measured.too_long] == [Reason.TOO_LONG] * 2
         assert [entry.line for entry in measured.too_long] == [1, 2]
         assert "do not fit data.sequence_length 100" in measured.too_long[0].detail
-        assert measured.too_long[1].detail.endswith("even at one frame a video")
+        assert measured.too_long[1].detail.endswith("even at one frame per video")
 
 
 class TestCatalog:
@@ -430,7 +430,7 @@ class TestCatalog:
         }
         config = data_config(folder, sources)
         catalog = build_catalog(config, make_template(config), config.data.dataset)
-        names = [catalog.source_of(sample) for sample in catalog.taken]
+        names = [catalog.request(sample).source for sample in catalog.taken]
         assert names == ["a"] * 5 + ["b"] * 8
         request = catalog.request(int(catalog.taken[-1]))
         assert (request.source, request.path) == ("b", str(folder / "b.jsonl"))
@@ -439,7 +439,7 @@ class TestCatalog:
     def test_an_empty_mix_is_an_error(self, folder):
         write_jsonl(folder / "a.jsonl", ["{oops", conversation("x" * 300)])
         config = data_config(folder, {"a": {"data_paths": ["a.jsonl"]}})
-        with pytest.raises(DataError, match=r"no sample to train on in a: 0 can be used.*invalid_json.*too_long"):
+        with pytest.raises(DataError, match=r"no sample to train on in a: 0 are usable.*invalid_json.*too_long"):
             build_catalog(config, make_template(config), config.data.dataset)
 
     def test_a_vocabulary_that_is_too_small(self, folder):

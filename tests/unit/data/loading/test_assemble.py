@@ -6,7 +6,7 @@ import torch
 
 from longvita.data.batch import IGNORED_LABEL
 from longvita.data.chat_template import EncodedSample
-from longvita.data.loading.assemble import MIXED_SOURCES, PADDING_PIECE, PlacedDocument, assemble
+from longvita.data.loading.assemble import MAX_PADDING_DOCUMENT, MIXED_SOURCES, PlacedDocument, assemble
 from longvita.data.media.image import normalise
 
 PADDING = 99
@@ -62,11 +62,11 @@ def test_an_empty_batch_is_all_padding():
 
 
 def test_long_padding_comes_in_pieces():
-    length = 3 + 2 * PADDING_PIECE + 7
+    length = 3 + 2 * MAX_PADDING_DOCUMENT + 7
     batch = assemble([document(10, 3)], length, PADDING, True, 4)
-    assert batch.cu_seqlens.tolist() == [0, 3, 3 + PADDING_PIECE, 3 + 2 * PADDING_PIECE, length]
+    assert batch.cu_seqlens.tolist() == [0, 3, 3 + MAX_PADDING_DOCUMENT, 3 + 2 * MAX_PADDING_DOCUMENT, length]
     assert batch.document_sources == ["a", "", "", ""]
-    assert batch.max_seqlen == PADDING_PIECE
+    assert batch.max_seqlen == MAX_PADDING_DOCUMENT
 
 
 def test_too_many_documents():

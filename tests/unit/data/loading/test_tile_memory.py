@@ -32,7 +32,7 @@ def test_arrays_in_use_never_share_memory():
         assert all((kept == value).all() for kept, value in live)
 
 
-def test_a_smaller_block_is_not_taken():
+def test_a_smaller_block_is_not_used():
     pool = TilePool()
     pool.array((10,), np.uint8)
     array = pool.array((5000,), np.uint8)

@@ -31,7 +31,7 @@ SAMPLES = [
 
 
 class Stuff:
-    """Requests for samples or of sources, those above if none are given, every tile wanted, and what reads them."""
+    """Requests for all tiles of samples or sources, by default those above, and the setup that reads them."""
 
     def __init__(self, folder, samples=SAMPLES, sources=None):
         write_jsonl(folder / "a.jsonl", samples)
@@ -77,7 +77,7 @@ def same(left, right):
     return all(np.array_equal(one, other) for one, other in pairs)
 
 
-def test_workers_and_the_training_process_read_the_same(stuff):
+def test_workers_and_the_training_process_read_identical_documents(stuff):
     pool, inline = stuff.pool(2), stuff.inline()
     try:
         for task in range(4):
@@ -142,12 +142,12 @@ def test_a_file_that_changed_is_an_error(stuff, folder):
     write_jsonl(folder / "a.jsonl", [conversation("hello, longer than before"), *SAMPLES[1:]])
     reader = stuff.inline()
     reader.submit(0, stuff.requests[:1])
-    with pytest.raises(RuntimeError, match="a.jsonl:1 differs from what was indexed"):
+    with pytest.raises(RuntimeError, match="a.jsonl:1 differs from its index"):
         reader.result(0)
     pool = stuff.pool()
     try:
         pool.submit(0, stuff.requests[:1])
-        with pytest.raises(RuntimeError, match="a.jsonl:1 differs from what was indexed"):
+        with pytest.raises(RuntimeError, match="a.jsonl:1 differs from its index"):
             pool.result(0)
     finally:
         pool.close()
@@ -257,7 +257,7 @@ def test_a_decoder_that_never_ends_costs_one_document(stuff, crashing_decoder):
 
 
 class TestMemory:
-    """Bombs: small files whose headers are fine, and whose pixels take more memory than decoding may."""
+    """Bombs: small files with valid headers whose pixels need more memory than the limit."""
 
     LIMIT = {"memory_bytes": 256 << 20}
 
@@ -328,7 +328,7 @@ def test_workers_that_cannot_start_are_an_error(stuff, monkeypatch, tmp_path):
     pool = stuff.pool()
     try:
         pool.submit(0, stuff.requests)
-        with pytest.raises(RuntimeError, match="data workers end again and again"):
+        with pytest.raises(RuntimeError, match="data workers end repeatedly"):
             pool.result(0)
     finally:
         pool.close()
@@ -345,7 +345,7 @@ def test_closing_ends_the_workers(stuff):
 
 @pytest.mark.parametrize("decoder", ["", "import time; time.sleep(1000)"])
 def test_workers_end_with_the_process_they_serve(stuff, tmp_path, decoder):
-    """Killed without a chance to close, it leaves nobody behind, not even one that hangs in a decoder."""
+    """A killed training process leaves no worker behind, not even one that hangs in a decoder."""
     (tmp_path / "requests").write_bytes(pickle.dumps(stuff.requests))
     if decoder:
         (tmp_path / "code").mkdir()

@@ -17,7 +17,7 @@ from longvita.data.media.image import open_picture, probe_picture
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
 from longvita.data.media.media_file import FilePart, InlineMedia, files_in, leads_outside, opened, read_bytes, resolve
 from longvita.data.media.video import list_frames, probe_video, read_frames
-from longvita.data.sample import Sample, Turn, media_names
+from longvita.data.sample import Sample, Turn, hash_media_names
 from longvita.inference.media_key import MediaKey
 
 KINDS = ["part", "inline", "address", "whole file"]
@@ -135,7 +135,7 @@ def test_a_part_reads_as_a_file(tmp_path):
 
 def test_names_of_media_differ():
     def names(*media):
-        return media_names(Sample((Turn("user", "x"),), tuple(media)))
+        return hash_media_names(Sample((Turn("user", "x"),), tuple(media)))
 
     media = [
         "a",

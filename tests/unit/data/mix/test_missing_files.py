@@ -35,7 +35,7 @@ def test_one_error_names_every_file_by_source_and_the_ways_out(data):
         catalog_of(data_config(data, SOURCES))
     lines = str(error.value).splitlines()
     assert lines[:6] == [
-        "3 data files of 2 sources are not there:",
+        "3 data files of 2 sources are missing:",
         "  half:",
         f"    {data}/gone.jsonl",
         "  lost:",
@@ -75,23 +75,23 @@ def test_one_rank_of_all_warns(data, caplog):
     assert not caplog.records
 
 
-def test_a_whole_mix_counts_none(data, caplog):
+def test_a_complete_mix_has_no_missing_files(data, caplog):
     config = data_config(data, {"whole": SOURCES["whole"], "off": SOURCES["off"]})
     assert catalog_of(config).missing == {}
     assert build_loader(config, LoaderRanks()).catalog.missing == {}
     assert not caplog.records
 
 
-def test_a_mix_of_which_nothing_is_there_is_an_error_all_the_same(folder):
+def test_a_mix_without_any_file_is_an_error_even_so(folder):
     config = data_config(folder, {"lost": SOURCES["lost"], "off": SOURCES["off"]}, allow_missing=True)
-    with pytest.raises(DataError, match=r"2 data files of 1 source are not there") as error:
+    with pytest.raises(DataError, match=r"2 data files of 1 source are missing") as error:
         catalog_of(config)
     assert "--allow-missing" not in str(error.value)
 
 
 def test_a_folder_in_a_file_s_place_is_missing(folder):
     (folder / "a.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"1 data file of 1 source is not there:\n  whole:\n.*a\.jsonl"):
+    with pytest.raises(DataError, match=r"1 data file of 1 source is missing:\n  whole:\n.*a\.jsonl"):
         catalog_of(data_config(folder, {"whole": SOURCES["whole"]}))
 
 

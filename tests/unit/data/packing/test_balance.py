@@ -32,7 +32,7 @@ def test_is_near_the_best_division(seed):
     assert np.bincount(divide(work, 2), work).max() <= 1.02 * best
 
 
-def test_a_heavy_sequence_does_not_stand_beside_another():
+def test_two_heavy_sequences_go_to_different_replicas():
     owners = divide(np.asarray([9.0, 1, 9, 1, 9, 1, 9, 1]), 4)
     assert sorted(owners[[0, 2, 4, 6]].tolist()) == [0, 1, 2, 3]
 

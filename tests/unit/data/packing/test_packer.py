@@ -24,7 +24,7 @@ def sequences(epoch_plan):
 
 
 @given(LENGTHS)
-def test_every_document_once_and_whole(lengths):
+def test_every_document_once_and_uncut(lengths):
     packed = sequences(plan(lengths))
     assert sorted(sample for documents in packed for sample in documents) == list(range(len(lengths)))
     assert all(0 < sum(lengths[sample] for sample in documents) <= 100 for documents in packed)
@@ -50,7 +50,7 @@ def test_best_fit_wastes_less_than_half(lengths):
 
 
 def test_too_long_a_document_is_refused():
-    with pytest.raises(ValueError, match="101 tokens; a sequence takes 1 to 100"):
+    with pytest.raises(ValueError, match="101 tokens; a sequence has room for 1 to 100"):
         best_fit([5, 101], 100)
 
 
@@ -69,7 +69,7 @@ class TestRandomness:
 
     @pytest.fixture(scope="class")
     def stream(self):
-        """The samples in the order in which they are trained on."""
+        """The samples in training order."""
         packed = plan(self.LENGTHS, length=4096)
         assert len(packed._window_ends) > 4
         return np.concatenate([packed.sequence(number) for number in range(packed.num_sequences)])
@@ -83,7 +83,7 @@ class TestRandomness:
             expected = len(tenth) * (long < self.LENGTHS).mean()
             assert abs((tenth > long).sum() - expected) < 4 * expected**0.5
 
-    def test_the_order_of_the_samples_says_nothing(self, stream):
+    def test_the_order_of_the_samples_is_random(self, stream):
         """Rank correlation of a sample's number and of its length with its place."""
         places = np.empty(len(stream))
         places[stream] = np.arange(len(stream))
@@ -132,7 +132,7 @@ class TestStream:
     def stream(self):
         return SequenceStream(lambda epoch: plan(self.LENGTHS, epoch=epoch))
 
-    def test_goes_on_epoch_after_epoch(self):
+    def test_continues_epoch_after_epoch(self):
         stream = self.stream()
         expected = [documents for epoch in range(3) for documents in sequences(plan(self.LENGTHS, epoch=epoch))]
         assert [stream.sequence(number).tolist() for number in range(len(expected))] == expected

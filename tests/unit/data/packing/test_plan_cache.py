@@ -13,7 +13,7 @@ from longvita.data.packing.plan_cache import StoredPlan, cached_plan, plan_name
 
 LENGTHS = np.random.default_rng(0).integers(1, 100, 2000)
 TAKEN = np.arange(2000)
-SAMPLES = plan_cache.LEAST_SAMPLES
+SAMPLES = plan_cache.MIN_SAMPLES
 
 
 def make():
@@ -60,14 +60,14 @@ def test_half_of_a_plan_is_never_read(tmp_path, monkeypatch):
     assert isinstance(cached_plan(tmp_path, "plan-x", SAMPLES, make), EpochPlan)
 
 
-def test_small_plans_are_packed_anew(tmp_path):
+def test_small_plans_are_packed_again(tmp_path):
     for _ in range(2):
         assert isinstance(cached_plan(tmp_path, "plan-x", SAMPLES - 1, make), EpochPlan)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_plans_used_last_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan_cache, "MOST_PLANS", 3)
+    monkeypatch.setattr(plan_cache, "MAX_PLANS", 3)
     for number in range(5):
         plan_cache._store(tmp_path / f"plan-{number}", make())
         os.utime(tmp_path / f"plan-{number}", (number, number))
@@ -76,7 +76,7 @@ def test_the_plans_used_last_are_kept(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.glob("plan-*")) == ["plan-1", "plan-3", "plan-4"]
 
 
-def test_the_name_tells_everything_apart():
+def test_the_name_depends_on_every_input():
     names = {
         plan_name(TAKEN, LENGTHS, 100, 0, 0),
         plan_name(TAKEN[::-1], LENGTHS[::-1], 100, 0, 0),

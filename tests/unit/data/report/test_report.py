@@ -57,7 +57,7 @@ def catalog(config):
 def test_source_figures_equal_a_count_sample_by_sample(catalog):
     by_source = {one.source: one for one in source_figures(catalog)}
     for source, figures in by_source.items():
-        requests = [catalog.request(sample) for sample in catalog.taken if catalog.source_of(sample) == source]
+        requests = [catalog.request(sample) for sample in catalog.taken if catalog.request(sample).source == source]
         assert figures.used == len(requests) == sum(count for _, count in figures.lengths)
         assert figures.tokens == sum(request.length for request in requests)
         assert figures.tiles == sum(request.num_tiles for request in requests)
@@ -129,12 +129,12 @@ class TestExamples:
     def test_the_choice_depends_on_source_and_seed(self, catalog):
         chosen = choose(catalog, "b & c", 7, seed=1)
         assert len(chosen) == len(set(chosen)) <= 7
-        assert {catalog.source_of(sample) for sample in chosen} == {"b & c"}
+        assert {catalog.request(sample).source for sample in chosen} == {"b & c"}
         assert chosen == choose(catalog, "b & c", 7, seed=1) != choose(catalog, "b & c", 7, seed=2)
         assert set(chosen) <= set(catalog.taken.tolist())
         assert len(choose(catalog, "cut", 7, seed=1)) == 1
         assert choose(catalog, "a", 1000, seed=1) == sorted(
-            {sample for sample in catalog.taken.tolist() if catalog.source_of(sample) == "a"}
+            {sample for sample in catalog.taken.tolist() if catalog.request(sample).source == "a"}
         )
 
     def test_pictures_are_the_tiles_that_the_model_gets(self, catalog, config):
@@ -162,7 +162,7 @@ class TestSpans:
     def encoded(self, catalog, template, source, number):
         from longvita.data.document import DocumentReader
 
-        samples = [sample for sample in catalog.taken.tolist() if catalog.source_of(sample) == source]
+        samples = [sample for sample in catalog.taken.tolist() if catalog.request(sample).source == source]
         return DocumentReader(template, catalog.settings).read(catalog.request(samples[number])).encoded
 
     @pytest.mark.parametrize("number", range(12))
@@ -260,10 +260,10 @@ def test_without_the_files_that_are_missing(config_file, folder, repository):
     lost = f"data.dataset.lost={{data_paths: [{folder}/gone.jsonl]}}"
     refused = inspect_data(config_file, repository, lost)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: 1 data file of 1 source is not there:\n  lost:\n")
+    assert refused.stderr.startswith("error: 1 data file of 1 source is missing:\n  lost:\n")
     result = inspect_data(config_file, repository, lost, "--allow-missing")
     assert result.returncode == 0, result.stderr
-    left_out = f"left out, 1 data file of 1 source is not there:\n  lost:\n    {folder}/gone.jsonl"
+    left_out = f"left out, 1 data file of 1 source is missing:\n  lost:\n    {folder}/gone.jsonl"
     assert f"training: {left_out}" in result.stdout
     text = TestCommand().page(config_file, folder, lost, "--allow-missing")
     assert "L" + left_out[1:] in text

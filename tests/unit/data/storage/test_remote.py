@@ -1,4 +1,4 @@
-"""Stores behind an address: the same answers as for a folder of this machine, through fsspec alone where asked."""
+"""Remote stores: results equal to those of a local folder; fsspec is used for addresses only."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_state_lasts_until_a_file_changes(root, name, tmp_path, memory):
     assert remote.state(path) != before
 
 
-def test_the_state_of_a_folder_tells_names(root, tmp_path, memory):
+def test_the_state_of_a_folder_depends_on_names(root, tmp_path, memory):
     path = remote.join(root, "deep")
     before = remote.state(path)
     memory.mv("/x/deep/b.txt", "/x/deep/d.txt")
@@ -130,7 +130,7 @@ def test_joining(root, path, whole):
 
 def test_a_store_whose_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(DataError, match=r"gs://bucket/a cannot be opened: .*gcsfs.*; install what serves it"):
+    with pytest.raises(DataError, match=r"gs://bucket/a cannot be opened: .*gcsfs.*; fix: install that package"):
         remote.open_file("gs://bucket/a")
     with pytest.raises(DataError, match="nonsense://a cannot be opened: Protocol not known: nonsense"):
         remote.exists("nonsense://a")

@@ -1,4 +1,4 @@
-"""Stores that fail for a moment: nothing is set aside for it, and what stays away is told by name."""
+"""Stores that fail temporarily: no sample is quarantined for it, and an error names a file that stays unreadable."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Failing:
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch):
-    """The seconds that are slept, which they are not."""
+    """The seconds of the waits, which are not slept."""
     seconds = []
     monkeypatch.setattr(retries.time, "sleep", seconds.append)
     return seconds
@@ -75,7 +75,7 @@ def test_a_data_file_that_fails_for_a_moment_is_read_again(reader_and_requests, 
 def test_a_data_file_that_stays_away_ends_the_run_by_name(reader_and_requests, monkeypatch, waits):
     reader, requests = reader_and_requests
     monkeypatch.setattr(remote, "open", Failing(open, 99), raising=False)
-    with pytest.raises(RuntimeError, match=r"a\.jsonl:2 can't be read any more .*Stale file handle.* after 4 tries"):
+    with pytest.raises(RuntimeError, match=r"a\.jsonl:2 cannot be read any more .*Stale file handle.* after 4 tries"):
         reader.read(requests[1])
     assert waits == list(retries.WAITS)
 
@@ -127,7 +127,7 @@ def test_one_header_that_stays_away_costs_its_sample(folder, template, monkeypat
     ]
 
 
-def test_a_store_that_stays_away_ends_the_pass_which_goes_on_later(folder, template, monkeypatch):
+def test_a_store_that_stays_away_ends_the_pass_which_resumes_later(folder, template, monkeypatch):
     path, job = job_of(folder, template, [SAMPLES[1]] * 5)
     with monkeypatch.context() as patch:
         patch.setattr(Image, "open", Failing(Image.open, 999))

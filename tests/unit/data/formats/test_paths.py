@@ -8,9 +8,9 @@ import pytest
 
 from longvita.config import ConfigError, load, to_yaml
 from longvita.data.errors import DataError
+from longvita.data.formats.paths import files_of_entry, format_of
 from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.mix.missing_files import find_training_problems
-from longvita.data.mix.paths import files_of_entry, format_of
 from tests.unit.data.format_material import png, write_parquet, write_tar
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
@@ -53,7 +53,7 @@ def test_an_absolute_pattern(root):
 
 
 def test_a_range_of_nothing(root):
-    with pytest.raises(DataError, match=r"the range \{3..1\} of \{3..1\}.tar holds nothing: write \{1..3\}"):
+    with pytest.raises(DataError, match=r"the range \{3..1\} of \{3..1\}.tar is empty; fix: write \{1..3\}"):
         files_of_entry(str(root), "{3..1}.tar")
 
 
@@ -87,7 +87,7 @@ def test_a_list_of_shards(tmp_path):
     assert names(tmp_path, "list.json") == ["s-0.tar", "memory://s-1.tar"]
     assert names(tmp_path, "other.json") == ["other.json"]
     (tmp_path / "list.json").write_text('{"__kind__": "wids-shard-index-v1"}')
-    with pytest.raises(DataError, match=r"list.json is no list of shards: KeyError 'shardlist'"):
+    with pytest.raises(DataError, match=r"list.json is not a list of shards: KeyError 'shardlist'"):
         files_of_entry(str(tmp_path), "list.json")
 
 

@@ -1,4 +1,4 @@
-"""The files that one entry of data_paths stands for, by patterns, ranges, folders of tables and lists of shards."""
+"""The files that an entry of data_paths names: patterns, ranges, folders of tables and lists of shards."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ FORMAT_OF_ENDING = {
     "arrow": "parquet",
     "tar": "webdataset",
 }
-NO_FORMAT = ("gz", "tgz", "zip", "bz2", "xz", "zst", "7z", "rar", "csv", "tsv", "xlsx", "sqlite", "lmdb", "npz")
-"""Ends of the names of files that are surely not JSONL."""
+OTHER_FORMATS = ("gz", "tgz", "zip", "bz2", "xz", "zst", "7z", "rar", "csv", "tsv", "xlsx", "sqlite", "lmdb", "npz")
+"""File name extensions that are never JSONL."""
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-"""{000..127}: both ends belong to it, and the first one's digits are the number's least width."""
+"""{000..127}: includes both ends; numbers have at least as many digits as the first one."""
 TABLES = ("*.arrow", "train/*.arrow", "data/*.parquet", "*.parquet")
-"""Where a folder of `datasets` or of the Hub has its tables; the first that is there counts."""
+"""Where a folder of the library `datasets` or of the Hub has its tables; the first pattern with files is used."""
 SPLIT = "train"
-"""Beginning of the names of a folder's files that are trained on, where it has such."""
+"""Prefix of the names of a folder's training files, if it has any."""
 CACHE = "cache-"
-"""Beginning of the names of the files in which `datasets` keeps what it computed."""
+"""Prefix of the names of the cache files of `datasets`."""
 SHARD_LIST = "wids-shard-index"
-"""How the kind of a list of WebDataset shards begins."""
+"""Marks a list of WebDataset shards."""
 
 
 def format_of(path: str, given: str | None = None) -> str:
-    """Name of a data file's format: the given one, or by the end of its name; where that tells nothing, JSONL for a
-    file and captions for a folder.
+    """Return the name of a data file's format: the given one, or by its extension.
 
-    Raises DataError for a packed file, and for a table that is none of the formats.
+    With an unknown extension it is JSONL for a file and captions for a folder. Raises DataError for a compressed file
+    and for a table in none of the formats.
     """
     by_name = given or FORMAT_OF_ENDING.get(ending(path))
-    if by_name is None and ending(path) in NO_FORMAT and not remote.is_folder(path):
+    if by_name is None and ending(path) in OTHER_FORMATS and not remote.is_folder(path):
         raise DataError(
-            f"{path}: no format reads .{ending(path)} files; unpack or convert it, or set the source's format if the "
-            "name misleads"
+            f"{path}: no format reads .{ending(path)} files; fix: unpack or convert it, or set the source's format "
+            "if the name is misleading"
         )
     return by_name or ("captions" if remote.is_folder(path) else "jsonl")
 
 
 def data_file(data: DataConfig, path: str) -> str:
-    """A path of data_paths below data.data_root; itself where it is absolute or has a scheme."""
+    """Join a path of data_paths to data.data_root, unless it is absolute or has a scheme."""
     return remote.join(data.data_root, path)
 
 
 def files_of_entry(root: str, entry: str) -> list[str]:
-    """The files that an entry stands for, relative to data_root as it is, sorted.
+    """List the files that an entry names, sorted, relative to data_root if the entry is.
 
-    An entry that finds nothing stands for itself: a path where nothing is. Raises DataError for a range that holds
-    nothing and for a list of shards that is none.
+    An entry that matches nothing is returned unchanged, as a missing path. Raises DataError for an empty range and for
+    a broken list of shards.
     """
     path = remote.join(root, entry)
     names = expand_ranges(entry)
@@ -71,13 +71,13 @@ def files_of_entry(root: str, entry: str) -> list[str]:
 
 
 def expand_ranges(entry: str) -> list[str]:
-    """The names that an entry with {first..last} stands for, or the entry. Raises DataError for one that is empty."""
+    """Expand {first..last} in an entry; an entry without a range is returned. Raises DataError for an empty range."""
     match = RANGE.search(entry)
     if match is None:
         return [entry]
     first, last = match.groups()
     if int(first) > int(last):
-        raise DataError(f"the range {match[0]} of {entry} holds nothing: write {{{last}..{first}}}")
+        raise DataError(f"the range {match[0]} of {entry} is empty; fix: write {{{last}..{first}}}")
     names = (
         f"{entry[: match.start()]}{number:0{len(first)}}{entry[match.end() :]}"
         for number in range(int(first), int(last) + 1)
@@ -86,7 +86,7 @@ def expand_ranges(entry: str) -> list[str]:
 
 
 def _tables(path: str) -> list[str]:
-    """Tables of a folder of `datasets`, relative to it: those of its training split where it has one."""
+    """List the tables of a folder of `datasets`, relative to it: those of its training split if it has one."""
     if not remote.is_folder(path):
         return []
     for pattern in TABLES:
@@ -98,7 +98,7 @@ def _tables(path: str) -> list[str]:
 
 
 def _shards(path: str) -> list[str]:
-    """The shards of a list that wids wrote, as it names them; none where the file is something else."""
+    """List the shards that a list of wids names; none if the file is not such a list."""
     if not remote.exists(path):
         return []
     with remote.open_file(path) as file:
@@ -109,4 +109,4 @@ def _shards(path: str) -> list[str]:
             value: Any = json.loads(file.read())
             return [str(shard["url"]) for shard in value["shardlist"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no list of shards: {type(error).__name__} {error}") from error
+            raise DataError(f"{path} is not a list of shards: {type(error).__name__} {error}") from error
