@@ -1,4 +1,4 @@
-"""The error that everything about checkpoints raises."""
+"""The error raised about checkpoints."""
 
 from longvita.errors import UserError
 

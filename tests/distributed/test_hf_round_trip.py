@@ -95,7 +95,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_weights_come_back_bit_by_bit_from_every_layout(tmp_path: Path, tokenizer: str, layout: str):
+def test_weights_are_written_bit_by_bit_at_every_layout(tmp_path: Path, tokenizer: str, layout: str):
     source = random_folder(tmp_path / "source")
     config = settings(LAYOUTS[layout])
     names = run_distributed(read_and_write, processes(layout), config, str(source), str(tmp_path), tokenizer)
@@ -119,7 +119,7 @@ def test_weights_come_back_bit_by_bit_from_every_layout(tmp_path: Path, tokenize
 
 
 @pytest.mark.parametrize("layout", ["tp2_sp", "pp2_uneven"])
-def test_bf16_and_tied_embeddings_come_back_too(tmp_path: Path, tokenizer: str, layout: str):
+def test_bf16_and_tied_embeddings_are_written_bit_by_bit(tmp_path: Path, tokenizer: str, layout: str):
     source = random_folder(tmp_path / "source", torch.bfloat16, tied=True)
     config = settings(LAYOUTS[layout], tied=True, precision="bf16")
     run_distributed(read_and_write, 2, config, str(source), str(tmp_path), tokenizer)

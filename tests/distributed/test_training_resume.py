@@ -332,7 +332,7 @@ def misfits(rank, world_size, folder):
     return messages, torch.equal(loaded, weights[f"0/{name}"].to(loaded.dtype))
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_misfits_are_named(tmp_path):
     messages, same = run_distributed(misfits, 2, str(tmp_path))[0]
     rates, layers, shapes = messages
     assert "optimizer.vision_lr_mult is 0.2, in the checkpoint 0.1" in rates

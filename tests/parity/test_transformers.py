@@ -70,7 +70,7 @@ def test_the_native_export_computes_our_logits(exported, inputs):
     assert ours.std() > 0.1, "the model must not be so small that everything agrees"
 
 
-def test_heads_of_a_width_of_their_own(tmp_path: Path, inputs):
+def test_heads_wider_than_the_hidden_size(tmp_path: Path, inputs):
     """Query heads that together are wider than a hidden state, out to transformers and back."""
     wide = {"kv_channels": 12}
     (ours,) = run_distributed(export, 1, str(tmp_path), wide, *inputs)

@@ -64,7 +64,7 @@ def halve(path):
     ids=["bit", "cut", "gone", "no manifest", "cut manifest"],
 )
 @pytest.mark.usefixtures("world_of_one")
-def test_damage_is_found_and_the_one_before_used(tmp_path, harm, words, caplog):
+def test_damage_is_found_and_the_checkpoint_before_it_used(tmp_path, harm, words, caplog):
     older, newer = make(tmp_path, 20), make(tmp_path, 100)
     assert newest_intact(tmp_path) == newer
     assert caplog.messages == []
@@ -99,13 +99,13 @@ def test_folders_are_numbered(tmp_path):
     assert [step_of(folder) for folder in step_folders(tmp_path)] == [123456789, 100, 20, 5]
 
 
-def test_old_ones_go_and_refused_later_ones_stay(tmp_path):
+def test_old_checkpoints_are_removed_and_refused_later_ones_kept(tmp_path):
     folders = [step_folder(tmp_path, step) for step in (10, 20, 30, 40, 90)]
     gone = folders_to_remove(folders, newest=40, keep=2)
     assert sorted(step_of(folder) for folder in gone) == [10, 20]
 
 
-def test_reading_needs_a_list(tmp_path):
+def test_a_missing_or_damaged_manifest_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="never finished"):
         manifest.read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{"files": {"a": {"bytes": "x"}}}')

@@ -37,7 +37,7 @@ def test_processes_that_make_no_replicas_are_reported_with_their_lines(tmp_path:
     assert text.startswith("override: layout.tensor_parallel = 2: 3 processes are not a multiple")
 
 
-def test_what_the_named_platform_refuses_is_refused_where_one_types(tmp_path: Path) -> None:
+def test_refusals_of_the_named_platform_are_reported_before_the_launch(tmp_path: Path) -> None:
     ascend = HARDWARE["ascend-910b-64"].layer_memory.platform
     layout = ["layout.processes=null", "layout.context_parallel=2", "layout.ulysses=2"]
     text = refused(write_run(tmp_path), *layout, f"platform={ascend}")

@@ -51,7 +51,7 @@ def test_time_limit():
     assert requests.requested is StopReason.TIME_LIMIT
 
 
-def test_a_signal_goes_before_the_time_limit():
+def test_a_signal_has_precedence_over_the_time_limit():
     now = [0.0]
     with StopRequests(1.0, clock=lambda: now[0]) as requests:
         now[0] = 1000.0

@@ -106,14 +106,14 @@ def test_the_config_of_a_comparison(golden: Path):
         ("pp=2,vp=3,sp=false", LayoutConfig(pipeline_parallel=2, virtual_pipeline=3), "tp=1,pp=2,vp=3"),
     ],
 )
-def test_layouts_in_short(text: str, layout: LayoutConfig, back: str):
+def test_short_form_of_layouts(text: str, layout: LayoutConfig, back: str):
     assert parse_layout(text) == layout
     assert layout_text(layout) == back
     assert parse_layout(back) == layout
 
 
 @pytest.mark.parametrize("text", ["tp", "tp=0", "tp=-1", "tp=two", "dp=2", "sp=1", "tp=2;pp=2"])
-def test_layouts_that_are_not_understood(text: str):
+def test_layouts_that_cannot_be_parsed(text: str):
     with pytest.raises(LayoutError, match=r"--layout: .* is not valid"):
         parse_layout(text)
 

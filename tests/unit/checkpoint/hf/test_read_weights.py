@@ -146,7 +146,7 @@ def internvl_folder(folder: Path, change: dict[str, Tensor]) -> Path:
     return write(folder, tensors | change, internvl_settings(MODEL, "float32", 5))
 
 
-def test_the_native_projector_is_cut_to_its_own_width(tmp_path: Path):
+def test_the_internvl_projector_is_reduced_to_its_own_width(tmp_path: Path):
     source = SourceFolder(internvl_folder(tmp_path, {}), MODEL)
     tensors = load_file(tmp_path / "model.safetensors")
     first = parameter(source, "vision_projection.linear_fc1.weight")
@@ -155,13 +155,13 @@ def test_the_native_projector_is_cut_to_its_own_width(tmp_path: Path):
     assert torch.equal(second, tensors["multi_modal_projector.linear_2.weight"][:, :10])
 
 
-def test_values_in_the_padding_of_the_native_projector_are_refused(tmp_path: Path):
+def test_values_in_the_padding_of_the_internvl_projector_are_refused(tmp_path: Path):
     folder = internvl_folder(tmp_path, {"multi_modal_projector.linear_1.weight": torch.ones(16, 32)})
     with pytest.raises(CheckpointError, match=r"linear_1.weight \(16, 32\) has values beyond 10 .*hidden_size to 16"):
         parameter(SourceFolder(folder, MODEL), "vision_projection.linear_fc1.weight")
 
 
-def test_biases_of_the_native_projector_are_refused(tmp_path: Path):
+def test_biases_of_the_internvl_projector_are_refused(tmp_path: Path):
     folder = internvl_folder(tmp_path, {"multi_modal_projector.linear_2.bias": torch.ones(16)})
     with pytest.raises(CheckpointError, match=r"linear_2.bias is not zero"):
         SourceFolder(folder, MODEL)

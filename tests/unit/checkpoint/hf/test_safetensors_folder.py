@@ -64,7 +64,7 @@ def test_a_second_export_leaves_no_shard_of_the_first(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_a_broken_export_leaves_nothing_that_looks_whole(tmp_path: Path):
+def test_an_interrupted_export_leaves_nothing_that_looks_complete(tmp_path: Path):
     announced = [("a", (3, 4), torch.float32), ("c", (3,), torch.float64)]
     with pytest.raises(RuntimeError, match="no more"):
         with ShardedWriter(tmp_path, announced, 10**6) as writer:
@@ -90,7 +90,7 @@ def test_sizes(text: str | int, size: int):
 
 
 @pytest.mark.parametrize("text", ["", "GB", "5 bananas", "0", "-1MB"])
-def test_sizes_that_are_none(text: str):
+def test_texts_that_are_no_size_are_refused(text: str):
     with pytest.raises(CheckpointError, match="max_shard_size"):
         size_in_bytes(text)
 
@@ -103,14 +103,14 @@ def test_a_file_cut_short_is_named(tmp_path: Path):
         SafetensorsReader(tmp_path)
 
 
-def test_a_shard_that_the_index_names_and_nobody_has_is_named(tmp_path: Path):
+def test_a_missing_shard_of_the_index_is_named(tmp_path: Path):
     write(tmp_path, 1)
     (tmp_path / "model-00002-of-00004.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"missing: model-00002-of-00004.safetensors"):
         SafetensorsReader(tmp_path)
 
 
-def test_a_tensor_that_the_index_wrongly_promises_is_named(tmp_path: Path):
+def test_a_tensor_missing_from_its_shard_is_named(tmp_path: Path):
     write(tmp_path, 1)
     index = json.loads((tmp_path / INDEX).read_text())
     index["weight_map"]["ghost"] = "model-00001-of-00004.safetensors"
@@ -127,7 +127,7 @@ def test_a_tensor_that_the_index_wrongly_promises_is_named(tmp_path: Path):
         (["x.safetensors", "y.safetensors"], "it has 2 of them and no"),
     ],
 )
-def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path, files: list[str], message: str):
+def test_a_folder_without_weights_is_refused_with_the_reason(tmp_path: Path, files: list[str], message: str):
     for name in files:
         save_file({"t": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(CheckpointError, match=message):

@@ -90,7 +90,7 @@ def test_gate_and_up_are_halves_of_each_shard():
     "module, tensor",
     [("self_attention.linear_proj", "self_attn.o_proj"), ("mlp.linear_fc2", "mlp.down_proj")],
 )
-def test_output_projections_are_cut_by_columns(module: str, tensor: str):
+def test_output_projections_are_split_by_columns(module: str, tensor: str):
     name = f"language_model.decoder.layers.2.{module}.weight"
     tensors = numbered(Mapper(TINY, LONG_VITA), name)
     complete = tensors[f"model.layers.2.{tensor}.weight"]
@@ -131,7 +131,7 @@ def test_the_published_14b_model_has_the_published_number_of_parameters():
     assert by_part["projector"] == 2 * 4096 + 4096 * 1024 + 1024 * 5120
 
 
-def test_detect_names_transformer_engine_layers_mean_the_same_norms():
+def test_names_in_transformer_engine_layers_map_to_the_norms():
     mapper = Mapper(TINY, LONG_VITA)
     fused = mapper.map("language_model.decoder.layers.1.mlp.linear_fc1.layer_norm_weight")
     plain = mapper.map("language_model.decoder.layers.1.pre_mlp_layernorm.weight")

@@ -73,7 +73,7 @@ def test_a_tokenizer_comes_as_folder_wrapper_or_transformers_object(source: Path
         assert not [path for path in folder.iterdir() if path.is_dir()]
 
 
-def test_what_is_no_tokenizer_is_refused():
+def test_other_objects_than_tokenizers_are_refused():
     with pytest.raises(CheckpointError, match="list is not a tokenizer"):
         transformers_tokenizer([])
 
