@@ -1,1 +1,1 @@
-"""From JSONL files, pictures and videos to packed batches: samples, index, mixture, packing, loader."""
+"""The data layer: from data files, pictures and videos to packed batches (formats, index, mix, packing, loader)."""

@@ -132,13 +132,13 @@ class Loader(Iterator[LocalBatch]):
 
     @property
     def consumed_sequences(self) -> int:
-        """Sequences that all replicas have taken, after a whole step: where another loader would resume."""
+        """Sequences that all replicas have consumed, valid after a complete step: where another loader would resume."""
         return self._start_sequence + self._num_taken * self.ranks.dp_size * self.config.training.micro_batch_size
 
     def outcome_counts(self) -> OutcomeCounts:
-        """Return what became of the samples that this replica took, after a whole step.
+        """Count what became of the samples of this replica, valid after a complete step.
 
-        The counts of a run are the sum over all processes. Only the first replica's include what the plan took.
+        The counts of a run are the sum over all processes. Only those of the first replica include the planned samples.
         """
         if self.ranks.leads_run:
             return self._counts + self._planned.counts_up_to(self.consumed_sequences)
@@ -151,8 +151,8 @@ class Loader(Iterator[LocalBatch]):
     @property
     def data_hash(self) -> str:
         """A hash that is equal for loaders that give the same sequences."""
-        taken, config = self.catalog.taken, self.config
-        return plan_name(taken, self.catalog.lengths[taken], config.data.sequence_length, config.seed, 0)
+        selected, config = self.catalog.selected, self.config
+        return plan_name(selected, self.catalog.lengths[selected], config.data.sequence_length, config.seed, 0)
 
     def _read_ahead(self) -> None:
         """Start to read the next micro batches until the workers have enough of them."""

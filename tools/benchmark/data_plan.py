@@ -19,7 +19,7 @@ from longvita.data.index.columns import KIND_BITS, MEDIA_ROW, ROW, VIDEO_FILE, F
 from longvita.data.index.store import open_edition, write_edition
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.measure import Measured, measure
-from longvita.data.mix.mixture import shuffle, take
+from longvita.data.mix.mixture import select_samples, shuffle
 from longvita.data.packing.balance import WorkModel, divide
 from longvita.data.packing.packer import WINDOW_SEQUENCES, EpochPlan
 
@@ -108,7 +108,7 @@ def _plan(index: FileIndex, length: int, frames: int) -> PackedEpoch:
     start = time.perf_counter()
     settings = MediaSettings(max_num_frames=frames)
     measured = measure(index, PictureTemplate(), settings, length, "source", "file")  # type: ignore[arg-type]
-    taken = measured.usable[take(len(measured.usable), 1.0, len(index), 42, "source/file")]
+    taken = measured.usable[select_samples(len(measured.usable), 1.0, len(index), 42, "source/file")]
     samples = shuffle(taken, 42, 0)
     plan = EpochPlan(samples, measured.lengths[samples], length, 42, 0)
     packed = plan.num_sequences

@@ -123,7 +123,7 @@ class PlannedSamples:
         """Return which samples [n] bool are in the sequences before `start`."""
         seen = np.zeros(len(self._catalog.lengths), bool)
         if self._stream.epoch_of(self._start):
-            seen[self._catalog.taken] = True  # The first epoch takes them all.
+            seen[self._catalog.selected] = True  # The first epoch takes them all.
         else:
             for number in range(self._start):
                 seen[self._stream.sequence(number)] = True

@@ -25,7 +25,7 @@ from longvita.data.index.store import IndexJob, IndexProgress, load_index
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.measure import Measured, measure
 from longvita.data.mix.missing_files import Missing, describe_missing, files_of_mix, lacks_all_files, missing_files
-from longvita.data.mix.mixture import take
+from longvita.data.mix.mixture import select_samples
 from longvita.data.quarantine import QuarantinedSample, count_reasons
 from longvita.data.tokenizer import load_tokenizer
 
@@ -40,7 +40,7 @@ class CatalogFile:
     """Settings that its index depends on, its format and media folder included."""
     index: FileIndex
     measured: Measured
-    taken: np.ndarray
+    selected: np.ndarray
     """[k] int64, numbers of its samples that the mix uses; a number may occur more than once."""
 
     @property
@@ -66,7 +66,7 @@ class Catalog:
         self._starts = np.cumsum([0, *sizes]).tolist()
         self.lengths = np.concatenate([file.measured.lengths for file in self.files])
         self.tiles = np.concatenate([file.measured.tiles for file in self.files])
-        self.taken = np.concatenate([file.taken + start for file, start in zip(self.files, self._starts)])
+        self.selected = np.concatenate([file.selected + start for file, start in zip(self.files, self._starts)])
         """[k] int64, the samples that the mix uses, file after file."""
 
     @property
@@ -124,7 +124,7 @@ def build_catalog(
     places = files_of(config, sources)
     with IndexProcessPool.of(config, template) as processes:
         files = [(open_one or open_file)(config, *place, processes) for place in places]
-    if sum(len(file.taken) for file in files) == 0:
+    if sum(len(file.selected) for file in files) == 0:
         entries = [entry for file in files for entry in file.quarantined]
         fitting = sum(len(file.measured.usable) for file in files)
         raise DataError(
@@ -183,5 +183,6 @@ def open_file(
     index = load_index(file, job, progress)
     template = processes.template
     measured = measure(index, template, media_settings(config), config.data.sequence_length, source, file)
-    taken = measured.usable[take(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{path}")]
-    return CatalogFile(source, file, job.settings, index, measured, taken)
+    name = f"{source}/{path}"
+    selected = select_samples(len(measured.usable), dataset.ratio, dataset.num, config.seed, name)
+    return CatalogFile(source, file, job.settings, index, measured, measured.usable[selected])

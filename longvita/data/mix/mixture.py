@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 
-def take(num_samples: int, ratio: float, num: int, seed: int, name: str) -> np.ndarray:
+def select_samples(num_samples: int, ratio: float, num: int, seed: int, name: str) -> np.ndarray:
     """Select the samples [k] int64 of one file of `num_samples`; k = min(int(num_samples * ratio), num).
 
     They are the first k of the shuffled file; a ratio above 1 repeats the file, shuffled again. The shuffle depends on

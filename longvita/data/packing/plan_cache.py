@@ -62,21 +62,21 @@ class StoredPlan:
 
 def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> PackingPlan:
     """Plan one epoch of a catalog; the plan is stored next to the indexes."""
-    length, taken = config.data.sequence_length, catalog.taken
+    length, selected = config.data.sequence_length, catalog.selected
 
     def pack() -> EpochPlan:
-        samples = shuffle(taken, config.seed, epoch)
+        samples = shuffle(selected, config.seed, epoch)
         return EpochPlan(samples, catalog.lengths[samples], length, config.seed, epoch)
 
-    name = plan_name(taken, catalog.lengths[taken], length, config.seed, epoch)
-    return cached_plan(index_folder(config), name, len(taken), pack)
+    name = plan_name(selected, catalog.lengths[selected], length, config.seed, epoch)
+    return cached_plan(index_folder(config), name, len(selected), pack)
 
 
-def plan_name(taken: np.ndarray, lengths: np.ndarray, sequence_length: int, seed: int, epoch: int) -> str:
+def plan_name(samples: np.ndarray, lengths: np.ndarray, sequence_length: int, seed: int, epoch: int) -> str:
     """Hash the inputs of an EpochPlan: samples [d] before their shuffle, their lengths [d] in tokens, and the rest."""
     digest = hashlib.blake2b(digest_size=12)
-    digest.update(repr((PACKER_VERSION, sequence_length, seed, epoch, len(taken))).encode())
-    for column in (taken, lengths):
+    digest.update(repr((PACKER_VERSION, sequence_length, seed, epoch, len(samples))).encode())
+    for column in (samples, lengths):
         digest.update(np.ascontiguousarray(column, np.int64).data)
     return f"plan-{digest.hexdigest()}"
 

@@ -41,14 +41,14 @@ class Example:
 def choose(catalog: Catalog, source: str, count: int, seed: int) -> list[int]:
     """Choose at most `count` different samples that the mix uses of a source, ascending."""
     numbers = [number for number, file in enumerate(catalog.files) if file.source == source]
-    sizes = np.asarray([len(file.taken) for file in catalog.files])
+    sizes = np.asarray([len(file.selected) for file in catalog.files])
     starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng([seed, zlib.crc32(source.encode())])
     places = rng.choice(sizes[numbers].sum(), min(count, int(sizes[numbers].sum())), replace=False)
     ends = np.cumsum(sizes[numbers])
     file = np.searchsorted(ends, places, side="right")
     within = places - (ends - sizes[numbers])[file]
-    return np.unique(catalog.taken[starts[numbers][file] + within]).tolist()
+    return np.unique(catalog.selected[starts[numbers][file] + within]).tolist()
 
 
 def read_examples(

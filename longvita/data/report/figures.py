@@ -58,14 +58,14 @@ def source_figures(catalog: Catalog) -> list[SourceFigures]:
 
 def _source_figures(source: str, files: Sequence[CatalogFile], catalog: Catalog) -> SourceFigures:
     limit = catalog.settings.max_num_frames
-    lengths = np.concatenate([file.measured.lengths[file.taken] for file in files])
+    lengths = np.concatenate([file.measured.lengths[file.selected] for file in files])
     return SourceFigures(
         source,
         samples=sum(file.num_samples for file in files),
         used=len(lengths),
         tokens=int(lengths.sum(dtype=np.int64)),
-        tiles=sum(int(file.measured.tiles[file.taken].sum(dtype=np.int64)) for file in files),
-        resampled=sum(int((file.measured.frame_limits[file.taken] < limit).sum()) for file in files),
+        tiles=sum(int(file.measured.tiles[file.selected].sum(dtype=np.int64)) for file in files),
+        resampled=sum(int((file.measured.frame_limits[file.selected] < limit).sum()) for file in files),
         quarantined=count_reasons(entry for file in files for entry in file.quarantined),
         lengths=length_classes(lengths),
     )

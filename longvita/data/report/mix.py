@@ -66,7 +66,7 @@ def collect(title: str, sources: dict[str, DatasetConfig], config: Config, optio
     with indexing(sum(map(size_of, paths))) as open_one:
         catalog = build_catalog(config, template, sources, open_one)
     plan, length = plan_epoch(catalog, config, 0), config.data.sequence_length
-    with counting(f"{title}: packing", -(-int(catalog.lengths[catalog.taken].sum(dtype="int64")) // length)) as show:
+    with counting(f"{title}: packing", -(-int(catalog.lengths[catalog.selected].sum(dtype="int64")) // length)) as show:
         pack(plan, show)
     figures = source_figures(catalog)
     chosen = {one.source: choose(catalog, one.source, options.examples, config.seed) for one in figures}

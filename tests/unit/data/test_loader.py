@@ -117,7 +117,7 @@ def test_invariants(config, micro_batch_size, isolate):
 def test_an_epoch_holds_each_sample_of_the_mix_once(config):
     loader = build_loader(config, LoaderRanks())
     assert sum(file.num_samples for file in loader.catalog.files) == 80
-    assert len(loader.catalog.taken) == 70
+    assert len(loader.catalog.selected) == 70
     assert loader.catalog.quarantined == []
     plan = plan_epoch(loader.catalog, config, 0)
     assert 0.9 < plan.fill <= 1

@@ -106,7 +106,7 @@ def test_a_mix_of_patterns(folder):
     sources = {"a": {"data_paths": ["a-*.jsonl", "a.tar"], "prompt": "What?"}}
     config = data_config(folder, sources)
     catalog = build_catalog(config, make_template(config), config.data.dataset)
-    assert [len(file.taken) for file in catalog.files] == [2, 2, 2, 1]
+    assert [len(file.selected) for file in catalog.files] == [2, 2, 2, 1]
     assert catalog.request(6).format == "webdataset"
     assert catalog.request(6).options.prompt == "What?"
 

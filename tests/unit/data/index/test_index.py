@@ -430,11 +430,11 @@ class TestCatalog:
         }
         config = data_config(folder, sources)
         catalog = build_catalog(config, make_template(config), config.data.dataset)
-        names = [catalog.request(sample).source for sample in catalog.taken]
+        names = [catalog.request(sample).source for sample in catalog.selected]
         assert names == ["a"] * 5 + ["b"] * 8
-        request = catalog.request(int(catalog.taken[-1]))
+        request = catalog.request(int(catalog.selected[-1]))
         assert (request.source, request.path) == ("b", str(folder / "b.jsonl"))
-        assert request.length == catalog.lengths[catalog.taken[-1]]
+        assert request.length == catalog.lengths[catalog.selected[-1]]
 
     def test_an_empty_mix_is_an_error(self, folder):
         write_jsonl(folder / "a.jsonl", ["{oops", conversation("x" * 300)])

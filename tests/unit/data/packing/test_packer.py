@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longvita.data.mix.mixture import shuffle, take
+from longvita.data.mix.mixture import select_samples, shuffle
 from longvita.data.packing.packer import EpochPlan, SequenceStream, best_fit
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=300)
@@ -149,11 +149,11 @@ class TestStream:
 
 class TestMixture:
     def test_published_rule(self):
-        assert len(take(100, 0.25, 1000, 0, "a")) == 25
-        assert len(take(100, 0.259, 1000, 0, "a")) == 25
-        assert len(take(100, 1.0, 30, 0, "a")) == 30
-        assert len(take(3, 0.1, 30, 0, "a")) == 0
-        assert len(take(0, 1.0, 30, 0, "a")) == 0
+        assert len(select_samples(100, 0.25, 1000, 0, "a")) == 25
+        assert len(select_samples(100, 0.259, 1000, 0, "a")) == 25
+        assert len(select_samples(100, 1.0, 30, 0, "a")) == 30
+        assert len(select_samples(3, 0.1, 30, 0, "a")) == 0
+        assert len(select_samples(0, 1.0, 30, 0, "a")) == 0
 
     @given(st.integers(0, 300), st.floats(0, 4), st.integers(1, 500), st.integers(0, 9))
     def test_as_a_plain_restatement_takes_them(self, total, ratio, num, seed):
@@ -162,25 +162,25 @@ class TestMixture:
         while left > 0:
             plain.append(min(left, total))  # whole rounds through the file, then a part of one
             left -= total
-        taken = take(total, ratio, num, seed, "a").tolist()
+        taken = select_samples(total, ratio, num, seed, "a").tolist()
         assert len(taken) == wanted
         for size in plain:
             part, taken = taken[:size], taken[size:]
             assert len(set(part)) == size and set(part) <= set(range(total))
 
     def test_a_share_takes_no_sample_twice(self):
-        assert len(set(take(100, 0.5, 1000, 0, "a").tolist())) == 50
+        assert len(set(select_samples(100, 0.5, 1000, 0, "a").tolist())) == 50
 
     def test_above_one_repeats(self):
-        counts = np.bincount(take(10, 2.5, 1000, 0, "a"), minlength=10)
+        counts = np.bincount(select_samples(10, 2.5, 1000, 0, "a"), minlength=10)
         assert counts.sum() == 25
         assert set(counts.tolist()) == {2, 3}
 
     def test_follows_the_seed_and_the_file(self):
-        first = take(100, 0.5, 1000, 0, "a").tolist()
-        assert first == take(100, 0.5, 1000, 0, "a").tolist()
-        assert first != take(100, 0.5, 1000, 1, "a").tolist()
-        assert first != take(100, 0.5, 1000, 0, "b").tolist()
+        first = select_samples(100, 0.5, 1000, 0, "a").tolist()
+        assert first == select_samples(100, 0.5, 1000, 0, "a").tolist()
+        assert first != select_samples(100, 0.5, 1000, 1, "a").tolist()
+        assert first != select_samples(100, 0.5, 1000, 0, "b").tolist()
 
     def test_shuffle_keeps_all(self):
         samples = np.asarray([4, 4, 1, 9])

@@ -57,7 +57,7 @@ def catalog(config):
 def test_source_figures_equal_a_count_sample_by_sample(catalog):
     by_source = {one.source: one for one in source_figures(catalog)}
     for source, figures in by_source.items():
-        requests = [catalog.request(sample) for sample in catalog.taken if catalog.request(sample).source == source]
+        requests = [catalog.request(sample) for sample in catalog.selected if catalog.request(sample).source == source]
         assert figures.used == len(requests) == sum(count for _, count in figures.lengths)
         assert figures.tokens == sum(request.length for request in requests)
         assert figures.tiles == sum(request.num_tiles for request in requests)
@@ -131,10 +131,10 @@ class TestExamples:
         assert len(chosen) == len(set(chosen)) <= 7
         assert {catalog.request(sample).source for sample in chosen} == {"b & c"}
         assert chosen == choose(catalog, "b & c", 7, seed=1) != choose(catalog, "b & c", 7, seed=2)
-        assert set(chosen) <= set(catalog.taken.tolist())
+        assert set(chosen) <= set(catalog.selected.tolist())
         assert len(choose(catalog, "cut", 7, seed=1)) == 1
         assert choose(catalog, "a", 1000, seed=1) == sorted(
-            {sample for sample in catalog.taken.tolist() if catalog.request(sample).source == "a"}
+            {sample for sample in catalog.selected.tolist() if catalog.request(sample).source == "a"}
         )
 
     def test_pictures_are_the_tiles_that_the_model_gets(self, catalog, config):
@@ -162,7 +162,7 @@ class TestSpans:
     def encoded(self, catalog, template, source, number):
         from longvita.data.document import DocumentReader
 
-        samples = [sample for sample in catalog.taken.tolist() if catalog.request(sample).source == source]
+        samples = [sample for sample in catalog.selected.tolist() if catalog.request(sample).source == source]
         return DocumentReader(template, catalog.settings).read(catalog.request(samples[number])).encoded
 
     @pytest.mark.parametrize("number", range(12))
