@@ -83,22 +83,22 @@ class DocumentReader:
     settings: MediaSettings
 
     def read(
-        self, request: DocumentRequest, beat: Callable[[], None] = lambda: None, out: np.ndarray | None = None
+        self, request: DocumentRequest, heartbeat: Callable[[], None] = lambda: None, out: np.ndarray | None = None
     ) -> Document:
         """Read the tokens and the wanted tiles of one document; tiles go into `out` if given.
 
-        `beat` is called as a sign of life. Raises MediaError if a tile cannot be decoded, RuntimeError if the data file
-        changed since it was indexed or cannot be read after several retries.
+        `heartbeat` is called during the work. Raises MediaError if a tile cannot be decoded, RuntimeError if the data
+        file changed since it was indexed or cannot be read after several retries.
         """
-        sample = _read_sample(request, beat)
+        sample = _read_sample(request, heartbeat)
         counts = request.facts.frame_counts(self.settings, request.max_num_frames)
         encoded = self.template.encode(sample.turns, request.facts.grids(self.settings), counts)
         if len(encoded.input_ids) != request.length or encoded.num_tiles != request.num_tiles:
             raise _changed(request, f"{len(encoded.input_ids)} tokens, {request.length} in the index")
-        return Document(encoded, self._decode(sample, request, beat, out))
+        return Document(encoded, self._decode(sample, request, heartbeat, out))
 
     def _decode(
-        self, sample: Sample, request: DocumentRequest, beat: Callable[[], None], out: np.ndarray | None
+        self, sample: Sample, request: DocumentRequest, heartbeat: Callable[[], None], out: np.ndarray | None
     ) -> np.ndarray:
         """Decode the wanted tiles of a sample, uint8 [k, S, S, 3]. Raises MediaError."""
         items = order_media(
@@ -108,14 +108,16 @@ class DocumentReader:
             request.facts,
         )
         limit, wanted = request.max_num_frames, request.wanted
-        return with_retries(lambda: decode_tiles(items, self.settings, limit, wanted, beat, out), request.name, beat)
+        return with_retries(
+            lambda: decode_tiles(items, self.settings, limit, wanted, heartbeat, out), request.name, heartbeat
+        )
 
 
-def _read_sample(request: DocumentRequest, beat: Callable[[], None]) -> Sample:
+def _read_sample(request: DocumentRequest, heartbeat: Callable[[], None]) -> Sample:
     """Read a sample and check that it is the one that was indexed."""
     format = make_format(request.format, request.options)
     try:
-        sample = with_retries(lambda: format.read(request.path, request.place), request.name, beat)
+        sample = with_retries(lambda: format.read(request.path, request.place), request.name, heartbeat)
     except SampleError as error:
         raise _changed(request, error.detail) from error
     except OSError as error:

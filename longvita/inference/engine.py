@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from longvita.config.schema import Config
-from longvita.data.media.item import MediaSource
+from longvita.data.media.item import PromptPicture
 from longvita.data.tokenizer import LongVITATokenizer
 from longvita.inference.detokenizer import StreamingDetokenizer
 from longvita.inference.frame_attention import FrameAttention
@@ -61,7 +61,7 @@ class Engine:
         self.prompts.clear()
 
     def encode(
-        self, messages: Sequence[Any], images: Sequence[MediaSource] = (), videos: Sequence[str | os.PathLike] = ()
+        self, messages: Sequence[Any], images: Sequence[PromptPicture] = (), videos: Sequence[str | os.PathLike] = ()
     ) -> Prompt:
         """Encode {"role", "content"} messages; raises what PromptEncoder.encode raises."""
         return self.encoder.encode(messages, images, videos)
@@ -76,7 +76,7 @@ class Engine:
     def generate(
         self,
         messages: Sequence[Any],
-        images: Sequence[MediaSource] = (),
+        images: Sequence[PromptPicture] = (),
         videos: Sequence[str | os.PathLike] = (),
         sampling: Sampling | None = None,
     ) -> Iterator[str]:

@@ -17,7 +17,7 @@ from longvita.data.chat_template import ChatTemplate, mark_order
 from longvita.data.document import media_settings
 from longvita.data.errors import SampleError
 from longvita.data.media.image import normalise
-from longvita.data.media.item import MediaItem, MediaSettings, MediaSource, decode_tiles, order_media, probe_media
+from longvita.data.media.item import MediaItem, MediaSettings, PromptPicture, decode_tiles, order_media, probe_media
 from longvita.data.media.video import VideoFacts, selected_frames
 from longvita.data.sample import parse_turns
 from longvita.data.tokenizer import LongVITATokenizer
@@ -78,7 +78,7 @@ class PromptEncoder:
     def encode(
         self,
         messages: Sequence[Any],
-        images: Sequence[MediaSource] = (),
+        images: Sequence[PromptPicture] = (),
         videos: Sequence[str | os.PathLike] = (),
         max_num_frames: int | None = None,
     ) -> Prompt:
@@ -103,7 +103,7 @@ class PromptEncoder:
 
 def encode_prompt(
     messages: Sequence[Any],
-    images: Sequence[MediaSource],
+    images: Sequence[PromptPicture],
     videos: Sequence[str | os.PathLike],
     template: ChatTemplate,
     settings: MediaSettings,

@@ -15,7 +15,7 @@ from longvita.data.errors import SampleError
 from longvita.data.formats import read_samples
 from longvita.data.formats.paths import files_of_entry
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
-from longvita.data.media.item import DECODED_AT_ONCE, MediaSettings, decode_tiles, order_media
+from longvita.data.media.item import MAX_DECODED_TILES, MediaSettings, decode_tiles, order_media
 from longvita.data.media.media_file import resolve
 from longvita.data.quarantine import QuarantinedSample, count_reasons
 from longvita.data.sample import Sample
@@ -86,8 +86,8 @@ def _encode_sample(sample: Sample, options: EncodeOptions, template: ChatTemplat
         pictures = [resolve(path, options.media_root) for path in sample.images]
         videos = [resolve(path, options.media_root) for path in sample.videos]
         items = order_media(mark_order(sample.turns), pictures, videos, facts)
-        for start in range(0, encoded.num_tiles, DECODED_AT_ONCE):
-            wanted = range(start, min(start + DECODED_AT_ONCE, encoded.num_tiles))
+        for start in range(0, encoded.num_tiles, MAX_DECODED_TILES):
+            wanted = range(start, min(start + MAX_DECODED_TILES, encoded.num_tiles))
             decode_tiles(items, settings, settings.max_num_frames, wanted)
     return encoded
 

@@ -25,7 +25,7 @@ from longvita.data.index.columns import IndexBuilder
 from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, lines_of_parts, renew_index
 from longvita.data.loading.worker_pool import WorkerPool, open_pool
-from longvita.data.media.item import DECODED_AT_ONCE
+from longvita.data.media.item import MAX_DECODED_TILES
 from longvita.data.mix.catalog import Catalog, CatalogFile, files_of, index_job, make_template
 from longvita.data.mix.measure import measure
 from longvita.data.mix.progress import counting
@@ -170,7 +170,7 @@ def _decode(
 
 def _pieces(request: DocumentRequest) -> list[tuple[int, ...]]:
     tiles = np.arange(request.num_tiles)
-    return [tuple(piece.tolist()) for piece in np.split(tiles, range(DECODED_AT_ONCE, len(tiles), DECODED_AT_ONCE))]
+    return [tuple(piece.tolist()) for piece in np.split(tiles, range(MAX_DECODED_TILES, len(tiles), MAX_DECODED_TILES))]
 
 
 def _tell(

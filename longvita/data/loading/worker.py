@@ -133,14 +133,14 @@ def _serve(connection: Connection, reader: DocumentReader, item: WorkItem, out: 
     connection.send(("begin", item.number))
     last = time.monotonic()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         nonlocal last
         if time.monotonic() - last > BEAT_SECONDS:
             last = time.monotonic()
             connection.send(("alive",))
 
     try:
-        document = reader.read(item.request, beat, out)
+        document = reader.read(item.request, heartbeat, out)
     except SampleError as error:
         connection.send(("unusable", item.number, SampleError(error.reason, error.detail)))
     except MemoryError as error:

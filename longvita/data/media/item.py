@@ -26,10 +26,10 @@ from longvita.data.media.image import (
 from longvita.data.media.media_file import MediaFile
 from longvita.data.media.video import STALL_SECONDS, VideoFacts, count_frames, probe_video, read_frames, selected_frames
 
-MediaSource = str | os.PathLike | Image.Image
+PromptPicture = str | os.PathLike | Image.Image
 """A picture of a prompt: its path, or the decoded picture."""
-PictureSource = MediaSource | MediaFile
-DECODED_AT_ONCE = 64
+PictureSource = PromptPicture | MediaFile
+MAX_DECODED_TILES = 64
 """Tiles decoded and dropped together by a check, which limits its memory."""
 
 
@@ -123,7 +123,7 @@ class PictureItem:
         settings: MediaSettings,
         max_num_frames: int,
         wanted: Sequence[int],
-        beat: Callable[[], None],
+        heartbeat: Callable[[], None],
         out: np.ndarray,
     ) -> None:
         """Decode the tiles `wanted` into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
@@ -158,7 +158,7 @@ class VideoItem:
         settings: MediaSettings,
         max_num_frames: int,
         wanted: Sequence[int],
-        beat: Callable[[], None],
+        heartbeat: Callable[[], None],
         out: np.ndarray,
     ) -> None:
         """Decode the sampled frames with numbers `wanted` into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
@@ -167,7 +167,7 @@ class VideoItem:
         cache = self._cache(settings)
         missing = list(range(len(frames))) if cache is None else cache.load(frames, out)
         pictures = read_frames(
-            self.source, [frames[slot] for slot in missing], settings.stall_seconds, beat, settings.decode_threads
+            self.source, [frames[slot] for slot in missing], settings.stall_seconds, heartbeat, settings.decode_threads
         )
         for slot, picture in zip(missing, pictures, strict=True):
             out[slot] = square_tile(picture, settings.image_size)
@@ -199,13 +199,13 @@ def decode_tiles(
     settings: MediaSettings,
     max_num_frames: int,
     wanted: Sequence[int],
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decode the tiles `wanted` of a sample: uint8 [k, S, S, 3], in `out` if it is given.
 
     Tiles are numbered over all media of a sample, and `wanted` is ascending. A picture or video without a wanted tile
-    is not opened, and of a video only the packets for wanted frames are decoded. `beat` is called at each step of
+    is not opened, and of a video only the packets for wanted frames are decoded. `heartbeat` is called at each step of
     progress. Raises MediaError.
     """
     size = settings.image_size
@@ -215,7 +215,7 @@ def decode_tiles(
         count = item.num_tiles(settings, max_num_frames)
         own = [number - first for number in wanted if first <= number < first + count]
         if own:
-            beat()
-            item.decode(settings, max_num_frames, own, beat, tiles[slot : slot + len(own)])
+            heartbeat()
+            item.decode(settings, max_num_frames, own, heartbeat, tiles[slot : slot + len(own)])
         first, slot = first + count, slot + len(own)
     return tiles

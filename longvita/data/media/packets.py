@@ -81,28 +81,28 @@ def plan_sweeps(table: PacketTable, frames: Sequence[int]) -> list[Sweep]:
     return sweeps
 
 
-def read_packet_table(path: MediaFile, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
+def read_packet_table(path: MediaFile, stall_seconds: float, heartbeat: Callable[[], None]) -> PacketTable:
     """Read the table of a file. Tables of the last TABLES_KEPT files are cached while the files do not change.
 
-    `beat` is called at each packet. Raises ValueError for packets without a time stamp, and PyAV's errors.
+    `heartbeat` is called at each packet. Raises ValueError for packets without a time stamp, and PyAV's errors.
     """
     identity = FileIdentity.of(path)
     table = _tables.pop(identity, None)
     if table is None:
-        table = _scan(path, stall_seconds, beat)
+        table = _scan(path, stall_seconds, heartbeat)
     _tables[identity] = table
     while len(_tables) > TABLES_KEPT:
         _tables.pop(next(iter(_tables)), None)
     return table
 
 
-def _scan(path: MediaFile, stall_seconds: float, beat: Callable[[], None]) -> PacketTable:
+def _scan(path: MediaFile, stall_seconds: float, heartbeat: Callable[[], None]) -> PacketTable:
     shown, is_key, decoded = [], [], None
     with opened(path) as file, open_container(file, stall_seconds) as container:
         stream = video_stream(container)
         promised = stream.frames
         for packet in container.demux(stream):
-            beat()
+            heartbeat()
             if packet.size:
                 shown.append(packet.pts)
                 is_key.append(packet.is_keyframe)

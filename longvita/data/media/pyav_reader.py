@@ -20,18 +20,18 @@ SKIPPABLE_CODECS = ("h264",)
 
 
 def read_with_pyav(
-    path: MediaFile, indices: Sequence[int], stall_seconds: float, beat: Callable[[], None], threads: int = 1
+    path: MediaFile, indices: Sequence[int], stall_seconds: float, heartbeat: Callable[[], None], threads: int = 1
 ) -> Iterator[Image.Image]:
     """Yield the frames with these numbers, ascending and with repeats, as upright RGB pictures.
 
-    `beat` is called for each packet that is read and each frame that is decoded. Raises PyAV's errors, TimeoutError if
-    a wanted frame takes longer than `stall_seconds`, ValueError for a frame that the decoder does not return, and
-    MediaError for one that is not in the file.
+    `heartbeat` is called for each packet that is read and each frame that is decoded. Raises PyAV's errors,
+    TimeoutError if a wanted frame takes longer than `stall_seconds`, ValueError for a frame that the decoder does not
+    return, and MediaError for one that is not in the file.
     """
-    table = read_packet_table(path, stall_seconds, beat)
+    table = read_packet_table(path, stall_seconds, heartbeat)
     available = [index for index in indices if index < table.num_frames]
     with opened(path) as file, open_container(file, stall_seconds) as container:
-        sweeper = _Sweeper(container, table, threads, stall_seconds, beat)
+        sweeper = _Sweeper(container, table, threads, stall_seconds, heartbeat)
         for sweep in plan_sweeps(table, available):
             yield from sweeper.run(sweep)
     if len(available) < len(indices):
@@ -42,12 +42,12 @@ class _Sweeper:
     """Decodes one file, sweep by sweep."""
 
     def __init__(
-        self, container: Any, table: PacketTable, threads: int, stall_seconds: float, beat: Callable[[], None]
+        self, container: Any, table: PacketTable, threads: int, stall_seconds: float, heartbeat: Callable[[], None]
     ):
         from av.video.reformatter import VideoReformatter
 
         self.container, self.table, self.threads = container, table, threads
-        self.stall_seconds, self.beat = stall_seconds, beat
+        self.stall_seconds, self.heartbeat = stall_seconds, heartbeat
         self.stream = video_stream(container)
         self.stream.thread_type = "NONE" if threads == 1 else "AUTO"
         self.decoder = self.stream.codec_context
@@ -81,13 +81,13 @@ class _Sweeper:
             if self.skips:
                 self.decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             for frame in packet.decode():
-                self.beat()
+                self.heartbeat()
                 yield frame
             left.discard(packet.pts)
             if not left:
                 break
         for frame in self.decoder.decode(None):
-            self.beat()
+            self.heartbeat()
             yield frame
 
     def _packets(self, sweep: Sweep) -> Iterator[Any]:

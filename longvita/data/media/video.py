@@ -163,19 +163,19 @@ def read_frames(
     path: MediaFile,
     indices: Sequence[int],
     stall_seconds: float = STALL_SECONDS,
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
     threads: int = 1,
 ) -> Iterator[Image.Image]:
     """Yield the frames of a video at ascending `indices` as RGB pictures; others are not converted to pictures.
 
-    `beat` is called at each step of progress; `threads` are those of a file's decoder. Raises MediaError, with file and
-    frame, if a frame cannot be decoded or takes longer than `stall_seconds`.
+    `heartbeat` is called at each step of progress; `threads` are those of a file's decoder. Raises MediaError, with
+    file and frame, if a frame cannot be decoded or takes longer than `stall_seconds`.
     """
     path = as_media_file(path)
     if is_folder(path):
         files = list_frames(path)
         for index in indices:
-            beat()
+            heartbeat()
             if index >= len(files):
                 raise MediaError(
                     Reason.BROKEN_VIDEO, f"video {path} has {len(files)} frames, frame {index} is requested"
@@ -186,7 +186,7 @@ def read_frames(
         return
     done = 0
     try:
-        for picture in read_with_pyav(path, indices, stall_seconds, beat, threads):
+        for picture in read_with_pyav(path, indices, stall_seconds, heartbeat, threads):
             yield picture
             done += 1
         return
@@ -201,7 +201,7 @@ def read_frames(
             raise MediaError(Reason.BROKEN_VIDEO, f"video {path}: {frame}: {detail}") from error
         pyav_error = one_line(error)
     try:
-        for picture in _read_with_decord(path, indices[done:], beat):
+        for picture in _read_with_decord(path, indices[done:], heartbeat):
             yield picture
             done += 1
     except Exception as error:  # decord raises DECORDError, RuntimeError, IndexError and more.
@@ -212,7 +212,7 @@ def read_frames(
         ) from error
 
 
-def _read_with_decord(path: MediaFile, indices: Sequence[int], beat: Callable[[], None]) -> Iterator[Image.Image]:
+def _read_with_decord(path: MediaFile, indices: Sequence[int], heartbeat: Callable[[], None]) -> Iterator[Image.Image]:
     """Read all frames in order: after a seek, decord2 3.4.0 may return a wrong frame without an error."""
     import decord
 
@@ -225,7 +225,7 @@ def _read_with_decord(path: MediaFile, indices: Sequence[int], beat: Callable[[]
         raise IndexError(f"{len(reader)} frames, frame {indices[-1]} is requested")
     times = collections.Counter(indices)
     for number in range(indices[-1] + 1):
-        beat()
+        heartbeat()
         frame = reader.next()
         if number in times:
             yield from itertools.repeat(Image.fromarray(frame.asnumpy()), times[number])

@@ -38,11 +38,11 @@ def store_failure(error: BaseException | None) -> OSError | None:
     return None
 
 
-def with_retries(read: Callable[[], T], name: str, beat: Callable[[], None] = lambda: None) -> T:
+def with_retries(read: Callable[[], T], name: str, heartbeat: Callable[[], None] = lambda: None) -> T:
     """Call `read` until the store does not fail, at most len(WAITS) + 1 times, and return its result.
 
     An OSError counts as a failure of the store, a MediaError if a failure of the store caused it; the last one is
-    raised. `name` is for the log; `beat` is called before each wait, as a sign of life.
+    raised. `name` is for the log; `heartbeat` is called before each wait.
     """
     for wait in WAITS:
         try:
@@ -51,6 +51,6 @@ def with_retries(read: Callable[[], T], name: str, beat: Callable[[], None] = la
             if isinstance(error, MediaError) and store_failure(error) is None:
                 raise
             logger.warning("%s: %s; retrying in %.0f s", name, error, wait)
-            beat()
+            heartbeat()
             time.sleep(wait)
     return read()

@@ -175,7 +175,7 @@ def test_only_the_parts_that_hold_them_are_indexed_anew(folder, config, media, m
 
 def test_tiles_are_decoded_in_pieces(folder, config, media, monkeypatch):
     """cut.mp4 breaks in a later piece than the first; what comes after it is decoded all the same."""
-    monkeypatch.setattr(retry, "DECODED_AT_ONCE", 3)
+    monkeypatch.setattr(retry, "MAX_DECODED_TILES", 3)
     shutil.copy(media / "one.png", media / "late.png")
     run(folder, config)
     assert 4 in quarantined(folder)

@@ -50,7 +50,7 @@ class Reading:
 
     def __init__(self, path: Path, indices, threads: int = 1):
         self.decoded = 0
-        read_packet_table(path, 60, lambda: None)  # Cached from here on, so that each beat is a decoded frame.
+        read_packet_table(path, 60, lambda: None)  # Cached from here on, so that each heartbeat is a decoded frame.
         pictures = read_with_pyav(path, indices, 60, self._count, threads)
         self.frames = [np.asarray(picture) for picture in pictures]
 

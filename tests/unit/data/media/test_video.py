@@ -98,7 +98,7 @@ class TestFiles:
         path = stock / "media/clip.mp4"
         whole = [np.asarray(frame) for frame in read_frames(path, [0, 5, 20])]
 
-        def failing(path, indices, stall_seconds, beat, threads):
+        def failing(path, indices, stall_seconds, heartbeat, threads):
             yield from [Image.fromarray(whole[0])]
             raise RuntimeError("no more")
 
@@ -129,7 +129,7 @@ class TestFiles:
 
     def test_beats(self, stock):
         beats = []
-        list(read_frames(stock / "media/clip.mp4", range(20), beat=lambda: beats.append(1)))
+        list(read_frames(stock / "media/clip.mp4", range(20), heartbeat=lambda: beats.append(1)))
         assert len(beats) >= 3
 
     def test_a_stall_is_an_error(self, stock):
