@@ -82,7 +82,7 @@ def plan(
     devices: Annotated[int | None, typer.Option(min=1, help="Devices; as train would start when absent.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of a device, such as 96GiB.")] = None,
     hardware: Annotated[
-        str | None, typer.Option(help="Device; h100-80 or the platform's own when absent. An unknown name lists them.")
+        str | None, typer.Option(help="Device; h100-80 or the platform's own when absent. An unknown name lists all.")
     ] = None,
     host_memory: Annotated[str | None, typer.Option(help="Memory of a node for offload, such as 2TiB.")] = None,
     search: Annotated[bool, typer.Option("--search", help="Try the layouts and show the ten best.")] = False,
@@ -91,21 +91,22 @@ def plan(
     documents: Annotated[int, typer.Option(min=1, help="Documents of a sequence.")] = 1,
     page: Annotated[Path | None, typer.Option("--html", help="Write this page with the memory picture.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Build ranks by shape and look at every file, before a launch.")
+        bool, typer.Option("--dry-run", help="Build some ranks by shape, and check every file.")
     ] = False,
     rank: Annotated[
         list[int] | None,
         typer.Option(help="Rank to build; may be repeated. Three of them when absent."),
     ] = None,
     no_files: Annotated[
-        bool, typer.Option("--no-files", help="Dry run without data, tokenizer, checkpoints and output folder.")
+        bool, typer.Option("--no-files", help="Skip data, tokenizer, checkpoints and output folder.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a run takes in memory and time, and which layouts fit; exit code 1 if it does not fit (with --search, if
-    no layout does).
+    """Plan memory and time of a run, and find layouts that fit; exit code 1 if it does not fit (with --search, if no
+    layout does).
 
-    With --dry-run, build some of its ranks at full size by shape; exit code 2 if the launch would fail at something.
+    With --dry-run, build some of its ranks at full size by shape, without launching it; exit code 2 if the launch would
+    fail.
     """
     from longvita.commands import plan as plan_command
     from longvita.commands.support.config_file import load_config_with_origins
@@ -114,10 +115,10 @@ def plan(
         devices, memory, host_memory, hardware, search, as_json, page, tiles, loss_tokens, documents
     )
     if not dry_run and (rank or no_files):
-        raise typer.BadParameter("go with --dry-run", param_hint="--rank, --no-files")
+        raise typer.BadParameter("need --dry-run", param_hint="--rank, --no-files")
     if dry_run and (search or page is not None or (tiles, loss_tokens, documents) != (None, None, 1)):
         given = "--search, --html, --tiles, --loss-tokens, --documents"
-        raise typer.BadParameter("go without --dry-run", param_hint=given)
+        raise typer.BadParameter("do not work with --dry-run", param_hint=given)
     loaded = load_config_with_origins(config, overrides)
     if dry_run:
         raise typer.Exit(plan_command.dry_run(loaded, options, rank or (), not no_files))

@@ -5,7 +5,7 @@
 #
 #   MODEL      14b (default) or 72b; 14b_ascend and 72b_ascend for devices of 64 GB. They use the recipe whose name ends
 #              in _ascend, which recomputes more, if configs/train has one, and otherwise the recipe without it
-#   --dry-run  prints the commands without running them
+#   --dry-run  prints the commands without running them (longvita plan RECIPE --dry-run checks the recipe)
 #   --here     runs on this machine only, even if Slurm is installed
 #
 # With sbatch, the recipe is submitted by scripts/slurm/train.sbatch to as many nodes of 8 devices as its layout needs.

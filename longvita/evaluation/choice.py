@@ -39,25 +39,25 @@ def chosen_option(answer: str, options: Sequence[str]) -> str | None:
     text = pattern(_NEGATED).sub("", re.sub(_ARTICLE, "", answer.strip()))
     if alone := pattern(_ALONE).fullmatch(text):
         return alone[1].upper()
-    said = pattern(_FIRST).match(text) or next(reversed(list(pattern(_ANSWER).finditer(text))), None)
-    if said:
-        letter = next(filter(None, said.groups())).upper()
-        return None if pattern(_ANOTHER).match(text, said.end()) else letter
-    for named in (set(pattern(_OPTION).findall(text)), _named_in_words(answer, options)):
-        if named:
-            return named.pop() if len(named) == 1 else None
+    named = pattern(_FIRST).match(text) or next(reversed(list(pattern(_ANSWER).finditer(text))), None)
+    if named:
+        letter = next(filter(None, named.groups())).upper()
+        return None if pattern(_ANOTHER).match(text, named.end()) else letter
+    for letters_named in (set(pattern(_OPTION).findall(text)), _named_in_words(answer, options)):
+        if letters_named:
+            return letters_named.pop() if len(letters_named) == 1 else None
     capitals = set(pattern(r"(?<![\w'])" + _LETTER).findall(text))
     return capitals.pop() if len(capitals) == 1 else None
 
 
 def _named_in_words(answer: str, options: Sequence[str]) -> set[str]:
     """Letters of the options whose words occur in the answer, other than as a part of a longer option's words."""
-    said = _plain(answer)
+    text = _plain(answer)
     places: dict[str, list[tuple[int, int]]] = {}
     for letter, option in zip(LETTERS, options, strict=False):
         words = _plain(re.sub(rf"^\s*\(?{letter}[.):]\s*", "", option))
         if words:
-            places[letter] = [match.span() for match in re.finditer(rf"\b{re.escape(words)}\b", said)]
+            places[letter] = [match.span() for match in re.finditer(rf"\b{re.escape(words)}\b", text)]
 
     def stands_alone(letter: str, span: tuple[int, int]) -> bool:
         others = (other for name, spans in places.items() if name != letter for other in spans)

@@ -32,10 +32,10 @@ def write_mistakes_page(path: Path, records: Sequence[AnswerRecord], video_of: C
 def _article(record: AnswerRecord, video_of: Callable[[str], Path]) -> str:
     title = f"{record['question_id']} · {record['video']} · {record['duration']} · {record['task_type']}"
     options = "".join(_option(*option, record) for option in zip(LETTERS, record["options"], strict=False))
-    said = f"failed: {record['error']}" if "error" in record else f"said: {record['response'].strip() or '(nothing)'}"
+    result = f"failed: {record['error']}" if "error" in record else f"said: {record['response'].strip() or '(nothing)'}"
     return (
         f"<article><p><small>{html.escape(title)}</small><br>{html.escape(record['question'])}</p>"
-        f"<ul>{options}</ul><p class='wrong'>{html.escape(said)}</p>{_frames(record, video_of)}</article>"
+        f"<ul>{options}</ul><p class='wrong'>{html.escape(result)}</p>{_frames(record, video_of)}</article>"
     )
 
 

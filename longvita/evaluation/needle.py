@@ -135,17 +135,17 @@ class NeedleInVideo(EvaluationTask):
     def ask(self, engine: Engine, item: EvaluationItem, asked: ItemPrompt) -> AnswerRecord:
         # Right if every token is the most probable one after the right ones before it: a greedy answer that ends at
         # its first wrong token.
-        start, answer, said = time.monotonic(), asked.facts["answer_tokens"], []
+        start, answer, generated = time.monotonic(), asked.facts["answer_tokens"], []
         for token, right in zip(
             engine.stream(asked.prompt, Sampling(max_new_tokens=len(answer))), answer, strict=False
         ):
-            said.append(token)
+            generated.append(token)
             if token != right:
                 break
         return {
             **asked.facts,
-            "right": said == answer,
-            "response": engine.encoder.template.tokenizer.decode(said),
+            "right": generated == answer,
+            "response": engine.encoder.template.tokenizer.decode(generated),
             "seconds": round(time.monotonic() - start, 3),
         }
 
@@ -184,8 +184,8 @@ class NeedleInVideo(EvaluationTask):
         answered = self._cells({key: record for key, record in records.items() if "error" not in record})
         rows = [[by_depth[f"{depth:g}"] for by_depth in answered.values()] for depth in self.depths]
         # Cells without an answer stay blank.
-        shares = [[cell["right"] / cell["asked"] if cell["asked"] else math.nan for cell in row] for row in rows]
-        draw_grid(folder / "needle.png", self.lengths, self.depths, shares)
+        found = [[cell["right"] / cell["asked"] if cell["asked"] else math.nan for cell in row] for row in rows]
+        draw_grid(folder / "needle.png", self.lengths, self.depths, found)
 
     def _cells(self, records: Mapping[str, AnswerRecord]) -> dict[str, dict[str, dict[str, int]]]:
         """Numbers of right and of asked items, by length and depth."""

@@ -1,4 +1,4 @@
-"""Bytes that one micro batch takes on a rank of a pipeline stage, moment by moment."""
+"""Bytes of activations of a training step on a rank of a pipeline stage, moment by moment."""
 
 from __future__ import annotations
 
@@ -9,101 +9,101 @@ from dataclasses import dataclass
 
 from longvita.config.schema import Config
 from longvita.config.sizes import layers_per_stage
-from longvita.planning.activation_timeline import ActivationTimeline, Moment, Storage, Tensor
-from longvita.planning.batch_contents import Contents
-from longvita.planning.decoder_activations import Decoder, Rows
+from longvita.planning.activation_timeline import ActivationTimeline, Moment, PlannedStorage, PlannedTensor
+from longvita.planning.batch_contents import BatchContents
+from longvita.planning.decoder_activations import DecoderOperators, RankRows
 from longvita.planning.parameters import ELEMENT_BYTES
 from longvita.planning.vision_activations import place_features, tiles_of_a_rank
 from longvita.platforms.layer_memory import LayerMemory
 
 FP8_WEIGHTS = "FP8 weights"
-TILE_BYTES = 3 * 4
-"""Of a tile's pixel as the loader hands it out: three colours in fp32."""
+PIXEL_BYTES = 3 * 4
+"""Bytes of a pixel of a tile in the loader's batch: three colours in fp32."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What the forward and backward passes of a step take beside weights, gradients and optimizer state."""
+    """Memory of the forward and backward passes of a step, without weights, gradients and optimizer state."""
 
     peak: int
-    """Bytes at the highest moment, micro batches of the pipeline that wait for their backward pass included."""
+    """Bytes at the highest moment, including micro batches of the pipeline that wait for their backward pass."""
     by_kind: dict[str, int]
-    """What the peak consists of: attention, mlp, vision, vision features, embedding, head, communication, pipeline,
+    """Parts of the peak: attention, mlp, vision, vision features, embedding, head, communication, pipeline,
     FP8 weights."""
     moments: list[Moment]
-    """The history of one micro batch upon those that wait."""
+    """The timeline of one micro batch, on top of those that wait."""
     waiting: float
-    """Micro batches that wait for their backward pass beside the present one."""
-    made: int
+    """Micro batches that wait for their backward pass, without the current one."""
+    allocated: int
     """Bytes of all tensors that one micro batch makes, scratch included."""
 
 
-def rows_of_a_rank(config: Config, contents: Contents) -> Rows:
-    """Rows of a micro batch on one rank, padding for equal shares included."""
+def rows_of_a_rank(config: Config, contents: BatchContents) -> RankRows:
+    """Return the rows of a micro batch on one rank, including padding to equal numbers on all ranks."""
     layout = config.layout
-    sharers = layout.tensor_parallel if layout.sequence_parallel else 1
-    unit = layout.context_parallel * sharers
-    own = -(-contents.tokens // unit) * sharers
-    return Rows(own, own // sharers)
+    tp = layout.tensor_parallel if layout.sequence_parallel else 1
+    own = -(-contents.tokens // (layout.context_parallel * tp)) * tp
+    return RankRows(own, own // tp)
 
 
 @dataclass(frozen=True)
-class History:
-    """One micro batch on one stage, alone."""
+class MicroBatchTimeline:
+    """The activations of one micro batch on a rank of one stage."""
 
     timeline: ActivationTimeline
     kept: list[Counter[str]]
-    """For each model chunk, bytes by kind between its forward and its backward pass, without buffers that all micro
-    batches share."""
+    """For each model chunk, bytes by kind between its forward and its backward pass, without buffers that are common to
+    all micro batches."""
 
-    def with_others(self, config: Config, stage: int, micro_batches: int) -> Activations:
-        """Activations when others of `micro_batches` micro batches wait for their backward pass."""
+    def in_pipeline(self, config: Config, stage: int, micro_batches: int) -> Activations:
+        """Add the other micro batches, of `micro_batches` a step, that wait for their backward pass at the peak."""
         sizes = [sum(kept.values()) for kept in self.kept]
-        others = waiting(config, stage, micro_batches, sizes)
-        by_kind = Counter(self.timeline.at_peak)
+        return self.with_waiting(waiting(config, stage, micro_batches, sizes))
+
+    def with_waiting(self, others: Sequence[int]) -> Activations:
+        """Add `others` passes of each model chunk that wait for their backward pass."""
+        timeline, base, by_kind = self.timeline, 0, Counter(self.timeline.at_peak)
         for kept, count in zip(self.kept, others, strict=True):
+            base += sum(kept.values()) * count
             for kind, size in kept.items():
                 by_kind[kind] += size * count
-        base = sum(size * count for size, count in zip(sizes, others, strict=True))
-        moments = [Moment(moment.label, moment.size + base) for moment in self.timeline.moments]
+        moments = [Moment(moment.label, moment.size + base) for moment in timeline.moments]
         number = sum(others) / max(len(others), 1)
-        return Activations(self.timeline.peak + base, dict(+by_kind), moments, number, self.timeline.made)
+        return Activations(timeline.peak + base, dict(+by_kind), moments, number, timeline.allocated)
 
 
-def history(
-    config: Config, layer_memory: LayerMemory, contents: Contents, stage: int, forward_only: bool = False
-) -> History:
-    """A micro batch of these contents on a rank of pipeline stage `stage`.
+def micro_batch_timeline(
+    config: Config, layer_memory: LayerMemory, contents: BatchContents, stage: int, forward_only: bool = False
+) -> MicroBatchTimeline:
+    """Run a micro batch through a rank of pipeline stage `stage`.
 
-    forward_only: a pass that keeps nothing, as in generation, with logits of one position.
+    forward_only: keep nothing for a backward pass, as in generation; the head is left out.
     """
     timeline = ActivationTimeline()
-    run = _MicroBatch(timeline, config, layer_memory, contents, stage)
+    run = _StagePass(timeline, config, layer_memory, contents, stage)
     if forward_only:
         run.forward_only()
-        return History(timeline, [Counter()])
+        return MicroBatchTimeline(timeline, [])
     run.forward()
-    run.chunk_ends()
     run.backward()
     for before, after in reversed(list(itertools.pairwise(run.ends))):
         after.subtract(before)
-    return History(timeline, run.ends)
+    return MicroBatchTimeline(timeline, run.ends)
 
 
 def activations(
-    config: Config, layer_memory: LayerMemory, contents: Contents, stage: int, micro_batches: int
+    config: Config, layer_memory: LayerMemory, contents: BatchContents, stage: int, micro_batches: int
 ) -> Activations:
-    """Activations of a rank of pipeline stage `stage`, `micro_batches` a step, all with the same contents."""
-    return history(config, layer_memory, contents, stage).with_others(config, stage, micro_batches)
+    """Plan the activations of a rank of pipeline stage `stage` in a step of `micro_batches` with these contents."""
+    return micro_batch_timeline(config, layer_memory, contents, stage).in_pipeline(config, stage, micro_batches)
 
 
 def waiting(config: Config, stage: int, micro_batches: int, sizes: Sequence[int]) -> list[int]:
-    """For each model chunk, how many passes of it are kept beside that of the present micro batch, when they take most.
+    """Count for each model chunk the forward passes that wait at the peak, without that of the current micro batch.
 
-    sizes: bytes that a pass of each chunk keeps. In 1F1B, and in its interleaved form, where a pass is one of a chunk
-    and groups of PP micro batches go through one chunk after the other (arXiv 2104.04473,
-    megatron/core/pipeline_parallel/schedules.py). A chunk of which none is kept then counts -1: a micro batch as it is
-    planned alone has all of them.
+    sizes: bytes that a pass of each chunk keeps. The schedule is 1F1B, or its interleaved form, in which groups of PP
+    micro batches pass one chunk after the other (arXiv 2104.04473, megatron/core/pipeline_parallel/schedules.py). -1
+    for a chunk without any pass at that moment, because the current micro batch was planned with a pass of each chunk.
     """
     stages, chunks = config.layout.pipeline_parallel, config.layout.virtual_pipeline
     if chunks == 1:
@@ -114,7 +114,7 @@ def waiting(config: Config, stage: int, micro_batches: int, sizes: Sequence[int]
     for number in range(ahead):
         alive[number // stages % chunks] += 1
     most, found = -1, alive
-    # The pattern comes again after all chunks have had their groups; without passes left there are backward ones alone.
+    # The pattern repeats once every chunk has had its group. After the last forward pass only backward passes are left.
     for number in range(min(total - ahead, 2 * stages * chunks) or 1):
         if ahead + number < total:
             alive[(ahead + number) // stages % chunks] += 1
@@ -125,36 +125,42 @@ def waiting(config: Config, stage: int, micro_batches: int, sizes: Sequence[int]
     return [count - 1 for count in found]
 
 
-class _MicroBatch:
-    """Forward and backward pass of one micro batch through a stage."""
+class _StagePass:
+    """The forward and backward pass of one micro batch through a stage."""
 
     def __init__(
-        self, timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, contents: Contents, stage: int
+        self,
+        timeline: ActivationTimeline,
+        config: Config,
+        layer_memory: LayerMemory,
+        contents: BatchContents,
+        stage: int,
     ):
         self.timeline, self.config, self.layer_memory, self.contents = timeline, config, layer_memory, contents
         self.stage, self.rows = stage, rows_of_a_rank(config, contents)
         self.first, self.last = stage == 0, stage == config.layout.pipeline_parallel - 1
-        self.decoder = Decoder(timeline, config, layer_memory, self.rows)
+        self.decoder = DecoderOperators(timeline, config, layer_memory, self.rows)
         self.element = ELEMENT_BYTES[config.training.precision]
-        self.output: Tensor | None = None
-        self.received: Tensor | None = None
+        self.output: PlannedTensor | None = None
+        self.received: PlannedTensor | None = None
         self.ends: list[Counter[str]] = []
-        """Bytes by kind that live after the forward pass of each chunk."""
+        """Live bytes by kind after the forward pass of each chunk."""
 
     def forward(self) -> None:
         timeline = self.timeline
-        timeline.hold(Storage(self.decoder.fp8_weights(layers_per_stage(self.config)[self.stage]), FP8_WEIGHTS))
+        timeline.hold(PlannedStorage(self.decoder.fp8_weights(layers_per_stage(self.config)[self.stage]), FP8_WEIGHTS))
         if self.layer_memory.batch_on_device and self.first:
             tiles = tiles_of_a_rank(self.config, self.contents)
-            timeline.hold(Storage(tiles * TILE_BYTES * self.config.model.vision.image_size**2, "vision"))
+            timeline.hold(PlannedStorage(tiles * PIXEL_BYTES * self.config.model.vision.image_size**2, "vision"))
         hidden = self._input()
         hidden = self._layers(hidden)
         self.output = self._loss(hidden) if self.last else hidden
         if not self.last and self.layer_memory.frees_stage_outputs:
-            timeline.drop(hidden)  # it has been sent
+            timeline.drop(hidden)  # sent to the next stage
+        self._end_chunk()
 
-    def chunk_ends(self) -> None:
-        """Notes what lives now, at the end of a chunk's forward pass."""
+    def _end_chunk(self) -> None:
+        """Record the live bytes at the end of a chunk's forward pass."""
         live = Counter(self.timeline.live)
         live["communication"] -= self.timeline.gathered
         del live[FP8_WEIGHTS]
@@ -174,7 +180,7 @@ class _MicroBatch:
             timeline.take_gradient(self.received)
             timeline.drop(self.received)
 
-    def _input(self) -> Tensor:
+    def _input(self) -> PlannedTensor:
         timeline = self.timeline
         if not self.first:
             with timeline.part("pipeline"):
@@ -198,42 +204,42 @@ class _MicroBatch:
             )
         return place_features(timeline, self.config, self.layer_memory, self.contents, embeddings)
 
-    def _layers(self, hidden: Tensor) -> Tensor:
+    def _layers(self, hidden: PlannedTensor) -> PlannedTensor:
         timeline, config = self.timeline, self.config
         recompute, count = config.training.recompute, layers_per_stage(config)[self.stage]
         with timeline.part("attention"):
-            # Rotary angles, fp32.
+            # Rotary angles in fp32.
             timeline.tensor(4 * self.rows.attention * config.model.language.head_dim, differentiable=False)
         full = recompute.granularity == "full"
         each = recompute.num_layers if full and recompute.method == "uniform" else 1
-        # Each model chunk has its own.
+        # The recomputed layers are the first ones of each model chunk.
         chunk = count // config.layout.virtual_pipeline
         recomputed = (chunk if recompute.method == "uniform" else recompute.num_layers) if full else 0
         layer = 0
         while layer < count:
             if layer and layer % chunk == 0:
-                self.chunk_ends()
+                self._end_chunk()
             timeline.label = f"layer {layer + 1}"
             if layer % chunk < recomputed:
                 group = min(each, chunk - layer % chunk)
                 with timeline.part("layer inputs"):
-                    hidden = timeline.checkpoint(self._some_layers(group), hidden, away=recompute.offload)
+                    hidden = timeline.checkpoint(self._some_layers(group), hidden, offload=recompute.offload)
                 layer += group
             else:
                 hidden = self.decoder.layer(hidden)
                 layer += 1
         return hidden
 
-    def _some_layers(self, count: int) -> Callable[[Tensor], Tensor]:
-        def run(hidden: Tensor) -> Tensor:
+    def _some_layers(self, count: int) -> Callable[[PlannedTensor], PlannedTensor]:
+        def run(hidden: PlannedTensor) -> PlannedTensor:
             for _ in range(count):
                 hidden = self.decoder.layer(hidden)
             return hidden
 
         return run
 
-    def _loss(self, hidden: Tensor) -> Tensor:
-        """Final norm, selected rows, cross-entropy in chunks whose gradients are computed at once."""
+    def _loss(self, hidden: PlannedTensor) -> PlannedTensor:
+        """Final norm, selection of rows with loss, chunked cross-entropy with its gradients computed at once."""
         timeline, config = self.timeline, self.config
         language, layout = config.model.language, config.layout
         trained = "language" in config.training.trainable
@@ -246,14 +252,14 @@ class _MicroBatch:
                 rows = min(self.contents.loss_tokens, self.rows.attention)
             selected = rows * language.hidden_size * self.element
             gathers = layout.sequence_parallel and layout.tensor_parallel > 1
-            picked = timeline.operator([normed], selected, scratch=2 * selected if gathers else 0, last=())
+            picked = timeline.operator([normed], selected, scratch=2 * selected if gathers else 0, drops=())
             vocabulary = language.vocab_size // layout.tensor_parallel
             chunk = min(config.training.loss_chunk_size, rows)
-            # The logits of a chunk live until those of the next one are there.
+            # The logits of a chunk are live until those of the next chunk exist.
             logits = min(2 * chunk, rows) * vocabulary * (4 if self.element == 4 else 4 + 4 + self.element)
             weight = vocabulary * language.hidden_size
             product = self.element * weight if trained and self.element != 4 else 0
-            # The gradients of rows and weight are there already when the backward pass begins.
+            # The gradients of rows and weight exist when the backward pass begins.
             loss = timeline.loss(picked, 4 * weight if trained else 0, logits + product, product)
             timeline.drop(normed)
         return loss

@@ -1,40 +1,40 @@
-"""What a micro batch holds, which memory and time follow from: tokens, documents, tiles, positions with loss."""
+"""Contents of a micro batch that memory and time follow from: tokens, documents, tiles, positions with loss."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longvita.config.schema import Config
+from longvita.config.schema import TILE_MARKERS, Config
 from longvita.config.sizes import frames_that_fit
 
 
 @dataclass(frozen=True)
-class Contents:
+class BatchContents:
     """One micro batch of one replica."""
 
     tokens: int
-    """Positions, padding included."""
+    """Positions, padding included; a multiple of `documents`."""
     documents: int
-    """Documents of equal length; attention is inside each."""
+    """Documents of equal length; attention stays inside each."""
     tiles: int
-    """Tiles and frames that the vision tower encodes."""
+    """Tiles and frames that the vision encoder encodes, each between two markers."""
     loss_tokens: int
-    """Positions whose logits are computed."""
+    """Positions with loss, whose logits are computed: the last ones."""
     name: str = ""
-    """What it is called in tables."""
+    """Label in tables."""
 
 
-def worst_contents(config: Config) -> list[Contents]:
-    """The two that a plan has to hold for: nothing but frames, and nothing but text with loss on every token.
+def worst_contents(config: Config) -> list[BatchContents]:
+    """List the two contents that a run must have memory for: only frames ("video"), only text with loss ("text").
 
-    Each sequence is one document, which makes attention longest. Frames take what their markers leave; a picture's
-    tiles take as many tokens each, so a sequence of pictures holds no more of them.
+    Each sequence is one document, which makes attention most expensive. The tiles of a picture take as many tokens each
+    as frames do, so a sequence of pictures holds no more tiles.
     """
     sequences, length = config.training.micro_batch_size, config.data.sequence_length
     frames = sequences * frames_that_fit(length, config.model.tokens_per_tile)
     tokens = sequences * length
-    text = tokens - frames * (config.model.tokens_per_tile + 2)
+    text = tokens - frames * (config.model.tokens_per_tile + TILE_MARKERS)
     return [
-        Contents(tokens, sequences, frames, max(text, 1), "video"),
-        Contents(tokens, sequences, 0, tokens, "text"),
+        BatchContents(tokens, sequences, frames, max(text, 1), "video"),
+        BatchContents(tokens, sequences, 0, tokens, "text"),
     ]

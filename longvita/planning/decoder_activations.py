@@ -1,7 +1,7 @@
-"""The operators of a decoder layer, of the vision tower and of the projector, as calls on a timeline.
+"""Operators of a decoder layer, as calls on an activation timeline.
 
 They follow the code that runs: megatron-core 0.16.1's TransformerLayer, SelfAttention and MLP with our attention and
-norms (longvita/platforms), longvita/model/layer_specs.py and longvita/model/projector.py.
+norms (longvita/platforms).
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from longvita.config.schema import Config
-from longvita.planning.activation_timeline import ActivationTimeline, Tensor
+from longvita.config.sizes import local_query_groups
+from longvita.planning.activation_timeline import ActivationTimeline, PlannedTensor
 from longvita.planning.parameters import ELEMENT_BYTES
 from longvita.platforms.layer_memory import LayerMemory
 
 
 @dataclass(frozen=True)
-class Rows:
-    """How many rows of a micro batch a rank has to do with."""
+class RankRows:
+    """Rows of a micro batch on a rank."""
 
     attention: int
-    """Those of its context-parallel share, which column and row linears, attention and MLP see."""
+    """Rows of its CP shard: input of attention, MLP and their linear layers."""
     residual: int
-    """Those that norms and residuals see: a TP rank's part under sequence parallelism."""
+    """Rows of norms and residuals: under sequence parallelism, a TP rank's part of the CP shard."""
 
 
-class Decoder:
-    """Layers of the language model on one rank."""
+class DecoderOperators:
+    """Layers of the language model on one rank. Sizes are in bytes."""
 
-    def __init__(self, timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, rows: Rows):
+    def __init__(self, timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, rows: RankRows):
         self.timeline, self.config, self.layer_memory, self.rows = timeline, config, layer_memory, rows
         language, self.tp = config.model.language, config.layout.tensor_parallel
         self.element = ELEMENT_BYTES[config.training.precision]
@@ -38,8 +39,7 @@ class Decoder:
         self.hidden = rows.residual * language.hidden_size * self.element
         self.full_hidden = rows.attention * language.hidden_size * self.element
         self.query = rows.attention * language.query_width // self.tp * self.element
-        groups = max(language.num_query_groups // self.tp, 1)
-        self.key = rows.attention * groups * language.head_dim * self.element
+        self.key = rows.attention * local_query_groups(config) * language.head_dim * self.element
         self.angles = rows.attention * language.head_dim * self.element
         self.heads = language.num_attention_heads // self.tp
         self.ffn = rows.attention * language.ffn_hidden_size // self.tp * self.element
@@ -50,29 +50,27 @@ class Decoder:
             "fc2": language.hidden_size * language.ffn_hidden_size,
         }
 
-    def layer(self, x: Tensor) -> Tensor:
-        """One layer: lets go of x, gives the next hidden state."""
-        middle = self._attention(x)
-        return self._mlp(middle)
+    def layer(self, x: PlannedTensor) -> PlannedTensor:
+        """Call one layer: release x, return the next hidden state."""
+        return self._mlp(self._attention(x))
 
     # Attention
 
-    def _attention(self, x: Tensor) -> Tensor:
+    def _attention(self, x: PlannedTensor) -> PlannedTensor:
         timeline = self.timeline
         with timeline.part("attention"):
             normed = self.norm(x)
             mixed = self._column(normed, self.query + 2 * self.key, "qkv", bias=True)
             query, key, value = timeline.views(mixed, [self.query, self.key, self.key])
             if self.query != self.key:
-                query = timeline.operator([query], self.query, shares_gradient=True)
+                query = timeline.operator([query], self.query, passes_gradient=True)
             query, key = self._rotary(query, self.query), self._rotary(key, self.key)
             out = self._core_attention(query, key, value)
             projected = self._row(out, "proj")
             timeline.drop(normed, query, key, value)
-            summed = timeline.operator([projected, x], self.hidden, shares_gradient=True)
-        return summed
+            return timeline.operator([projected, x], self.hidden, passes_gradient=True)
 
-    def _core_attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _core_attention(self, query: PlannedTensor, key: PlannedTensor, value: PlannedTensor) -> PlannedTensor:
         timeline, cp = self.timeline, self.config.layout.context_parallel
         statistics = self.rows.attention * self.heads * self.layer_memory.statistics_bytes
         selective = self.config.training.recompute.granularity == "selective"
@@ -86,11 +84,11 @@ class Decoder:
             keeps_new=0 if selective else statistics,
             scratch=3 * pairs if cp > 1 else 0,
             backward_scratch=(5 * pairs if cp > 1 else 0) + (self.query + statistics if selective else 0),
-            last=(),
+            drops=(),
         )
 
-    def _rotary(self, tensor: Tensor, size: int) -> Tensor:
-        """Unfused it keeps cosines and sines of its rows, and makes each product apart."""
+    def _rotary(self, tensor: PlannedTensor, size: int) -> PlannedTensor:
+        """Apply the rotary embedding; unfused, it keeps cosines and sines and makes each product separately."""
         if self.layer_memory.fused_rotary:
             return self.timeline.operator([tensor], size)
         return self.timeline.operator(
@@ -99,44 +97,44 @@ class Decoder:
 
     # MLP
 
-    def _mlp(self, middle: Tensor) -> Tensor:
+    def _mlp(self, middle: PlannedTensor) -> PlannedTensor:
         timeline, chunk = self.timeline, self.config.training.mlp_chunk_size
         with timeline.part("mlp"):
             normed = self.norm(middle)
-            # Under sequence parallelism a chunk is one of this rank's rows, and gathers those of the others.
+            # Under sequence parallelism a chunk consists of this rank's rows, and gathers those of the other ranks.
             if chunk is not None and self.rows.residual > chunk:
                 out = self._chunked_mlp(normed, chunk / self.rows.residual)
             else:
                 out = self._plain_mlp(normed, 1.0)
             timeline.drop(normed)
-            return timeline.operator([out, middle], self.hidden, shares_gradient=True)
+            return timeline.operator([out, middle], self.hidden, passes_gradient=True)
 
-    def _plain_mlp(self, normed: Tensor, share: float) -> Tensor:
-        """The MLP over a share of the rows; `normed` stays with its holder."""
-        timeline, ffn = self.timeline, int(self.ffn * share)
-        gate_up = self._column(normed, 2 * ffn, "fc1", share=share)
+    def _plain_mlp(self, normed: PlannedTensor, fraction: float) -> PlannedTensor:
+        """Call the MLP on a fraction of the rows; the caller still holds `normed`."""
+        timeline, ffn = self.timeline, int(self.ffn * fraction)
+        gate_up = self._column(normed, 2 * ffn, "fc1", fraction=fraction)
         if self.layer_memory.fused:
             activated = timeline.operator([gate_up], ffn, keeps=[gate_up])
         else:
             gate, up = timeline.views(gate_up, [ffn, ffn])
-            silu = timeline.operator([gate], ffn, keeps=[gate], last=())
-            shifted = timeline.operator([up], ffn, shares_gradient=True)  # Megatron adds glu_linear_offset, zero or not
+            silu = timeline.operator([gate], ffn, keeps=[gate], drops=())
+            shifted = timeline.operator([up], ffn, passes_gradient=True)  # Megatron adds glu_linear_offset, zero or not
             activated = timeline.operator([silu, shifted], ffn, keeps=[silu, shifted])
             timeline.drop(gate)
-        return self._row(activated, "fc2", share)
+        return self._row(activated, "fc2", fraction)
 
-    def _chunked_mlp(self, normed: Tensor, share: float) -> Tensor:
-        """longvita.model.chunked_mlp: the input is kept; the backward pass computes each chunk once more."""
+    def _chunked_mlp(self, normed: PlannedTensor, fraction: float) -> PlannedTensor:
+        """Call longvita.model.chunked_mlp: the input is kept; the backward pass computes each chunk again."""
         timeline = self.timeline
         inner = ActivationTimeline(gathered=timeline.gathered)
-        part = Decoder(inner, self.config, self.layer_memory, self.rows)
-        size = int(self.hidden * share)
+        part = DecoderOperators(inner, self.config, self.layer_memory, self.rows)
+        size = int(self.hidden * fraction)
         with inner.without_gradients():
-            inner.drop(part._plain_mlp(inner.tensor(size), share))
+            inner.drop(part._plain_mlp(inner.tensor(size), fraction))
         forward = inner.peak - size
         inner = ActivationTimeline(gathered=timeline.gathered)
-        part = Decoder(inner, self.config, self.layer_memory, self.rows)
-        inner.backward(part._plain_mlp(inner.tensor(size), share))
+        part = DecoderOperators(inner, self.config, self.layer_memory, self.rows)
+        inner.backward(part._plain_mlp(inner.tensor(size), fraction))
         sums = self._weight_gradient("fc1") + self._weight_gradient("fc2")
         return timeline.operator(
             [normed],
@@ -146,45 +144,49 @@ class Decoder:
             backward_scratch=inner.peak - size,
             weight_gradient=sums,
             trained=self.trained,
-            last=(),
+            drops=(),
         )
 
-    # Pieces
+    # Norms and linear layers
 
-    def norm(self, x: Tensor) -> Tensor:
-        """RMSNorm; x stays with its holder. Our own keeps the normed rows, a fused one the input itself."""
+    def norm(self, x: PlannedTensor) -> PlannedTensor:
+        """Call RMSNorm; the caller still holds x. Our own keeps the normed rows, a fused one the input itself."""
         if self.layer_memory.fused:
-            return self.timeline.operator([x], self.hidden, keeps=[x], trained=self.trained, last=())
+            return self.timeline.operator([x], self.hidden, keeps=[x], trained=self.trained, drops=())
         return self.timeline.operator(
-            [x], self.hidden, keeps_new=self.hidden, backward_scratch=self.hidden, trained=self.trained, last=()
+            [x], self.hidden, keeps_new=self.hidden, backward_scratch=self.hidden, trained=self.trained, drops=()
         )
 
-    def _kept_input(self, x: Tensor) -> dict[str, Any]:
-        """What a linear layer keeps for its weight's gradient; with FP8 a copy of one byte an element (Transformer
-        Engine, pytorch/module/linear.py and layernorm_linear.py, 2.x).
+    def _kept_input(self, x: PlannedTensor) -> dict[str, Any]:
+        """What a linear layer keeps for its weight's gradient, as arguments of `operator`.
+
+        It is the input, or with FP8 a copy of one byte an element (Transformer Engine, pytorch/module/linear.py and
+        layernorm_linear.py, 2.x).
         """
         if not self.trained:
             return {}
         return {"keeps_new": x.size // self.element} if self.fp8 else {"keeps": [x]}
 
     def fp8_weights(self, layers: int) -> int:
-        """Bytes of the FP8 copies of so many layers' weights, kept from one micro batch to the next: as they are and
-        transposed, one byte each.
+        """Return the bytes of the FP8 copies of `layers` layers' weights, kept from one micro batch to the next: plain
+        and transposed, one byte an element each.
         """
         return 2 * layers * sum(self.weights.values()) // self.tp if self.fp8 else 0
 
     def _weight_gradient(self, name: str) -> int:
         return self.weights[name] // self.tp * self.element if self.trained else 0
 
-    def _column(self, x: Tensor, size: int, name: str, bias: bool = False, share: float = 1.0) -> Tensor:
-        """ColumnParallelLinear; x stays with its holder."""
-        gathered = int(self.full_hidden * share) if self.sequence_parallel else 0
+    def _column(
+        self, x: PlannedTensor, size: int, name: str, bias: bool = False, fraction: float = 1.0
+    ) -> PlannedTensor:
+        """Call ColumnParallelLinear; the caller still holds x."""
+        gathered = int(self.full_hidden * fraction) if self.sequence_parallel else 0
         scratch, backward_scratch = (size if bias else 0), 0
         if gathered and self.layer_memory.gather_buffer:
             self.timeline.gather_buffer(gathered)
         elif gathered:
             scratch, backward_scratch = max(scratch, gathered), gathered
-        if gathered:  # the gradient of all rows, before each rank gets the sum of its own; gloo copies it first
+        if gathered:  # the gradient of all rows, before reduce-scatter; gloo copies it first
             backward_scratch += gathered * (2 if self.layer_memory.copying_collectives else 1)
         return self.timeline.operator(
             [x],
@@ -194,16 +196,16 @@ class Decoder:
             backward_scratch=backward_scratch,
             weight_gradient=self._weight_gradient(name),
             trained=self.trained,
-            last=(),
+            drops=(),
         )
 
-    def _row(self, x: Tensor, name: str, share: float = 1.0) -> Tensor:
-        """RowParallelLinear and the sum over TP."""
-        gathered = int(self.full_hidden * share) if self.sequence_parallel else 0
+    def _row(self, x: PlannedTensor, name: str, fraction: float = 1.0) -> PlannedTensor:
+        """Call RowParallelLinear, with its reduction over TP."""
+        gathered = int(self.full_hidden * fraction) if self.sequence_parallel else 0
         copies = 2 if self.layer_memory.copying_collectives else 1
         return self.timeline.operator(
             [x],
-            int(self.hidden * share),
+            int(self.hidden * fraction),
             **self._kept_input(x),
             scratch=gathered * copies,
             backward_scratch=gathered * copies,

@@ -1,7 +1,7 @@
-"""Devices that a plan may be for, with what it assumes of them.
+"""Devices that a run can be planned for, with their rates and memory.
 
-Peaks and links are the makers' figures for one device, memory is what torch reports of it; the rest are assumptions of
-this project, which has measured none of them. `--memory` replaces the memory.
+Peaks and links are the makers' figures for one device, memory is the total that torch reports; the others are
+assumptions of this project, which has measured none of them. `--memory` overrides the memory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, replace
 
 from longvita import platforms
+from longvita.config.errors import Problem
+from longvita.config.schema import Config
 from longvita.errors import UserError
 from longvita.platforms.layer_memory import ASCEND, LOCAL, NVIDIA, LayerMemory
 
@@ -19,50 +21,50 @@ _UNITS = {"GIB": GIB, "GB": GB, "G": GIB, "MIB": 1 << 20, "MB": 10**6, "TIB": 1 
 
 
 class PlanError(UserError, ValueError):
-    """A plan that cannot be made of what was asked."""
+    """Options from which no plan can be made."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device, its node and what a training run gets out of them."""
+    """One device, its node, and the rates that a training run reaches on them."""
 
     name: str
     memory: int
-    """Bytes of one device as its driver gives them to a process."""
+    """Bytes of one device that its driver gives to a process."""
     flops: float
-    """Dense bf16 matrix products at the maker's peak, FLOP/s."""
+    """Peak of dense bf16 matrix products by the maker, FLOP/s."""
     bandwidth: float
-    """Of the device's memory, bytes/s."""
+    """Rate of the device's memory, bytes/s."""
     link: float
-    """To another device of the node, one direction, bytes/s."""
+    """Rate to another device of the node, one direction, bytes/s."""
     network: float
-    """Of one device to another node, one direction, bytes/s."""
+    """Rate of one device to another node, one direction, bytes/s."""
     layer_memory: LayerMemory
     devices_per_node: int = 8
     host_memory: int | None = TIB
-    """Bytes of a node for what its devices put away, beside the system, data workers and caches (assumption: half of
-    the 2 TB that the makers' eight-device servers have); None where it goes to files."""
+    """Bytes of a node's memory for offloaded tensors of all its devices, without the system, data workers and caches
+    (assumption: half of the 2 TB of the makers' eight-device servers); None where tensors are offloaded to disk."""
     fp8_flops: float = 0.0
-    """Dense FP8 matrix products at the maker's peak, FLOP/s; 0 where there are none."""
+    """Peak of dense FP8 matrix products by the maker, FLOP/s; 0 for a device without FP8."""
     host_link: float = 25e9
-    """To the host's memory, one direction, bytes/s."""
+    """Rate to the host's memory, one direction, bytes/s."""
     matmul_efficiency: float = 0.6
-    """Share of the peak that large matrix products reach (assumption)."""
+    """Fraction of the peak that large matrix products reach (assumption)."""
     attention_efficiency: float = 0.45
-    """Share of the peak that causal attention's useful operations reach (assumption)."""
+    """Fraction of the peak that causal attention's useful operations reach (assumption)."""
     link_efficiency: float = 0.7
-    """Share of a link's rate that collectives reach (assumption)."""
+    """Fraction of a link's rate that collectives reach (assumption)."""
     reserved: int = 3 * GIB
-    """Bytes that the driver, layer_memory, libraries and collectives take for themselves (assumption)."""
+    """Bytes that driver, kernels, libraries and collectives take (assumption)."""
     fragmentation: float = 0.05
-    """Bytes lost between the allocator's blocks over those of activations (assumption)."""
+    """Bytes lost between the allocator's blocks, as a fraction of activations (assumption)."""
 
     def usable(self) -> int:
-        """Bytes that weights, state and activations may take."""
+        """Return the bytes that are left for weights, gradients, optimizer state and activations."""
         return self.memory - self.reserved
 
     def host_share(self) -> float:
-        """Bytes that one device may put away in its node's memory."""
+        """Return the bytes that one device may offload to its node's memory."""
         return math.inf if self.host_memory is None else self.host_memory / self.devices_per_node
 
 
@@ -90,7 +92,7 @@ HARDWARE = {
     # Atlas 800T A2 server, as described by Huawei: 8 devices, 392 GB/s HCCS in both directions, 200 Gb/s RoCE each. Of
     # 64 GB torch reports 60.96 or 60.97 GiB (vllm-project/vllm-ascend issues 19 and 1127).
     "ascend-910b-64": Hardware("ascend-910b-64", _gib(60.9), 313e12, 1.6e12, 196e9, 25e9, ASCEND),
-    # A processor core for tests: what tools/benchmark/plan_accuracy.py runs on; it measures the rates itself.
+    # A processor core, for tests and for tools/benchmark/plan_accuracy.py, which measures the rates itself.
     "local": Hardware(
         "local", 16 * GIB, 60e9, 8e9, 1.5e9, 1e9, LOCAL, host_memory=None, host_link=0.5e9, reserved=0,
         fragmentation=0.0,
@@ -100,14 +102,14 @@ HARDWARE = {
 
 
 def hardware_of(platform: str) -> Hardware:
-    """The device that a plan for a config of that platform is for when none is named."""
+    """Return the default device of a config's platform."""
     return HARDWARE["h100-80" if platform == "auto" else platforms.named(platform).planned_hardware]
 
 
 def find_hardware(name: str, memory: str | None = None, host_memory: str | None = None) -> Hardware:
-    """The device called `name`, with other memories of it and of its node if they are given ("96GiB", "80GB").
+    """Return the device called `name`, with memory of device and node overridden where given ("96GiB", "80GB").
 
-    Raises PlanError.
+    Raises PlanError for an unknown name, or memory that is no size or too small.
     """
     if name not in HARDWARE:
         known = ", ".join(HARDWARE)
@@ -119,15 +121,27 @@ def find_hardware(name: str, memory: str | None = None, host_memory: str | None 
         hardware = replace(hardware, memory=parse_bytes(memory, "--memory"))
     if hardware.usable() <= 0:
         raise PlanError(
-            f"--memory {memory}: {hardware.reserved / GIB:.0f} GiB of it are reserved for software; take more"
+            f"--memory {memory}: {hardware.reserved / GIB:.0f} GiB of it are reserved for software; give more"
         )
     if host_memory is not None:
         hardware = replace(hardware, host_memory=parse_bytes(host_memory, "--host-memory"))
     return hardware
 
 
+def platform_problems(config: Config, hardware: Hardware) -> list[Problem]:
+    """List what the config's platform would refuse at launch; `platform: auto` means that of `hardware`."""
+    name = hardware.layer_memory.platform if config.platform == "auto" else config.platform
+    problems = platforms.named(name).problems(config)
+    fp8 = config.training.fp8
+    if fp8 is not None and not hardware.fp8_flops and all(problem.field != "training.fp8" for problem in problems):
+        able = ", ".join(sorted(one.name for one in HARDWARE.values() if one.fp8_flops))
+        message, fix = f"{hardware.name} has no FP8 products", f"leave it out, or --hardware of {able}"
+        problems = [*problems, Problem(message, "training.fp8", fp8, fix=fix)]
+    return problems
+
+
 def parse_bytes(text: str, option: str) -> int:
-    """Bytes of "96GiB", "80GB" and the like, which `option` was given. Raises PlanError."""
+    """Parse the value of an option, such as "96GiB" or "80GB", as bytes. Raises PlanError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*", text)
     if match is None or match.group(2).upper() not in _UNITS:
         raise PlanError(f"{option} {text}: write a number and a unit, such as 96GiB or 80GB")

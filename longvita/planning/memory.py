@@ -1,7 +1,7 @@
-"""The memory of each pipeline stage's ranks: what `longvita plan` compares with the device's.
+"""The memory of each pipeline stage's ranks, which `longvita plan` compares with that of the device.
 
-Weights, gradients and optimizer state are counted exactly; activations follow the operators of one step; what the
-platform's libraries take for themselves is an assumption of longvita.planning.hardware.
+Weights, gradients and optimizer state are counted exactly; activations follow from the operators of one step; memory
+of the platform's libraries is an assumption of longvita.planning.hardware.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from longvita.config.checks import check_world_size
 from longvita.config.schema import Config
-from longvita.config.sizes import layers_per_stage, local_query_groups
+from longvita.config.sizes import layers_per_stage, local_query_groups, replica_size
 from longvita.planning.activation_timeline import Moment
-from longvita.planning.activations import Activations, History, history, rows_of_a_rank
-from longvita.planning.batch_contents import Contents, worst_contents
+from longvita.planning.activations import Activations, MicroBatchTimeline, micro_batch_timeline, rows_of_a_rank
+from longvita.planning.batch_contents import BatchContents, worst_contents
 from longvita.planning.hardware import Hardware, hardware_of
 from longvita.planning.parameters import ELEMENT_BYTES, StateBytes, state_bytes
 
@@ -26,47 +26,47 @@ KV_PAGE = 2048
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Bytes on a rank of one pipeline stage, the one that holds most of it."""
+    """Bytes on a rank of one pipeline stage; for each entry, the rank that has most."""
 
     stage: int
     layers: int
     """Language layers."""
     parameter_count: int
-    """Parameters of the rank (of its TP share), trained or frozen; padding left out."""
+    """Parameters of the rank's TP shard, trained and frozen; without padding."""
     parameters: int
-    """Of weights, the padding of Megatron's buffers included."""
+    """Bytes of weights, including the padding of Megatron's buffers."""
     gradients: int
-    """Of main gradients, fp32."""
+    """Bytes of main gradients, fp32."""
     optimizer: int
-    """Of Adam's moments, and with bf16 of main weights, both fp32."""
+    """Bytes of Adam's moments and, with bf16, the main weights, all fp32."""
     activations: int
-    """Of all that a step makes at its highest moment, the parts below included."""
+    """Bytes of all tensors of a step at its highest moment; the four entries below are parts of it."""
     vision_features: int
-    """Of that: features of tiles and what the projector keeps."""
+    """Features of tiles, and tensors that the projector keeps."""
     loss_head: int
-    """Of that: selected rows, their gradients, the output weight's gradient, logits of a chunk."""
+    """Selected rows, their gradients, the output weight's gradient, logits of a chunk."""
     communication: int
-    """Of that: buffers in which collectives gather."""
+    """Buffers that collectives gather into."""
     by_kind: dict[str, int]
     """All parts of `activations`."""
     contents: str
-    """What the micro batch held that took most: video or text."""
+    """Name of the contents with the highest peak: video or text."""
     kv_cache: int = 0
-    """Of keys and values in generation."""
+    """Bytes of keys and values in generation."""
     offloaded: int = 0
-    """In the host's memory: layer inputs that wait there, as its allocator rounds them."""
+    """Bytes of offloaded layer inputs in the host's memory, rounded up by its allocator."""
     reserved: int = 0
-    """What the device's software takes, and what is lost between blocks (assumption)."""
+    """Bytes of the device's software, and bytes lost between the allocator's blocks (assumption)."""
     moments: tuple[Moment, ...] = field(default=(), repr=False, compare=False)
-    """The history of one micro batch's bytes."""
+    """The timeline of one micro batch."""
     waiting: float = 0
-    """Micro batches that wait for their backward pass beside the present one."""
+    """Micro batches that wait for their backward pass, without the current one."""
     traffic: int = 0
-    """Bytes of the tensors that one micro batch makes."""
+    """Bytes of all tensors that one micro batch makes."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Return the bytes on the device."""
         state = self.parameters + self.gradients + self.optimizer
         return state + self.activations + self.kv_cache + self.reserved
 
@@ -75,13 +75,14 @@ def plan_memory(
     config: Config,
     world_size: int,
     hardware: Hardware | None = None,
-    contents: Sequence[Contents] | None = None,
+    contents: Sequence[BatchContents] | None = None,
 ) -> list[StageMemory]:
-    """Memory of each pipeline stage of a training run over `world_size` processes.
+    """Plan the memory of each pipeline stage of a training run over `world_size` processes.
 
-    hardware: the device; by default one that runs the config's platform (longvita.planning.hardware).
-    contents: what micro batches may hold, of which the worst counts; all frames or all text when absent.
-    Raises ConfigError when the processes do not make up whole replicas or the batch does not split over them.
+    hardware: the device; the default one of the config's platform when absent.
+    contents: possible contents of a micro batch; each stage is planned for those that take most memory. worst_contents
+    when absent.
+    Raises ConfigError when `world_size` is not a multiple of a replica or does not divide the batch.
     """
     return list(stage_memories(config, world_size, hardware or hardware_of(config.platform), contents))
 
@@ -90,34 +91,34 @@ def stage_memories(
     config: Config,
     world_size: int,
     hardware: Hardware,
-    contents: Sequence[Contents] | None = None,
+    contents: Sequence[BatchContents] | None = None,
     order: Sequence[int] | None = None,
 ) -> Iterator[StageMemory]:
-    """What plan_memory lists, one stage after the other; order: which stages, all from the first when absent."""
+    """Yield the stages of plan_memory one by one. order: stages to plan; all from the first when absent."""
     replicas = check_world_size(config, world_size)
     training, layers = config.training, layers_per_stage(config)
     micro_batches = training.global_batch_size // (training.micro_batch_size * replicas)
-    histories: dict[tuple, History] = {}
+    timelines: dict[tuple, MicroBatchTimeline] = {}
     for stage in range(len(layers)) if order is None else order:
         found = []
         for each in contents or worst_contents(config):
-            # The stages between the ends are alike but for the micro batches that wait.
+            # The stages between the ends differ only in the number of micro batches that wait.
             key = (stage == 0, stage == len(layers) - 1, layers[stage], each)
-            if key not in histories:
-                histories[key] = history(config, hardware.layer_memory, each, stage)
-            found.append((histories[key].with_others(config, stage, micro_batches), each.name))
+            if key not in timelines:
+                timelines[key] = micro_batch_timeline(config, hardware.layer_memory, each, stage)
+            found.append((timelines[key].in_pipeline(config, stage, micro_batches), each.name))
         worst, name = max(found, key=lambda item: item[0].peak)
-        held = _stage(stage, layers[stage], state_bytes(config, world_size, stage), worst, name, hardware)
+        memory = _stage(stage, layers[stage], state_bytes(config, world_size, stage), worst, name, hardware)
         if training.recompute.offload:
-            held = dataclasses.replace(held, offloaded=_offloaded(config, hardware, layers[stage], worst.waiting))
-        yield held
+            memory = dataclasses.replace(memory, offloaded=_offloaded(config, hardware, layers[stage], worst.waiting))
+        yield memory
 
 
 def _offloaded(config: Config, hardware: Hardware, layers: int, waiting: float) -> int:
-    """Layer inputs of all micro batches that wait for their backward pass.
+    """Count the bytes of layer inputs of all micro batches that wait for their backward pass, and of the current one.
 
-    torch hands out pinned memory in powers of two (ATen/core/CachingHostAllocator.h, 2.13), unless the allocator's
-    setting pinned_max_round_threshold_mb says otherwise.
+    torch allocates pinned memory in powers of two (ATen/core/CachingHostAllocator.h, 2.13), unless the allocator's
+    setting pinned_max_round_threshold_mb limits that.
     """
     rows = rows_of_a_rank(config, worst_contents(config)[0]).residual
     inputs = -(-layers // config.training.recompute.num_layers)
@@ -146,17 +147,17 @@ def _stage(
         reserved=hardware.reserved + int(hardware.fragmentation * worst.peak),
         moments=tuple(worst.moments),
         waiting=worst.waiting,
-        traffic=worst.made,
+        traffic=worst.allocated,
     )
 
 
 def plan_generation(config: Config, hardware: Hardware | None = None) -> list[StageMemory]:
-    """Memory of each pipeline stage of a model that answers: weights, the KV cache of `inference.max_seq_len` tokens,
-    and a prefill chunk on its way, of frames alone or of text.
+    """Plan the memory of each pipeline stage in generation: weights, the KV cache of `inference.max_seq_len` tokens,
+    and the activations of one prefill chunk, of only frames or only text.
     """
     hardware = hardware or hardware_of(config.platform)
     inference = config.inference
-    answering = config.model_copy(
+    prefilling = config.model_copy(
         update={
             "data": config.data.model_copy(update={"sequence_length": inference.prefill_chunk_size}),
             "training": config.training.model_copy(
@@ -164,28 +165,23 @@ def plan_generation(config: Config, hardware: Hardware | None = None) -> list[St
             ),
         }
     )
-    alone = config.model_copy(update={"layout": config.layout.model_copy(update={"virtual_pipeline": 1})})
     rows = -(-inference.max_seq_len // (config.layout.context_parallel * KV_PAGE)) * KV_PAGE
     element = ELEMENT_BYTES[config.training.precision]
     stages = []
     for stage, layers in enumerate(layers_per_stage(config)):
-        state = state_bytes(answering, config.layout.tensor_parallel * config.layout.pipeline_parallel
-                            * config.layout.context_parallel, stage)  # fmt: skip
+        state = state_bytes(prefilling, replica_size(config), stage)
         passes = [
-            (
-                history(answering, hardware.layer_memory, each, stage, forward_only=True).with_others(alone, 0, 1),
-                each.name,
-            )
-            for each in worst_contents(answering)
+            (micro_batch_timeline(prefilling, hardware.layer_memory, each, stage, forward_only=True), each.name)
+            for each in worst_contents(prefilling)
         ]
-        worst, name = max(passes, key=lambda item: item[0].peak)
-        held = _stage(stage, layers, state, worst, name, hardware)
+        worst, name = max(passes, key=lambda item: item[0].timeline.peak)
+        memory = _stage(stage, layers, state, worst.with_waiting([]), name, hardware)
         each = 2 * layers * local_query_groups(config) * config.model.language.head_dim * element
         weights = state.parameter_count * element
-        stages.append(dataclasses.replace(held, parameters=weights, gradients=0, optimizer=0, kv_cache=rows * each))
+        stages.append(dataclasses.replace(memory, parameters=weights, gradients=0, optimizer=0, kv_cache=rows * each))
     return stages
 
 
 def fits(stages: Sequence[StageMemory], hardware: Hardware) -> bool:
-    """Whether every stage fits the device, and what it puts away the device's share of the host."""
+    """Whether every stage fits the device, and its offloaded tensors the device's part of the host's memory."""
     return all(stage.total <= hardware.memory and stage.offloaded <= hardware.host_share() for stage in stages)

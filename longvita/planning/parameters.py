@@ -1,9 +1,9 @@
-"""The parameters of a rank, by name and shape, and the bytes that they, their gradients and the optimizer take there.
+"""The parameters of a rank, by name and shape, and the bytes of weights, gradients and optimizer state.
 
-The order is that in which the modules register them: Megatron's buffers are filled in its reverse, each parameter
-starting at a multiple of 64 elements and each bucket ending at a common multiple of 128 and the number of shards
+Parameters are listed in the order in which the modules register them. Megatron fills its buffers in reverse order; each
+parameter starts at a multiple of 64 elements and each bucket ends at a common multiple of 128 and the number of shards
 (megatron/core/distributed/param_and_grad_buffer.py, 0.16.1). Transformer Engine and MindSpeed fuse norms into linear
-layers and so register them in another order; that moves the padding alone, by a few hundred bytes a layer.
+layers and so register them in another order; only the padding differs, by a few hundred bytes a layer.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from longvita.config.sizes import layers_per_stage
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 """Bytes of a weight and of an activation by training.precision."""
 PARAMETER_ALIGNMENT, BUCKET_ALIGNMENT = 64, 128
-"""Elements, see the module."""
+"""Multiples of elements at which a parameter starts and a bucket ends."""
 MAIN_BYTES = 4
-"""Of a main gradient, a main weight and each moment of Adam: they are fp32 at either precision."""
+"""Bytes of a main gradient, a main weight and each moment of Adam: fp32 at either precision."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter as a rank holds it."""
+    """One parameter on a rank."""
 
     name: str
-    """Within a model chunk, layers counted from the chunk's first."""
+    """Name within a model chunk, whose layers are numbered from 0."""
     shape: tuple[int, ...]
-    """Of the rank's part."""
+    """Shape of the rank's TP shard."""
     shared_embedding: bool = False
-    """Whether first and last pipeline stage hold a copy each, which has a bucket of its own."""
+    """Whether the first and the last pipeline stage hold a copy each; its bucket holds no other parameter."""
 
     @property
     def part(self) -> str:
-        """The part of the model it belongs to, as `training.trainable` calls it."""
+        """The part of the model that it belongs to, by the names of `training.trainable`."""
         if self.name.startswith("vision_model."):
             return "vision"
         return "projector" if self.name.startswith("vision_projection.") else "language"
@@ -49,7 +49,7 @@ class Parameter:
 
 
 def stage_parameters(config: Config, stage: int) -> list[tuple[Parameter, ...]]:
-    """Parameters of each model chunk of pipeline stage `stage`, the same on each of its ranks."""
+    """List the parameters of each model chunk of pipeline stage `stage`, identical on all of its ranks."""
     chunks = config.layout.virtual_pipeline
     layers = layers_per_stage(config)[stage] // chunks
     last_stage = config.layout.pipeline_parallel - 1
@@ -128,21 +128,21 @@ class Buffer:
     """Megatron's buffer of the trained parameters of a model chunk."""
 
     buckets: tuple[tuple[int, int], ...]
-    """First element and end of each."""
+    """First element and end of each bucket."""
     places: tuple[tuple[int, int, int], ...]
     """Bucket, first element and end of each parameter."""
 
     @property
     def elements(self) -> int:
-        """With all padding."""
+        """Number of elements, padding included."""
         return self.buckets[-1][1] if self.buckets else 0
 
 
 @functools.lru_cache(maxsize=256)
-def lay_out(parameters: tuple[Parameter, ...], shards: int, bucket_size: int | None) -> Buffer:
-    """The buffer of trained `parameters`, whose optimizer state is divided over `shards` ranks (DP x CP).
+def plan_buffer(parameters: tuple[Parameter, ...], shards: int, bucket_size: int | None) -> Buffer:
+    """Place trained `parameters` in a buffer whose optimizer state is sharded over `shards` ranks (DP x CP).
 
-    bucket_size: elements at which a bucket is closed; None for one bucket.
+    bucket_size: elements at which a bucket is closed; None for a single bucket.
     """
     unit = math.lcm(shards, BUCKET_ALIGNMENT)
     buckets: list[tuple[int, int]] = []
@@ -160,7 +160,7 @@ def lay_out(parameters: tuple[Parameter, ...], shards: int, bucket_size: int | N
     for parameter in reversed(parameters):
         start = _padded(end, PARAMETER_ALIGNMENT)
         if parameter.shared_embedding and waiting:
-            # What is closed ends with the aligned start of the next parameter.
+            # The bucket that is closed ends at the aligned start of the next parameter.
             end = start
             start = close()
         end = start + parameter.elements
@@ -177,7 +177,7 @@ def lay_out(parameters: tuple[Parameter, ...], shards: int, bucket_size: int | N
 
 @functools.lru_cache(maxsize=256)
 def shard_elements(buffer: Buffer, shards: int) -> tuple[int, ...]:
-    """Elements of parameters, padding left out, that each of the ranks which share a buffer updates."""
+    """Count the elements of parameters, without padding, that each rank of the `shards` updates."""
     held = [0] * shards
     for bucket, start, end in buffer.places:
         first, last = buffer.buckets[bucket]
@@ -194,24 +194,25 @@ def _padded(number: int, unit: int) -> int:
 
 @dataclass(frozen=True)
 class StateBytes:
-    """What a rank holds between steps."""
+    """Weights, gradients and optimizer state of a rank."""
 
     parameter_count: int
     """Parameters of the rank, trained or frozen."""
     trained_count: int
-    """Those of them that are trained."""
+    """Trained parameters of the rank."""
     parameters: int
-    """Bytes of the weights: of the buffers with their padding, and of the frozen weights."""
+    """Bytes of the weights: buffers with their padding, and frozen weights."""
     gradients: int
     """Bytes of the main gradients, padding included."""
     optimizer: int
-    """Bytes of Adam's moments, and with bf16 of the main weights."""
+    """Bytes of Adam's moments and, with bf16, the main weights."""
 
 
 def state_bytes(config: Config, world_size: int, stage: int, dp_cp_rank: int | None = None) -> StateBytes:
-    """What a rank of pipeline stage `stage` holds among `world_size` processes.
+    """Count the state of a rank of pipeline stage `stage` among `world_size` processes.
 
-    dp_cp_rank: the rank's place among those that share the optimizer state (DP x CP); when absent, one that holds most.
+    dp_cp_rank: the rank's place among those that the optimizer state is sharded over (DP x CP); when absent, that
+    of the largest shard.
     """
     layout, training = config.layout, config.training
     data_parallel = world_size // (layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel)
@@ -222,11 +223,11 @@ def state_bytes(config: Config, world_size: int, stage: int, dp_cp_rank: int | N
         count += sum(parameter.elements for parameter in parameters)
         own = tuple(parameter for parameter in parameters if parameter.part in training.trainable)
         trained += sum(parameter.elements for parameter in own)
-        # A tower that is recomputed reduces without overlap (longvita.training.state), and so in one bucket.
-        whole = training.recompute.vision and "vision" in training.trainable
-        bucketed = training.overlap_grad_reduce and not whole and stage == 0 and number == 0
+        # A vision tower that is recomputed reduces without overlap (longvita.training.state), and so in one bucket.
+        vision_recomputed = training.recompute.vision and "vision" in training.trainable
+        bucketed = training.overlap_grad_reduce and not vision_recomputed and stage == 0 and number == 0
         # Megatron's default, megatron/core/distributed/distributed_data_parallel.py.
-        buffer = lay_out(own, shards, max(40_000_000, 1_000_000 * data_parallel) if bucketed else None)
+        buffer = plan_buffer(own, shards, max(40_000_000, 1_000_000 * data_parallel) if bucketed else None)
         elements += buffer.elements
         held = [a + b for a, b in zip(held, shard_elements(buffer, shards), strict=True)]
     weight = ELEMENT_BYTES[training.precision]

@@ -1,4 +1,4 @@
-"""The plan as one HTML page: where the memory of each stage goes, and how it rises and falls through a step."""
+"""A plan as one HTML page: the parts of each stage's memory, and the memory of the fullest stage through a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from longvita.pages import write_page
 from longvita.planning.activation_timeline import Moment
 from longvita.planning.memory import StageMemory
-from longvita.planning.plan import RunPlan, describe, duration, gib, heading, time_text, verdict
+from longvita.planning.plan import RunPlan
+from longvita.planning.plan_text import describe, duration, gib, heading, time_text, verdict
 from longvita.planning.search import Candidate
 
 COLOURS = {
@@ -30,19 +31,19 @@ COLOURS = {
     "reserved": "#bab0ac",
 }
 STATE, STEP = "#bcbddc", "#6a51a3"
-"""Of the curve: what lies there between steps, and what a step takes upon it."""
+"""Colours of the curve: memory between steps, and activations of a step on top of it."""
 WIDTH, HEIGHT, ROW = 900, 260, 26
 POINTS = 600
-"""Of a curve."""
+"""Most points of the curve."""
 _STYLE = "svg { font: 12px system-ui, sans-serif; } .key { display: inline-block; margin-right: 1em; }"
 
 
 def write_plan(path: Path, plan: RunPlan) -> None:
-    """Writes the page."""
+    """Write the page."""
     parts = [f"<p>{plan.world_size} devices, {html.escape(plan.hardware.name)} of {gib(plan.hardware.memory)}: "
-             f"{html.escape(plan.layout)}.</p>"]  # fmt: skip
-    if plan.problem:
-        parts.append(f"<p>{html.escape(plan.problem)}</p>")
+             f"{html.escape(describe(plan.config))}.</p>"]  # fmt: skip
+    if plan.refusal:
+        parts.append(f"<p>{html.escape(str(plan.refusal))}</p>")
     if plan.stages:
         fullest = max(plan.stages, key=lambda stage: stage.total)
         parts += [
@@ -57,7 +58,7 @@ def write_plan(path: Path, plan: RunPlan) -> None:
         ]
     if plan.candidates:
         parts += ["<h2>Layouts that fit</h2>", f"<p>{heading(plan)}</p>", _candidates(plan.candidates)]
-    write_page(path, f"Plan of {plan.name}", parts, _STYLE)
+    write_page(path, f"Plan of {plan.config.name}", parts, _STYLE)
 
 
 def _parts(stage: StageMemory) -> dict[str, int]:
@@ -105,7 +106,7 @@ def _table(stages: Sequence[StageMemory]) -> str:
 
 
 def _curve(stage: StageMemory, memory: int) -> str:
-    """Bytes through forward and backward pass, upon what lies there between steps."""
+    """Draw the bytes through forward and backward pass, on top of those between steps."""
     moments = _thinned(stage.moments)
     state = stage.parameters + stage.gradients + stage.optimizer + stage.reserved + stage.kv_cache
     top = max(memory, stage.total)
@@ -115,7 +116,7 @@ def _curve(stage: StageMemory, memory: int) -> str:
     base, limit = (HEIGHT - size / top * (HEIGHT - 20) for size in (state, memory))
     peak = min(range(len(y)), key=y.__getitem__) if y else 0
     label = html.escape(moments[peak].label) if moments else ""
-    others = f"; {stage.waiting:.3g} other micro batches wait meanwhile" if stage.waiting else ""
+    others = f"; {stage.waiting:.3g} other micro batches wait at the same time" if stage.waiting else ""
     return (
         f"<svg width='{WIDTH}' height='{HEIGHT + 20}'>"
         f"<rect x='70' y='{base:.1f}' width='{WIDTH - 70}' height='{HEIGHT - base:.1f}' fill='{STATE}'/>"
@@ -123,13 +124,13 @@ def _curve(stage: StageMemory, memory: int) -> str:
         f"<line x1='70' x2='{WIDTH}' y1='{limit:.1f}' y2='{limit:.1f}' stroke='#000' stroke-dasharray='4'/>"
         f"<text x='0' y='{limit + 4:.1f}'>{gib(memory)}</text><text x='0' y='{base + 4:.1f}'>{gib(state)}</text>"
         f"<text x='{min(70 + peak * step, WIDTH - 150):.1f}' y='{max(y[peak] - 4, 12) if y else 12:.1f}'>{label}</text>"
-        f"<text x='70' y='{HEIGHT + 15}'>forward pass, then backward; below the line, what lies there between steps"
+        f"<text x='70' y='{HEIGHT + 15}'>forward pass, then backward; at the bottom, the memory between steps"
         f"{others}</text></svg>"
     )
 
 
 def _thinned(moments: Sequence[Moment]) -> list[Moment]:
-    """The highest moment of each of some runs, the last one of all."""
+    """Reduce the moments to about POINTS: the highest one of each run of equal length."""
     size = max(1, len(moments) // POINTS)
     runs = (moments[start : start + size] for start in range(0, len(moments), size))
     return [max(run, key=lambda moment: moment.size) for run in runs]
@@ -137,7 +138,7 @@ def _thinned(moments: Sequence[Moment]) -> list[Moment]:
 
 def _candidates(candidates: Sequence[Candidate]) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(describe(one.config))}</td><td>{gib(max(stage.total for stage in one.stages))}</td>"
+        f"<tr><td>{html.escape(describe(one.config))}</td><td>{gib(one.fullest.total)}</td>"
         f"<td>{duration(one.time.seconds)}</td><td>{one.time.mfu:.0%}</td>"
         f"<td>{html.escape(one.reason(candidates[0]))}</td></tr>"
         for one in candidates

@@ -1,4 +1,4 @@
-"""Layouts of a run on so many devices: which fit, and which of them are fastest by plan."""
+"""Search the layouts of a run on a number of devices: those that fit, ordered by planned time."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from longvita.config import ConfigError
 from longvita.config.checks import check_world_size, find_problems
 from longvita.config.schema import Config
 from longvita.config.sizes import layers_per_stage
-from longvita.planning import platform_refusals
 from longvita.planning.batch_contents import worst_contents
-from longvita.planning.hardware import Hardware
+from longvita.planning.hardware import Hardware, platform_problems
 from longvita.planning.memory import StageMemory, fits, stage_memories
 from longvita.planning.parameters import state_bytes
 from longvita.planning.throughput import StepTime, step_time
 
 MLP_CHUNK = 8192
-"""Rows of an MLP chunk that are tried: large enough for full speed (assumption)."""
+"""Rows of an MLP chunk: large enough for full speed (assumption)."""
 MICRO_BATCHES = (1, 2, 4)
-VIRTUAL = (1, 2)
+VIRTUAL_PIPELINES = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,13 @@ class Candidate:
     time: StepTime
 
     @property
+    def fullest(self) -> StageMemory:
+        """The stage with most memory."""
+        return max(self.stages, key=lambda stage: stage.total)
+
+    @property
     def overrides(self) -> list[str]:
-        """What `longvita train` and `longvita plan` take to run it."""
+        """Overrides of `longvita train` and `longvita plan` that select this layout."""
         layout, training = self.config.layout, self.config.training
         recompute = training.recompute
         values: dict[str, Any] = {
@@ -53,14 +57,13 @@ class Candidate:
         return [f"{name}={_yaml(value)}" for name, value in values.items()]
 
     def reason(self, first: Candidate) -> str:
-        """What its time goes to, or what it costs more than the first of a list; and where its memory is fullest."""
-        fullest = max(self.stages, key=lambda stage: stage.total)
-        where = f"stage {fullest.stage} is fullest ({fullest.contents})"
+        """Name its largest parts of time, or its difference in time from the first of a list; and its fullest stage."""
+        where = f"stage {self.fullest.stage} is fullest ({self.fullest.contents})"
         own, others = _seconds(self.time), _seconds(first.time)
         if first is self:
             largest = sorted(own, key=lambda name: -own[name])[:2]
-            said = ", ".join(f"{own[name] / self.time.seconds:.0%} {name}" for name in largest if own[name] > 0)
-            return f"{said}; {where}"
+            parts = ", ".join(f"{own[name] / self.time.seconds:.0%} {name}" for name in largest if own[name] > 0)
+            return f"{parts}; {where}"
         slower = self.time.seconds - first.time.seconds
         change = {name: own[name] - others[name] for name in own}
         name = max(change, key=lambda each: change[each] if slower >= 0 else -change[each])
@@ -84,11 +87,10 @@ def _yaml(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def search(config: Config, world_size: int, hardware: Hardware, offload: bool = True) -> list[Candidate]:
-    """Every layout of `world_size` devices that fits, fastest first, with the fastest recomputation that fits each.
+def search(config: Config, world_size: int, hardware: Hardware) -> list[Candidate]:
+    """Find every layout of `world_size` devices that fits, each with its fastest recomputation; the fastest first.
 
-    offload: whether layer inputs may wait in the host's memory. TP stays within a node and takes sequence parallelism
-    along; the global batch stays what it is.
+    TP stays within a node and comes with sequence parallelism; the global batch does not change.
     """
     found = []
     for layout in _layouts(config, world_size, hardware):
@@ -99,9 +101,9 @@ def search(config: Config, world_size: int, hardware: Hardware, offload: bool = 
                 continue
             if min(_state(sized, world_size)) > hardware.usable():
                 break
-            candidate = _lightest(sized, world_size, hardware, offload)
+            candidate = _fastest_recomputation(sized, world_size, hardware)
             if candidate is None:
-                break  # a larger micro batch takes more
+                break  # a larger micro batch needs more memory
             if best is None or candidate.time.seconds < best.time.seconds:
                 best = candidate
         if best is not None:
@@ -110,7 +112,7 @@ def search(config: Config, world_size: int, hardware: Hardware, offload: bool = 
 
 
 def nearest(config: Config, candidates: Sequence[Candidate], count: int = 3) -> list[Candidate]:
-    """The candidates that differ least from a config that does not fit: first by layout, then by time."""
+    """Return the candidates that differ least from a config that does not fit: fewest other sizes, then fastest."""
     own = config.layout
 
     def distance(candidate: Candidate) -> tuple[int, float]:
@@ -130,7 +132,7 @@ def _layouts(config: Config, world_size: int, hardware: Hardware) -> Iterator[Co
             for cp in _powers(world_size // tp // pp):
                 if world_size % (tp * pp * cp):
                     continue
-                for virtual in VIRTUAL if pp > 1 else (1,):
+                for virtual in VIRTUAL_PIPELINES if pp > 1 else (1,):
                     yield _with(
                         config,
                         layout={
@@ -165,7 +167,7 @@ def _is_valid(config: Config, world_size: int, hardware: Hardware) -> bool:
         check_world_size(config, world_size)
     except ConfigError:
         return False
-    return not find_problems(config) and not platform_refusals.find_problems(config, hardware)
+    return not find_problems(config) and not platform_problems(config, hardware)
 
 
 def _state(config: Config, world_size: int) -> list[int]:
@@ -173,14 +175,14 @@ def _state(config: Config, world_size: int) -> list[int]:
     return [state.parameters + state.gradients + state.optimizer for state in found]
 
 
-def _lightest(config: Config, world_size: int, hardware: Hardware, offload: bool) -> Candidate | None:
-    """The fastest recomputation that fits."""
+def _fastest_recomputation(config: Config, world_size: int, hardware: Hardware) -> Candidate | None:
+    """The layout with its fastest recomputation that fits; None if none does."""
     best: Candidate | None = None
     contents = worst_contents(config)
-    ways = list(_recomputations(config, offload))
-    if _stages_that_fit(_with(config, training=ways[-1]), world_size, hardware) is None:
-        return None  # what saves most is not enough
-    for update in ways:
+    choices = list(_recomputations(config))
+    if _stages_that_fit(_with(config, training=choices[-1]), world_size, hardware) is None:
+        return None  # the one that saves most memory is not enough
+    for update in choices:
         changed = _with(config, training=update)
         stages = _stages_that_fit(changed, world_size, hardware)
         if stages is None:
@@ -189,12 +191,12 @@ def _lightest(config: Config, world_size: int, hardware: Hardware, offload: bool
         if best is None or candidate.time.seconds < best.time.seconds:
             best = candidate
         if not update["recompute"].offload and update["mlp_chunk_size"] is None:
-            break  # what follows recomputes more
+            break  # the choices after it recompute more
     return best
 
 
 def _stages_that_fit(config: Config, world_size: int, hardware: Hardware) -> list[StageMemory] | None:
-    """The plan of each stage; None as soon as one does not fit. The ends of the pipeline are the fullest."""
+    """Plan each stage; None as soon as one does not fit. First those at the ends of the pipeline, which are fullest."""
     count = config.layout.pipeline_parallel
     order = dict.fromkeys([0, count - 1, *range(count)])
     found = []
@@ -205,12 +207,12 @@ def _stages_that_fit(config: Config, world_size: int, hardware: Hardware) -> lis
     return sorted(found, key=lambda stage: stage.stage)
 
 
-def _recomputations(config: Config, offload: bool) -> Iterator[dict[str, Any]]:
-    """Ways to recompute, from none to all that there is."""
+def _recomputations(config: Config) -> Iterator[dict[str, Any]]:
+    """Choices of recomputation, from none to all, as fields of `training`."""
     recompute = config.training.recompute
     most = max(layers_per_stage(config)) // config.layout.virtual_pipeline
     trains_vision = "vision" in config.training.trainable
-    steps = sorted({round(most * share) for share in (0.25, 0.5, 0.75)} - {0, most})
+    steps = sorted({round(most * fraction) for fraction in (0.25, 0.5, 0.75)} - {0, most})
     plain = [{"granularity": "none", "num_layers": 1, "method": "block"}]
     plain += [{"granularity": "full", "method": "block", "num_layers": count} for count in steps]
     plain += [{"granularity": "full", "method": "uniform", "num_layers": 1}]
@@ -219,9 +221,6 @@ def _recomputations(config: Config, offload: bool) -> Iterator[dict[str, Any]]:
             section = recompute.model_copy(update={"offload": False, "vision": vision, **values})
             yield {"recompute": section, "mlp_chunk_size": None}
     everything = {"granularity": "full", "method": "uniform", "num_layers": 1, "vision": trains_vision}
-    for away in (False, True) if offload else (False,):
-        for chunk in (None, MLP_CHUNK) if away else (MLP_CHUNK,):
-            yield {
-                "recompute": recompute.model_copy(update={**everything, "offload": away}),
-                "mlp_chunk_size": chunk,
-            }
+    for offload, chunk in ((False, MLP_CHUNK), (True, None), (True, MLP_CHUNK)):
+        section = recompute.model_copy(update={**everything, "offload": offload})
+        yield {"recompute": section, "mlp_chunk_size": chunk}

@@ -1,8 +1,8 @@
 """Seconds of a step, from operations, bandwidths and the pipeline's bubble.
 
-A stage's micro batch takes the longer of its arithmetic and its traffic to the memory, and what of its communication
-does not hide behind them. The rates are assumptions (longvita.planning.hardware); the order of layouts is what the
-figures are for. Waiting for data and for other jobs is left out.
+The time of a micro batch on a stage is the sum of arithmetic, memory traffic, and communication that is not hidden
+behind them. The rates are assumptions (longvita.planning.hardware); the purpose of the figures is to order layouts.
+Waiting for data and for other jobs is left out.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from longvita.config.flops import Workload, language_parts, training_flops, vision_parts
 from longvita.config.schema import Config
 from longvita.config.sizes import local_query_groups, replica_size, ulysses_size
-from longvita.planning.batch_contents import Contents
+from longvita.planning.batch_contents import BatchContents
 from longvita.planning.hardware import Hardware
 from longvita.planning.memory import StageMemory
 from longvita.planning.parameters import ELEMENT_BYTES
 
 COLLECTIVES_OVERLAP = 0.8
-"""Share of the gradients' reduction that hides behind the backward pass, where it may (assumption)."""
+"""Fraction of the gradients' reduction that overlap_grad_reduce hides behind the backward pass (assumption)."""
 ADAM_TRAFFIC = 7
-"""Times that a step reads or writes an fp32 value of each weight: gradient, main weight, two moments."""
+"""Reads and writes of fp32 values that a step makes for each weight: gradient, main weight, two moments."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class StepTime:
     """Arithmetic and memory traffic of the slowest stage's micro batches."""
     tensor_parallel: float
     context_parallel: float
-    """What of the ring or of Ulysses does not hide behind attention."""
+    """Communication of the ring and of Ulysses that is not hidden behind attention."""
     pipeline_bubble: float
     data_parallel: float
-    """What of the reduction of gradients does not hide, and the gathering of weights."""
+    """Reduction of gradients that is not hidden, and all-gather of weights."""
     offload: float
-    """What of the way to the host's memory and back does not hide."""
+    """Copies to the host's memory and back that are not hidden."""
     optimizer: float
     tokens_per_second: float
-    """Of the whole run."""
+    """Rate of the run, all replicas together."""
     mfu: float
-    """Operations that the model needs over what all devices could do at their peak."""
+    """The model's operations over those of all devices at their peak in the same time."""
 
 
 @dataclass
@@ -61,15 +61,15 @@ class _Parts:
 
 
 def step_time(
-    config: Config, world_size: int, hardware: Hardware, stages: Sequence[StageMemory], contents: Contents
+    config: Config, world_size: int, hardware: Hardware, stages: Sequence[StageMemory], contents: BatchContents
 ) -> StepTime:
-    """Seconds of a step whose micro batches all hold `contents`; `stages` is their plan_memory."""
+    """Plan the seconds of a step whose micro batches all have `contents`; `stages`: their plan_memory."""
     layout, training = config.layout, config.training
     replicas = world_size // replica_size(config)
     micro_batches = training.global_batch_size // (training.micro_batch_size * replicas)
     parts = [_micro_batch(config, hardware, stage, contents) for stage in stages]
     slowest = max(parts, key=lambda each: each.total)
-    # The first micro batch goes through the other stages before the slowest one is busy, or after it.
+    # The other stages compute one micro batch before the slowest stage is busy, or after it.
     bubble = (sum(each.total for each in parts) - slowest.total) / layout.virtual_pipeline
     if layout.pipeline_parallel > 1:
         hidden = _hidden_bytes(config, contents, local=True)
@@ -96,33 +96,34 @@ def step_time(
     )
 
 
-def _workload(contents: Contents) -> Workload:
+def _workload(contents: BatchContents) -> Workload:
     work = Workload(loss_tokens=contents.loss_tokens, tiles=contents.tiles)
     work.add_documents([contents.tokens // contents.documents] * contents.documents)
     return work
 
 
-def _micro_batch(config: Config, hardware: Hardware, stage: StageMemory, contents: Contents) -> _Parts:
+def _micro_batch(config: Config, hardware: Hardware, stage: StageMemory, contents: BatchContents) -> _Parts:
     """Forward and backward pass of one micro batch."""
     layout, training, recompute = config.layout, config.training, config.training.recompute
-    sharers = layout.tensor_parallel * layout.context_parallel
+    ranks = layout.tensor_parallel * layout.context_parallel
     language = language_parts(config.model, _workload(contents))
-    share = stage.layers / config.model.language.num_layers
+    fraction = stage.layers / config.model.language.num_layers
     trained = "language" in training.trainable
     again = _recomputed(config, stage.layers)
     chunked = training.mlp_chunk_size is not None
-    linear = language["language_linear"] * share * (2 + trained + again)
+    linear = language["language_linear"] * fraction * (2 + trained + again)
     if chunked:
-        linear += language["language_linear"] * share * _mlp_share(config)
-    attends = language["language_attention"] * share
+        linear += language["language_linear"] * fraction * _mlp_fraction(config)
+    attends = language["language_attention"] * fraction
     attention = attends * (3 + (1 if recompute.granularity == "selective" else again))
     head = language["head"] * (2 + trained) if stage.stage == layout.pipeline_parallel - 1 else 0
     vision = _vision_flops(config, contents) if stage.stage == 0 else 0
     matmul = hardware.flops * hardware.matmul_efficiency
-    attending = attention / sharers / (hardware.flops * hardware.attention_efficiency)
+    attending = attention / ranks / (hardware.flops * hardware.attention_efficiency)
     products = matmul if training.fp8 is None else hardware.fp8_flops * hardware.matmul_efficiency
-    arithmetic = linear / sharers / products + (head + vision) / sharers / matmul + attending
-    # What is written is read again; matrix products reuse what they read, so traffic runs beside arithmetic only there.
+    arithmetic = linear / ranks / products + (head + vision) / ranks / matmul + attending
+    # Every tensor is written and read again. Only matrix products overlap that with arithmetic, but they reuse what
+    # they read.
     traffic = 2 * stage.traffic / hardware.bandwidth
     compute = arithmetic + traffic
     ring = _ring(config, hardware, contents, stage.layers)
@@ -139,31 +140,32 @@ def _micro_batch(config: Config, hardware: Hardware, stage: StageMemory, content
 
 
 def _recomputed(config: Config, layers: int) -> float:
-    """Share of a stage's layers whose forward pass runs twice."""
+    """Fraction of a stage's layers whose forward pass runs twice."""
     recompute = config.training.recompute
     if recompute.granularity != "full":
         return 0.0
-    return (
-        1.0 if recompute.method == "uniform" else min(recompute.num_layers * config.layout.virtual_pipeline / layers, 1)
-    )
+    if recompute.method == "uniform":
+        return 1.0
+    return min(recompute.num_layers * config.layout.virtual_pipeline / layers, 1)
 
 
-def _mlp_share(config: Config) -> float:
+def _mlp_fraction(config: Config) -> float:
+    """Fraction of a layer's linear weights that the MLP has."""
     language = config.model.language
     return 3 * language.hidden_size * language.ffn_hidden_size / language.layer_weights
 
 
-def _vision_flops(config: Config, contents: Contents) -> float:
+def _vision_flops(config: Config, contents: BatchContents) -> float:
     parts = vision_parts(config.model, _workload(contents))
     trainable = config.training.trainable
     projector = sum(size for name, size in parts.items() if name.startswith("projector"))
-    tower = sum(parts.values()) - projector
+    encoder = sum(parts.values()) - projector
     factor = 3 + config.training.recompute.vision if "vision" in trainable else 1
-    return tower * factor + projector * (3 if "projector" in trainable else 1)
+    return encoder * factor + projector * (3 if "projector" in trainable else 1)
 
 
-def _hidden_bytes(config: Config, contents: Contents, local: bool) -> float:
-    """A hidden state of a micro batch on a CP rank, or on one TP rank of it under sequence parallelism."""
+def _hidden_bytes(config: Config, contents: BatchContents, local: bool) -> float:
+    """Bytes of a hidden state on a CP rank; `local`: on one of its TP ranks, if sequence parallelism splits it."""
     layout = config.layout
     size = contents.tokens / layout.context_parallel * config.model.language.hidden_size
     size *= ELEMENT_BYTES[config.training.precision]
@@ -171,14 +173,14 @@ def _hidden_bytes(config: Config, contents: Contents, local: bool) -> float:
 
 
 def _rate(hardware: Hardware, span: int) -> float:
-    """Bytes/s of collectives over ranks that lie within `span` neighbours."""
+    """Bytes/s of collectives over ranks that are among `span` neighbours."""
     link = hardware.link if span <= hardware.devices_per_node else hardware.network
     return link * hardware.link_efficiency
 
 
-def _tensor_parallel(config: Config, hardware: Hardware, contents: Contents, layers: int, again: float) -> float:
-    """Two sums a layer and pass; under sequence parallelism each is a scatter and a gather, with one more gather of
-    each input for the weights' gradients (arXiv 2205.05198).
+def _tensor_parallel(config: Config, hardware: Hardware, contents: BatchContents, layers: int, again: float) -> float:
+    """Two all-reduces a layer and pass; under sequence parallelism each is a reduce-scatter and an all-gather, with one
+    more all-gather of each input for the weights' gradients (arXiv 2205.05198).
     """
     tp = config.layout.tensor_parallel
     if tp == 1:
@@ -190,8 +192,8 @@ def _tensor_parallel(config: Config, hardware: Hardware, contents: Contents, lay
     return layers * once * passes
 
 
-def _ring(config: Config, hardware: Hardware, contents: Contents, layers: int) -> float:
-    """Keys and values around the ring, gradients too in the backward pass, and Ulysses' rows for heads."""
+def _ring(config: Config, hardware: Hardware, contents: BatchContents, layers: int) -> float:
+    """Messages of the ring, keys and values and in the backward pass their gradients; all-to-all of Ulysses."""
     layout, language = config.layout, config.model.language
     if layout.context_parallel == 1:
         return 0.0
@@ -202,13 +204,13 @@ def _ring(config: Config, hardware: Hardware, contents: Contents, layers: int) -
     pairs = rows * 2 * local_query_groups(config) * language.head_dim * element
     own = pairs * (layout.context_parallel // ulysses - 1)
     queries = 2 * rows * language.query_width / layout.tensor_parallel * element
-    traded = (queries + pairs) * (ulysses - 1) / ulysses
+    exchanged = (queries + pairs) * (ulysses - 1) / ulysses
     again = _recomputed(config, layers)
-    return layers * (own * (3 + again) + traded * (2 + again)) / rate
+    return layers * (own * (3 + again) + exchanged * (2 + again)) / rate
 
 
 def _data_parallel(config: Config, hardware: Hardware, stage: StageMemory, replicas: int, part: _Parts) -> float:
-    """Reduction of fp32 gradients and gathering of weights over DP x CP."""
+    """Reduce-scatter of fp32 gradients and all-gather of weights over DP x CP."""
     layout = config.layout
     ranks = replicas * layout.context_parallel
     if ranks == 1:

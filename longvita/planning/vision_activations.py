@@ -1,4 +1,4 @@
-"""Operators of the vision encoder and the projector, and of the exchange of their feature rows, on a timeline.
+"""Operators of vision encoder and projector, and of the exchange of feature rows, as calls on an activation timeline.
 
 They follow longvita/model/vision.py, layer_specs.py, projector.py and LongVITA._embed.
 """
@@ -6,14 +6,14 @@ They follow longvita/model/vision.py, layer_specs.py, projector.py and LongVITA.
 from __future__ import annotations
 
 from longvita.config.schema import Config
-from longvita.planning.activation_timeline import ActivationTimeline, Tensor
-from longvita.planning.batch_contents import Contents
+from longvita.planning.activation_timeline import ActivationTimeline, PlannedTensor
+from longvita.planning.batch_contents import BatchContents
 from longvita.planning.parameters import ELEMENT_BYTES
 from longvita.platforms.layer_memory import LayerMemory
 
 
-class Tower:
-    """Vision tower and projector over `tiles` tiles at once; whole on each rank of a first pipeline stage."""
+class VisionOperators:
+    """Vision encoder and projector over `tiles` tiles at once; replicated on each rank of the first pipeline stage."""
 
     def __init__(self, timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, tiles: int):
         self.timeline, self.config, self.layer_memory = timeline, config, layer_memory
@@ -25,19 +25,19 @@ class Tower:
         self.ffn = self.positions * vision.ffn_hidden_size * self.element
         self.tiles = tiles
 
-    def encode(self) -> Tensor:
-        """Feature rows of the tiles."""
+    def encode(self) -> PlannedTensor:
+        """Compute the feature rows of the tiles."""
         timeline = self.timeline
         with timeline.part("vision"):
             if self.trained:
-                hidden = self._tower()
+                hidden = self._encoder()
             else:
                 with timeline.without_gradients():
-                    hidden = self._tower()
+                    hidden = self._encoder()
         with timeline.part("vision features"):
             return self._project(hidden)
 
-    def _tower(self) -> Tensor:
+    def _encoder(self) -> PlannedTensor:
         timeline = self.timeline
         hidden = self._patches()
         for layer in range(self.config.model.vision.num_layers):
@@ -48,47 +48,47 @@ class Tower:
                 hidden = self._layer(hidden)
         return hidden
 
-    def _patches(self) -> Tensor:
-        """Convolution, class token, positions."""
+    def _patches(self) -> PlannedTensor:
+        """Patch convolution, class token, position embeddings."""
         timeline, vision = self.timeline, self.config.model.vision
         timeline.label = "patches"
         cast = self.tiles * 3 * vision.image_size**2 * self.element
         if self.element != 4:
             tiles = timeline.tensor(cast, differentiable=False)
         else:
-            tiles = timeline.tensor(0, differentiable=False)  # the batch's own
+            tiles = timeline.tensor(0, differentiable=False)  # those of the batch
         weight = 3 * vision.patch_size**2 * vision.hidden_size * self.element
         patches = timeline.operator(
             [tiles], self.hidden, keeps=[tiles], weight_gradient=weight if self.trained else 0, trained=self.trained
         )
         with_class = timeline.operator([patches], self.hidden)
-        placed = timeline.operator([with_class], self.hidden, shares_gradient=True)
-        return timeline.operator([placed], self.hidden, shares_gradient=True)
+        placed = timeline.operator([with_class], self.hidden, passes_gradient=True)
+        return timeline.operator([placed], self.hidden, passes_gradient=True)
 
-    def _layer(self, x: Tensor) -> Tensor:
+    def _layer(self, x: PlannedTensor) -> PlannedTensor:
         timeline = self.timeline
         normed = self._norm(x)
         mixed = self._linear(normed, 3 * self.hidden, bias=True)
         parts = timeline.views(mixed, [self.hidden] * 3)
         vision = self.config.model.vision
         statistics = self.positions * vision.num_attention_heads * self.layer_memory.statistics_bytes
-        out = timeline.operator(parts, self.hidden, keeps=parts, keeps_output=True, keeps_new=statistics, last=())
+        out = timeline.operator(parts, self.hidden, keeps=parts, keeps_output=True, keeps_new=statistics, drops=())
         projected = self._linear(out, self.hidden, copies=self.hidden)
         timeline.drop(out, normed, *parts)
         middle = self._scale_and_add(projected, x)
         normed = self._norm(middle)
         wide = self._linear(normed, self.ffn)
-        biased = timeline.operator([wide], self.ffn, shares_gradient=True)
+        biased = timeline.operator([wide], self.ffn, passes_gradient=True)
         activated = timeline.operator([biased], self.ffn, keeps=[biased])
         narrow = self._linear(activated, self.hidden)
         timeline.drop(activated, normed)
         return self._scale_and_add(narrow, middle)
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return self.timeline.operator([x], self.hidden, keeps=[x], trained=self.trained, last=())
+    def _norm(self, x: PlannedTensor) -> PlannedTensor:
+        return self.timeline.operator([x], self.hidden, keeps=[x], trained=self.trained, drops=())
 
-    def _linear(self, x: Tensor, size: int, bias: bool = False, copies: int = 0) -> Tensor:
-        """A linear layer; x stays with its holder. copies: bytes of rows that are copied to lie in order."""
+    def _linear(self, x: PlannedTensor, size: int, bias: bool = False, copies: int = 0) -> PlannedTensor:
+        """Call a linear layer; the caller still holds x. copies: bytes of rows that are copied to be contiguous."""
         weight = x.size // max(self.positions, 1) * size // max(self.positions, 1) // self.element
         return self.timeline.operator(
             [x],
@@ -98,18 +98,18 @@ class Tower:
             backward_scratch=copies,
             weight_gradient=weight if self.trained else 0,
             trained=self.trained,
-            last=(),
+            drops=(),
         )
 
-    def _scale_and_add(self, output: Tensor, residual: Tensor) -> Tensor:
-        """Bias, layer scale and residual sum: keeps the biased output, for the scale's gradient."""
+    def _scale_and_add(self, output: PlannedTensor, residual: PlannedTensor) -> PlannedTensor:
+        """Bias, layer scale and residual sum; the biased output is kept for the scale's gradient."""
         timeline = self.timeline
-        biased = timeline.operator([output], self.hidden, shares_gradient=True)
-        # One kernel computes scale and sum; what is apart here is the gradient alone.
+        biased = timeline.operator([output], self.hidden, passes_gradient=True)
+        # One kernel computes scale and sum; only their gradients are separate.
         scaled = timeline.operator([biased], 0, keeps=[biased], backward_scratch=self.hidden, trained=self.trained)
-        return timeline.operator([scaled, residual], self.hidden, shares_gradient=True)
+        return timeline.operator([scaled, residual], self.hidden, passes_gradient=True)
 
-    def _project(self, hidden: Tensor) -> Tensor:
+    def _project(self, hidden: PlannedTensor) -> PlannedTensor:
         timeline, model = self.timeline, self.config.model
         timeline.label = "projector"
         rows = self.tiles * model.tokens_per_tile
@@ -133,32 +133,35 @@ class Tower:
         )
 
 
-def tiles_of_a_rank(config: Config, contents: Contents) -> int:
-    """Most tiles that one rank encodes: those of a micro batch are shared by TP x CP ranks."""
-    sharers = config.layout.tensor_parallel * config.layout.context_parallel
-    return -(-contents.tiles // sharers)
+def tiles_of_a_rank(config: Config, contents: BatchContents) -> int:
+    """Return the most tiles that one rank encodes: those of a micro batch are split over TP x CP ranks."""
+    return -(-contents.tiles // (config.layout.tensor_parallel * config.layout.context_parallel))
 
 
 def place_features(
-    timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, contents: Contents, embeddings: Tensor
-) -> Tensor:
-    """Encodes the rank's tiles, some at a time, carries their rows to where they belong and puts them there.
+    timeline: ActivationTimeline,
+    config: Config,
+    layer_memory: LayerMemory,
+    contents: BatchContents,
+    embeddings: PlannedTensor,
+) -> PlannedTensor:
+    """Encode the rank's tiles chunk by chunk, send their rows to the ranks of their positions and insert them there.
 
-    A micro batch without any has a blank tile encoded, times zero, where tower or projector are trained.
+    A micro batch without tiles encodes a blank one, times zero, where encoder or projector are trained.
     """
     if not contents.tiles:
         return _with_blank_tile(timeline, config, layer_memory, embeddings)
     left, chunk = tiles_of_a_rank(config, contents), config.training.vision_chunk_size
-    sharers = config.layout.tensor_parallel * config.layout.context_parallel
+    ranks = config.layout.tensor_parallel * config.layout.context_parallel
     row = config.model.tokens_per_tile * config.model.language.hidden_size * ELEMENT_BYTES[config.training.precision]
     copies = 1 if config.layout.sequence_parallel else config.layout.tensor_parallel
     while left > 0:
         tiles = min(left, chunk)
         left -= tiles
-        rows = Tower(timeline, config, layer_memory, tiles).encode()
+        rows = VisionOperators(timeline, config, layer_memory, tiles).encode()
         with timeline.part("vision features"):
             received = tiles * row * copies
-            if sharers > 1:
+            if ranks > 1:
                 sent = timeline.operator([rows], received)
                 rows = timeline.operator([sent], received, backward_scratch=tiles * row)
             embeddings = timeline.operator([embeddings, rows], embeddings.size)
@@ -166,12 +169,12 @@ def place_features(
 
 
 def _with_blank_tile(
-    timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, embeddings: Tensor
-) -> Tensor:
-    """LongVITA._embed without tiles: gradients go back through the embeddings for the blank tile's sake."""
+    timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, embeddings: PlannedTensor
+) -> PlannedTensor:
+    """LongVITA._embed without tiles: because of the blank tile, the embeddings get gradients."""
     if not {"vision", "projector"} & set(config.training.trainable):
         return embeddings
-    rows = Tower(timeline, config, layer_memory, 1).encode()
+    rows = VisionOperators(timeline, config, layer_memory, 1).encode()
     with timeline.part("vision features"):
         nothing = timeline.operator([rows], 0)
-        return timeline.operator([embeddings, nothing], embeddings.size, shares_gradient=True)
+        return timeline.operator([embeddings, nothing], embeddings.size, passes_gradient=True)

@@ -1,4 +1,4 @@
-"""A rehearsed rank against the same rank of a real run on gloo: state, collectives, what autograd keeps."""
+"""Ranks of a dry run against those of a real run on gloo: state, collectives, bytes that autograd keeps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from longvita.config.schema import Config
-from longvita.planning.dry_run.collectives import CollectiveRecorder, followed
-from longvita.planning.dry_run.micro_batch import heaviest_loads, make_batch
-from longvita.planning.dry_run.rank import checkpoint_shapes, counted_saves, state_bytes
+from longvita.planning.batch_contents import worst_contents
+from longvita.planning.dry_run.collectives import CollectiveRecorder, track_phases
+from longvita.planning.dry_run.micro_batch import make_batch
+from longvita.planning.dry_run.rank import allocated_state, checkpoint_shapes, count_saved
 from longvita.planning.dry_run.run import dry_run
 from longvita.platforms import get
 from longvita.training.state import build_state
@@ -38,46 +39,46 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def _measure(rank: int, world: int, settings: dict) -> dict:
-    """The same figures as a RankDryRun's, of a step that is really made."""
+    """The figures of a RankDryRun, measured in a real step."""
     config = Config.model_validate(settings)
     platform = get("cpu")
     platform.activate()
     groups = platform.build_groups(config)
     state = build_state(config, groups, platform)
-    loads = heaviest_loads(config)
+    contents = worst_contents(config)
     saved = []
     interleaved = config.layout.virtual_pipeline > 1
     passes = groups.pp_size if interleaved else 1
-    for load in loads:
-        batch = make_batch(load, config, groups, platform.device)
-        with counted_saves(state.models) as found:
+    for each in contents:
+        batch = make_batch(each, config, groups, platform.device)
+        with count_saved(state.models) as found:
             train_step(state, [batch] * passes, passes)
         saved.append(sum(found.values()) // passes)
-    batch = make_batch(loads[0], config, groups, platform.device)
-    with CollectiveRecorder(groups) as recorder, followed(recorder, state):
+    batch = make_batch(contents[0], config, groups, platform.device)
+    with CollectiveRecorder(groups) as recorder, track_phases(recorder, state):
         train_step(state, [batch] * state.micro_batches)
     figures = {
         "collectives": dict(recorder.counts),
         "saved": saved,
         "shapes": checkpoint_shapes(state),
-        **state_bytes(state),
+        **allocated_state(state),
     }
     groups.destroy()
     return figures
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_dry_run_ranks_equal_real_ones(name: str) -> None:
+def test_ranks_of_a_dry_run_equal_real_ones(name: str) -> None:
     world, sections = RUNS[name]
     config = tiny_config(**sections)
     found = dry_run(config, world, range(world), with_files=False)
     assert not found.problems, found.traces
     real = run_distributed(_measure, world, config.model_dump(mode="python"))
     assert [one.rank for one in found.ranks] == list(range(world))
-    for rehearsed, measured in zip(found.ranks, real, strict=True):
-        assert {field: getattr(rehearsed, field) for field in STATE} == {field: measured[field] for field in STATE}
-        assert rehearsed.collectives == measured["collectives"]
-        assert rehearsed.shapes == measured["shapes"]
+    for counted, measured in zip(found.ranks, real, strict=True):
+        assert {field: getattr(counted, field) for field in STATE} == {field: measured[field] for field in STATE}
+        assert counted.collectives == measured["collectives"]
+        assert counted.shapes == measured["shapes"]
         # On CPU, layer norms of bf16 keep their statistics in bf16; interleaved passes are counted together.
         if "interleaved" not in name and "bf16" not in name:
-            assert [each.saved for each in rehearsed.activations] == measured["saved"]
+            assert [each.saved for each in counted.activations] == measured["saved"]

@@ -23,13 +23,13 @@ from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.tile_sharing import assign_tiles
-from longvita.planning.batch_contents import Contents
+from longvita.planning.batch_contents import BatchContents
 from longvita.platforms.base import OffloadedTensor, Platform
 from longvita.training.state import build_state
 from longvita.training.step import train_step
 
 
-def micro_batch(contents: Contents, config: Config, groups: ParallelGroups) -> LocalBatch:
+def micro_batch(contents: BatchContents, config: Config, groups: ParallelGroups) -> LocalBatch:
     """A micro batch with these contents: tiles from its start, loss tokens at its end."""
     tokens, size, per_tile = contents.tokens, config.model.vision.image_size, config.model.tokens_per_tile
     length = tokens // contents.documents
@@ -137,7 +137,7 @@ class NumpyOffloadedTensor(OffloadedTensor):
         return back
 
 
-def peak_of_step(state: TrainingState, contents: Contents) -> int:
+def peak_of_step(state: TrainingState, contents: BatchContents) -> int:
     """Peak bytes of a step on this rank, in addition to weights, gradients and optimizer state.
 
     From the allocations in torch's profiler. Buffers that Megatron keeps for its collectives are freed before the step,

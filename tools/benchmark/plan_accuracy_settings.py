@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longvita.config.schema import Config
-from longvita.planning.batch_contents import Contents
+from longvita.planning.batch_contents import BatchContents
 
 MODEL: dict[str, Any] = {
     "vision": {
@@ -35,7 +35,7 @@ class PlanSetting:
     """The differences of a config from the defaults here, and the contents of each micro batch."""
 
     processes: int
-    contents: Contents
+    contents: BatchContents
     layout: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -47,8 +47,8 @@ class PlanSetting:
         return Config.model_validate(values)
 
 
-TEXT, VIDEO, MIXED = Contents(1024, 1, 0, 1024), Contents(1024, 1, 56, 16), Contents(1024, 2, 20, 256)
-LONG = Contents(2048, 1, 20, 256)
+TEXT, VIDEO, MIXED = BatchContents(1024, 1, 0, 1024), BatchContents(1024, 1, 56, 16), BatchContents(1024, 2, 20, 256)
+LONG = BatchContents(2048, 1, 20, 256)
 MEMORY = {
     "text": PlanSetting(1, TEXT),
     "video": PlanSetting(1, VIDEO),
@@ -59,11 +59,11 @@ MEMORY = {
     "projector alone": PlanSetting(1, MIXED, training={"trainable": ["projector"]}),
     "projector alone, text": PlanSetting(1, TEXT, training={"trainable": ["projector"]}),
     "selective": PlanSetting(1, MIXED, training={"recompute": {"granularity": "selective"}}),
-    "uniform": PlanSetting(1, Contents(2048, 1, 0, 256), training={"recompute": FULL}),
-    "uniform by 2": PlanSetting(1, Contents(2048, 1, 0, 256), training={"recompute": {**FULL, "num_layers": 2}}),
+    "uniform": PlanSetting(1, BatchContents(2048, 1, 0, 256), training={"recompute": FULL}),
+    "uniform by 2": PlanSetting(1, BatchContents(2048, 1, 0, 256), training={"recompute": {**FULL, "num_layers": 2}}),
     "block": PlanSetting(1, LONG, training={"recompute": {**FULL, "method": "block", "num_layers": 5}}),
     "MLP in chunks": PlanSetting(1, LONG, training={"recompute": FULL, "mlp_chunk_size": 128}),
-    "offloaded": PlanSetting(1, Contents(2048, 1, 0, 256), training={"recompute": {**FULL, "offload": True}}),
+    "offloaded": PlanSetting(1, BatchContents(2048, 1, 0, 256), training={"recompute": {**FULL, "offload": True}}),
     "DP2": PlanSetting(2, MIXED),
     "TP2": PlanSetting(2, MIXED, {"tensor_parallel": 2}),
     "TP2 SP": PlanSetting(2, MIXED, {"tensor_parallel": 2, "sequence_parallel": True}),
@@ -81,7 +81,7 @@ MEMORY = {
 
 _BATCH = {"global_batch_size": 4}
 _AGAIN = {**_BATCH, "recompute": {**FULL, "vision": True}}
-SHORT = Contents(512, 1, 20, 128)
+SHORT = BatchContents(512, 1, 20, 128)
 TIME = {
     "DP1": PlanSetting(1, SHORT, training=_BATCH),
     "DP1 recomputed": PlanSetting(1, SHORT, training=_AGAIN),

@@ -12,14 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from longvita.planning.dry_run.plan_comparison import Comparison
-from longvita.planning.dry_run.rank_counts import Collective, RankDryRun
+from longvita.planning.dry_run.rank_counts import ActivationBytes, Collective, RankDryRun
 from longvita.planning.dry_run.run import DryRun
 
 GIB = 2**30
 
 
 def show(found: DryRun, console: Console, comparisons: Sequence[Comparison] = ()) -> None:
-    """Prints ranks, activations, collectives, the comparison with a plan where there is one, notes and problems."""
+    """Print ranks, activations, collectives, the comparison with a plan if any, notes and problems."""
     if found.ranks:
         console.print(_ranks(found))
         console.print(_activations(found))
@@ -36,7 +36,7 @@ def show(found: DryRun, console: Console, comparisons: Sequence[Comparison] = ()
 
 
 def as_json(found: DryRun, comparisons: Sequence[Comparison] = ()) -> dict[str, Any]:
-    """The same as plain values; bytes and counts are whole numbers."""
+    """Return the dry run as plain data; bytes and counts are integers."""
     return {
         "world_size": found.world_size,
         "seconds": round(found.seconds, 1),
@@ -71,13 +71,14 @@ def _rank_json(rank: RankDryRun) -> dict[str, Any]:
         )
     }
     activations = [
-        {**dataclasses.asdict(each.load), **_without_load(each), "total": each.total} for each in rank.activations
+        {**dataclasses.asdict(each.contents), **_activation_bytes(each), "total": each.total}
+        for each in rank.activations
     ]
     calls = [{**dataclasses.asdict(call), "calls": count} for call, count in sorted(rank.collectives.items())]
     return {**plain, "activations": activations, "collectives": calls, "seconds": round(rank.seconds, 1)}
 
 
-def _without_load(activations: Any) -> dict[str, int]:
+def _activation_bytes(activations: ActivationBytes) -> dict[str, int]:
     return {name: getattr(activations, name) for name in ("saved", "peak", "offloaded", "waiting")}
 
 
@@ -110,14 +111,14 @@ def _ranks(found: DryRun) -> Table:
 
 def _activations(found: DryRun) -> Table:
     numbers = ("tokens", "tiles", "with loss", "saved GiB", "peak GiB", "waiting", "in all GiB", "offloaded GiB")
-    table = _table("Activations of a micro batch", ("rank", "load"), numbers)
+    table = _table("Activations of a micro batch", ("rank", "contents"), numbers)
     for rank in found.ranks:
         for each in rank.activations:
-            load = each.load
+            contents = each.contents
             table.add_row(
                 str(rank.rank),
-                load.name,
-                *(f"{count:,}" for count in (load.tokens, load.tiles, load.loss_tokens)),
+                contents.name,
+                *(f"{count:,}" for count in (contents.tokens, contents.tiles, contents.loss_tokens)),
                 _gib(each.saved),
                 _gib(each.peak),
                 str(each.waiting),
@@ -128,7 +129,7 @@ def _activations(found: DryRun) -> Table:
 
 
 def _collectives(found: DryRun) -> Table:
-    """Calls of one kind in one phase are one row, whatever their sizes."""
+    """One row for the calls of one kind in one phase, of any size."""
     table = _table(
         "Collectives of an optimizer step", ("rank", "phase", "kind", "group"), ("ranks", "calls", "largest", "GiB")
     )

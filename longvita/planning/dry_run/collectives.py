@@ -1,7 +1,7 @@
-"""Every collective call and message that a process makes, as torch.distributed's dispatcher sees it.
+"""Record every collective call and message of a process.
 
 The calls of torch.distributed, of megatron-core and of autograd's backward passes all become operators c10d::..., which
-a dispatch mode sees with their tensors and their group, on real groups as on fake ones.
+a dispatch mode receives with their tensors and their group, for real groups and for fake ones.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ KINDS = {
     "barrier": "barrier",
     "monitored_barrier_": "barrier",
 }
-"""What the operators of c10d are called here."""
-_INPUT_IS_SECOND = ("_allgather_base_", "_reduce_scatter_base_", "alltoall_base_", "allgather_", "reduce_scatter_")
-"""Operators whose first argument is what they fill in."""
+"""Kind of collective by the name of its operator in c10d."""
+_OUTPUT_IS_FIRST = ("_allgather_base_", "_reduce_scatter_base_", "alltoall_base_", "allgather_", "reduce_scatter_")
+"""Operators whose first argument is the output, and the second the input."""
 WORLD = "world"
 _MESSAGES = ("send", "receive")
 
 
 def group_names(groups: ParallelGroups) -> dict[str, str]:
-    """Names of a layout's groups, by the name that torch.distributed has for each."""
-    # Those of one axis come last: a group may be several things at once, and is then called the simplest.
+    """Map the names that torch.distributed has for a layout's groups to readable ones."""
+    # Groups of one axis come last: one group may play several parts, and then gets the simplest name.
     named = {
         WORLD: dist.group.WORLD,
         "TP x PP": groups.language.mp,
@@ -67,9 +67,9 @@ def group_names(groups: ParallelGroups) -> dict[str, str]:
 
 
 class CollectiveRecorder(TorchDispatchMode):
-    """While entered, counts this process's collective calls; they are made as ever.
+    """While entered, count this process's collective calls; the calls themselves do not change.
 
-    in_forward, in_optimizer: to be set by whoever runs the step; see `followed`.
+    in_forward, in_optimizer: where the step is; set by `track_phases`.
     """
 
     def __init__(self, groups: ParallelGroups):
@@ -80,7 +80,7 @@ class CollectiveRecorder(TorchDispatchMode):
         self._stage_count = groups.pp_size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Records an operator of c10d; see the class."""
+        """Record an operator of c10d, then run it."""
         kwargs = kwargs or {}
         if func.namespace == "c10d":
             self._record(func, args)
@@ -95,12 +95,12 @@ class CollectiveRecorder(TorchDispatchMode):
         group = _group_of(args)
         if group is None or group.size() == 1 or kind == "barrier":
             return
-        moved = args[1] if name in _INPUT_IS_SECOND else args[0]
+        moved = args[1] if name in _OUTPUT_IS_FIRST else args[0]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(moved))
         label = self._names.get(group.group_name) or group.group_desc.removesuffix("_GROUP").lower().replace("_", " ")
         width = group.size()
         if kind in _MESSAGES and label == WORLD:
-            # With two stages Megatron receives through the default group, so that both can send at once.
+            # With two stages Megatron receives in the default group, so that both can send at the same time.
             label, width = "PP", self._stage_count
         self.counts[Collective(self._phase(kind, label), kind, label, width, size)] += 1
 
@@ -112,7 +112,7 @@ class CollectiveRecorder(TorchDispatchMode):
         if label == WORLD:
             return "step"
         if label == "DP x CP":
-            # With overlap, Megatron's reductions start inside of the last backward pass.
+            # With overlap, Megatron's reductions start during the last backward pass.
             return "gradients"
         if torch._C._current_graph_task_id() != -1:
             return "backward"
@@ -120,8 +120,8 @@ class CollectiveRecorder(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def followed(recorder: CollectiveRecorder, state: Any) -> Iterator[None]:
-    """Tells the recorder when a training state's chunks run forward, and when its optimizer steps."""
+def track_phases(recorder: CollectiveRecorder, state: Any) -> Iterator[None]:
+    """Set the recorder's phase while a training state's chunks run forward and while its optimizer steps."""
 
     def enter(*unused: Any) -> None:
         recorder.in_forward = True
@@ -157,9 +157,14 @@ def _group_of(args: Any) -> dist.ProcessGroup | None:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors among an operator's arguments or results, in lists and tuples too."""
+    """Yield the tensors among an operator's arguments or results, including those in lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for one in value:
             yield from tensors_in(one)
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Return a key that is unique to a tensor's storage while it exists; tensors on the meta device have no address."""
+    return tensor.untyped_storage()._cdata

@@ -1,4 +1,4 @@
-"""Data files and tokenizer as a run would meet them: there, readable, of the format that the config says."""
+"""Check data files and tokenizer: they exist, are readable, and have the format that the config names."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ from longvita.data.mix.missing_files import files_of_mix
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 from longvita.data.tokenizer import TokenizerError
+from longvita.planning.dry_run.problems import joined
 
-LOOKED_AT = 8
-"""First samples of each file that are read."""
-_NAMED = 3
+MAX_SAMPLES = 8
+"""Samples that are read at the beginning of each file."""
+MAX_NAMED = 3
+"""Files that a problem names."""
 
 
 def find_problems(config: Config) -> list[Problem]:
-    """What the data files of the mix and of the held-out sources, and the tokenizer, would stop a run with.
+    """Find problems of the data files of the mix and of the held-out sources, and of the tokenizer.
 
-    Files and folders that are not there are left to longvita.data.mix.missing_files.find_training_problems.
+    Missing files and folders are left to longvita.data.mix.missing_files.find_training_problems.
     """
     template, problems = _template(config)
     lengths: list[int] = []
     for name, dataset in config.data.dataset.items():
-        problems += _source_problems(config, "dataset", name, dataset, _Lengths(config, template, lengths))
+        problems += _source_problems(config, "dataset", name, dataset, _SampleLengths(config, template, lengths))
     for name, dataset in config.data.validation.items():
         problems += _source_problems(config, "validation", name, dataset, None)
     if config.data.dataset and all(dataset.ratio == 0 for dataset in config.data.dataset.values()):
@@ -49,7 +51,7 @@ def find_problems(config: Config) -> list[Problem]:
 
 
 def _template(config: Config) -> tuple[ChatTemplate | None, list[Problem]]:
-    """The run's chat template, or what is wrong with the tokenizer; neither where its folder is not there."""
+    """Return the run's chat template, or the problems of the tokenizer; neither where its folder does not exist."""
     if not remote.is_folder(config.data.tokenizer or ""):
         return None, []
     try:
@@ -61,15 +63,15 @@ def _template(config: Config) -> tuple[ChatTemplate | None, list[Problem]]:
         return None, [Problem(str(error), "data.tokenizer", config.data.tokenizer, related=(vocabulary,))]
 
 
-class _Lengths:
-    """Adds the tokens of samples to a list, with one frame of each video, until one of them fits a sequence."""
+class _SampleLengths:
+    """Collect the lengths of samples, with one frame of each video, until one sample fits a sequence."""
 
     def __init__(self, config: Config, template: ChatTemplate | None, found: list[int]):
         self.template, self.found, self.limit = template, found, config.data.sequence_length
         self.settings = media_settings(config)
 
     def add(self, samples: Sequence[Sample], media_root: str) -> None:
-        """Looks at samples; those whose media cannot be opened are passed over."""
+        """Add the lengths of samples, in tokens; those whose media cannot be opened are skipped."""
         for sample in samples:
             if self.template is None or (self.found and min(self.found) <= self.limit):
                 return
@@ -81,14 +83,14 @@ class _Lengths:
 
 
 def _source_problems(
-    config: Config, mix: str, name: str, dataset: DatasetConfig, lengths: _Lengths | None
+    config: Config, mix: str, name: str, dataset: DatasetConfig, lengths: _SampleLengths | None
 ) -> Iterator[Problem]:
-    """One problem for the files of a source that cannot be used, one for media of which none can be opened."""
+    """Yield one problem for all unusable files of a source, and one if none of its media can be opened."""
     field = f'data.{mix}."{name}"' if "." in name else f"data.{mix}.{name}"
     try:
         files = [data_file(config.data, path) for _, _, path in files_of_mix(config, {name: dataset})]
     except DataError:
-        return  # a pattern that finds nothing; find_training_problems says so
+        return  # a pattern without files, which find_training_problems reports
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
     wrong: list[str] = []
     lost: list[str] = []
@@ -107,19 +109,21 @@ def _source_problems(
         if lengths is not None:
             lengths.add(samples, media_root)
     if wrong:
-        yield Problem(_listed("cannot be used: ", wrong), f"{field}.data_paths")
+        yield Problem(f"cannot be used: {joined(wrong, MAX_NAMED)}", f"{field}.data_paths")
     if lost and not opened:
         root = f"{field}.media_root" if dataset.media_root is not None else "data.media_root"
-        yield Problem(_listed(f"no picture or video of source {name} can be opened: ", lost), root, media_root)
+        yield Problem(
+            f"no picture or video of source {name} can be opened: {joined(lost, MAX_NAMED)}", root, media_root
+        )
 
 
 def first_samples(path: str, dataset: DatasetConfig) -> list[Sample]:
-    """The usable ones of a file's first samples. Raises DataError, SampleError or OSError when there are none."""
+    """Return the usable ones of a file's first samples. Raises DataError, SampleError or OSError if there are none."""
     options = FormatOptions.of(dataset.columns, dataset.prompt)
     format = make_format(format_of(path, dataset.format), options)
     found = [
         sample
-        for _, sample in itertools.islice(format.samples(path, _beginning(path, format)), LOOKED_AT)
+        for _, sample in itertools.islice(format.samples(path, _first_part(path, format)), MAX_SAMPLES)
         if sample is not None
     ]
     usable = [sample for sample in found if isinstance(sample, Sample)]
@@ -130,8 +134,8 @@ def first_samples(path: str, dataset: DatasetConfig) -> list[Sample]:
     return usable
 
 
-def _beginning(path: str, format: Format) -> Part:
-    """A part that begins with the first sample. Parts as the index cuts them would take a pass over whole files."""
+def _first_part(path: str, format: Format) -> Part:
+    """Return a part that begins with the first sample. Dividing it like the index would need a pass over the file."""
     if format.name == "json":
         return Part(array_start(path) or 0, remote.size(path))
     if format.name in ("jsonl", "webdataset"):
@@ -141,7 +145,7 @@ def _beginning(path: str, format: Format) -> Part:
 
 
 def _media_missing(samples: Sequence[Sample], media_root: str, max_fps: float) -> list[str]:
-    """Why the media of the first samples cannot be opened; nothing as soon as one sample's can, or none has any."""
+    """List why the media of samples cannot be opened; empty once those of one sample can be, or if none has media."""
     reasons: list[str] = []
     for sample in samples:
         if not sample.images and not sample.videos:
@@ -152,8 +156,3 @@ def _media_missing(samples: Sequence[Sample], media_root: str, max_fps: float) -
         except SampleError as error:
             reasons.append(error.detail)
     return reasons
-
-
-def _listed(title: str, reasons: Sequence[str]) -> str:
-    more = f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
-    return title + "; ".join(reasons[:_NAMED]) + more

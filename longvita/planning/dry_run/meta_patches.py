@@ -1,4 +1,4 @@
-"""What megatron-core needs to run by shape: the CPU's patches, with the accelerator in the place of the meta device."""
+"""Patches that let megatron-core run by shape: those of the CPU, with the meta device in place of the accelerator."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from megatron_patches.patch import Patch
 META = torch.device("meta")
 
 
-class _Rotated(torch.autograd.Function):
-    """A rotation by a fused kernel: a new tensor of the same shape, and nothing kept."""
+class _ShapeRotary(torch.autograd.Function):
+    """The rotary embedding by a fused kernel: a new tensor of the same shape; nothing is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -26,14 +26,14 @@ class _Rotated(torch.autograd.Function):
         return torch.empty_like(grads[0])
 
 
-def rotated_by_shape(
+def rotary_by_shape(
     t: torch.Tensor, freqs: Any, config: Any, cu_seqlens: Any = None, mscale: float = 1.0, cp_group: Any = None
 ) -> torch.Tensor:
-    """A tensor like `t`, as a fused rotary kernel leaves it."""
-    return _Rotated.apply(t)
+    """Return a tensor like `t`, as a fused rotary kernel does."""
+    return _ShapeRotary.apply(t)
 
 
-class _SwiGLU(torch.autograd.Function):
+class _ShapeSwiGLU(torch.autograd.Function):
     """silu(gate) * up of [..., 2 f] by a fused kernel, which keeps its input."""
 
     @staticmethod
@@ -49,12 +49,14 @@ class _SwiGLU(torch.autograd.Function):
 def swiglu_by_shape(
     input: torch.Tensor, bias: Any, fp8_input_store: bool = False, cpu_offload_input: bool = False
 ) -> torch.Tensor:
-    """What a fused SwiGLU without bias makes of [..., 2 f]: [..., f]."""
-    return _SwiGLU.apply(input)
+    """Return [..., f] for [..., 2 f], as a fused SwiGLU without bias does."""
+    return _ShapeSwiGLU.apply(input)
 
 
-def gathered_anew(self: Any, tensor_shape: Any, dtype: Any, name: str, mem_alloc_context: Any = None) -> torch.Tensor:
-    """A new tensor for each gathering, as the accelerators' linear layers have it."""
+def new_gather_buffer(
+    self: Any, tensor_shape: Any, dtype: Any, name: str, mem_alloc_context: Any = None
+) -> torch.Tensor:
+    """Return a new tensor for each all-gather, as the accelerators' linear layers do."""
     return torch.empty(tensor_shape, dtype=dtype, device=META)
 
 
@@ -62,15 +64,15 @@ _FUSED = [
     Patch(
         target="megatron.core.transformer.mlp:bias_swiglu_impl",
         replacement=swiglu_by_shape,
-        why="in a found, has several intermediates at once, since nothing compiles it to one kernel",
+        why="in a dry run, allocates several intermediates at once, because nothing compiles it to one kernel",
         versions="megatron-core==0.16.1",
         remove_when="a dry run can name the accelerator's kernel without having it",
         signature="def bias_swiglu_impl(input, bias, fp8_input_store=False, cpu_offload_input=False)",
     ),
     Patch(
         target="megatron.core.utils:GlobalMemoryBuffer.get_tensor",
-        replacement=gathered_anew,
-        why="in a found, keeps the rows that sequence parallelism gathered, which fused linear layers let go of",
+        replacement=new_gather_buffer,
+        why="in a dry run, keeps the rows that sequence parallelism gathered, which fused linear layers free",
         versions="megatron-core==0.16.1",
         remove_when="a dry run can name the accelerator's linear layers without having them",
         signature="def get_tensor(self, tensor_shape, dtype, name, mem_alloc_context=None)",
@@ -79,8 +81,8 @@ _FUSED = [
 _FUSED_ROTARY = [
     Patch(
         target="megatron.core.transformer.attention:apply_rotary_pos_emb",
-        replacement=rotated_by_shape,
-        why="in a found, keeps cosines and sines for each layer, which a fused kernel does not",
+        replacement=rotary_by_shape,
+        why="in a dry run, keeps cosines and sines for each layer, which a fused kernel does not",
         versions="megatron-core==0.16.1",
         remove_when="a dry run can name the accelerator's kernel without having it",
         signature="def apply_rotary_pos_emb(t, freqs, config, cu_seqlens=None, mscale=1.0, cp_group=None)",
@@ -89,7 +91,7 @@ _FUSED_ROTARY = [
 
 
 def _tensor(make: Any) -> Any:
-    """torch.tensor, which would read the values of tensors in a list."""
+    """Wrap torch.tensor, which would read the values of tensors in a list."""
 
     @functools.wraps(make)
     def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -107,14 +109,14 @@ def _holds_shapes(data: Any) -> bool:
 
 
 def patches(layer_memory: LayerMemory) -> list[Patch]:
-    """The patches of a dry run of these layer_memory."""
+    """List the patches of a dry run with the layers of a platform."""
     from megatron_patches import cpu
     from megatron_patches.cpu.torch_view import TorchView
 
     view = TorchView(META)
     view.tensor = _tensor(view.tensor)  # type: ignore[attr-defined]
     own = [
-        dataclasses.replace(patch, replacement=view, why=f"in a found, {patch.why}")
+        dataclasses.replace(patch, replacement=view, why=f"in a dry run, {patch.why}")
         if isinstance(patch.replacement, TorchView)
         else patch
         for patch in cpu.patches()

@@ -1,7 +1,6 @@
-"""A dry run's platform: the meta device, whose tensors have shapes and no values, and groups that send nothing.
+"""The platform of a dry run: the meta device, whose tensors have shapes and no values, and groups that send nothing.
 
-`longvita plan CONFIG --dry-run` builds a rank of a large run with it, in a process of its own. It is no platform that
-a config can name.
+`longvita plan CONFIG --dry-run` builds ranks of a large run with it, in a separate process. A config cannot name it.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from typing_extensions import override
 
 from longvita.platforms.base import OffloadedTensor, PlatformError
 from longvita.platforms.cpu.platform import CPUPlatform
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from megatron_patches.patch import Patch
 
 BACKEND = "fake"
-"""Of torch.distributed: groups of any size in one process."""
+"""Backend of torch.distributed for groups of any size in one process."""
 
 
-class AwayByShape:
-    """A tensor that lies elsewhere; on its way back it takes the room that it needs."""
+class OffloadedShape:
+    """An offloaded tensor by shape: it takes memory again when it is copied back."""
 
     def __init__(self, tensor: torch.Tensor):
         self._like = tensor.shape, tensor.dtype, tensor.device
         self._back: torch.Tensor | None = None
 
     def start(self) -> None:
-        """Takes the room."""
+        """Allocate the tensor."""
         self._back = self._make()
 
     def fetch(self) -> torch.Tensor:
-        """A tensor of the same shape."""
+        """Return a tensor of the same shape."""
         back, self._back = self._back, None
         return self._make() if back is None else back
 
@@ -50,7 +50,7 @@ class AwayByShape:
 
 
 class MetaPlatform(CPUPlatform):
-    """See the module.
+    """Platform of a dry run.
 
     layer_memory: the platform whose layers are substituted. For one with fused kernels, layers by shape keep for their
     backward pass what those kernels keep (longvita.planning.dry_run.shape_layers); else the CPU's own layers run.
@@ -62,59 +62,57 @@ class MetaPlatform(CPUPlatform):
     def __init__(self, layer_memory: LayerMemory):
         self.layer_memory = layer_memory
         self.offloaded_bytes = 0
-        """Of all tensors that were put away."""
+        """Bytes of all tensors that were offloaded."""
 
     @property
+    @override
     def device(self) -> torch.device:
-        """The meta device."""
         return torch.device("meta")
 
     def join(self, rank: int, world_size: int) -> None:
-        """Makes this process rank `rank` of `world_size` that are not there.
+        """Make this process rank `rank` of `world_size`; the other ranks do not exist.
 
-        Raises PlatformError if this torch has no fake groups.
+        Raises PlatformError if this torch has no fake process groups.
         """
         try:
             from torch.testing._internal.distributed import fake_pg
         except ImportError as error:
             raise PlatformError(f"torch {torch.__version__} has no fake process groups: {error}") from error
-        # Registered for accelerators and the CPU alone; the ring asks for the backend of its tensors' device.
+        # torch registers the backend only for accelerators and the CPU; the ring uses that of its tensors' device.
         make: Any = fake_pg._create_fake_pg
         dist.Backend.register_backend(BACKEND, make, extended_api=True, devices=["cpu", "meta"])
         dist.init_process_group(BACKEND, rank=rank, world_size=world_size, store=fake_pg.FakeStore())
 
+    @override
     def describe(self) -> str:
-        """Which layers it has."""
-        return f"shapes alone, layers of {self.layer_memory.name}"
+        return f"shapes without values, layers of {self.layer_memory.name}"
 
+    @override
     def problems(self, config: Config) -> list[Problem]:
-        """None: a dry run asks the platform of its run."""
-        return []
+        return []  # longvita.planning.dry_run.run asks the platform of the run
 
+    @override
     def offload(self, tensor: torch.Tensor) -> OffloadedTensor:
-        """Counts it and lets it go."""
         self.offloaded_bytes += tensor.numel() * tensor.element_size()
-        return AwayByShape(tensor)
+        return OffloadedShape(tensor)
 
+    @override
     def patches(self) -> list[Patch]:
-        """megatron_patches/meta."""
         from longvita.planning.dry_run import meta_patches
 
         if not hasattr(self, "_patches"):
             self._patches = meta_patches.patches(self.layer_memory)
         return self._patches
 
+    @override
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
-        """The CPU's; where layers are fused, SwiGLU keeps its input alone, and stages let go of what they have sent."""
-        layer_memory = self.layer_memory
-        own = {
-            "bias_activation_fusion": layer_memory.fused,
-            "deallocate_pipeline_outputs": layer_memory.frees_stage_outputs,
+        return super().transformer_config_overrides(virtual_pipeline) | {
+            "bias_activation_fusion": self.layer_memory.fused,
+            "deallocate_pipeline_outputs": self.layer_memory.frees_stage_outputs,
         }
-        return super().transformer_config_overrides(virtual_pipeline) | own
 
+    @override
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
-        """The CPU's, with the fused norm and attention in their places."""
         spec = super().language_layer_spec(config, groups)
         if self.layer_memory.fused:
             layer: Any = spec.submodules
@@ -122,16 +120,18 @@ class MetaPlatform(CPUPlatform):
             layer.self_attention.submodules.core_attention = self.vision_attention()
         return spec
 
+    @override
     def norm(self) -> type:
-        """`ShapeRMSNorm` or the CPU's."""
         from longvita.planning.dry_run.shape_layers import ShapeRMSNorm
 
         return ShapeRMSNorm if self.layer_memory.fused else super().norm()
 
+    @override
     def vision_attention(self) -> type:
-        """`ShapeAttention`, which keeps what the layer_memory' attention keeps, or the CPU's."""
         from longvita.planning.dry_run.shape_layers import ShapeAttention
 
         if not self.layer_memory.fused:
             return super().vision_attention()
-        return type("KernelsAttention", (ShapeAttention,), {"statistics_bytes": self.layer_memory.statistics_bytes})
+        return type(
+            "ShapeAttentionOfPlatform", (ShapeAttention,), {"statistics_bytes": self.layer_memory.statistics_bytes}
+        )

@@ -1,19 +1,19 @@
-"""Counted figures beside planned ones."""
+"""Figures of a plan against those that a dry run counted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from longvita.config.schema import Config
 from longvita.planning.dry_run.rank_counts import RankDryRun
-
-Figures = Mapping[int, Mapping[str, int]]
-"""For each rank, figures by name; see `counted_figures` for the names."""
+from longvita.planning.hardware import Hardware
+from longvita.planning.memory import stage_memories
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of one rank."""
+    """One figure of one rank: a number of parameters, or bytes."""
 
     rank: int
     name: str
@@ -26,30 +26,23 @@ class Comparison:
         return self.planned / self.counted - 1 if self.counted else float(self.planned != 0)
 
 
-def counted_figures(ranks: Sequence[RankDryRun]) -> dict[int, dict[str, int]]:
-    """What was counted on each rank, by name: numbers and bytes as in RankDryRun, and the activations of each load.
-
-    "activations of LOAD" is the highest moment, micro batches that wait included; "saved for LOAD" what autograd keeps
-    of one micro batch.
-    """
-    figures = {}
+def compare_with_plan(
+    config: Config, world_size: int, hardware: Hardware, ranks: Sequence[RankDryRun]
+) -> list[Comparison]:
+    """Compare ranks with the plan: parameters, bytes of state, and the peak of activations for each of the contents."""
+    # A dry run computes in bf16.
+    config = config.model_copy(update={"training": config.training.model_copy(update={"fp8": None})})
+    found = []
     for rank in ranks:
-        own = {
-            name: getattr(rank, name)
-            for name in ("parameters", "trained", "parameter_bytes", "gradient_bytes", "optimizer_bytes")
-        }
+        figures: dict[str, tuple[int, int]] = {}
         for each in rank.activations:
-            own[f"activations of {each.load.name}"] = each.total
-            own[f"saved for {each.load.name}"] = each.saved
-        figures[rank.rank] = own
-    return figures
-
-
-def compare(planned: Figures, counted: Figures) -> list[Comparison]:
-    """The figures that both have, rank by rank in the order of `counted`."""
-    return [
-        Comparison(rank, name, planned[rank][name], value)
-        for rank, figures in counted.items()
-        for name, value in figures.items()
-        if name in planned.get(rank, {})
-    ]
+            planned = next(stage_memories(config, world_size, hardware, [each.contents], [rank.stage]))
+            figures |= {
+                "parameters": (planned.parameter_count, rank.parameters),
+                "parameter_bytes": (planned.parameters, rank.parameter_bytes),
+                "gradient_bytes": (planned.gradients, rank.gradient_bytes),
+                "optimizer_bytes": (planned.optimizer, rank.optimizer_bytes),
+                f"activations of {each.contents.name}": (planned.activations, each.total),
+            }
+        found += [Comparison(rank.rank, name, *pair) for name, pair in figures.items()]
+    return found

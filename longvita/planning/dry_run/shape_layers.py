@@ -1,8 +1,8 @@
-"""Layers by shape: what the accelerators' fused layer_memory take, keep for the backward pass, and send.
+"""Layers by shape: they allocate, keep for the backward pass and send what the accelerators' fused kernels do.
 
 RMSNorm keeps its input and one fp32 statistic a row. Attention keeps its inputs and its output in the precision of
-training, and for each row and head what longvita.platforms.layer_memory says. Its ring carries the rows that
-longvita.attention.ring_plan finds needed.
+training, and for each row and head the statistics of longvita.platforms.layer_memory. Its ring sends the rows of
+longvita.attention.ring_plan.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class ShapeRMSNorm(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as x."""
-        return _RMSNorm.apply(x, self.weight)
+        """Return a tensor of the shape and dtype of x."""
+        return _ShapeRMSNormFunction.apply(x, self.weight)
 
 
-class _RMSNorm(torch.autograd.Function):
+class _ShapeRMSNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
@@ -48,10 +48,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class ShapeAttention(MegatronModule):
-    """Fused core attention with megatron-core's interface, over whole tiles, packed documents, or a split sequence."""
+    """Fused core attention with megatron-core's interface, for tiles, packed documents, and split sequences."""
 
     statistics_bytes = 4
-    """What it keeps for each row and head beside its inputs and output (longvita.platforms.layer_memory)."""
+    """Bytes that it keeps for each row and head in addition to inputs and output (longvita.platforms.layer_memory)."""
 
     def __init__(
         self,
@@ -80,26 +80,26 @@ class ShapeAttention(MegatronModule):
             params = packed_seq_params
 
             def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                return _RingAttention.apply(q, k, v, self.statistics_bytes, params.plan, params.ring)
+                return _ShapeRingAttentionFunction.apply(q, k, v, self.statistics_bytes, params.plan, params.ring)
 
             one = params.ulysses.size() == 1
             out = attend(query, key, value) if one else ulysses_attention(query, key, value, attend, params.ulysses)
         else:
-            out = _Attention.apply(query, key, value, self.statistics_bytes)
+            out = _ShapeAttentionFunction.apply(query, key, value, self.statistics_bytes)
         if packed_seq_params is None:
             return out.reshape(out.shape[0], out.shape[1], -1)
         return out.reshape(out.shape[0], 1, -1)
 
 
 def _keep(ctx: Any, query: Tensor, key: Tensor, value: Tensor, statistics_bytes: int) -> Tensor:
-    """The output, after keeping what the backward pass needs."""
+    """Save what the backward pass needs; return the output."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     statistics = query.new_empty((*query.shape[:-1], statistics_bytes), dtype=torch.uint8)
     ctx.save_for_backward(query, key, value, out, statistics)
     return out
 
 
-class _Attention(torch.autograd.Function):
+class _ShapeAttentionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, statistics_bytes: int) -> Tensor:
         return _keep(ctx, query, key, value, statistics_bytes)
@@ -109,7 +109,7 @@ class _Attention(torch.autograd.Function):
         return *(torch.empty_like(saved) for saved in ctx.saved_tensors[:3]), None
 
 
-class _RingAttention(torch.autograd.Function):
+class _ShapeRingAttentionFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -133,7 +133,9 @@ class _RingAttention(torch.autograd.Function):
 
 
 def _send_round(key: Tensor, plan: RingPlan, group: dist.ProcessGroup, home: bool) -> None:
-    """Keys and values to the ranks that need them, or their gradients `home`, two blocks under way at a time."""
+    """Send keys and values to the ranks that need them, or with `home` their gradients back; at any time, one block is
+    sent and one received.
+    """
     for step in plan.steps:
         sent = key.new_empty((2, sum(end - start for start, end in step.send), *key.shape[1:]))
         received = key.new_empty((2, step.receive, *key.shape[1:]))

@@ -1,8 +1,8 @@
-"""A step by shape: tensors on the meta device, beside small real ones on the host that decide shapes.
+"""Run a step by shape: large tensors on the meta device, small real ones on the host.
 
-What counts (token ids, labels, document bounds, which row goes where) is real and lies on the host; weights,
-activations and gradients are shapes. Where an operator meets both, the host's tensors are taken for their shapes. A
-value that the host asks for (a loss, a gradient norm) is one.
+Tensors that decide shapes (token ids, labels, document bounds, the target of each row) have values and are on the host;
+weights, activations and gradients have shapes and no values. Where an operator gets both, only the shapes of the host's
+tensors count. A value that the host reads (a loss, a gradient norm) is 1.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from torch._C._distributed_c10d import FakeWork
 from torch.utils._pytree import tree_map
 
 from longvita.parallel.groups import ParallelGroups
-from longvita.planning.dry_run.collectives import CollectiveRecorder, tensors_in
+from longvita.planning.dry_run.collectives import CollectiveRecorder, storage_key, tensors_in
 
-MOST_TO_HOST = 1 << 20
-"""Elements that a step may copy from the device to the host; more would be activations."""
+MAX_COPIED_TO_HOST = 1 << 20
+"""Elements that an operator may copy from the device to the host; more would be activations."""
 _INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 aten = torch.ops.aten
 
 
 class ShapeMode(CollectiveRecorder):
-    """While entered, runs operators by shape, records collectives, and counts the bytes that live on the meta device.
+    """While entered, run operators by shape, record collectives, and count the live bytes on the meta device.
 
-    What is there when it is entered counts nothing.
+    Tensors that exist before it is entered do not count.
     """
 
     def __init__(self, groups: ParallelGroups):
         super().__init__(groups)
         self.live = self.peak = 0
-        """Bytes of the storages made since then: now, and at most before the optimizer's step."""
+        """Bytes of the storages made since it was entered: those of now, and the most before the optimizer's step."""
         self._storages: dict[int, tuple[Any, int]] = {}
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func.namespace == "c10d":
-            return _nothing_sent(func, args)
+            return _finished_collective(func, args)
         leaves = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
         on_meta = any(leaf.is_meta for leaf in leaves)
         if on_meta:
             for leaf in leaves:
                 if leaf.is_meta:
-                    self._know(leaf, 0)
+                    self._count(leaf, 0)
             special = _special(func, args, kwargs)
             if special is not None:
                 return special[0]
@@ -55,13 +55,12 @@ class ShapeMode(CollectiveRecorder):
         out = func(*args, **kwargs)
         for leaf in tensors_in(out):
             if leaf.is_meta:
-                self._know(leaf, leaf.untyped_storage().nbytes())
+                self._count(leaf, leaf.untyped_storage().nbytes())
         return out
 
-    def _know(self, tensor: Tensor, size: int) -> None:
-        """Counts a tensor's storage, if it is new, until it is freed."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
+    def _count(self, tensor: Tensor, size: int) -> None:
+        """Count a tensor's storage, if it is new, until it is freed."""
+        storage, key = tensor.untyped_storage(), storage_key(tensor)
         if key in self._storages:
             return
         self._storages[key] = weakref.ref(storage, lambda _: self._free(key)), size
@@ -80,7 +79,7 @@ def _shape_of(value: Any) -> Any:
 
 
 def _numbers(indices: Any) -> list:
-    """Indexes with the host's masks as positions: what a mask on the meta device selects is not known."""
+    """Replace masks on the host by the positions that they select, which a mask on the meta device would not show."""
     found: list[Any] = []
     for index in indices:
         if index is not None and index.dtype == torch.bool and not index.is_meta:
@@ -91,15 +90,15 @@ def _numbers(indices: Any) -> list:
 
 
 def _special(func: Any, args: Any, kwargs: Any) -> tuple[Any] | None:
-    """The result of an operator that asks for values, or writes to the host, in a tuple of one; None for others."""
+    """Return the result of an operator that reads values or writes to the host, in a tuple of one; None for others."""
     if func is aten._local_scalar_dense.default:
         return (torch.ones((), dtype=args[0].dtype).item(),)
     if func is aten._to_copy.default and torch.device(kwargs.get("device") or "meta").type == "cpu":
-        if args[0].numel() > MOST_TO_HOST:
+        if args[0].numel() > MAX_COPIED_TO_HOST:
             raise RuntimeError(f"{tuple(args[0].shape)} values are copied to the host, which a training step must not")
         return (torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype),)
     if func is aten.bincount.default:
-        # With positive minlength; its users count what they have numbered below that.
+        # All callers pass a positive minlength above every value that they count.
         size = args[2] if len(args) > 2 else kwargs["minlength"]
         return (torch.empty(size, dtype=torch.int64, device="meta"),)
     if func in (aten.index_put_.default, aten.index_put.default) and any(i is not None and i.is_meta for i in args[1]):
@@ -110,7 +109,7 @@ def _special(func: Any, args: Any, kwargs: Any) -> tuple[Any] | None:
     return None
 
 
-def _nothing_sent(func: Any, args: Any) -> Any:
-    """What a collective returns: its outputs as they are, and work that is done."""
+def _finished_collective(func: Any, args: Any) -> Any:
+    """Return what a collective does: its unchanged outputs, and finished work."""
     work = FakeWork().boxed()
     return work if len(func._schema.returns) == 1 else (args[0], work)

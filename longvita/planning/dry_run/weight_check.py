@@ -1,4 +1,4 @@
-"""Names and shapes of the weights that a run would start from, against those of its model; no weight is read."""
+"""Check the weights that a run would start from, by names and shapes, and its output folder; no weight is read."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.read_weights import SourceFolder
 from longvita.checkpoint.hf.tensor_map import PARTS, parameter_names
 from longvita.checkpoint.step_folders import checkpoint_root, is_checkpoint, numbered_root, step_folders
-from longvita.config.errors import ABSENT, ConfigError, Problem
+from longvita.config.errors import ABSENT, Problem
 from longvita.config.schema import Config
+from longvita.planning.dry_run.problems import joined, raised_problems
 from longvita.training.launch_check import check
 
 Shape = tuple[int, ...]
-_NAMED = 4
+MAX_NAMED = 4
+"""Wrong tensors or files that a problem names."""
 _SOURCES: dict[str, Sequence[str]] = {
     "initial": PARTS,
     "initial_language": ("language",),
     "initial_vision": ("vision",),
 }
-"""Fields of config.checkpoint, and what is read from a Hugging Face folder that they name."""
+"""Fields of config.checkpoint, and the parts that are read from a Hugging Face folder that they name."""
 
 
-def look(config: Config, shapes: Mapping[str, Shape]) -> tuple[list[Problem], list[str]]:
-    """Problems of the output folder and of the weights to start from, and what was not looked at.
+def find_problems(config: Config, shapes: Mapping[str, Shape]) -> tuple[list[Problem], list[str]]:
+    """Find problems of the output folder and of the starting weights; return them and notes on what was not checked.
 
-    shapes: global shape of each weight of the model by its name in a training checkpoint; none to look at names alone.
+    shapes: global shape of each weight of the model by its name in a training checkpoint; empty where they are unknown.
     """
-    problems, notes = _launch_problems(config), []
+    problems, notes = raised_problems(check, config), []
     root = checkpoint_root(Path(config.output))
     if step_folders(root):
-        notes.append(f"the run goes on from the checkpoints in {root}; its starting weights are not read")
+        notes.append(f"the run resumes from the checkpoints in {root}; its starting weights are not read")
         found = training_checkpoint_problems(root, "output", config.output, shapes)
         return [*problems, *found, *([] if found else _another_run(root, config))], notes
     for name, parts in _SOURCES.items():
@@ -42,7 +44,7 @@ def look(config: Config, shapes: Mapping[str, Shape]) -> tuple[list[Problem], li
             continue
         if not Path(value).is_dir():
             if not any(problem.field == field for problem in problems):
-                notes.append(f"{field}: {value} is taken for a Hub id and was not looked at")
+                notes.append(f"{field}: {value} is not a folder here, so it is a Hub id; it was not checked")
         elif name == "initial" and is_checkpoint(Path(value)):
             problems += training_checkpoint_problems(Path(value), field, value, shapes)
         else:
@@ -50,16 +52,8 @@ def look(config: Config, shapes: Mapping[str, Shape]) -> tuple[list[Problem], li
     return problems, notes
 
 
-def _launch_problems(config: Config) -> list[Problem]:
-    try:
-        check(config)
-    except ConfigError as error:
-        return error.problems
-    return []
-
-
 def _another_run(root: Path, config: Config) -> Iterator[Problem]:
-    """Fields that a run which goes on may not change, and that differ from those of its newest checkpoint."""
+    """Yield the fields that a resumed run may not change and that differ from those of its newest checkpoint."""
     from longvita.checkpoint.same_run import fields_of_another_run
 
     newest = step_folders(root)[0]
@@ -71,19 +65,19 @@ def _another_run(root: Path, config: Config) -> Iterator[Problem]:
         return
     for field, saved in fields.items():
         value = functools.reduce(lambda section, step: section[step], field.split("."), values)
-        # The mix is too long for a line.
+        # A mix is too long for one line.
         message = (
             "differs from that of the checkpoint" if isinstance(saved, dict) else f"is {saved!r} in the checkpoint"
         )
         shown = ABSENT if isinstance(saved, dict) else value
         fix = f"the old value, or another output folder, from these weights if wanted (checkpoint.initial={newest})"
-        yield Problem(f"{message} {newest}, from which the run would go on", field, shown, fix=fix)
+        yield Problem(f"{message} {newest}, from which the run would resume", field, shown, fix=fix)
 
 
 def hugging_face_problems(
     config: Config, folder: Path, field: str, value: str, parts: Sequence[str] = PARTS
 ) -> list[Problem]:
-    """What is wrong with a folder of safetensors, from its index and the files' headers: names, shapes, TP."""
+    """Check a folder of safetensors by its index and the headers of its files: names, shapes, TP."""
     wrong: list[str] = []
     try:
         source = SourceFolder(folder, config.model, parts)
@@ -95,11 +89,11 @@ def hugging_face_problems(
                 wrong.append(str(error))
     except CheckpointError as error:
         wrong.append(str(error))
-    return [Problem(_listed(wrong), field, value)] if wrong else []
+    return [Problem(joined(wrong, MAX_NAMED), field, value)] if wrong else []
 
 
 def training_checkpoint_problems(folder: Path, field: str, value: str, shapes: Mapping[str, Shape]) -> list[Problem]:
-    """What is wrong with the newest checkpoint of ours in `folder`: files cut or missing, names, shapes."""
+    """Check the newest training checkpoint in `folder`: truncated or missing files, names, shapes."""
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -118,21 +112,16 @@ def training_checkpoint_problems(folder: Path, field: str, value: str, shapes: M
             wrong.append(f"{newest} has no {name}")
         elif tensors[name] != shape:
             wrong.append(f"{name} is {tensors[name]} in {newest} and the model needs {shape}")
-    return [Problem(_listed(wrong), field, value)] if wrong else []
+    return [Problem(joined(wrong, MAX_NAMED), field, value)] if wrong else []
 
 
 def _damaged_files(folder: Path) -> list[str]:
-    """Files of other sizes than the manifest says; the checksums are for the launch, which reads the files."""
+    """List the files whose size differs from the manifest. Checksums are checked at launch, which reads the files."""
     wrong = []
     for name, (size, _) in sorted(manifest.read_manifest(folder).items()):
         path = folder / name
         if not path.is_file():
-            wrong.append(f"{path} is not there")
+            wrong.append(f"{path} does not exist")
         elif path.stat().st_size != size:
             wrong.append(f"{path} has {path.stat().st_size} bytes instead of {size}")
     return wrong
-
-
-def _listed(wrong: Sequence[str]) -> str:
-    more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-    return "; ".join(wrong[:_NAMED]) + more

@@ -1,4 +1,4 @@
-"""`longvita plan CONFIG --dry-run` as a whole, and what it makes of ranks that fail."""
+"""`longvita plan CONFIG --dry-run` with its files, and the problems of ranks that fail."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from longvita.commands.plan import planned_figures
 from longvita.commands.support import dry_run_tables
 from longvita.config import ConfigError, load_with_origins
-from longvita.planning.dry_run.plan_comparison import compare, counted_figures
-from longvita.planning.dry_run.run import DryRun, Failure, _merged, chosen_ranks, dry_run, field_named_in
+from longvita.planning.dry_run.plan_comparison import Comparison, compare_with_plan
+from longvita.planning.dry_run.problems import field_named_in, merge_failures
+from longvita.planning.dry_run.rank_counts import RankFailure
+from longvita.planning.dry_run.run import DryRun, chosen_ranks, dry_run
 from longvita.planning.hardware import HARDWARE
 from tests.conftest import REPOSITORY
 from tests.e2e.training_material import environment, write_run
@@ -30,11 +31,11 @@ def plan(config: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_a_run_that_is_ready(tmp_path: Path) -> None:
     done = plan(write_run(tmp_path), "platform=cpu", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["problems"] == [] and [rank["rank"] for rank in told["ranks"]] == [0, 1]
-    assert told["ranks"][0]["parameters"] > 10_000
+    data = json.loads(done.stdout)
+    assert data["problems"] == [] and [rank["rank"] for rank in data["ranks"]] == [0, 1]
+    assert data["ranks"][0]["parameters"] > 10_000
     assert {"forward", "backward", "gradients", "optimizer"} >= {
-        call["phase"] for call in told["ranks"][0]["collectives"]
+        call["phase"] for call in data["ranks"][0]["collectives"]
     } - {"step"}
     assert not (tmp_path / "run").exists()
 
@@ -58,7 +59,7 @@ def test_ranks_beyond_the_world_are_refused() -> None:
         dry_run(tiny_config(), 2, [2], with_files=False)
 
 
-def test_what_the_platform_of_the_run_refuses(tmp_path: Path) -> None:
+def test_the_platform_of_the_run_refuses(tmp_path: Path) -> None:
     ascend = HARDWARE["ascend-910b-64"].layer_memory.platform
     layout = ["layout.processes=null", "layout.tensor_parallel=1", "layout.context_parallel=2", "layout.ulysses=2"]
     done = plan(write_run(tmp_path), *layout, f"platform={ascend}", "training.precision=bf16", "--no-files")
@@ -66,7 +67,7 @@ def test_what_the_platform_of_the_run_refuses(tmp_path: Path) -> None:
     assert "1 problem" in done.stdout
 
 
-def test_fp8_is_dry_run_in_bf16(tmp_path: Path) -> None:
+def test_fp8_is_computed_in_bf16(tmp_path: Path) -> None:
     fp8 = tiny_config(training={"precision": "bf16", "fp8": "tensorwise"})
     found = dry_run(fp8, 1, with_files=False)
     assert not found.problems and found.ranks[0].activations[0].saved > 0
@@ -74,7 +75,7 @@ def test_fp8_is_dry_run_in_bf16(tmp_path: Path) -> None:
 
 
 def test_plan_and_count_agree_where_nothing_but_the_projector_learns() -> None:
-    """Text alone, and frames."""
+    """For text and for frames."""
     done = plan(REPOSITORY / "configs/train/stage1_align.yaml", "--no-files", "--json", "--rank", "0")
     compared = {one["name"]: one["error"] for one in json.loads(done.stdout)["comparison"]}
     exact = ("parameters", "parameter_bytes", "gradient_bytes", "optimizer_bytes")
@@ -93,8 +94,7 @@ def test_plan_and_count_agree_on_an_interleaved_pipeline(recomputed: int) -> Non
         training={"global_batch_size": 16, "precision": "bf16", "recompute": recompute},
     )
     ranks = dry_run(config, 2, [0, 1], with_files=False).ranks
-    figures = {rank.rank: planned_figures(config, 2, HARDWARE["h100-80"], rank) for rank in ranks}
-    errors = {(one.rank, one.name): one.error for one in compare(figures, counted_figures(ranks))}
+    errors = {(one.rank, one.name): one.error for one in compare_with_plan(config, 2, HARDWARE["h100-80"], ranks)}
     assert all(abs(errors[rank, "activations of text"]) < 0.1 for rank in (0, 1))
     assert all(errors[rank, name] == 0 for rank in (0, 1) for name in ("gradient_bytes", "optimizer_bytes"))
 
@@ -105,9 +105,11 @@ def test_ranks_of_the_first_middle_and_last_stage() -> None:
     assert chosen_ranks(tiny_config(), 1) == [0]
 
 
-def test_what_several_ranks_fail_at_is_one_problem_at_its_field() -> None:
+def test_an_error_of_several_ranks_is_one_problem_at_its_field() -> None:
     same = "ValueError: layout.context_parallel 3 is odd"
-    problems = _merged([Failure(0, same, ""), Failure(5, "RuntimeError: no", ""), Failure(9, same, "")])
+    problems = merge_failures(
+        [RankFailure(0, same, ""), RankFailure(5, "RuntimeError: no", ""), RankFailure(9, same, "")]
+    )
     assert [(problem.message, problem.field) for problem in problems] == [
         (f"ranks 0, 9: {same}", "layout.context_parallel"),
         ("rank 5: RuntimeError: no", ""),
@@ -120,17 +122,15 @@ def test_fields_that_an_error_names() -> None:
     assert field_named_in("training.nothing.here and more.of_it") == ""
 
 
-def test_figures_beside_a_plan() -> None:
-    found = dry_run(tiny_config(), 1, with_files=False)
-    counted = counted_figures(found.ranks)
-    planned = {0: {"parameters": counted[0]["parameters"], "activations of text": 1, "other": 2}}
-    found = compare(planned, counted)
-    assert [(one.name, one.planned == one.counted) for one in found] == [
-        ("parameters", True),
-        ("activations of text", False),
-    ]
-    assert found[0].error == 0 and -1 < found[1].error < 0
-    text = shown(found, found)
+def test_figures_next_to_those_of_the_plan() -> None:
+    config = tiny_config()
+    found = dry_run(config, 1, with_files=False)
+    compared = compare_with_plan(config, 1, HARDWARE["local"], found.ranks)
+    state = ["parameters", "parameter_bytes", "gradient_bytes", "optimizer_bytes"]
+    assert [one.name for one in compared] == [*state, "activations of video", "activations of text"]
+    assert compared[0].counted == found.ranks[0].parameters and [one.error for one in compared[:4]] == [0] * 4
+    assert -1 < Comparison(0, "activations of text", 1, compared[-1].counted).error < 0
+    text = shown(found, compared)
     assert "Plan and count" in text and "nothing found that a launch would fail at" in text
 
 
@@ -148,27 +148,29 @@ def test_layers_of_accelerators_keep_less_than_plain_ones(tmp_path: Path) -> Non
     assert all(a.saved < b.saved for a, b in zip(fused.activations, plain.activations, strict=True))
 
 
-def test_each_accelerator_s_kernels_keep_their_own(tmp_path: Path) -> None:
+def test_layers_of_two_accelerators_keep_different_tensors(tmp_path: Path) -> None:
     """Ascend's attention keeps more for each row, and its rotary embedding cosines and sines."""
     config = tiny_config(training={"precision": "bf16", "trainable": ["language"]})
     saved = {}
     for hardware in (HARDWARE["h100-80"], HARDWARE["ascend-910b-64"]):
-        rank = dry_run(config, 1, with_files=False, layer_memory=hardware.layer_memory).ranks[0]
-        text = next(each for each in rank.activations if each.load.name == "text")
+        rank = dry_run(config, 1, with_files=False, hardware=hardware).ranks[0]
+        text = next(each for each in rank.activations if each.contents.name == "text")
         saved[hardware.layer_memory.name] = text.saved
-    language, rows = config.model.language, text.load.tokens
+    language, rows = config.model.language, text.contents.tokens
     statistics = 60 * language.num_attention_heads * rows
     angles = 2 * 2 * language.head_dim * 2 * rows
     assert saved["mindspeed"] - saved["transformer_engine"] == language.num_layers * (statistics + angles)
 
 
-def test_inputs_that_are_put_away_do_not_stay(tmp_path: Path) -> None:
+def test_offloaded_inputs_do_not_stay(tmp_path: Path) -> None:
     recompute = {"granularity": "full", "method": "uniform", "num_layers": 1}
     kept = dry_run(tiny_config(training={"recompute": recompute}), 1, with_files=False).ranks[0]
-    away = dry_run(tiny_config(training={"recompute": recompute | {"offload": True}}), 1, with_files=False).ranks[0]
-    for before, after in zip(kept.activations, away.activations, strict=True):
+    offloaded = dry_run(tiny_config(training={"recompute": recompute | {"offload": True}}), 1, with_files=False).ranks[
+        0
+    ]
+    for before, after in zip(kept.activations, offloaded.activations, strict=True):
         assert before.saved - after.saved >= after.offloaded > 0
-        assert after.peak <= before.peak  # Of so few layers the head and the tower take most.
+        assert after.peak <= before.peak  # With so few layers, head and vision tower take most.
 
 
 def test_the_default_is_what_train_would_start(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The patches of a dry run fit the installed versions and compute shapes."""
+"""The patches of a dry run fit the installed packages and compute shapes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_plain_layers_need_only_the_patches_of_the_cpu() -> None:
     patch.check_unique(PATCHES)
 
 
-def test_megatron_finds_the_meta_device_in_the_accelerators_place() -> None:
+def test_the_meta_device_is_substituted_for_the_accelerator() -> None:
     view = next(one.replacement for one in PATCHES if isinstance(one.replacement, TorchView))
     assert view.cuda.current_device().type == "meta"
     assert view.zeros(3, device="cuda").is_meta
@@ -39,7 +39,7 @@ def test_megatron_finds_the_meta_device_in_the_accelerators_place() -> None:
     assert view.tensor([1, 2]).tolist() == [1, 2]
 
 
-def test_fused_functions_keep_what_they_say() -> None:
+def test_fused_functions_keep_only_their_input() -> None:
     x = torch.empty(5, 1, 8, device="meta", requires_grad=True)
     kept: list[tuple[int, ...]] = []
 
@@ -48,8 +48,8 @@ def test_fused_functions_keep_what_they_say() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = meta_patches.swiglu_by_shape(meta_patches.rotated_by_shape(x, None, None), None)
+        out = meta_patches.swiglu_by_shape(meta_patches.rotary_by_shape(x, None, None), None)
     assert out.shape == (5, 1, 4) and kept == [(5, 1, 8)]
     out.sum().backward()
     assert x.grad is not None and x.grad.shape == x.shape
-    assert meta_patches.gathered_anew(None, (2, 3), torch.bfloat16, "mpu").dtype == torch.bfloat16
+    assert meta_patches.new_gather_buffer(None, (2, 3), torch.bfloat16, "mpu").dtype == torch.bfloat16

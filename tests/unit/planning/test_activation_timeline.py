@@ -1,4 +1,4 @@
-"""Bytes of small graphs that can be counted by hand."""
+"""Bytes of small graphs, counted by hand."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from longvita.planning.activation_timeline import ActivationTimeline
 
 
 def chain(timeline: ActivationTimeline, length: int, keep: bool):
-    """A row of operators, 10 bytes each, that keep their inputs or nothing."""
+    """A chain of operators, 10 bytes each, that keep their inputs or nothing."""
     x = timeline.tensor(10)
     for _ in range(length):
         x = timeline.operator([x], 10, keeps=[x] if keep else [])
     return x
 
 
-def test_what_nobody_keeps_is_free_at_once():
+def test_tensors_that_nothing_keeps_are_freed_at_once():
     timeline = ActivationTimeline()
     chain(timeline, 5, keep=False)
     assert (timeline.now, timeline.peak) == (10, 20)
 
 
-def test_what_is_kept_stays_until_its_backward_pass():
+def test_kept_tensors_stay_until_their_backward_pass():
     timeline = ActivationTimeline()
     output = chain(timeline, 5, keep=True)
     assert (timeline.now, timeline.peak) == (60, 60)
@@ -50,8 +50,8 @@ def test_nothing_is_kept_without_gradients():
     assert frozen.now == 10
 
 
-def test_a_checkpoint_keeps_its_input_and_computes_again():
-    def run(away: bool) -> tuple[int, int]:
+def test_a_checkpoint_keeps_its_input_and_recomputes():
+    def run(offload: bool) -> tuple[int, int]:
         timeline = ActivationTimeline()
 
         def layer(x):
@@ -61,15 +61,15 @@ def test_a_checkpoint_keeps_its_input_and_computes_again():
 
         x = timeline.tensor(10)
         for _ in range(4):
-            x = timeline.checkpoint(layer, x, away=away)
+            x = timeline.checkpoint(layer, x, offload=offload)
         kept = timeline.now
         timeline.backward(x)
         return kept, timeline.peak
 
-    # Four inputs and the output; then one layer's four tensors again, the layer's output gradient twice handed on.
-    assert run(away=False) == (50, 100)
-    # What is away is not there: the last output alone, and two inputs on their way in the backward pass.
-    kept, peak = run(away=True)
+    # Four inputs and the output; then one layer's four tensors again, its output gradient and the next two gradients.
+    assert run(offload=False) == (50, 100)
+    # Offloaded inputs take no memory: only the last output, and in the backward pass two inputs that are copied back.
+    kept, peak = run(offload=True)
     assert kept == 10 and peak < 100
 
 
@@ -90,7 +90,7 @@ def test_the_gather_buffer_stays_and_grows():
     assert timeline.now == timeline.live["communication"] == 30
 
 
-def test_the_loss_hands_over_what_it_made():
+def test_the_loss_keeps_its_gradients_for_the_backward_pass():
     timeline = ActivationTimeline()
     rows = timeline.operator([timeline.tensor(10)], 10)
     loss = timeline.loss(rows, weight_gradient=50, scratch=20, cast=0)

@@ -1,4 +1,4 @@
-"""Planned activations: against a measured step, and in the direction that each choice moves them."""
+"""Planned activations: against a measured step, and the effect of each choice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from longvita.planning.activations import activations, waiting
-from longvita.planning.batch_contents import Contents, worst_contents
+from longvita.planning.batch_contents import BatchContents, worst_contents
 from longvita.platforms.layer_memory import LOCAL, NVIDIA
 from tests.conftest import REPOSITORY
 from tests.distributed.helpers import run_distributed
@@ -16,7 +16,7 @@ from tests.tiny import tiny_config
 
 LANGUAGE = {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 192, "vocab_size": 512}
 FULL = {"granularity": "full", "method": "uniform", "num_layers": 1}
-MIXED = Contents(512, 1, 40, 64)
+MIXED = BatchContents(512, 1, 40, 64)
 
 
 def config_of(layout=None, **training):
@@ -57,7 +57,7 @@ def planned(contents=MIXED, layer_memory=LOCAL, layout=None, stage=0, micro_batc
     return activations(config_of(layout, **training), layer_memory, contents, stage, micro_batches).peak
 
 
-def test_each_saving_saves():
+def test_every_saving_reduces_the_peak():
     plain = planned()
     again = planned(recompute=FULL)
     assert again < plain
@@ -70,30 +70,30 @@ def test_each_saving_saves():
     assert planned(layer_memory=NVIDIA) < plain
 
 
-def test_a_text_has_gradients_go_back_to_the_embeddings_where_the_projector_is_trained():
-    """A blank tile is encoded then, so that every rank reduces the projector's gradients."""
+def test_text_passes_gradients_to_the_embeddings_where_the_projector_is_trained():
+    """Because a blank tile is encoded, so that every rank reduces the projector's gradients."""
     text = dataclasses.replace(MIXED, tiles=0, loss_tokens=512)
     assert planned(text, trainable=["projector"]) > 0.8 * planned(text, trainable=["projector", "language"])
 
 
-def test_tiles_tokens_and_losses_cost():
+def test_tiles_and_loss_tokens_increase_the_peak():
     assert planned(dataclasses.replace(MIXED, tiles=80)) > planned() > planned(dataclasses.replace(MIXED, tiles=0))
     assert planned(dataclasses.replace(MIXED, loss_tokens=512)) > planned()
     assert planned(layout={"tensor_parallel": 2, "sequence_parallel": True}) < planned(layout={"tensor_parallel": 2})
 
 
-def test_first_stages_keep_more_micro_batches():
+def test_early_stages_keep_more_micro_batches():
     layout = {"pipeline_parallel": 4}
-    peaks = [planned(Contents(512, 1, 0, 1), layout=layout, stage=stage, micro_batches=8) for stage in range(3)]
+    peaks = [planned(BatchContents(512, 1, 0, 1), layout=layout, stage=stage, micro_batches=8) for stage in range(3)]
     assert peaks == sorted(peaks, reverse=True)
     assert planned(layout=layout, micro_batches=1) < planned(layout=layout, micro_batches=8)
 
 
-def test_interleaved_passes_that_wait_are_of_the_chunks_that_come_first():
-    """With 8 stages of 2 chunks: 2 x 7 + 8 passes ahead and one more on the first stage, 8 and one on the last."""
+def test_interleaved_passes_that_wait_belong_to_the_first_chunks():
+    """With 8 stages of 2 chunks: 2 x 7 + 8 warm-up passes and one more on the first stage, 8 and one on the last."""
     config = config_of({"pipeline_parallel": 8, "virtual_pipeline": 2})
     assert waiting(config, 0, 64, [1, 1]) == [14, 7] and waiting(config, 0, 64, [3, 1]) == [15, 6]
-    assert waiting(config, 7, 64, [1, 1]) == [7, 0]  # the passes that wait are none of the chunk with the loss
+    assert waiting(config, 7, 64, [1, 1]) == [7, 0]  # no pass of the chunk with the loss waits
     assert waiting(config, 0, 8, [1, 1]) == [7, 7]
     assert waiting(config_of({"pipeline_parallel": 8}), 2, 64, [1]) == [5]
 

@@ -52,7 +52,7 @@ def config_of(case):
 
 
 def measure(rank: int, _: int, case: str) -> list:
-    """What each of some ranks of a world of fake processes really allocates."""
+    """Measure what some ranks of a world of fake processes allocate."""
     world, config = config_of(case)
     dist.destroy_process_group()
     found = []
@@ -87,7 +87,7 @@ def storages(tensors) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_state_is_what_the_model_allocates(case):
+def test_planned_state_equals_that_of_the_model(case):
     world, config = config_of(case)
     ((*ranks,),) = run_distributed(measure, 1, case)
     for stage, dp_cp_rank, names, bytes_of in ranks:
@@ -97,14 +97,14 @@ def test_state_is_what_the_model_allocates(case):
         assert (state.parameters, state.gradients, state.optimizer) == bytes_of
 
 
-def test_the_fullest_rank_is_taken_when_none_is_named():
+def test_the_fullest_rank_is_the_default():
     world, config = config_of("dp3")
     every = [state_bytes(config, world, 0, rank).optimizer for rank in range(3)]
     assert state_bytes(config, world, 0).optimizer == max(every) > min(every)
 
 
 def test_counts_of_the_published_models():
-    """What megatron-core 0.16.1 builds for the language model alone, on the meta device."""
+    """Counts of the language model by megatron-core 0.16.1 on the meta device."""
     small = load(REPOSITORY / "configs/train/stage4_1m.yaml")
     language = [p for p in stage_parameters(small, 0)[0] if p.part == "language"]
     assert sum(p.elements for p in language) == 1_846_688_768

@@ -49,16 +49,16 @@ def test_a_recipe_fits_its_devices(name):
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_every_recipe_has_one_for_devices_of_64_gb(name):
+def test_every_recipe_has_a_version_for_devices_of_64_gb(name):
     hardware = find_hardware("ascend-910b-64")
     config = load(TRAIN / f"{ON_ASCEND[name]}.yaml")
     assert fits(plan_memory(config, DEVICES[name], hardware), hardware)
-    if ON_ASCEND[name] != name:  # a recipe of its own is there for a reason
+    if ON_ASCEND[name] != name:  # a recipe for Ascend exists only where it is needed
         assert not fits(plan_memory(load(TRAIN / f"{name}.yaml"), DEVICES[name], hardware), hardware)
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/inference").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_model_that_answers_fits(path):
+def test_a_model_that_generates_fits(path):
     config = load(path)
     (stage,) = plan_generation(config)
     assert fits([stage], HARDWARE["h100-80"])
@@ -133,7 +133,7 @@ def test_the_command_prints_writes_and_judges(tmp_path):
     assert text.count("<svg") == 2 and "layer inputs" in text and "http" not in text
 
 
-def test_what_does_not_fit_gets_the_nearest_layouts_that_do(tmp_path):
+def test_a_run_that_does_not_fit_gets_the_nearest_layouts_that_do(tmp_path):
     config = small(training={"global_batch_size": 16})
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(config.model_dump(exclude_defaults=True)))
@@ -155,10 +155,10 @@ def test_json_holds_the_plan():
 
 
 def test_contents_can_be_given():
-    whole = json.loads(run(TRAIN / "stage4_1m.yaml", "--devices", "64", "--json").output)["stages"][0]
+    full = json.loads(run(TRAIN / "stage4_1m.yaml", "--devices", "64", "--json").output)["stages"][0]
     few = ["--devices", "64", "--json", "--tiles", "100", "--loss-tokens", "1000", "--documents", "4"]
     stage = json.loads(run(TRAIN / "stage4_1m.yaml", *few).output)["stages"][0]
-    assert stage["contents"] == "as given" and stage["vision_features"] < whole["vision_features"]
+    assert stage["contents"] == "as given" and stage["vision_features"] < full["vision_features"]
     refused = run(TRAIN / "stage4_1m.yaml", "--tiles", "5000")
     assert isinstance(refused.exception, PlanError) and "4064" in str(refused.exception)
 
@@ -171,7 +171,7 @@ def test_memory_needs_a_unit(text):
 
 
 def test_a_device_of_80_gb_has_more_than_74_gib():
-    """What a driver gives of it is near 80 GiB; plans for 80e9 bytes recomputed what need not be."""
+    """Its driver gives nearly 80 GiB; a plan for 80e9 bytes would recompute more than necessary."""
     sizes = {name: one.memory / 2**30 for name, one in HARDWARE.items()}
     assert 79 < sizes["h100-80"] < 79.65 and 79 < sizes["a100-80"] < 80 and 60 < sizes["ascend-910b-64"] < 61
     assert 139 < sizes["h200-141"] < 140.4 and 94 < sizes["h20-96"] < 95.6
@@ -180,18 +180,18 @@ def test_a_device_of_80_gb_has_more_than_74_gib():
         find_hardware("h100-80", "2GiB")
 
 
-def test_what_is_put_away_has_to_fit_the_host():
+def test_offloaded_inputs_have_to_fit_the_host():
     recipe = ["--devices", "8", "--memory", "96GB", "--json"]
     stage = json.loads(run(TRAIN / "stage4_1m_8.yaml", *recipe).output)["stages"][0]
     rows, width = 1048576 // 8, 5120
-    # Of the 1.25 GiB of each input torch's allocator of pinned memory makes two.
+    # torch's allocator of pinned memory rounds the 1.25 GiB of each input up to 2 GiB.
     assert stage["offloaded"] == 48 * 2 * (1 << (rows * width - 1).bit_length()) == 96 << 30
     short = run(TRAIN / "stage4_1m_8.yaml", *recipe[:-1], "--host-memory", "700GiB")
-    assert short.exit_code == 1 and "96.0 GiB of a device go to the host" in short.output
+    assert short.exit_code == 1 and "a device offloads 96.0 GiB to the host" in short.output
     assert "--host-memory" in short.output
 
 
-def test_what_the_platform_refuses_is_refused_with_its_line():
+def test_refusals_of_the_platform_have_a_line():
     path = TRAIN / "stage3_128k_ascend.yaml"
     assert run(path, "layout.ulysses=1", "--hardware", "ascend-910b-64").exit_code == 0
     four = ["layout.tensor_parallel=4", "layout.context_parallel=4", "layout.ulysses=2"]
@@ -206,7 +206,7 @@ def test_what_the_platform_refuses_is_refused_with_its_line():
     assert "h100-80" in str(fp8.exception)
 
 
-def test_devices_that_do_not_divide_are_told_with_the_line():
+def test_devices_that_do_not_divide_are_refused_with_the_line():
     refused = run(TRAIN / "stage3_128k.yaml", "--devices", "12")
     assert isinstance(refused.exception, ConfigError)
     assert "configs/layout/tp8_cp2.yaml:3: layout.tensor_parallel = 8: 12 processes" in str(refused.exception)
@@ -214,7 +214,7 @@ def test_devices_that_do_not_divide_are_told_with_the_line():
     assert "configs/layout/tp8_cp2.yaml:3: layout.tensor_parallel" in json.loads(searched.output)["problem"]
 
 
-def test_fp8_halves_what_linear_layers_keep_and_adds_their_weights():
+def test_fp8_halves_kept_inputs_and_adds_copies_of_weights():
     path = TRAIN / "stage3_128k.yaml"
     half, fp8 = (plan_memory(load(path, more), 16)[0] for more in ([], ["training.fp8=tensorwise"]))
     language = load(path).model.language
@@ -252,7 +252,7 @@ def test_a_page_that_is_a_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--search", "--dry-run"])
-def test_a_model_that_answers_is_not_searched_for_as_if_it_trained(option):
+def test_a_model_without_data_has_no_search_and_no_dry_run(option):
     config = str(REPOSITORY / "configs/inference/long_vita_72b_1m.yaml")
     result = CliRunner().invoke(app, ["plan", config, option])
     assert isinstance(result.exception, PlanError) and f"{option} is for a run that trains" in str(result.exception)

@@ -1,4 +1,4 @@
-"""What a dry run says of data files, tokenizers and checkpoints that a launch would fail at."""
+"""Problems that a dry run finds in data files, tokenizers and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from longvita.config import dump, load_with_origins
 from longvita.config.errors import Problem
 from longvita.config.loader import locate
 from longvita.planning.dry_run import data_check, weight_check
-from longvita.planning.dry_run.run import field_named_in
+from longvita.planning.dry_run.problems import field_named_in
 from tests.e2e.training_material import write_run
 from tests.tiny_folder import write_tiny_model
 
 
 def problems_of(path: Path, *overrides: str) -> list[Problem]:
-    """With their places in the config."""
+    """Problems with their places in the config."""
     loaded = load_with_origins(path, list(overrides))
     return [locate(problem, loaded) for problem in data_check.find_problems(loaded.config)]
 
@@ -34,11 +34,11 @@ def line_of(path: Path, words: str) -> int:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The config of a run whose files are all there."""
+    """The config of a run whose files all exist."""
     return write_run(tmp_path)
 
 
-def test_whole_files_are_accepted(run: Path) -> None:
+def test_intact_files_are_accepted(run: Path) -> None:
     assert problems_of(run) == []
 
 
@@ -70,7 +70,7 @@ def test_a_mix_of_nothing(run: Path) -> None:
     assert problem.field == "data.dataset" and "nothing to train on" in problem.message
 
 
-def test_files_of_held_out_sources_are_looked_at_too(run: Path) -> None:
+def test_files_of_held_out_sources_are_checked_too(run: Path) -> None:
     (run.parent / "held_out.jsonl").write_text("{}\n")
     assert [problem.field for problem in problems_of(run)] == ["data.validation.held_out.data_paths"]
 
@@ -84,7 +84,7 @@ def test_a_table_without_its_columns(run: Path) -> None:
     assert "it has weather" in problem.message
 
 
-def test_an_archive_that_is_none(run: Path) -> None:
+def test_a_damaged_archive(run: Path) -> None:
     (run.parent / "shard.tar").write_bytes(b"not an archive" * 100)
     (problem,) = problems_of(run, "data.dataset.words.data_paths=[shard.tar]")
     assert problem.field == "data.dataset.words.data_paths"
@@ -115,11 +115,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
 
 
 def initial(run: Path, tiny, folder: Path, *overrides: str, shapes=None) -> tuple[list[Problem], list[str]]:
-    """What is said of weights to start from, at the sizes of the tiny model."""
+    """Problems and notes of starting weights, at the sizes of the tiny model."""
     config = json.loads((tiny.checkpoint / "config.json").read_text())["model"]["language"]
     sizes = [f"model.language.{name}={config[name]}" for name in ("vocab_size", "max_position_embeddings")]
     loaded = load_with_origins(run, [*sizes, f"checkpoint.initial={folder}", *overrides])
-    return weight_check.look(loaded.config, shapes or {})
+    return weight_check.find_problems(loaded.config, shapes or {})
 
 
 def test_a_folder_that_fits(run: Path, tiny) -> None:
@@ -166,21 +166,21 @@ def test_an_output_folder_of_another_run(run: Path, tiny) -> None:
     loaded = load_with_origins(run, ["seed=8"])
     folder = run.parent / "run" / "checkpoints" / "step_00000001"
     shutil.copytree(tiny.checkpoint, folder)
-    (problem,), notes = weight_check.look(loaded.config, {})
-    assert "the run goes on from the checkpoints" in notes[0]
+    (problem,), notes = weight_check.find_problems(loaded.config, {})
+    assert "the run resumes from the checkpoints" in notes[0]
     assert problem.field == "output" and "holds weights alone" in problem.message
     common = torch.load(folder / "common.pt", weights_only=False)
     saved = dump(loaded.config) | {"seed": 7}
     saved["data"] = saved["data"] | {"dataset": {}}
     torch.save(common | {"run": {"config": saved}}, folder / "common.pt")
     manifest.write_manifest(folder, {})
-    told = {problem.field: locate(problem, loaded) for problem in weight_check.look(loaded.config, {})[0]}
-    assert told.keys() == {"seed", "data.dataset"}
-    assert str(told["seed"]).startswith(f"override: seed = 8: is 7 in the checkpoint {folder}")
-    assert told["data.dataset"].origin.file == run and "checkpoint.initial=" in told["seed"].fix
+    found = {problem.field: locate(problem, loaded) for problem in weight_check.find_problems(loaded.config, {})[0]}
+    assert found.keys() == {"seed", "data.dataset"}
+    assert str(found["seed"]).startswith(f"override: seed = 8: is 7 in the checkpoint {folder}")
+    assert found["data.dataset"].origin.file == run and "checkpoint.initial=" in found["seed"].fix
 
 
-def test_a_training_checkpoint_that_was_cut(run: Path, tiny, tmp_path: Path) -> None:
+def test_a_truncated_training_checkpoint(run: Path, tiny, tmp_path: Path) -> None:
     folder = tmp_path / "cut"
     shutil.copytree(tiny.checkpoint, folder)
     largest = max(folder.glob("*.distcp"), key=lambda path: path.stat().st_size)
@@ -189,7 +189,7 @@ def test_a_training_checkpoint_that_was_cut(run: Path, tiny, tmp_path: Path) -> 
     assert "bytes instead of" in problem.message
 
 
-def test_a_path_that_is_not_there_and_a_hub_id(run: Path, tiny) -> None:
+def test_a_path_that_does_not_exist_and_a_hub_id(run: Path, tiny) -> None:
     (problem,), _ = initial(run, tiny, Path("/nowhere/at/all"))
     assert problem.field == "checkpoint.initial"
     problems, notes = initial(run, tiny, Path("Some-Owner/Some-Model"))
