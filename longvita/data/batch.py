@@ -43,9 +43,8 @@ class LocalBatch:
 
     def to(self, device: torch.device | str) -> LocalBatch:
         """Return a copy of the batch with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(self, **_on_device(vars(self), device))
+
+
+def _on_device(fields: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    return {name: value.to(device, non_blocking=True) for name, value in fields.items() if isinstance(value, Tensor)}

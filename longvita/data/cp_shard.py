@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import SequenceLayout
-
-PlaceDocuments = Callable[[tuple[int, ...], int, int, int], tuple[SequenceLayout, SequenceLayout]]
-"""Platform.sequence_layout: (document lengths, ring size, Ulysses size, TP size) -> sequence layouts of ring and CP."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +29,3 @@ class CPShard:
     def labels(self, batch: LocalBatch) -> Tensor:
         """Return the target of each row, [t] int64."""
         return self.take(batch.labels[0], IGNORED_LABEL)
-
-
-def shard_batch(
-    batch: LocalBatch, groups: ParallelGroups, place_documents: PlaceDocuments, sequence_parallel: bool
-) -> CPShard:
-    """Select this rank's CP shard of a micro batch. Every rank of the replica holds all its tokens.
-
-    `place_documents` decides where documents lie.
-    """
-    tp_size = groups.tp_size if sequence_parallel else 1
-    lengths = tuple(batch.cu_seqlens.diff().tolist())
-    ring_layout, layout = place_documents(lengths, groups.cp_ring.size(), groups.cp_ulysses.size(), tp_size)
-    return CPShard(layout, ring_layout, layout.tokens(groups.cp_rank).to(batch.input_ids.device))

@@ -11,10 +11,10 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from longvita.attention.seq_params import SplitChunkSeqParams
+from longvita.attention.seq_params import SplitChunkSeqParams, split_seq_params
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.data.cp_shard import CPShard, shard_batch
+from longvita.data.cp_shard import CPShard
 from longvita.model.chunked_mlp import chunk_mlps
 from longvita.model.feature_exchange import exchange_rows, plan_rows, tile_rounds
 from longvita.model.generation_batch import GenerationBatch
@@ -22,7 +22,7 @@ from longvita.model.language import LanguageModel, chunked_cross_entropy, gather
 from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
 from longvita.model.vision import VisionModel, VisionProjection
 from longvita.parallel.groups import ParallelGroups
-from longvita.parallel.sequence_layout import undivided
+from longvita.parallel.sequence_layout import compact_layouts, undivided
 from longvita.platforms.base import Platform
 
 EXTRA_STATE = "._extra_state"
@@ -141,22 +141,30 @@ class LongVITA(MegatronModule):
         """Return this rank's rows of a micro batch; None without context parallelism."""
         if self.groups.cp_size == 1:
             return None
-        return shard_batch(batch, self.groups, self.platform.sequence_layout, self.config.sequence_parallel)
+        lengths = tuple(batch.cu_seqlens.diff().tolist())
+        tp_size = self.groups.tp_size if self.config.sequence_parallel else 1
+        library_layout = self.platform.library_layout(lengths, self.groups.cp_size, tp_size)
+        if library_layout is not None:
+            ring_layout = layout = library_layout
+        else:
+            ring, ulysses = self.groups.cp_ring.size(), self.groups.cp_ulysses.size()
+            ring_layout, layout = compact_layouts(lengths, ring, ulysses, tp_size)
+        return CPShard(layout, ring_layout, layout.tokens(self.groups.cp_rank).to(batch.input_ids.device))
 
     def _hidden_states(self, batch: LocalBatch, shard: CPShard | None) -> Tensor:
         """Run this chunk's layers over this rank's rows: [t, 1, h] or [t / TP, 1, h]."""
         decoder_input = self._embed(batch, shard) if self.pre_process else None
         if shard is not None:
-            params = self.platform.split_seq_params(shard, self.groups)
+            params = self.platform.library_seq_params(shard) or split_seq_params(shard, self.groups)
             return self.language_model(decoder_input, params, shard.take(batch.position_ids[0], 0))
-        params = PackedSeqParams(
+        whole = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=batch.cu_seqlens,
             cu_seqlens_kv=batch.cu_seqlens,
             max_seqlen_q=batch.max_seqlen,
             max_seqlen_kv=batch.max_seqlen,
         )
-        return self.language_model(decoder_input, params)
+        return self.language_model(decoder_input, whole)
 
     def _embed(self, batch: LocalBatch | GenerationBatch, shard: CPShard | None) -> Tensor:
         """Embed this rank's rows, with the tiles' feature rows at their positions.

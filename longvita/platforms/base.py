@@ -14,10 +14,10 @@ from megatron_patches import patch
 
 if TYPE_CHECKING:
     import torch
-    from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from longvita.attention.seq_params import LibrarySeqParams
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
     from longvita.data.cp_shard import CPShard
@@ -206,8 +206,8 @@ class Platform(ABC):
     def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
         """A decoder layer: RMSNorm, causal self-attention with GQA, RMSNorm, SwiGLU MLP.
 
-        Its core attention accepts the result of `split_seq_params`, and the parameters of unsplit micro batches and of
-        generation (longvita.attention.core.attend_split_or_cached computes split and cached sequences).
+        Its core attention accepts every type of longvita.attention.seq_params; attend_split_or_cached of
+        longvita.attention.core computes split and cached sequences.
         groups: for attention that does context parallelism itself; None for a layer that never sees a split sequence.
         """
 
@@ -235,27 +235,16 @@ class Platform(ABC):
 
     # Sequences under context parallelism
 
-    def sequence_layout(
-        self, lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
-    ) -> tuple[SequenceLayout, SequenceLayout]:
-        """Placement of documents of these lengths: over the places of the ring, and over all context-parallel ranks.
+    def library_layout(self, lengths: tuple[int, ...], cp_size: int, tp_size: int) -> SequenceLayout | None:
+        """Placement over the CP ranks of documents of these lengths, as a library's attention requires it.
 
-        ring_size x ulysses_size is CP; tp_size: TP ranks that split a CP rank's rows, 1 without sequence parallel. The
-        two are equal for attention that has no ring of groups. This default, for our own attention, cuts few documents;
-        attention libraries need `zigzag` over all ranks.
+        tp_size: TP ranks that split a CP rank's rows, 1 without sequence parallel. None for our own attention.
         """
-        from longvita.parallel.sequence_layout import compact_layouts
+        return None
 
-        return compact_layouts(lengths, ring_size, ulysses_size, tp_size)
-
-    def split_seq_params(self, shard: CPShard, groups: ParallelGroups) -> PackedSeqParams:
-        """Parameters of core attention for this rank's rows of a micro batch. Other layers see one sequence, [0, t].
-
-        Rotary positions do not follow from these parameters: the model passes the position of each row.
-        """
-        from longvita.attention.seq_params import split_seq_params
-
-        return split_seq_params(shard, groups)
+    def library_seq_params(self, shard: CPShard) -> LibrarySeqParams | None:
+        """Parameters of core attention for this rank's rows of a micro batch; None for this project's own attention."""
+        return None
 
     # Optimizer
 

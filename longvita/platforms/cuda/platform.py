@@ -18,11 +18,11 @@ from longvita.platforms.cuda.config_problems import FP8_UNITS, find_problems
 from longvita.platforms.cuda.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
 
 if TYPE_CHECKING:
-    from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from longvita.attention.kernel import AttentionKernel
+    from longvita.attention.seq_params import LibrarySeqParams
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
     from longvita.data.cp_shard import CPShard
@@ -250,23 +250,16 @@ class CUDAPlatform(Platform):
     # Sequences under context parallelism
 
     @override
-    def sequence_layout(
-        self, lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
-    ) -> tuple[SequenceLayout, SequenceLayout]:
+    def library_layout(self, lengths: tuple[int, ...], cp_size: int, tp_size: int) -> SequenceLayout | None:
         """With Transformer Engine zigzag over all ranks for each method; a rank's rows fit FP8 matrix products."""
-        if not self.has_engine():
-            return super().sequence_layout(lengths, ring_size, ulysses_size, tp_size)
-        layout = _zigzag(lengths, ring_size * ulysses_size, tp_size)
-        return layout, layout
+        return _zigzag(lengths, cp_size, tp_size) if self.has_engine() else None
 
     @override
-    def split_seq_params(self, shard: CPShard, groups: ParallelGroups) -> PackedSeqParams:
+    def library_seq_params(self, shard: CPShard) -> LibrarySeqParams | None:
         """For Transformer Engine the document bounds of the full sequence, real and padded."""
-        if not self.has_engine():
-            return super().split_seq_params(shard, groups)
         from longvita.attention.seq_params import library_seq_params
 
-        return library_seq_params(shard, self.pads_between_documents())
+        return library_seq_params(shard, self.pads_between_documents()) if self.has_engine() else None
 
     def pads_between_documents(self) -> bool:
         """Whether attention leaves out the padding after each document.

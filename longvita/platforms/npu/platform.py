@@ -24,10 +24,10 @@ from megatron_patches.npu import adaptor
 from megatron_patches.patch import PatchError
 
 if TYPE_CHECKING:
-    from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from longvita.attention.seq_params import LibrarySeqParams
     from longvita.config.schema import Config
     from longvita.data.cp_shard import CPShard
     from longvita.parallel.groups import ParallelGroups
@@ -156,17 +156,14 @@ class NPUPlatform(Platform):
         return 1
 
     @override
-    def sequence_layout(
-        self, lengths: tuple[int, ...], ring_size: int, ulysses_size: int, tp_size: int
-    ) -> tuple[SequenceLayout, SequenceLayout]:
+    def library_layout(self, lengths: tuple[int, ...], cp_size: int, tp_size: int) -> SequenceLayout:
         """Zigzag over all ranks, as MindSpeed's ring expects."""
         from longvita.parallel.sequence_layout import zigzag
 
-        layout = zigzag(lengths, ring_size * ulysses_size, tp_size)
-        return layout, layout
+        return zigzag(lengths, cp_size, tp_size)
 
     @override
-    def split_seq_params(self, shard: CPShard, groups: ParallelGroups) -> PackedSeqParams:
+    def library_seq_params(self, shard: CPShard) -> LibrarySeqParams:
         """The padded document bounds in all four fields: MindSpeed's ring reads only cu_seqlens_q_padded."""
         from longvita.platforms.npu.layers import padded_bounds
 
