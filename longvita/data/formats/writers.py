@@ -68,34 +68,27 @@ class JsonlWriter(Writer):
 
     @override
     def add(self, number: int, sample: Sample) -> None:
-        media = [*sample.images, *sample.videos]
-        contents = {
-            at: _content(ref, self._old_root, at >= len(sample.images))
-            for at, ref in enumerate(media)
-            if _path_of(ref, self._old_root) is None
-        }
-        self._written += len(contents)
-        self._kept += len(media) - len(contents)
+        media = _media_of(sample)
+        paths = [_path_of(ref, self._old_root) for ref, _ in media]
+        contents = [_content(*one, self._old_root) if path is None else b"" for one, path in zip(media, paths)]
+        self._written += paths.count(None)
+        self._kept += len(paths) - paths.count(None)
         if self._written and self._kept and not self._is_below:
             raise DataError(
                 f"{self._name} has media below {self._old_root} and media that are written to {self._target}, and one "
                 "file has one media root: give an --output below the media root, or --to webdataset"
             )
-        paths = [
-            self._write(number, at, ref, contents[at], at >= len(sample.images))
-            if at in contents
-            else str(_path_of(ref, self._old_root))
-            for at, ref in enumerate(media)
+        new_paths = [
+            self._write(f"{number:0{NUMBER_DIGITS}}.{at}.{_ending(*one, content)}", content) if path is None else path
+            for at, (one, path, content) in enumerate(zip(media, paths, contents))
         ]
-        line = _as_json(sample, paths[: len(sample.images)], paths[len(sample.images) :])
-        self._file.write(line + "\n")
+        self._file.write(_as_json(sample, new_paths) + "\n")
 
     @override
     def close(self) -> None:
         self._file.close()
 
-    def _write(self, number: int, at: int, ref: MediaRef, content: bytes, is_video: bool) -> str:
-        name = f"{number:0{NUMBER_DIGITS}}.{at}.{_ending(ref, content, is_video)}"
+    def _write(self, name: str, content: bytes) -> str:
         path = Path("media", self._name, name)
         (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
         (self._folder / path).write_bytes(content)
@@ -124,14 +117,14 @@ class WebDatasetWriter(Writer):
         key = f"{number:0{NUMBER_DIGITS}}"
         names: list[str] = []
         members: list[tuple[str, bytes]] = []
-        for at, ref in enumerate((*sample.images, *sample.videos)):
+        for at, (ref, is_video) in enumerate(_media_of(sample)):
             if isinstance(ref, str) and is_folder(resolve(ref, self._media_root)):
                 names.append(ref)
                 continue
-            content = _content(ref, self._media_root, at >= len(sample.images))
-            names.append(f"{key}.{at}.{_ending(ref, content, at >= len(sample.images))}")
+            content = _content(ref, is_video, self._media_root)
+            names.append(f"{key}.{at}.{_ending(ref, is_video, content)}")
             members.append((names[-1], content))
-        text = _as_json(sample, names[: len(sample.images)], names[len(sample.images) :])
+        text = _as_json(sample, names)
         archive = self._open_archive()
         for name, content in ((f"{key}.json", text.encode()), *members):
             info = tarfile.TarInfo(name)
@@ -158,6 +151,11 @@ class WebDatasetWriter(Writer):
         return self._archive
 
 
+def _media_of(sample: Sample) -> list[tuple[MediaRef, bool]]:
+    """The media of a sample, pictures first, and whether each is a video."""
+    return [*((ref, False) for ref in sample.images), *((ref, True) for ref in sample.videos)]
+
+
 def _path_of(ref: MediaRef, media_root: str) -> str | None:
     """Path of a media file below the media root; None if it is no file there."""
     if isinstance(ref, str):
@@ -170,7 +168,7 @@ def _path_of(ref: MediaRef, media_root: str) -> str | None:
     return None if leads_outside(path, media_root) else os.path.relpath(path, media_root)
 
 
-def _content(ref: MediaRef, media_root: str, is_video: bool) -> bytes:
+def _content(ref: MediaRef, is_video: bool, media_root: str) -> bytes:
     """Bytes of a media file. Raises MediaError."""
     source = resolve(ref, media_root)
     check_regular_file(source, "video" if is_video else "picture")
@@ -180,7 +178,7 @@ def _content(ref: MediaRef, media_root: str, is_video: bool) -> bytes:
         raise MediaError(Reason.MISSING_FILE, f"{ref} can't be read: {error}") from error
 
 
-def _ending(ref: MediaRef, content: bytes, is_video: bool) -> str:
+def _ending(ref: MediaRef, is_video: bool, content: bytes) -> str:
     """Suffix of a media file; if it has no known one, that of its first bytes."""
     known = ending(ref.name if isinstance(ref, FilePart | InlineMedia) else ref)
     if known in (VIDEOS if is_video else PICTURES):
@@ -188,8 +186,9 @@ def _ending(ref: MediaRef, content: bytes, is_video: bool) -> str:
     return "mp4" if is_video else next((end for first, end in SIGNATURES.items() if content.startswith(first)), "jpg")
 
 
-def _as_json(sample: Sample, images: Sequence[str], videos: Sequence[str]) -> str:
-    """The published form."""
+def _as_json(sample: Sample, paths: Sequence[str]) -> str:
+    """The published form, with `paths` of the pictures and then of the videos."""
     messages = [{"role": turn.role, "content": turn.text} for turn in sample.turns]
-    media = {key: list(paths) for key, paths in (("images", images), ("videos", videos)) if paths}
+    images, videos = list(paths[: len(sample.images)]), list(paths[len(sample.images) :])
+    media = {key: value for key, value in (("images", images), ("videos", videos)) if value}
     return json.dumps({"messages": messages, **media}, ensure_ascii=False)

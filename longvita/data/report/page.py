@@ -92,9 +92,9 @@ def _source_row(one: SourceFigures) -> str:
 
 
 def _bars(rows: Histogram) -> str:
-    most = max((count for _, count in rows), default=0) or 1
+    peak = max((count for _, count in rows), default=0) or 1
     cells = "".join(
-        f"<tr><td>{html.escape(name)}</td><td class='bars'><span class='bar' style='width: {24 * count / most:.2f}em'>"
+        f"<tr><td>{html.escape(name)}</td><td class='bars'><span class='bar' style='width: {24 * count / peak:.2f}em'>"
         f"</span></td><td>{count:,}</td></tr>"
         for name, count in rows
     )

@@ -28,8 +28,8 @@ def said(number, answer):
 def test_media_are_ranges_of_the_archive(tmp_path):
     path = write_tar(tmp_path / "a.tar", [("d/1.v.mp4", b"film"), ("d/1.JPG", RED), ("d/1.txt", " a film \n")])
     (sample,) = samples_of("webdataset", path)
-    assert [read_bytes(medium) for medium in (*sample.images, *sample.videos)] == [RED, b"film"]
-    assert all(isinstance(medium, FilePart) and medium.path == str(path) for medium in sample.images)
+    assert [read_bytes(ref) for ref in (*sample.images, *sample.videos)] == [RED, b"film"]
+    assert all(isinstance(ref, FilePart) and ref.path == str(path) for ref in sample.images)
     assert sample.turns == (Turn("user", "<image>\n<video>\nDescribe what you see."), Turn("assistant", "a film"))
 
 
@@ -37,7 +37,7 @@ def test_media_are_ranges_of_the_archive(tmp_path):
 def test_a_picture_is_one_whether_it_can_be_read_or_not(tmp_path, end):
     path = write_tar(tmp_path / "a.tar", [(f"1.{end}", RED), ("1.json", DUMPED({"question": "?", "answer": "red"}))])
     (sample,) = samples_of("webdataset", path)
-    assert [read_bytes(medium) for medium in sample.images] == [RED]
+    assert [read_bytes(ref) for ref in sample.images] == [RED]
 
 
 def test_texts_of_all_kinds(tmp_path):
@@ -60,7 +60,7 @@ def test_texts_of_all_kinds(tmp_path):
         ["say it", "it"],
         ["<image>\nWhat?", "red"],
     ]
-    assert [read_bytes(medium) for medium in samples[1].images] == [RED, BLUE]
+    assert [read_bytes(ref) for ref in samples[1].images] == [RED, BLUE]
 
 
 def test_media_that_the_text_lists(tmp_path):
@@ -76,7 +76,7 @@ def test_a_list_of_old_names_means_the_members(tmp_path):
     (sample,) = samples_of(
         "webdataset", write_tar(tmp_path / "a.tar", [("1.a.png", RED), ("1.b.png", BLUE), ("1.json", text)])
     )
-    assert [read_bytes(medium) for medium in sample.images] == [RED, BLUE]
+    assert [read_bytes(ref) for ref in sample.images] == [RED, BLUE]
 
 
 def test_folders_and_links_are_no_members(tmp_path):
@@ -116,13 +116,13 @@ def test_broken_samples_are_quarantined(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("kept, whole", [(2000, 1), (2400, 1), (3000, 1), (3075, 2), (1500, 0)])
-def test_a_truncated_archive(tmp_path, kept, whole):
+@pytest.mark.parametrize("kept, complete", [(2000, 1), (2400, 1), (3000, 1), (3075, 2), (1500, 0)])
+def test_a_truncated_archive(tmp_path, kept, complete):
     """Before a truncated header, it is unknown whether the last sample was complete."""
     path = write_tar(tmp_path / "a.tar", [said(1, "one"), said(2, "two" * 200), said(3, "three")])
     path.write_bytes(path.read_bytes()[:kept])
     found = list(read_all("webdataset", path))
-    assert [content.turns[1].text[:3] for _, _, content in found[:-1]] == ["one", "two"][:whole]
+    assert [content.turns[1].text[:3] for _, _, content in found[:-1]] == ["one", "two"][:complete]
     assert found[-1][2].reason == Reason.INVALID_SAMPLE
     assert "can't be read from here" in found[-1][2].detail
 

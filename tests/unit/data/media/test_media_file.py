@@ -147,7 +147,7 @@ def test_names_of_media_differ():
         InlineMedia(b"2", "a"),
         InlineMedia(b"1", "b"),
     ]
-    assert len({names(medium) for medium in media}) == len(media)
+    assert len({names(ref) for ref in media}) == len(media)
     assert names(InlineMedia(b"1", "a")) == names(InlineMedia(b"1", "a"))
 
 
