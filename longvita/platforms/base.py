@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -266,20 +267,51 @@ class Platform(ABC):
         torch.manual_seed(seed)
         model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
+    @property
     @abstractmethod
+    def generator(self) -> Any:
+        """The module with get_rng_state and set_rng_state of the device's generator."""
+
     def rng_state(self) -> dict[str, Any]:
         """State of the device's generator and of megatron-core's tracker, as plain tensors."""
+        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-    @abstractmethod
+        return {"generator": self.generator.get_rng_state(), "tracker": dict(get_cuda_rng_tracker().get_states())}
+
     def set_rng_state(self, state: dict[str, Any]) -> None:
         """Restore a result of `rng_state`."""
+        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+        self.generator.set_rng_state(state["generator"])
+        get_cuda_rng_tracker().set_states(dict(state["tracker"]))
 
     # Measurements
 
-    @abstractmethod
     def peak_flops(self, dtype: torch.dtype) -> float:
-        """Peak of one device in matrix products of `dtype`, FLOP/s."""
+        """Peak of one device in matrix products of `dtype`, FLOP/s. Measured once per process and dtype by default."""
+        return _measured_flops(self, dtype, self.matrix_side(dtype))
+
+    def matrix_side(self, dtype: torch.dtype) -> int:
+        """Side of the square matrices that are multiplied to measure the peak."""
+        return 8192
 
     @abstractmethod
     def memory(self) -> dict[str, int]:
         """Device memory of this process, bytes: `used` now, `peak` so far, `free` to allocate, device `total`."""
+
+
+@functools.cache
+def _measured_flops(platform: Platform, dtype: torch.dtype, size: int) -> float:
+    """Fastest of five matrix products, FLOP/s."""
+    import torch
+
+    a, b = (torch.randn(size, size, device=platform.device).to(dtype) for _ in range(2))
+    torch.mm(a, b)
+    seconds = []
+    for _ in range(5):
+        platform.synchronize()
+        start = time.perf_counter()
+        torch.mm(a, b)
+        platform.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

@@ -33,8 +33,7 @@ def platform(library: Library = "te") -> Any:
         set_device = CPUPlatform.set_device
         synchronize = CPUPlatform.synchronize
         offload = CPUPlatform.offload
-        rng_state = CPUPlatform.rng_state
-        set_rng_state = CPUPlatform.set_rng_state
+        generator = CPUPlatform.generator
         memory = CPUPlatform.memory
         peak_flops = CPUPlatform.peak_flops
 

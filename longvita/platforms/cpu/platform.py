@@ -7,7 +7,6 @@ import os
 import platform
 import resource
 import sys
-import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
     from longvita.parallel.groups import ParallelGroups
     from megatron_patches.patch import AppliedPatch, Patch
-
-MATMUL_SIZE = 1024
-"""Side of the square matrices that are multiplied to measure the peak."""
 
 
 class CPUPlatform(Platform):
@@ -91,23 +87,15 @@ class CPUPlatform(Platform):
 
         return PackedAttention
 
+    @property
     @override
-    def rng_state(self) -> dict[str, Any]:
-        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-
-        return {"generator": torch.get_rng_state(), "tracker": dict(get_cuda_rng_tracker().get_states())}
-
-    @override
-    def set_rng_state(self, state: dict[str, Any]) -> None:
-        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-
-        torch.set_rng_state(state["generator"])
-        get_cuda_rng_tracker().set_states(dict(state["tracker"]))
+    def generator(self) -> Any:
+        return torch
 
     @override
-    def peak_flops(self, dtype: torch.dtype) -> float:
-        """Measured once per process and dtype by a matrix product, with torch's current number of threads."""
-        return _measured_flops(dtype)
+    def matrix_side(self, dtype: torch.dtype) -> int:
+        """A smaller side for bf16, whose products are two hundred times slower than those of fp32."""
+        return 1024 if dtype == torch.float32 else 256
 
     @override
     def memory(self) -> dict[str, int]:
@@ -125,21 +113,6 @@ class CPUPlatform(Platform):
 def _offload_file() -> OffloadFile:
     """One file per process."""
     return OffloadFile()
-
-
-@functools.cache
-def _measured_flops(dtype: torch.dtype) -> float:
-    """Fastest of five matrix products, FLOP/s. bf16 is two hundred times slower than fp32, hence the smaller size."""
-    size = MATMUL_SIZE if dtype == torch.float32 else MATMUL_SIZE // 4
-    a = torch.randn(size, size).to(dtype)
-    b = torch.randn(size, size).to(dtype)
-    torch.mm(a, b)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
 
 
 PLATFORM = CPUPlatform()

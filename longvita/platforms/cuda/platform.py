@@ -272,20 +272,20 @@ class CUDAPlatform(Platform):
 
     # Random numbers
 
+    @property
+    @override
+    def generator(self) -> Any:
+        return torch.cuda
+
     @override
     def rng_state(self) -> dict[str, Any]:
-        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-
-        states = dict(get_cuda_rng_tracker().get_states())
-        return {"host": torch.get_rng_state(), "generator": torch.cuda.get_rng_state(), "tracker": states}
+        """As of other platforms, and the state of the host's generator."""
+        return super().rng_state() | {"host": torch.get_rng_state()}
 
     @override
     def set_rng_state(self, state: dict[str, Any]) -> None:
-        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-
         torch.set_rng_state(state["host"])
-        torch.cuda.set_rng_state(state["generator"])
-        get_cuda_rng_tracker().set_states(dict(state["tracker"]))
+        super().set_rng_state(state)
 
     # Measurements
 
@@ -296,7 +296,7 @@ class CUDAPlatform(Platform):
         for part, (half, full) in PEAK_TFLOPS.items():
             if part in name:
                 return (full if dtype == torch.float32 else half) * 1e12
-        return _measured_flops(dtype)
+        return super().peak_flops(dtype)
 
     @override
     def memory(self) -> dict[str, int]:
@@ -323,21 +323,6 @@ def _pinned_store() -> Any:
     from longvita.platforms.pinned_offload import PinnedStore
 
     return PinnedStore(torch.cuda)
-
-
-@functools.cache
-def _measured_flops(dtype: torch.dtype, size: int = 8192) -> float:
-    """Fastest of six products of square matrices of that side, FLOP/s."""
-    a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
-    milliseconds = []
-    for _ in range(6):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        torch.mm(a, b)
-        end.record()
-        end.synchronize()
-        milliseconds.append(start.elapsed_time(end))
-    return 2 * size**3 / (min(milliseconds) / 1000)
 
 
 PLATFORM = CUDAPlatform()

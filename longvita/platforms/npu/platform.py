@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
     from longvita.parallel.sequence_layout import SequenceLayout
     from longvita.platforms.requirements import MachineRequirement
     from megatron_patches.patch import AppliedPatch, Patch
-
-MATMUL_SIZE = 8192
-"""Side of the square matrices that are multiplied to measure the peak."""
 
 
 class NPUPlatform(Platform):
@@ -215,23 +211,10 @@ class NPUPlatform(Platform):
         """A new tensor for each group: MindSpeed's Adam reads its device and adds to it in place."""
         return torch.tensor(step, dtype=torch.int64, device=self.device)
 
+    @property
     @override
-    def rng_state(self) -> dict[str, Any]:
-        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-
-        return {"generator": self._npu.get_rng_state(), "tracker": dict(get_cuda_rng_tracker().get_states())}
-
-    @override
-    def set_rng_state(self, state: dict[str, Any]) -> None:
-        from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-
-        self._npu.set_rng_state(state["generator"])
-        get_cuda_rng_tracker().set_states(dict(state["tracker"]))
-
-    @override
-    def peak_flops(self, dtype: torch.dtype) -> float:
-        """Measured once per process and dtype by a matrix product."""
-        return _measured_flops(self, dtype)
+    def generator(self) -> Any:
+        return self._npu
 
     @override
     def memory(self) -> dict[str, int]:
@@ -267,21 +250,6 @@ def _pinned_store(platform: NPUPlatform) -> Any:
 
     # Tests run this platform over stubs on the CPU, which has no memory to pin.
     return PinnedStore(platform._npu, pinned=platform.device.type != "cpu")
-
-
-@functools.cache
-def _measured_flops(platform: NPUPlatform, dtype: torch.dtype) -> float:
-    """Fastest of five matrix products, FLOP/s."""
-    a, b = (torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=platform.device, dtype=dtype) for _ in range(2))
-    torch.mm(a, b)
-    seconds = []
-    for _ in range(5):
-        platform.synchronize()
-        start = time.perf_counter()
-        torch.mm(a, b)
-        platform.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * MATMUL_SIZE**3 / min(seconds)
 
 
 PLATFORM = NPUPlatform()

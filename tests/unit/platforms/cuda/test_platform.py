@@ -19,8 +19,8 @@ from longvita.config.loader import load
 from longvita.data.cp_shard import CPShard
 from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
 from longvita.parallel.sequence_layout import zigzag
+from longvita.platforms import base
 from longvita.platforms.base import Platform, PlatformError, importable
-from longvita.platforms.cuda import platform as cuda
 from longvita.platforms.cuda.flash_kernels import TorchFlashKernel
 from longvita.platforms.cuda.platform import CUDAPlatform
 from longvita.platforms.cuda.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
@@ -332,7 +332,7 @@ def test_peaks_are_those_of_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: f"NVIDIA {name}")
         assert CUDAPlatform().peak_flops(torch.bfloat16) == peak * 1e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "something else")
-    monkeypatch.setattr(cuda, "_measured_flops", lambda dtype: 1.0)
+    monkeypatch.setattr(base, "_measured_flops", lambda *arguments: 1.0)
     assert CUDAPlatform().peak_flops(torch.bfloat16) == 1.0
 
 
