@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import filelock
 from huggingface_hub.utils import WeakFileLock, tqdm
 from rich.console import Console
 from rich.filesize import decimal
@@ -71,11 +70,12 @@ def only_fetch(folder: Path) -> Iterator[None]:
     """Lock a folder against other fetches. Raises DataError if one is running."""
     lock = folder / ".cache" / "huggingface" / "fetch.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with WeakFileLock(lock, timeout=0.1):
-            yield
-    except filelock.Timeout as error:
-        raise DataError(f"another `longvita data fetch` is filling {folder}; wait for it, or end it") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=0.1))
+        except TimeoutError as error:
+            raise DataError(f"another `longvita data fetch` is filling {folder}; wait for it, or end it") from error
+        yield
 
 
 def _download(downloader: Downloader, files: Sequence[WantedFile], folder: Path, workers: int) -> None:
