@@ -14,8 +14,8 @@ from longvita.parallel.tile_sharing import assign_tiles
 SEQUENCE_LENGTH = 64
 MARKS = 2
 
-# Per sequence, its documents: (tokens, tiles). Several pictures; text alone beside a picture; a video; text alone. They
-# make up the mixed batch; the last, with one tile, is for tests of ranks that have none.
+# Per sequence, its documents: (tokens, tiles). Several pictures; one with pictures between two of text; a video; only
+# text. They make up the mixed batch. The last, with one tile, is for tests of ranks that have none.
 SEQUENCES: list[list[tuple[int, int]]] = [
     [(40, 3), (17, 1)],
     [(13, 0), (30, 2), (9, 0)],

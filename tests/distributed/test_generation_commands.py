@@ -111,7 +111,7 @@ def test_chat_takes_turns_alike_on_one_process_and_on_two(model: TinyModel, medi
         assert message in one.stdout
     before, after = one.stdout.split("a new conversation\n")
     shown = "is shown with the next question\n"
-    # A conversation begun anew answers as the first one did.
+    # A conversation that is started again has the answers of the first.
     answer = after.split(shown)[1]
     assert answer.strip()
     assert before.split(shown)[1].startswith(answer)

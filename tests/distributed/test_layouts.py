@@ -64,7 +64,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     "DP2, MLP in chunks": (2, {"training": {"mlp_chunk_size": 33}}),
-    "full recomputation, layer inputs put away": (
+    "full recomputation, offloaded layer inputs": (
         1,
         {"training": {"recompute": {"granularity": "full", "method": "uniform", "offload": True}}},
     ),
@@ -75,7 +75,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
             "training": {"recompute": {"granularity": "full", "method": "block", "num_layers": 1, "vision": True}},
         },
     ),
-    "PP2, interleaved, layer inputs put away": (
+    "PP2, interleaved, offloaded layer inputs": (
         2,
         {
             "layout": {"pipeline_parallel": 2, "virtual_pipeline": 2},

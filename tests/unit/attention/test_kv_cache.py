@@ -1,4 +1,4 @@
-"""The KV cache: what it gives back, how it grows by pages, and what two documents share."""
+"""The KV cache: its contents, its growth by pages, and the pages that two caches share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def held(cache: KVCache, layer: int = 1) -> list[int]:
     return [int(number) for keys, _ in blocks for number in keys[:, 1, 3]]
 
 
-def test_what_was_appended_comes_back_in_order() -> None:
+def test_appended_rows_are_returned_in_order() -> None:
     cache = KVCache(10_000)
     for count in (3, 1, 70, 12, 10, 1):
         before = list(range(cache.length))
@@ -52,7 +52,7 @@ def test_what_was_appended_comes_back_in_order() -> None:
     assert cache.past(7) == []
 
 
-def test_pages_come_when_their_first_row_does() -> None:
+def test_pages_are_allocated_with_their_first_row() -> None:
     cache = KVCache(1_310_720)
     assert allocated_bytes([cache]) == 0
     for count in range(1, 4 * PAGE + 2):
@@ -60,7 +60,7 @@ def test_pages_come_when_their_first_row_does() -> None:
         assert allocated_bytes([cache]) == -(-count // PAGE) * PAGE_BYTES
 
 
-def test_rows_of_padding_are_written_over() -> None:
+def test_rows_of_padding_are_overwritten() -> None:
     cache = KVCache(100)
     for layer in (1, 2):
         cache.append(layer, rows(20), -rows(20))
@@ -77,7 +77,7 @@ def test_an_interrupted_pass_leaves_no_trace() -> None:
     assert held(cache) == held(cache, 2) == list(range(7))
 
 
-def test_a_fork_shares_full_pages_and_goes_its_own_way() -> None:
+def test_a_fork_shares_full_pages_and_then_grows_by_itself() -> None:
     cache = KVCache(1_000)
     fill(cache, 3 * PAGE + 5)
     fork = cache.fork(2 * PAGE + 3)

@@ -40,19 +40,19 @@ def test_pieces_join_to_the_text_and_never_show_half_a_character(text: str) -> N
         assert not any("\ufffd" in part for part in parts)
 
 
-def test_text_comes_as_soon_as_it_is_certain() -> None:
+def test_text_is_emitted_as_soon_as_it_is_final() -> None:
     assert pieces(b"ab") == ["a", "b", ""]
     assert pieces("é!".encode()) == ["", "é", "!", ""]
 
 
-def test_broken_bytes_are_shown_not_lost_or_held_for_ever() -> None:
+def test_invalid_bytes_are_emitted() -> None:
     generator = random.Random(3)
     for _ in range(200):
         ids = [generator.randrange(256) for _ in range(60)]
         assert "".join(pieces(ids)) == decode_bytes(ids)
 
 
-def test_an_unfinished_character_comes_out_at_the_end() -> None:
+def test_an_incomplete_character_is_emitted_at_the_end() -> None:
     assert pieces("é".encode()[:1]) == ["", "\ufffd"]
 
 

@@ -48,7 +48,7 @@ def test_frames_of_several_videos_are_counted_together() -> None:
         check_prompt_length(100 + 258 * 510, config(16_384, 1_000), videos)
 
 
-def test_text_that_is_too_long_alone_says_so() -> None:
+def test_text_that_is_too_long_by_itself_is_reported() -> None:
     with pytest.raises(LengthError, match="no --max_num_frame fits with 17000 tokens of text and pictures"):
         check_prompt_length(17_000 + 258 * 4, config(16_384), [VideoFacts(4, 1.0, is_folder=True)])
     with pytest.raises(LengthError, match=r"shorten the text.*raise --max_seq_len \(at most 1310720\)"):

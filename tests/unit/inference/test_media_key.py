@@ -1,4 +1,4 @@
-"""Keys of pictures and videos: equal for equal content, without reading what headers tell apart."""
+"""Keys of pictures and videos: equal for equal content, read only where sizes are equal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_copy_is_the_same_and_other_content_of_its_size_is_not(file: Path, tmp
     assert MediaKey(file) != MediaKey(other)
 
 
-def test_headers_are_enough_where_they_differ(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_different_size_are_not_read(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     longer = tmp_path / "longer.mp4"
     longer.write_bytes(b"one two three four")
     keys = MediaKey(file), MediaKey(file), MediaKey(longer)

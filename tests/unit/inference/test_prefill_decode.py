@@ -41,7 +41,7 @@ def test_new_tokens_end_with_a_stop_token_or_at_the_limit(stop_ids, limit, expec
 
 
 @pytest.mark.parametrize("stop", [8, 9])
-def test_an_answer_ends_at_the_end_of_its_turn_and_leaves_it_out(stop, monkeypatch):
+def test_an_answer_ends_before_the_token_that_ends_its_turn(stop, monkeypatch):
     tokenizer = SimpleNamespace(
         end_of_turn=8, padding=9, decode=lambda ids, skip_special_tokens: "".join(f"w{i} " for i in ids)
     )

@@ -59,7 +59,7 @@ def test_prefix_of_text() -> None:
     assert common_prefix(prompt([]), prompt([1]), 2, limit=0) == 0
 
 
-def test_another_picture_ends_the_prefix_though_its_tokens_are_the_same() -> None:
+def test_another_picture_ends_the_prefix_although_its_tokens_are_equal() -> None:
     ids = [5, 9, 9, 6, 5, 9, 9, 6, 7]
     old, new = prompt(ids, {1: "cat", 5: "dog"}), prompt(ids, {1: "cat", 5: "bird"})
     assert common_prefix(old, new, 2, limit=99) == 5
@@ -74,6 +74,6 @@ def test_a_prefix_never_ends_inside_a_tile() -> None:
     assert common_prefix(prompt(ids, {1: "cat"}), prompt(ids, {1: "cat"}), 2, limit=2) == 1
 
 
-def test_tensor_tiles_load_by_place() -> None:
+def test_tensor_tiles_load_by_index() -> None:
     tiles = torch.arange(3.0)[:, None, None, None].expand(3, 3, 2, 2)
     assert torch.equal(TensorTiles(tiles).load([0, 2])[:, 0, 0, 0], torch.tensor([0.0, 2.0]))

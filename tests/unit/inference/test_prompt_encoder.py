@@ -46,7 +46,7 @@ def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def test_tiles_stand_where_their_context_tokens_do(tokenizer: LongVITATokenizer, media: Path) -> None:
+def test_tiles_start_at_their_context_tokens(tokenizer: LongVITATokenizer, media: Path) -> None:
     prompt = PromptEncoder(settings(), tokenizer).encode(
         ask("<image><video>What?"), [media / "wide.png"], [media / "clip"]
     )
@@ -99,7 +99,7 @@ def test_no_frame_is_decoded_to_refuse(
         ("  ", [], "has no text"),
     ],
 )
-def test_what_cannot_be_used_is_named(
+def test_unusable_input_is_named(
     tokenizer: LongVITATokenizer, media: Path, text: str, images: list[str], message: str
 ) -> None:
     (media / "broken.png").write_bytes(b"no picture")

@@ -1,4 +1,4 @@
-"""Tiles are shared out evenly, and each feature row reaches the rank that owns its position, once."""
+"""Each feature row reaches the ranks that need it once, and its gradient returns once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS = 3
 
 
 @given(tiles=st.integers(0, 300), ranks=st.integers(1, 16), chunk=st.integers(1, 70))
-def test_each_round_takes_the_next_few_tiles_of_every_rank(tiles: int, ranks: int, chunk: int) -> None:
+def test_each_round_has_the_next_tiles_of_every_rank(tiles: int, ranks: int, chunk: int) -> None:
     owners = assign_tiles(tiles, ranks)
     rounds = tile_rounds(owners, chunk)
     for rank in range(ranks):

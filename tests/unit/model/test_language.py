@@ -65,7 +65,7 @@ def _largest_tensor(rank: int, size: int, chunk: int) -> int:
 
     sizes = []
 
-    class Watch(TorchDispatchMode):
+    class Widest(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             output = func(*args, **(kwargs or {}))
             sizes.extend(o.numel() for o in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(o))
@@ -73,7 +73,7 @@ def _largest_tensor(rank: int, size: int, chunk: int) -> int:
 
     rows = torch.randn(512, H, requires_grad=True)
     weight = torch.randn(V, H, requires_grad=True)
-    with Watch():
+    with Widest():
         loss, _losses = chunked_cross_entropy(rows, weight, torch.arange(512) % V, dist.group.WORLD, chunk)
         loss.backward()
     return max(sizes)

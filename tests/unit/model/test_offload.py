@@ -1,4 +1,4 @@
-"""Layer inputs put away: which tensors, the order in which they come back, and the peak of a whole step."""
+"""Offloaded layer inputs: which tensors, the order in which they are fetched, and the peak memory of a step."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ print(peak() - before, float(loss), norm)
 """
 
 
-class Away:
-    """One tensor put away; the log tells what is done with it."""
+class LoggedTensor:
+    """One offloaded tensor; the log records what is done with it."""
 
     def __init__(self, tensor: Tensor, log: list[str], name: str):
         self.tensor, self.log, self.name = tensor.clone(), log, name
@@ -64,14 +64,14 @@ class Away:
         return self.tensor
 
 
-def test_each_layers_input_goes_once_and_the_one_before_comes_while_a_layer_runs() -> None:
+def test_each_input_is_offloaded_once_and_fetched_while_the_next_layer_runs() -> None:
     log: list[str] = []
     put: list[Tensor] = []
 
-    def offload(tensor: Tensor) -> Away:
+    def offload(tensor: Tensor) -> LoggedTensor:
         put.append(tensor)
         log.append(f"put {len(put)}")
-        return Away(tensor, log, str(len(put)))
+        return LoggedTensor(tensor, log, str(len(put)))
 
     # Megatron's recomputation keeps the state of random numbers, which the platform answers for.
     get("cpu").activate()
@@ -107,7 +107,7 @@ def test_each_layers_input_goes_once_and_the_one_before_comes_while_a_layer_runs
         assert torch.equal(gradient, wanted)
 
 
-def test_the_peak_of_a_step_falls_by_the_layer_inputs() -> None:
+def test_the_peak_of_a_step_is_lower_by_the_layer_inputs() -> None:
     results = {}
     for offload in (False, True):
         line = [sys.executable, "-c", STEP, str(offload), *map(str, (LAYERS, TOKENS, HIDDEN))]

@@ -41,7 +41,7 @@ def every_position(layout: SequenceLayout) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("build", BUILDERS)
 @given(lengths=LENGTHS, cp_size=SIZES, tp_size=st.integers(1, 4))
 @settings(max_examples=60)
-def test_every_position_lands_once_and_comes_back(build, lengths, cp_size, tp_size):
+def test_every_position_has_one_row_and_is_found_from_it(build, lengths, cp_size, tp_size):
     layout = build(lengths, cp_size, tp_size)
     documents, positions = every_position(layout)
     cp_rank, tp_rank, row = layout.to_rows(documents, positions)
@@ -67,7 +67,7 @@ def test_work_on_long_documents_is_even(build, lengths, cp_size):
 
 
 @given(lengths=LENGTHS, cp_size=SIZES, tp_size=st.integers(1, 4))
-def test_zigzag_pads_each_document_and_gives_each_rank_the_same(lengths, cp_size, tp_size):
+def test_zigzag_pads_each_document_and_gives_each_rank_equal_work(lengths, cp_size, tp_size):
     layout = zigzag(lengths, cp_size, tp_size)
     padded = sum(-(-length // (2 * cp_size)) * 2 * cp_size for length in lengths)
     assert layout.used == [layout.local_length] * cp_size
@@ -85,7 +85,7 @@ def test_compact_pads_no_document_and_spreads_tokens_evenly(lengths, cp_size, tp
 
 
 @pytest.mark.parametrize("cp_size", [2, 3, 4, 6])
-def test_many_like_documents_move_nothing(cp_size):
+def test_many_equal_documents_send_nothing(cp_size):
     layout = compact([500] * 4 * cp_size, cp_size)
     assert moved_tokens(layout) == 0
     assert imbalance(layout) == 1
@@ -98,7 +98,7 @@ def test_one_document_is_zigzag_over_all():
     assert moved_tokens(layout) == 800 + 600 + 400
 
 
-def test_a_long_document_among_short_ones_alone_is_cut():
+def test_only_the_long_document_among_short_ones_is_cut():
     layout = compact([30_000] + [500] * 60, 4)
     assert {piece.document for piece in layout.pieces if piece.length < layout.lengths[piece.document]} == {0}
     assert moved_tokens(layout) == moved_tokens(zigzag([30_000], 4))

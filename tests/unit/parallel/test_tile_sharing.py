@@ -1,4 +1,4 @@
-"""Tiles are shared out evenly over the ranks of a replica."""
+"""Tiles are assigned evenly to the ranks of a replica."""
 
 from __future__ import annotations
 
