@@ -1,4 +1,4 @@
-"""`python -m longvita`: the same as the `longvita` command."""
+"""`python -m longvita` runs the `longvita` command."""
 
 from longvita.cli import main
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from longvita.commands.generate import generate
-from longvita.inference.settings import Options
+from longvita import cli
 
 MODEL_TYPES = ["qwen2p5_instruct"]
 
@@ -40,18 +39,22 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    """Print the answer on standard output and return the exit code."""
+def main() -> None:
+    """Answer the question on standard output, as `longvita generate` does."""
     arguments = parse_arguments()
-    options = Options(
-        layout=arguments.layout,
-        tokenizer=arguments.tokenizer,
-        max_seq_len=arguments.max_seq_len,
-        max_num_frames=arguments.max_num_frame,
-        max_new_tokens=arguments.max_new_tokens,
-    )
-    return generate(arguments.model_path, arguments.question, arguments.image_path, arguments.video_path, options)
+    options = {
+        "--question": [arguments.question],
+        "--image": arguments.image_path,
+        "--video": arguments.video_path,
+        "--layout": [arguments.layout],
+        "--tokenizer": [arguments.tokenizer],
+        "--max-seq-len": [arguments.max_seq_len],
+        "--max-num-frames": [arguments.max_num_frame],
+        "--max-new-tokens": [arguments.max_new_tokens],
+    }
+    given = [f"{name}={value}" for name, values in options.items() for value in values if value is not None]
+    cli.main(["generate", *given, "--", arguments.model_path])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

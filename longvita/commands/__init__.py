@@ -1,1 +1,1 @@
-"""The command line verbs, one file each."""
+"""The verbs of the command line, one file each."""

@@ -1,124 +1,90 @@
-"""`longvita generate`: refuses what does not fit before any work, then answers in the processes of the layout."""
+"""`longvita generate`: refuse what does not fit before any work, then answer in the ranks of the layout."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Annotated, Any, cast
 
-from longvita import processes
-from longvita.commands.support.engine_process import quiet_libraries, start_engine_rank
-from longvita.commands.support.prefill_progress import prefill_progress
-from longvita.config.layout_text import layout_text
-from longvita.config.sizes import replica_size
-from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
-from longvita.errors import UserError
-from longvita.inference.prompt import Prompt
-from longvita.inference.prompt_encoder import MediaTiles, PromptEncoder, PromptError
-from longvita.inference.settings import Options, Settings, open_tokenizer, resolve
-from longvita.platforms import environment
-from longvita.processes import EXIT_REFUSED, is_first_on_machine, is_first_process
+import typer
 
-if TYPE_CHECKING:
-    from longvita.inference.engine import Engine
-    from longvita.inference.frame_attention import FrameAttention
+from longvita.commands.support.options import (
+    ChunkSize,
+    InferenceFile,
+    MaxFrames,
+    MaxNewTokens,
+    MaxSeqLen,
+    ModelArgument,
+    OptionalLayout,
+    PlatformOption,
+    Precision,
+    Seed,
+    Temperature,
+    TokenizerFolder,
+    TopK,
+    TopP,
+)
+from longvita.processes import EXIT_COMPLETE, is_first_process, raise_on_all_ranks, world_size_of_launcher
 
 
 def generate(
-    model: str,
-    question: str,
-    images: Sequence[str],
-    videos: Sequence[str],
-    options: Options,
-    show_frames: str | None = None,
+    model: ModelArgument,
+    question: Annotated[str, typer.Option(help="The question, or a .txt file that holds it.", show_default=False)],
+    image: Annotated[list[str] | None, typer.Option(help="Picture; may be repeated.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="Video file or folder of frames; may be repeated.")] = None,
+    show_frames: Annotated[
+        str | None, typer.Option(help="Write this .html page: the frames that the answer attended to.")
+    ] = None,
+    layout: OptionalLayout = None,
+    config: InferenceFile = None,
+    tokenizer: TokenizerFolder = None,
+    platform: PlatformOption = "auto",
+    precision: Precision = "auto",
+    max_seq_len: MaxSeqLen = None,
+    max_num_frames: MaxFrames = None,
+    prefill_chunk_size: ChunkSize = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
 ) -> int:
-    """Answers one question on standard output; the exit code, 2 where something is refused.
+    """Answer one question about pictures and videos, printed as it comes."""
+    arguments = locals()
+    from longvita.commands.support.engine_ranks import launch_engines, quiet_libraries
 
-    Args:
-        model: Hugging Face folder or Hub id of a Long-VITA, or a training checkpoint.
-        question: text, or the path of a .txt file that holds it.
-        images: picture files; without marks in the question they come before it.
-        videos: video files or folders of frames, likewise.
-        options: see Options.
-        show_frames: an .html file to write, with the frames and pictures that the answer attended to.
-    """
     quiet_libraries()
-    try:
-        _check_page(show_frames)
-        settings = resolve(model, options, processes.world_size_of_launcher())
-        messages = [{"role": "user", "content": with_marks(read_question(question), len(images), len(videos))}]
-        PromptEncoder(settings.config, open_tokenizer(settings.tokenizer)).encode(messages, images, videos)
-    except UserError as error:
-        return refuse(error)
-    payload = {
-        "settings": settings.payload(),
-        "messages": messages,
-        "images": list(images),
-        "videos": list(videos),
-        "show_frames": show_frames,
-    }
-    variables = environment.defaults(settings.config.platform)
-    return processes.launch("longvita.commands.generate:run_generate", payload, process_count(settings), variables)
+    from longvita.commands.support.frame_page import check_page
+    from longvita.commands.support.model_options import ModelOptions, engine_settings, open_tokenizer
+    from longvita.commands.support.question import read_question, with_marks
+    from longvita.inference.prompt_encoder import PromptEncoder
+
+    options, images, videos = ModelOptions.from_arguments(arguments), image or [], video or []
+    if show_frames is not None:
+        check_page(show_frames)
+    settings = engine_settings(model, options, world_size_of_launcher())
+    messages = [{"role": "user", "content": with_marks(read_question(question), len(images), len(videos))}]
+    PromptEncoder(settings.config, open_tokenizer(settings.tokenizer)).encode(messages, images, videos)
+    payload = {"messages": messages, "images": list(images), "videos": list(videos), "show_frames": show_frames}
+    return launch_engines("longvita.commands.generate:generate_rank", settings, options, payload)
 
 
-def _check_page(path: str | None) -> None:
-    """Raises PromptError where no page can be written."""
-    if path is None:
-        return
-    page = Path(path).expanduser()
-    if page.suffix != ".html" or page.is_dir():
-        raise PromptError(f"--show-frames {path} is not the name of an .html file")
-    if not (page.parent.is_dir() and os.access(page if page.exists() else page.parent, os.W_OK)):
-        raise PromptError(f"--show-frames {path}: there is no folder {page.parent} that it can be written to")
-
-
-def refuse(error: UserError) -> int:
-    """Tells what every process found before it started to work; the exit code."""
-    if is_first_on_machine():
-        print(f"error: {error}", file=sys.stderr)
-    return EXIT_REFUSED
-
-
-def process_count(settings: Settings) -> int:
-    """Processes of the layout; where it is our choice, it is told."""
-    count = replica_size(settings.config)
-    if settings.chosen_layout and count > 1 and is_first_process():
-        text = f"layout: {layout_text(settings.config.layout)} over {count} processes"
-        print(f"{text} (--layout chooses another)", file=sys.stderr)
-    return count
-
-
-def read_question(question: str) -> str:
-    """The question itself, or what the .txt file of that name holds. Raises PromptError."""
-    if question.endswith(".txt") and "\n" not in question:
-        try:
-            question = Path(question).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"the question's file {question} cannot be read: {error}") from error
-    if not question.strip():
-        raise PromptError("the question is empty")
-    return question
-
-
-def with_marks(question: str, images: int, videos: int) -> str:
-    """The question with a mark for each picture and video before it, unless it says itself where they stand."""
-    if (IMAGE_MARK in question and images) or (VIDEO_MARK in question and videos):
-        return question
-    return mark_media(question, images, videos)
-
-
-def run_generate(payload: dict[str, Any]) -> int:
+def generate_rank(payload: dict[str, Any]) -> int:
     """The body of a rank."""
-    settings = start_engine_rank(payload)
-    from longvita.inference.frame_attention import FrameAttention  # here: megatron-core's import takes seconds
-    from longvita.inference.session import open_engine
-    from longvita.processes import raise_on_all_ranks
+    from longvita.commands.support.engine_ranks import start_engine_rank
+    from longvita.commands.support.prefill_progress import prefill_progress
 
+    settings = start_engine_rank(payload)
+    # Not earlier: they import megatron-core.
+    from longvita.commands.support.frame_page import write_attended
+    from longvita.inference.frame_attention import FrameAttention
+    from longvita.inference.prompt_encoder import MediaTiles
+    from longvita.inference.session import open_engine
+
+    messages, page = payload["messages"], payload["show_frames"]
     with open_engine(settings) as engine:
-        prompt = raise_on_all_ranks(lambda: engine.encode(payload["messages"], payload["images"], payload["videos"]))
-        observer = FrameAttention() if payload["show_frames"] else None
+        prompt = raise_on_all_ranks(lambda: engine.encode(messages, payload["images"], payload["videos"]))
+        observer = FrameAttention() if page else None
         answer = ""
         with prefill_progress(len(prompt), is_first_process()) as progress:
             for piece in engine.answer(prompt, progress=progress, observer=observer):
@@ -128,18 +94,9 @@ def run_generate(payload: dict[str, Any]) -> int:
         if is_first_process():
             print()
         if observer is not None:
-            _show_frames(
-                Path(payload["show_frames"]).expanduser(), engine, prompt, answer, payload["messages"], observer
-            )
-    return 0
-
-
-def _show_frames(
-    path: Path, engine: Engine, prompt: Prompt, answer: str, messages: Sequence[dict], observer: FrameAttention
-) -> None:
-    from longvita.commands.support.frame_page import write_attended
-
-    shares = engine.attended(prompt, observer)
-    if is_first_process():
-        write_attended(path, messages[-1]["content"], answer, shares, cast(MediaTiles, prompt.tiles))
-        print(f"{path} shows what the answer attended to", file=sys.stderr)
+            attention = engine.attended(prompt, observer)
+            if is_first_process():
+                path = Path(page).expanduser()
+                write_attended(path, messages[-1]["content"], answer, attention, cast(MediaTiles, prompt.tiles))
+                print(f"{path} shows what the answer attended to", file=sys.stderr)
+    return EXIT_COMPLETE

@@ -5,110 +5,152 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
+import typer
 
-from longvita.commands.support import dry_run_tables, plan_tables
-from longvita.config import ConfigError
-from longvita.config.loader import Loaded, locate
-from longvita.config.schema import Config
-from longvita.config.sizes import processes_to_start
-from longvita.planning.batch_contents import BatchContents, worst_contents
-from longvita.planning.dry_run.plan_comparison import compare_with_plan
-from longvita.planning.dry_run.run import dry_run as make_dry_run
-from longvita.planning.hardware import Hardware, PlanError, find_hardware, hardware_of
-from longvita.planning.memory import plan_memory
-from longvita.planning.plan import RunPlan, as_data, make_generation_plan, make_plan
-from longvita.planning.plan_page import write_plan
-from longvita.planning.plan_text import gib, verdict
-from longvita.processes import EXIT_REFUSED
+from longvita.commands.support.options import ConfigFile, JSONOption, Overrides
+from longvita.processes import EXIT_COMPLETE, EXIT_REFUSED
+
+if TYPE_CHECKING:
+    from longvita.commands.support.plan_options import PlanOptions
+    from longvita.config import ConfigError
+    from longvita.config.loader import Loaded
+    from longvita.config.schema import Config
+    from longvita.planning.hardware import Hardware
+    from longvita.planning.plan import RunPlan
 
 EXIT_DOES_NOT_FIT = 1
 
 
-@dataclass(frozen=True)
-class PlanOptions:
-    """Options of a plan."""
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices; as train would start when absent.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of a device, such as 96GiB.")] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Device; h100-80 or the platform's own when absent. An unknown name lists all.")
+    ] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Memory of a node for offload, such as 2TiB.")] = None,
+    search: Annotated[bool, typer.Option("--search", help="Try the layouts and show the ten best.")] = False,
+    tiles: Annotated[int | None, typer.Option(min=0, help="Tiles of a sequence; as many as fit when absent.")] = None,
+    loss_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens with loss of a sequence.")] = None,
+    documents: Annotated[int, typer.Option(min=1, help="Documents of a sequence.")] = 1,
+    page: Annotated[Path | None, typer.Option("--html", help="Write this page with the memory picture.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build some ranks by shape, and check every file.")
+    ] = False,
+    rank: Annotated[
+        list[int] | None,
+        typer.Option(help="Rank to build; may be repeated. Three of them when absent."),
+    ] = None,
+    no_files: Annotated[
+        bool, typer.Option("--no-files", help="Skip data, tokenizer, checkpoints and output folder.")
+    ] = False,
+    as_json: JSONOption = False,
+) -> int:
+    """Plan memory and time of a run, and find layouts that fit; exit code 1 if it does not fit (with --search, if no
+    layout does).
 
-    devices: int | None = None
-    """Processes; those that `longvita train` would start when absent."""
-    memory: str | None = None
-    """Memory of a device, such as 96GiB; the hardware's own when absent."""
-    host_memory: str | None = None
-    """Memory of a node for offloaded tensors of its devices, such as 2TiB; the hardware's own when absent."""
-    hardware: str | None = None
-    """A name of longvita.planning.hardware."""
-    search: bool = False
-    as_json: bool = False
-    page: Path | None = None
-    tiles: int | None = None
-    """Tiles and frames of one sequence; as many as fit when absent."""
-    loss_tokens: int | None = None
-    """Positions with loss of one sequence."""
-    documents: int = 1
-    """Documents of one sequence, of equal length."""
+    With --dry-run, build some of its ranks at full size by shape, without launching it; exit code 2 if the launch would
+    fail.
+    """
+    from longvita.commands.support.config_file import load_config_with_origins
+    from longvita.commands.support.plan_options import PlanOptions
+
+    if not dry_run and (rank or no_files):
+        raise typer.BadParameter("need --dry-run", param_hint="--rank, --no-files")
+    if dry_run and (search or page is not None or (tiles, loss_tokens, documents) != (None, None, 1)):
+        given = "--search, --html, --tiles, --loss-tokens, --documents"
+        raise typer.BadParameter("do not work with --dry-run", param_hint=given)
+    options = PlanOptions(devices, memory, host_memory, hardware, tiles, loss_tokens, documents)
+    loaded = load_config_with_origins(config, overrides)
+    if dry_run:
+        return print_dry_run(loaded, options, rank or (), not no_files, as_json)
+    return print_plan(loaded, options, search, page, as_json)
 
 
-def plan(loaded: Loaded, options: PlanOptions) -> int:
+def print_plan(loaded: Loaded, options: PlanOptions, search: bool, page: Path | None, as_json: bool) -> int:
     """Print or write the plan; return 0 if it fits (with --search, if any layout does), else 1.
 
     Raises PlanError for invalid hardware, memory, contents or page, ConfigError for a config that cannot run on so many
     devices or that the platform refuses.
     """
-    config, hardware, world_size = loaded.config, _hardware(loaded.config, options), _world_size(loaded.config, options)
-    if options.search:
+    from rich.console import Console
+
+    from longvita.commands.support import plan_tables
+    from longvita.config import ConfigError
+    from longvita.planning.hardware import PlanError
+    from longvita.planning.plan import as_data, make_generation_plan, make_plan
+    from longvita.planning.plan_page import write_plan
+
+    config, hardware, world_size = loaded.config, options.device(loaded.config), options.world_size(loaded.config)
+    if search:
         _refuse_generation(config, "--search")
-    if options.page is not None and options.page.is_dir():
-        raise PlanError(f"--html {options.page} is a folder; name a file in it")
-    if options.page is not None and not options.page.absolute().parent.is_dir():
-        raise PlanError(f"--html {options.page}: there is no folder {options.page.parent}; make it, or write elsewhere")
+    if page is not None and page.is_dir():
+        raise PlanError(f"--html {page} is a folder; name a file in it")
+    if page is not None and not page.absolute().parent.is_dir():
+        raise PlanError(f"--html {page}: there is no folder {page.parent}; make it, or write elsewhere")
     try:
         if config.data.dataset:
-            found = make_plan(config, world_size, hardware, _contents(config, options), options.search)
+            found = make_plan(config, world_size, hardware, options.contents(config), search)
         else:
             found = make_generation_plan(config, world_size, hardware)
     except ConfigError as error:
         raise _located(error, loaded) from None
     if found.refusal is not None:
         found = dataclasses.replace(found, refusal=_located(found.refusal, loaded))
-    if options.as_json:
+    if as_json:
         print(json.dumps(as_data(found)))
     else:
         plan_tables.show(found, Console(width=max(Console().width, 150)))
-    if options.page is not None:
-        write_plan(options.page, found)
-        if not options.as_json:
-            print(f"wrote {options.page}")
-    return 0 if found.fits or (options.search and found.candidates) else EXIT_DOES_NOT_FIT
+    if page is not None:
+        write_plan(page, found)
+        if not as_json:
+            print(f"wrote {page}")
+    return EXIT_COMPLETE if found.fits or (search and found.candidates) else EXIT_DOES_NOT_FIT
 
 
-def dry_run(loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_files: bool) -> int:
+def print_dry_run(
+    loaded: Loaded, options: PlanOptions, ranks: Sequence[int], with_files: bool, as_json: bool = False
+) -> int:
     """Print a dry run next to the plan's figures; return 2 if the launch would fail, 1 if it only lacks memory, else 0.
 
     ranks: those to build by shape; chosen_ranks when empty. Raises PlanError for invalid hardware or memory,
     ConfigError for ranks outside of the world.
     """
+    from rich.console import Console
+
+    from longvita.commands.support import dry_run_tables
+    from longvita.config.loader import locate
+    from longvita.planning.dry_run.plan_comparison import compare_with_plan
+    from longvita.planning.dry_run.run import dry_run
+    from longvita.planning.plan_text import gib, verdict
+
     _refuse_generation(loaded.config, "--dry-run")
-    config, hardware, world_size = loaded.config, _hardware(loaded.config, options), _world_size(loaded.config, options)
-    found = make_dry_run(config, world_size, ranks or None, with_files, hardware)
+    config, hardware, world_size = loaded.config, options.device(loaded.config), options.world_size(loaded.config)
+    found = dry_run(config, world_size, ranks or None, with_files, hardware)
     memory = _memory_plan(config, world_size, hardware)
     note = [f"by plan, on {hardware.name} of {gib(hardware.memory)}: {verdict(memory)}"] if memory else []
     problems = tuple(locate(problem, loaded) for problem in found.problems)
     found = dataclasses.replace(found, problems=problems, notes=(*found.notes, *note))
     comparisons = compare_with_plan(config, world_size, hardware, found.ranks)
-    if options.as_json:
+    if as_json:
         print(json.dumps(dry_run_tables.as_json(found, comparisons)))
     else:
         dry_run_tables.show(found, Console(width=max(Console().width, 130)), comparisons)
     if problems:
         return EXIT_REFUSED
-    return EXIT_DOES_NOT_FIT if memory is not None and not memory.fits else 0
+    return EXIT_DOES_NOT_FIT if memory is not None and not memory.fits else EXIT_COMPLETE
 
 
 def _memory_plan(config: Config, world_size: int, hardware: Hardware) -> RunPlan | None:
     """Plan the memory only; None where the layout does not fit the processes, which the dry run reports itself."""
+    from longvita.config import ConfigError
+    from longvita.planning.memory import plan_memory
+    from longvita.planning.plan import RunPlan
+
     try:
         return RunPlan(config, world_size, hardware, plan_memory(config, world_size, hardware))
     except ConfigError:
@@ -116,35 +158,15 @@ def _memory_plan(config: Config, world_size: int, hardware: Hardware) -> RunPlan
 
 
 def _refuse_generation(config: Config, option: str) -> None:
+    from longvita.planning.hardware import PlanError
+
     if not config.data.dataset:
         raise PlanError(f"{option} is for a run that trains; {config.name} has no data (data.dataset=MIX)")
 
 
-def _hardware(config: Config, options: PlanOptions) -> Hardware:
-    return find_hardware(options.hardware or hardware_of(config.platform).name, options.memory, options.host_memory)
-
-
-def _world_size(config: Config, options: PlanOptions) -> int:
-    return options.devices or processes_to_start(config)
-
-
 def _located(error: ConfigError, loaded: Loaded) -> ConfigError:
     """Add file and line to each problem of an error."""
+    from longvita.config import ConfigError
+    from longvita.config.loader import locate
+
     return ConfigError([locate(problem, loaded) for problem in error.problems])
-
-
-def _contents(config: Config, options: PlanOptions) -> list[BatchContents]:
-    """Return the contents of a micro batch by the options; the two worst without options."""
-    if options.tiles is None and options.loss_tokens is None and options.documents == 1:
-        return worst_contents(config)
-    sequences, tokens = config.training.micro_batch_size, config.data.sequence_length
-    video, text = worst_contents(config)
-    tiles = video.tiles if options.tiles is None else sequences * options.tiles
-    if tiles > video.tiles:
-        raise PlanError(f"--tiles {options.tiles}: at most {video.tiles // sequences} fit {tokens} tokens")
-    loss = sequences * (tokens if options.loss_tokens is None else options.loss_tokens)
-    if loss > text.tokens:
-        raise PlanError(f"--loss-tokens {options.loss_tokens}: a sequence has {tokens} tokens")
-    if tokens % options.documents:
-        raise PlanError(f"--documents {options.documents} does not divide the {tokens} tokens of a sequence")
-    return [BatchContents(text.tokens, sequences * options.documents, tiles, loss, "as given")]

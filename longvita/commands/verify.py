@@ -6,31 +6,43 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from longvita.commands.support.model_process import check_sizes, joined_replica, launch_replica
-from longvita.config import dump
-from longvita.config.layout_text import layout_text, parse_layout
-from longvita.config.schema import Config, LayoutConfig
-from longvita.processes import is_first_process
+import typer
+
+from longvita.commands.support.options import JSONOption, LayoutOption, PlatformOption
+from longvita.processes import EXIT_COMPLETE, EXIT_FAILED, is_first_process
 
 if TYPE_CHECKING:
+    from longvita.config.schema import LayoutConfig
     from longvita.verify.compare import Check
 
 
-def verify(model: str, golden: str, layout: str, platform: str = "auto", as_json: bool = False) -> int:
-    """Compare a model with golden vectors at one layout: 0 when all is within tolerance, else 1."""
+def verify(
+    model: Annotated[str, typer.Argument(help="Model: folder or Hub id.", metavar="MODEL", show_default=False)],
+    golden: Annotated[str, typer.Option(help="Folder with golden.safetensors and golden.json.", show_default=False)],
+    layout: LayoutOption = "tp=1",
+    platform: PlatformOption = "auto",
+    as_json: JSONOption = False,
+) -> int:
+    """Compare features, logits, loss, gradients and greedy tokens with golden vectors; exit code 1 beyond tolerance."""
     from longvita.checkpoint.sources import model_config
+    from longvita.commands.support.model_ranks import check_sizes, launch_replica
+    from longvita.config import dump
+    from longvita.config.layout_text import parse_layout
     from longvita.verify.golden import golden_config, load_golden
 
     config = golden_config(model_config(model), parse_layout(layout), load_golden(golden), platform)
     check_sizes(config)
     payload = {"source": model, "golden": golden, "config": dump(config), "json": as_json}
-    return launch_replica("longvita.commands.verify:verify_process", payload, config)
+    return launch_replica("longvita.commands.verify:verify_rank", payload, config)
 
 
-def verify_process(payload: dict[str, Any]) -> int:
-    """Compare in one rank; the first one prints."""
+def verify_rank(payload: dict[str, Any]) -> int:
+    """The body of a rank; the first one prints."""
+    from longvita.commands.support.model_ranks import joined_replica
+    from longvita.config.schema import Config
+
     config = Config.model_validate(payload["config"])
     with joined_replica(config) as (groups, platform):
         from longvita.verify.compare import compare
@@ -40,7 +52,7 @@ def verify_process(payload: dict[str, Any]) -> int:
         if is_first_process():
             print_checks(checks, payload["source"], config.layout, payload["json"])
     any_made = any(check.difference is not None for check in checks)
-    return 0 if any_made and all(check.passed for check in checks) else 1
+    return EXIT_COMPLETE if any_made and all(check.passed for check in checks) else EXIT_FAILED
 
 
 def print_checks(checks: Sequence[Check], source: str, layout: LayoutConfig, as_json: bool) -> None:
@@ -55,6 +67,8 @@ def print_checks(checks: Sequence[Check], source: str, layout: LayoutConfig, as_
         return
     from rich.console import Console
     from rich.table import Table
+
+    from longvita.config.layout_text import layout_text
 
     table = Table(title=f"{source} at {layout_text(layout)}")
     for column in ("check", "largest difference", "tolerance", "", ""):

@@ -1,4 +1,4 @@
-"""Prints a config as YAML, each value with a comment that names its origin."""
+"""A config as lines of YAML, each value with a comment that names its origin; `load` accepts the lines."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.text import Text
 
 from longvita.config import names
 from longvita.config.loader import Loaded, dump
 from longvita.config.nodes import FieldPath
 
 MAX_LIST_LENGTH = 80
-COMMENT_COLUMN = 52
 
 
 @dataclass(frozen=True)
@@ -24,17 +21,6 @@ class Line:
 
     text: str
     comment: str = ""
-
-
-def show(loaded: Loaded, console: Console, docs: bool = False) -> None:
-    """Print a config as YAML that `load` accepts; `docs`: with each field's description and type above it."""
-    for line in lines(loaded, docs):
-        text = Text(line.text, no_wrap=True)
-        if line.comment:
-            written = line.comment != "default"
-            gap = " " * max(1, COMMENT_COLUMN - len(line.text)) if line.text.strip() else ""
-            text.append(f"{gap}# {line.comment}", style="cyan" if written else "dim")
-        console.print(text, soft_wrap=True)
 
 
 def lines(loaded: Loaded, docs: bool = False) -> Iterator[Line]:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from longvita import platforms, processes
 from longvita.checkpoint.sources import load_weights
 from longvita.config.schema import Config
+from longvita.data.tokenizer import load_tokenizer
 from longvita.inference.engine import Engine
-from longvita.inference.settings import Settings, open_tokenizer
+from longvita.inference.settings import EngineSettings
 from longvita.model.build import build_model
 from longvita.platforms.base import Platform
 
@@ -19,7 +20,7 @@ CONTROL_TIMEOUT = datetime.timedelta(days=365)
 
 
 @contextlib.contextmanager
-def open_engine(settings: Settings) -> Iterator[Engine]:
+def open_engine(settings: EngineSettings) -> Iterator[Engine]:
     """Open the engine of this process, in a world of one model replica or several. Process groups end with the block.
 
     Raises CheckpointError on every rank when the weights cannot be read.
@@ -28,7 +29,7 @@ def open_engine(settings: Settings) -> Iterator[Engine]:
     platform.activate()
     processes.init_distributed(platform.backend, platform.set_device)
     config = _with_precision(settings, platform)
-    tokenizer = open_tokenizer(settings.tokenizer)
+    tokenizer = load_tokenizer(settings.tokenizer)
     groups = platform.build_groups(config)
     models = build_model(config, groups, platform, fresh=False)
     load_weights(models, settings.model, groups, platform)
@@ -36,7 +37,7 @@ def open_engine(settings: Settings) -> Iterator[Engine]:
     groups.destroy()
 
 
-def _with_precision(settings: Settings, platform: Platform) -> Config:
+def _with_precision(settings: EngineSettings, platform: Platform) -> Config:
     precision = settings.precision
     if precision == "auto":
         # On a CPU, matrix products in bf16 are hundreds of times slower than in fp32.

@@ -39,9 +39,9 @@ FEW = Sizes(
 ON_ONE_MACHINE = """
 import sys
 from longvita.config import load
-from longvita.commands.train import train
+from longvita.commands.train import train_stages
 
-sys.exit(train(*(load(path) for path in sys.argv[1:])))
+sys.exit(train_stages(*(load(path) for path in sys.argv[1:])))
 """
 
 

@@ -154,7 +154,7 @@ def test_time_limit_and_start_from_a_checkpoint(tmp_path):
 STAGES_IN_TURN = """
 import sys
 from longvita.config import load
-from longvita.commands.train import train
+from longvita.commands.train import train_stages
 
 path, *folders = sys.argv[1:]
 layouts = (["layout.tensor_parallel=2"], ["layout.processes=2"], ["layout.pipeline_parallel=2"])
@@ -162,7 +162,7 @@ few = ["training.train_iterations=3", "data.num_workers=0"]
 stages = [[*few, f"output={folder}", *layout] for folder, layout in zip(folders, layouts)]
 for stage, before in zip(stages[1:], folders):
     stage.append(f"checkpoint.initial={before}")
-sys.exit(train(*(load(path, stage) for stage in stages)))
+sys.exit(train_stages(*(load(path, stage) for stage in stages)))
 """
 
 
@@ -205,6 +205,6 @@ def test_data_that_changed_since_the_checkpoint_are_reported(tmp_path):
 def test_refused_before_any_process_starts(tmp_path, monkeypatch, overrides, field):
     for name in [name for name in os.environ if name in ("RANK", "WORLD_SIZE") or name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr("longvita.processes.launch", lambda *_: pytest.fail("processes were started"))
+    monkeypatch.setattr("longvita.commands.train.launch", lambda *_: pytest.fail("processes were started"))
     with pytest.raises(ConfigError, match=field):
-        train.train(load_config_with_origins(write_run(tmp_path), overrides, training=True).config)
+        train.train_stages(load_config_with_origins(write_run(tmp_path), overrides, training=True).config)

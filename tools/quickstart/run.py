@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 
 from longvita.commands.convert import convert
-from longvita.commands.train import train
+from longvita.commands.train import train_stages
 from longvita.config import dump, load
 from longvita.config.schema import Config
 from longvita.config.sizes import ulysses_size
@@ -121,7 +121,7 @@ def train_missing() -> int:
     left = [(stage, run) for stage in STAGES for run in stage.runs if not is_complete(OUTPUT / run)]
     for stage, run in left:
         say(f"will train {stage.name}, {stage.title}, as `longvita train {CONFIGS / run}.yaml` does")
-    return train(*(load(CONFIGS / f"{run}.yaml") for _, run in left)) if left else 0
+    return train_stages(*(load(CONFIGS / f"{run}.yaml") for _, run in left)) if left else 0
 
 
 def is_complete(folder: Path) -> bool:

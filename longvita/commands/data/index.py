@@ -1,66 +1,63 @@
-"""`longvita data index`: indexes every file of a config, and tells what is in them."""
+"""`longvita data index`: index every data file of a config, and print the figures of each source."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from longvita.config.schema import Config, DatasetConfig
-from longvita.data.chat_template import ChatTemplate
-from longvita.data.document import media_settings
-from longvita.data.formats.paths import data_file
-from longvita.data.index.columns import KIND_BITS, PICTURE
-from longvita.data.index.process_pool import IndexProcessPool
-from longvita.data.index.store import forget_index, size_of
-from longvita.data.media.item import MediaSettings
-from longvita.data.mix.catalog import CatalogFile, files_of, index_job, make_template
-from longvita.data.mix.measure import count_media
-from longvita.data.mix.missing_files import Missing, describe_missing, missing_files
-from longvita.data.mix.progress import indexing
-from longvita.data.quarantine import FILE_NAME, QuarantineFile, count_reasons, reasons_text
+from longvita.commands.support.options import AllowMissing, ConfigFile, JSONOption, Overrides, with_missing
+from longvita.processes import EXIT_COMPLETE
 
-FIRSTS_SHOWN = 10
-"""Files of which the first sample that is set aside is told."""
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from longvita.config.schema import Config
+    from longvita.data.mix.catalog import CatalogFile
+    from longvita.data.mix.missing_files import Missing
+    from longvita.data.report.index_figures import SourceIndex
+
+MAX_FIRST_SAMPLES = 10
+"""Files whose first quarantined sample is printed."""
 
 
-@dataclass(frozen=True)
-class SourceIndex:
-    """What the indexes of a source's files hold."""
+def index(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    processes: Annotated[int | None, typer.Option(min=0, help="Processes; data.index_processes when absent.")] = None,
+    allow_missing: AllowMissing = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Delete existing indexes first.")] = False,
+    as_json: JSONOption = False,
+) -> int:
+    """Index the data files of a config that have no index yet, and print the figures of each source."""
+    from longvita.commands.support.config_file import load_config
 
-    files: int
-    samples: int
-    """Those set aside among them."""
-    quarantined: dict[str, int]
-    """Samples that cannot be used, by reason word."""
-    pictures: int
-    videos: int
-    frames: int
-    """Taken from the videos at the config's limits."""
-    tokens: int
-    """Of the samples that can be used, at the config's limits."""
-    index_bytes: int
-    """Size of the index."""
-
-    @property
-    def bytes_a_sample(self) -> float:
-        """Bytes of index for each sample that can be used."""
-        return self.index_bytes / max(self.samples - sum(self.quarantined.values()), 1)
+    own = [] if processes is None else [f"data.index_processes={processes}"]
+    return index_files(load_config(config, [*with_missing(overrides, allow_missing), *own]), as_json, rebuild)
 
 
-def index(config: Config, as_json: bool, anew: bool = False) -> int:
-    """Indexes the files of the mix and of the held-out sources, as far as they are not; prints a table or one object.
+def index_files(config: Config, as_json: bool, rebuild: bool) -> int:
+    """Index the files of the mix and of the held-out sources that have no index; print a table or one object.
 
-    What is set aside goes to the quarantine file of the run. anew: the indexes that are there are forgotten first. The
-    exit code. Raises DataError for a file that is missing, TokenizerError.
+    Quarantined samples go to the quarantine file of the run. Returns the exit code. Raises DataError for a file that is
+    missing, TokenizerError.
     """
+    from rich.console import Console
+
+    from longvita.data.document import media_settings
+    from longvita.data.formats.paths import data_file
+    from longvita.data.index.process_pool import IndexProcessPool
+    from longvita.data.index.store import forget_index, size_of
+    from longvita.data.mix.catalog import files_of, index_job, make_template
+    from longvita.data.mix.missing_files import missing_files
+    from longvita.data.mix.progress import indexing
+    from longvita.data.report.index_figures import figures_by_source
+
     template, settings = make_template(config), media_settings(config)
     mixes = {"training": config.data.dataset, "held_out": config.data.validation}
     missing = {mix: missing_files(config, sources) for mix, sources in mixes.items()}
@@ -68,63 +65,41 @@ def index(config: Config, as_json: bool, anew: bool = False) -> int:
     with IndexProcessPool.of(config, template) as processes:
         for mix, sources in mixes.items():
             places = files_of(config, sources)
-            if anew:
-                _forget(config, places, processes)
+            for source, dataset, path in places if rebuild else ():
+                forget_index(data_file(config.data, path), index_job(config, source, dataset, path, processes))
             with indexing(sum(size_of(data_file(config.data, path)) for _, _, path in places)) as open_one:
                 found[mix] = [open_one(config, *place, processes) for place in places]
-    figures = {mix: _by_source(files, template, settings) for mix, files in found.items()}
+    figures = {mix: figures_by_source(files, template, settings) for mix, files in found.items()}
     if as_json:
         text = {mix: {source: _as_json(one) for source, one in own.items()} for mix, own in figures.items()}
         print(json.dumps(text | {"missing": missing}))
     else:
         Console(width=max(Console().width, 120)).print(_table(figures))
-    _tell(config, [file for files in found.values() for file in files], list(missing.values()))
-    return 0
+    _print_problems(config, [file for files in found.values() for file in files], list(missing.values()))
+    return EXIT_COMPLETE
 
 
-def _forget(config: Config, places: Sequence[tuple[str, DatasetConfig, str]], processes: IndexProcessPool) -> None:
-    for source, dataset, path in places:
-        forget_index(data_file(config.data, path), index_job(config, source, dataset, path, processes))
+def _print_problems(config: Config, files: Sequence[CatalogFile], missing: Sequence[Missing]) -> None:
+    """Print on stderr the files that are left out or have no usable sample, and why samples are quarantined."""
+    from longvita.data.mix.missing_files import describe_missing
+    from longvita.data.quarantine import FILE_NAME, QuarantineFile
 
-
-def _tell(config: Config, files: Sequence[CatalogFile], missing: Sequence[Missing]) -> None:
-    """Says on stderr what the figures do not: files that are left out or give nothing, and why samples are not used."""
     for one in missing:
         if one:
             print(f"data.allow_missing leaves them out: {describe_missing(one)}", file=sys.stderr)
     for file in files:
         if not len(file.measured.usable):
-            print(f"{file.path} of source {file.source!r} gives no sample that can be used", file=sys.stderr)
+            print(f"{file.path} of source {file.source!r} has no sample that can be used", file=sys.stderr)
     firsts = [file.quarantined[0] for file in files if file.quarantined]
-    for entry in firsts[:FIRSTS_SHOWN]:
-        print(f"set aside first: {entry.path}:{entry.line}: {entry.reason}: {entry.detail}", file=sys.stderr)
+    for entry in firsts[:MAX_FIRST_SAMPLES]:
+        print(f"first quarantined: {entry.path}:{entry.line}: {entry.reason}: {entry.detail}", file=sys.stderr)
     if firsts:
         quarantine = QuarantineFile(Path(config.output) / FILE_NAME)
         quarantine.add(entry for file in files for entry in file.quarantined)
-        print(f"all that is set aside stands in {quarantine.path}; longvita data retry looks again", file=sys.stderr)
-
-
-def _by_source(files: Sequence[CatalogFile], template: ChatTemplate, settings: MediaSettings) -> dict[str, SourceIndex]:
-    by_source: dict[str, list[CatalogFile]] = {}
-    for file in files:
-        by_source.setdefault(file.source, []).append(file)
-    return {source: source_index(own, template, settings) for source, own in by_source.items()}
-
-
-def source_index(files: Sequence[CatalogFile], template: ChatTemplate, settings: MediaSettings) -> SourceIndex:
-    """Sums over the files of a source."""
-    sums: Counter[str] = Counter()
-    for file in files:
-        columns, usable = file.index, file.measured.usable
-        pictures = int(((columns.media["extent"] >> KIND_BITS) == PICTURE).sum())
-        _, picture_tiles, _ = count_media(columns, template, settings)
-        sums["pictures"] += pictures
-        sums["videos"] += len(columns.media) - pictures
-        sums["frames"] += int((file.measured.tiles[usable] - picture_tiles[usable]).sum())
-        sums["tokens"] += int(file.measured.lengths[usable].sum(dtype="int64"))
-        sums["index_bytes"] += columns.rows.nbytes + columns.media.nbytes + columns.rates.nbytes
-    quarantined = count_reasons(entry for file in files for entry in file.quarantined)
-    return SourceIndex(len(files), sum(file.num_samples for file in files), quarantined, **sums)
+        print(
+            f"all quarantined samples are listed in {quarantine.path}; longvita data retry checks them again",
+            file=sys.stderr,
+        )
 
 
 def _as_json(figures: SourceIndex) -> dict:
@@ -132,11 +107,15 @@ def _as_json(figures: SourceIndex) -> dict:
 
 
 def _table(figures: dict[str, dict[str, SourceIndex]]) -> Table:
+    from rich.table import Table
+
+    from longvita.data.quarantine import reasons_text
+
     names = ("mix", "source", "files", "samples", "pictures", "videos", "frames", "tokens", "bytes a sample")
     table = Table(title="index")
     for name in names:
         table.add_column(name, justify="left" if name in ("mix", "source") else "right")
-    table.add_column("set aside")
+    table.add_column("quarantined")
     for mix, sources in figures.items():
         for source, one in sources.items():
             counts = (one.files, one.samples, one.pictures, one.videos, one.frames, one.tokens)

@@ -1,184 +1,33 @@
-"""`longvita data retry`: looks at samples that were set aside again, after somebody mended their files.
-
-1. Each entry's line is read, and the headers of its media are opened.
-2. Those that would fit a sequence are decoded whole, in workers that may crash or hang.
-3. The parts of the indexes that hold those of use now are made anew, so that the next run takes them, and the
-   quarantine file is written anew with the others.
-"""
+"""`longvita data retry`: check quarantined samples again, after their files were fixed."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Iterator, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
+import typer
 
-from longvita.config.schema import Config
-from longvita.data.chat_template import ChatTemplate
-from longvita.data.document import DocumentRequest, media_settings
-from longvita.data.errors import DataError, Reason, SampleError
-from longvita.data.formats.base import Place
-from longvita.data.formats.paths import data_file
-from longvita.data.index.columns import IndexBuilder
-from longvita.data.index.process_pool import IndexProcessPool
-from longvita.data.index.store import IndexJob, lines_of_parts, renew_index
-from longvita.data.loading.worker_pool import WorkerPool, open_pool
-from longvita.data.media.item import MAX_DECODED_TILES
-from longvita.data.mix.catalog import Catalog, CatalogFile, files_of, index_job, make_template
-from longvita.data.mix.measure import measure
-from longvita.data.mix.progress import counting
-from longvita.data.quarantine import QuarantinedSample, count_reasons, read_lines, reasons_text, write_quarantine
-from longvita.data.sample import Sample, hash_media_names
-
-ALL_MENDED, SOME_LEFT = 0, 1
-"""Exit codes."""
-
-Outcome = tuple[QuarantinedSample, SampleError | None]
-"""An entry and why it still can't be used; None if it can."""
+from longvita.commands.support.options import ConfigFile, Overrides
+from longvita.processes import EXIT_COMPLETE, EXIT_INCOMPLETE
 
 
-@dataclass(frozen=True)
-class _File:
-    """A data file of the config."""
+def retry(
+    quarantine: Annotated[Path, typer.Argument(help="Quarantine file of a run.", metavar="QUARANTINE_FILE")],
+    config: ConfigFile,
+    overrides: Overrides = None,
+) -> int:
+    """Check quarantined samples again; usable ones leave the file. Exit code 1 while some are left."""
+    from longvita.commands.support.config_file import load_config
+    from longvita.data.audit.retry_quarantined import retry_quarantined
+    from longvita.data.quarantine import count_reasons, reasons_text
 
-    source: str
-    path: str
-    job: IndexJob
-
-
-def retry(quarantine: str | Path, config: Config) -> int:
-    """Prints what became of each entry of a quarantine file and writes it anew; the exit code, 1 if some are left.
-
-    Lines that are no entries stay. Raises DataError if there is no such file, or none with an entry; TokenizerError.
-    """
-    if not Path(quarantine).is_file():
-        raise DataError(
-            f"quarantine file {quarantine} does not exist; a run, or longvita data index, writes it into the run's "
-            "output folder"
-        )
-    entries, others = read_lines(quarantine)
-    if others and not entries:
-        raise DataError(f"{quarantine} is no quarantine file: it has {len(others)} lines, and none of them is an entry")
-    template = make_template(config)
-    with IndexProcessPool.of(config, template) as processes:
-        files = _files(config, processes)
-        mended, left = _sort_out(entries, files, config, template)
-        for key, file in files.items():
-            lines = {entry.line for entry in mended if (entry.source, entry.path) == key}
-            if lines:
-                renew_index(file.path, file.job, lines)
-    write_quarantine(quarantine, left, others)
-    _tell(mended, left, files.keys())
-    return SOME_LEFT if left else ALL_MENDED
-
-
-def _sort_out(
-    entries: Sequence[QuarantinedSample], files: dict[tuple[str, str], _File], config: Config, template: ChatTemplate
-) -> tuple[list[QuarantinedSample], list[QuarantinedSample]]:
-    """The entries that can be used now, and those that can't with what is wrong with them now."""
-    of_file: dict[tuple[str, str], list[QuarantinedSample]] = {}
-    for entry in entries:
-        of_file.setdefault((entry.source, entry.path), []).append(entry)
-    mended, left = [], [entry for key, own in of_file.items() if key not in files for entry in own]
-    with open_pool(config, template) as pool, counting("looking again", len(entries)) as show:
-        for key, own in of_file.items():
-            for entry, error in _look_again(files[key], own, config, pool) if key in files else ():
-                if error is None:
-                    mended.append(entry)
-                else:
-                    left.append(dataclasses.replace(entry, reason=error.reason, detail=error.detail))
-                show(len(mended) + len(left))
-    return mended, left
-
-
-def _files(config: Config, processes: IndexProcessPool) -> dict[tuple[str, str], _File]:
-    """The data files of the mix and of the held-out sources, by source name and path as in quarantine files."""
-    places = [*files_of(config, config.data.dataset), *files_of(config, config.data.validation)]
-    files = [
-        _File(source, data_file(config.data, path), index_job(config, source, dataset, path, processes))
-        for source, dataset, path in places
-    ]
-    return {(file.source, file.path): file for file in files}
-
-
-def _look_again(
-    file: _File, entries: Sequence[QuarantinedSample], config: Config, pool: WorkerPool
-) -> Iterator[Outcome]:
-    """The outcome of each entry of a file, in any order."""
-    errors: dict[int, SampleError] = {}
-    builder = IndexBuilder()
-    of_line = {entry.line: entry for entry in entries}
-    for line, (place, sample) in _samples_at(file, of_line.keys()).items():
-        try:
-            if isinstance(sample, SampleError):
-                raise sample
-            facts = file.job.processes.probe(sample, file.job.settings)
-            length = file.job.processes.template.text_length(sample.turns)
-            builder.add(dataclasses.replace(place, line=line), hash_media_names(sample), length, facts)
-        except SampleError as error:
-            errors[line] = error
-    settings, index = media_settings(config), builder.index()
-    measured = measure(
-        index, file.job.processes.template, settings, config.data.sequence_length, file.source, file.path
-    )
-    errors |= {entry.line: SampleError(entry.reason, entry.detail) for entry in measured.too_long}
-    part = CatalogFile(file.source, file.path, file.job.settings, index, measured, measured.usable)
-    catalog = Catalog([part], settings)
-    requests = [catalog.request(number) for number in measured.usable.tolist()]
-    yield from ((of_line[line], error) for line, error in errors.items())
-    for request, found in _decode(requests, pool, max(config.data.num_workers, 1)):
-        yield of_line[request.place.line], found
-
-
-def _samples_at(file: _File, lines: Set[int]) -> dict[int, tuple[Place, Sample | SampleError]]:
-    """Place and sample of each line; of the parts that hold one, all lines are read."""
-    gone = SampleError(Reason.INVALID_SAMPLE, "the file has no sample at this line any more")
-    found: dict[int, tuple[Place, Sample | SampleError]] = {line: (Place(0, 0, line), gone) for line in lines}
-    for part, numbers in lines_of_parts(file.path, file.job):
-        if lines.isdisjoint(numbers):
-            continue
-        for place, sample in file.job.settings.make_format().samples(file.path, part):
-            line = numbers.start + place.line - 1
-            if line in found and sample is not None:
-                found[line] = (place, sample)
-    return found
-
-
-def _decode(
-    requests: Sequence[DocumentRequest], pool: WorkerPool, workers: int
-) -> Iterator[tuple[DocumentRequest, SampleError | None]]:
-    """Has all tiles of each request decoded: the first error of each, None if there is none."""
-    pieces = [(request, wanted) for request in requests for wanted in _pieces(request)]
-    under_way = 2 * workers
-    errors: dict[int, SampleError] = {}
-    for number in range(len(pieces) + under_way):
-        if number < len(pieces):
-            request, wanted = pieces[number]
-            pool.submit(number, [dataclasses.replace(request, wanted=wanted)])
-        done = number - under_way
-        if done < 0 or done >= len(pieces):
-            continue
-        request, wanted = pieces[done]
-        (result,) = pool.result(done)
-        if isinstance(result, SampleError):
-            errors.setdefault(request.place.line, result)
-        if not wanted or wanted[-1] == request.num_tiles - 1:
-            yield request, errors.get(request.place.line)
-
-
-def _pieces(request: DocumentRequest) -> list[tuple[int, ...]]:
-    tiles = np.arange(request.num_tiles)
-    return [tuple(piece.tolist()) for piece in np.split(tiles, range(MAX_DECODED_TILES, len(tiles), MAX_DECODED_TILES))]
-
-
-def _tell(
-    mended: Sequence[QuarantinedSample], left: Sequence[QuarantinedSample], known: Collection[tuple[str, str]]
-) -> None:
-    for entry in mended:
+    result = retry_quarantined(quarantine, load_config(config, overrides))
+    for entry in result.usable:
         print(f"{entry.path}:{entry.line}: can be used now ({entry.reason} before)")
-    for entry in left:
-        strange = "" if (entry.source, entry.path) in known else f" (no file of source {entry.source!r} in this config)"
-        print(f"{entry.path}:{entry.line}: {entry.reason}: {entry.detail}{strange}")
-    print(f"{len(mended)} samples can be used now, {len(left)} are left: {reasons_text(count_reasons(left))}")
+    for entry in result.left:
+        unknown = (entry.source, entry.path) in result.unknown
+        note = f" (no file of source {entry.source!r} in this config)" if unknown else ""
+        print(f"{entry.path}:{entry.line}: {entry.reason}: {entry.detail}{note}")
+    reasons = reasons_text(count_reasons(result.left))
+    print(f"{len(result.usable)} samples can be used now, {len(result.left)} are left: {reasons}")
+    return EXIT_INCOMPLETE if result.left else EXIT_COMPLETE

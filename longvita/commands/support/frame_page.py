@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from longvita.inference.prompt_encoder import MediaTiles
+from longvita.inference.prompt_encoder import MediaTiles, PromptError
 from longvita.pages import as_data_url, write_page
 
 MOST_SHOWN = 24
@@ -17,6 +18,15 @@ SIDE = 200
 _WIDTH, _HEIGHT = 920, 120
 _BARS = 460
 """Most bars of the chart; of more tiles, neighbours share a bar, as high as the highest of them."""
+
+
+def check_page(path: str) -> None:
+    """Raise PromptError if the page cannot be written."""
+    page = Path(path).expanduser()
+    if page.suffix != ".html" or page.is_dir():
+        raise PromptError(f"--show-frames {path} is not the name of an .html file")
+    if not (page.parent.is_dir() and os.access(page if page.exists() else page.parent, os.W_OK)):
+        raise PromptError(f"--show-frames {path}: there is no folder {page.parent} that it can be written to")
 
 
 def write_attended(path: Path, question: str, answer: str, shares: Tensor, tiles: MediaTiles) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from longvita.commands.chat import ChatSession
+from longvita.commands.support.chat_session import ChatSession
 from longvita.inference.limits import LengthError
 from tests.tiny import tiny_config
 

@@ -51,12 +51,12 @@ def test_to_internvl_and_back(golden: Path, tmp_path: Path, tokenizer: Path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"layout_format": "onnx"}, "--format 'onnx' is none of long_vita, internvl, checkpoint"),
+        ({"target_format": "onnx"}, "--format 'onnx' is none of long_vita, internvl, checkpoint"),
         ({"dtype": "int8"}, "--dtype 'int8' is none of bf16, fp32"),
-        ({"layout_format": "internvl"}, "no tokenizer"),
+        ({"target_format": "internvl"}, "no tokenizer"),
         ({"max_shard_size": "big"}, "max_shard_size 'big'"),
         ({"optimizer": "torch"}, "none of fully_reshardable, dp_reshardable"),
-        ({"optimizer": "dp_reshardable", "layout_format": "checkpoint"}, "from a training checkpoint"),
+        ({"optimizer": "dp_reshardable", "target_format": "checkpoint"}, "from a training checkpoint"),
     ],
 )
 def test_options_that_are_refused(golden: Path, tmp_path: Path, options: dict, message: str):

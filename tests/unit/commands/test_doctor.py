@@ -25,7 +25,7 @@ def restored() -> Iterator[None]:
 
 def report(platform: str = "cpu", everything: bool = False, width: int = 300) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=width)
-    code = doctor.run(platform, everything, console)
+    code = doctor.print_report(platform, everything, console)
     return code, console.file.getvalue()
 
 

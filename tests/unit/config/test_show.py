@@ -70,7 +70,7 @@ def test_an_error_is_one_clean_message_and_exit_code_2(write_yaml):
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
-    def broken() -> None:
+    def broken(arguments: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(cli, "app", broken)

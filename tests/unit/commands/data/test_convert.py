@@ -143,7 +143,7 @@ def test_a_failure_leaves_no_draft(folder, monkeypatch):
         raise ZeroDivisionError
 
     write_jsonl(folder / "a.jsonl", [conversation("one")])
-    monkeypatch.setattr(convert_command, "_convert_source", fail)
+    monkeypatch.setattr(convert_command, "_write", fail)
     result = convert(folder / "a.jsonl", "--to", "jsonl", "--output", folder / "out")
     assert isinstance(result.exception, ZeroDivisionError)
     assert list(folder.glob("out*")) == []
@@ -170,7 +170,7 @@ def test_broken_samples_are_listed(folder, own_media):
         (5, "empty_turn"),
         (6, "broken_video"),
     ]
-    assert "5 samples set aside (invalid_json 1, missing_file 1, outside_media_root 1, empty_turn 1" in result.stderr
+    assert "5 samples quarantined (invalid_json 1, missing_file 1, outside_media_root 1, empty_turn 1" in result.stderr
     assert len(contents(folder / "out" / "a-000000.tar", folder)) == 1
 
 

@@ -90,7 +90,7 @@ def test_what_is_indexed_stays(config, folder, monkeypatch):
 
 def test_processes(config, monkeypatch):
     asked = []
-    monkeypatch.setattr("longvita.commands.data.index.index", lambda config, *_: asked.append(config.data) or 0)
+    monkeypatch.setattr("longvita.commands.data.index.index_files", lambda config, *_: asked.append(config.data) or 0)
     run(config, "data.index_processes=2", "--processes", "3")
     assert [data.index_processes for data in asked] == [3]
 
@@ -108,20 +108,20 @@ def test_what_is_set_aside_can_be_looked_at_again(config, folder, own_media):
     assert "missing_file" not in run(config).stdout + quarantine.read_text()
 
 
-def test_anew(config, folder, own_media):
+def test_rebuild(config, folder, own_media):
     media = own_media()
     write_jsonl(folder / "a.jsonl", [*SAMPLES, conversation("<image>?", images=["late.png"])])
     assert "missing_file 1" in run(config).stdout
     shutil.copy(media / "one.png", media / "late.png")
-    assert "missing_file" not in run(config, "--anew").stdout
+    assert "missing_file" not in run(config, "--rebuild").stdout
     assert "missing_file" not in run(config).stdout
 
 
 def test_files_that_give_nothing_are_told(config, folder):
     (folder / "b.jsonl").write_text("")
     result = run(config)
-    assert f"{folder / 'b.jsonl'} of source 'a' gives no sample that can be used" in result.stderr
-    assert f"set aside first: {folder / 'a.jsonl'}:" in result.stderr
+    assert f"{folder / 'b.jsonl'} of source 'a' has no sample that can be used" in result.stderr
+    assert f"first quarantined: {folder / 'a.jsonl'}:" in result.stderr
 
 
 def test_files_that_are_left_out_are_told(config, folder):

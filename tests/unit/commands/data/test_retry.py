@@ -9,12 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from longvita.cli import app
-from longvita.commands.data import retry
 from longvita.config import load
+from longvita.data.audit import retry_quarantined
 from longvita.data.errors import DataError
 from longvita.data.formats import make_format
 from longvita.data.formats.record import NO_OPTIONS
 from longvita.data.index import build
+from longvita.data.index.store import IndexJob
 from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.quarantine import FILE_NAME, QuarantinedSample, QuarantineFile, read_quarantine
 from tests.unit.commands.data.test_index import write_config
@@ -157,7 +158,7 @@ def test_decodes_under_the_limits_of_the_run(folder, config, media):
 
 
 def test_only_the_parts_that_hold_them_are_indexed_anew(folder, config, media, monkeypatch, caplog):
-    monkeypatch.setattr("longvita.data.mix.catalog.IndexJob", lambda *rest: retry.IndexJob(*rest, part_bytes=150))
+    monkeypatch.setattr("longvita.data.mix.catalog.IndexJob", lambda *rest: IndexJob(*rest, part_bytes=150))
     (folder / "a.jsonl").touch()
     taken(config)
     parts, real = [], build.index_part
@@ -175,7 +176,7 @@ def test_only_the_parts_that_hold_them_are_indexed_anew(folder, config, media, m
 
 def test_tiles_are_decoded_in_pieces(folder, config, media, monkeypatch):
     """cut.mp4 breaks in a later piece than the first; what comes after it is decoded all the same."""
-    monkeypatch.setattr(retry, "MAX_DECODED_TILES", 3)
+    monkeypatch.setattr(retry_quarantined, "MAX_DECODED_TILES", 3)
     shutil.copy(media / "one.png", media / "late.png")
     run(folder, config)
     assert 4 in quarantined(folder)

@@ -14,10 +14,11 @@ from huggingface_hub import close_session, constants
 from typer.testing import CliRunner
 
 from longvita.cli import app
-from longvita.commands.data.fetch import fetch, only_fetch
+from longvita.commands.data.fetch import fetch_files
 from longvita.data.errors import DataError
 from longvita.data.fetch import download
 from longvita.data.fetch.download import Downloader, FetchStopped
+from longvita.data.fetch.folder_lock import only_fetch
 from longvita.data.fetch.wanted import WantedFile
 from tests.conftest import REPOSITORY
 from tests.tiny import tiny_config
@@ -85,7 +86,7 @@ def run(hub, tmp_path, capsys):
 
     def call(of=None, **options):
         options = {"folder": str(tmp_path / "data"), "endpoint": hub.endpoint, "as_json": True, **options}
-        code = fetch(of or config(), **options)
+        code = fetch_files(of or config(), **options)
         return code, {file["target"]: file for file in json.loads(capsys.readouterr().out)["files"]}
 
     return call

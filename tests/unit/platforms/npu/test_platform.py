@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from longvita.commands import doctor
+from longvita.commands.support import doctor_tables
 from longvita.config import ConfigError, load
 from longvita.data.cp_shard import CPShard
 from longvita.parallel.sequence_layout import zigzag
@@ -184,7 +184,7 @@ def test_a_tensor_is_offloaded_and_restored(npu_library: Any) -> None:
 
 def test_doctor_prints_the_decisions() -> None:
     console = Console(file=io.StringIO(), width=200)
-    doctor._print_decisions(console, NPU)
+    doctor_tables.print_decisions(console, NPU)
     text = console.file.getvalue()
     for decision in ("ring", "dp_reshardable", "Ulysses"):
         assert decision in text
@@ -211,17 +211,18 @@ platforms.get = platforms.named = lambda name="auto": StopAtActivation()
 """
 CONFIG = "from longvita.config.schema import Config; config = Config().model_dump(mode='json')\n"
 SETTINGS = """
-from longvita.inference.settings import Settings
-Settings.from_payload = classmethod(lambda cls, payload: type("S", (), {"config": type("C", (), {"platform": "stop"})}))
+from longvita.inference.settings import EngineSettings
+Named = type("Named", (), {"platform": "stop"})
+EngineSettings.from_payload = classmethod(lambda cls, payload: type("S", (), {"config": Named}))
 """
 ENTRIES = {
-    "train": CONFIG + "from longvita.commands.train import run; run({'stages': [config]})",
-    "generate": SETTINGS + "from longvita.commands.generate import run_generate; run_generate({'settings': {}})",
-    "chat": SETTINGS + "from longvita.commands.chat import run_chat; run_chat({'settings': {}})",
-    "evaluate": SETTINGS + "from longvita.commands.evaluate import run_evaluate; run_evaluate({'settings': {}})",
-    "verify": CONFIG + "from longvita.commands.verify import verify_process; verify_process({'config': config})",
-    "convert": CONFIG + "from longvita.commands.convert import convert_process; convert_process({'config': config})",
-    "doctor": "from longvita.commands import doctor; doctor.run('stop')",
+    "train": CONFIG + "from longvita.commands.train import train_rank; train_rank({'stages': [config]})",
+    "generate": SETTINGS + "from longvita.commands.generate import generate_rank; generate_rank({'settings': {}})",
+    "chat": SETTINGS + "from longvita.commands.chat import chat_rank; chat_rank({'settings': {}})",
+    "evaluate": SETTINGS + "from longvita.commands.evaluate import evaluate_rank; evaluate_rank({'settings': {}})",
+    "verify": CONFIG + "from longvita.commands.verify import verify_rank; verify_rank({'config': config})",
+    "convert": CONFIG + "from longvita.commands.convert import convert_rank; convert_rank({'config': config})",
+    "doctor": "from longvita.commands import doctor; doctor.doctor('stop')",
 }
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from longvita.checkpoint.hf.media_limits import write_media_limits
+from longvita.commands.support.model_options import ModelOptions, engine_settings
 from longvita.config import dump
 from longvita.config.schema import Config, DataConfig, LanguageConfig, LayoutConfig, ModelConfig
 from longvita.errors import UserError
 from longvita.inference.default_layout import default_layout, language_parameters
-from longvita.inference.settings import Options, Settings, resolve
+from longvita.inference.settings import EngineSettings
 
 LARGE = {
     "num_layers": 80, "hidden_size": 8192, "ffn_hidden_size": 29568, "num_attention_heads": 64, "num_query_groups": 8,
@@ -53,7 +54,7 @@ def folder(golden: Path) -> str:
 
 
 def test_a_model_folder_gives_sizes_and_tokenizer(folder: str) -> None:
-    settings = resolve(folder, Options(), None)
+    settings = engine_settings(folder, ModelOptions(), None)
     assert settings.config.model.language.hidden_size == 64
     assert settings.tokenizer == folder
     assert settings.config.layout == LayoutConfig()
@@ -65,8 +66,8 @@ def test_options_go_before_the_config_file(folder: str, write_yaml) -> None:
         "layout: {tensor_parallel: 2}\n"
         "inference: {max_seq_len: 1000, max_num_frames: 3, temperature: 0.5, max_new_tokens: 10}\n"
     )
-    options = Options(config=str(path), max_seq_len=1_310_720, top_k=5, seed=9)
-    settings = resolve(folder, options, 2)
+    options = ModelOptions(config=str(path), max_seq_len=1_310_720, top_k=5, seed=9)
+    settings = engine_settings(folder, options, 2)
     inference = settings.config.inference
     assert (inference.max_seq_len, inference.max_num_frames, inference.temperature, inference.top_k) == (
         1_310_720,
@@ -76,17 +77,18 @@ def test_options_go_before_the_config_file(folder: str, write_yaml) -> None:
     )
     assert settings.config.layout.tensor_parallel == 2
     assert settings.config.seed == 9
-    assert resolve(folder, Options(config=str(path), layout="pp=2"), 2).config.layout.pipeline_parallel == 2
+    options = ModelOptions(config=str(path), layout="pp=2")
+    assert engine_settings(folder, options, 2).config.layout.pipeline_parallel == 2
 
 
 def test_pictures_are_cut_as_in_training(folder: str, tmp_path: Path, write_yaml) -> None:
     trained = tmp_path / "trained"
     shutil.copytree(folder, trained)
     write_media_limits(trained, DataConfig(max_num_tiles=4, max_num_frames=330, max_fps=2.0))
-    data = resolve(str(trained), Options(), None).config.data
+    data = engine_settings(str(trained), ModelOptions(), None).config.data
     assert (data.max_num_tiles, data.max_num_frames, data.max_fps) == (4, 330, 2.0)
     # A config file changes what it names and no more.
-    data = resolve(str(trained), Options(config=str(write_yaml("data: {max_fps: 0.5}"))), None).config.data
+    data = engine_settings(str(trained), ModelOptions(config=str(write_yaml("data: {max_fps: 0.5}"))), None).config.data
     assert (data.max_num_tiles, data.max_num_frames, data.max_fps) == (4, 330, 0.5)
 
 
@@ -97,12 +99,12 @@ def test_impossible_media_limits_are_refused(folder: str, tmp_path: Path) -> Non
     for said in ({"max_num_tiles": 0}, [1]):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"media_limits": said}))
         with pytest.raises(UserError, match=r"config.json: media_limits is .*, which no data section may hold"):
-            resolve(str(damaged), Options(), None)
+            engine_settings(str(damaged), ModelOptions(), None)
 
 
 def test_settings_travel_as_plain_data(folder: str) -> None:
-    settings = resolve(folder, Options(layout="tp=2,sp=true"), None)
-    assert Settings.from_payload(settings.payload()) == settings
+    settings = engine_settings(folder, ModelOptions(layout="tp=2,sp=true"), None)
+    assert EngineSettings.from_payload(settings.payload()) == settings
 
 
 def test_a_training_checkpoint_brings_its_config(tmp_path: Path) -> None:
@@ -113,38 +115,38 @@ def test_a_training_checkpoint_brings_its_config(tmp_path: Path) -> None:
     (step / "config.json").write_text(json.dumps(dump(saved)))
     for place in (tmp_path, step):
         (step / "manifest.json").write_text("{}")
-        settings = resolve(str(place), Options(), None)
+        settings = engine_settings(str(place), ModelOptions(), None)
         assert settings.tokenizer == "words"
         assert settings.config.data.max_fps == 2.0
         # The default of 16,384 tokens is held to what the model can take.
         assert settings.config.inference.max_seq_len == 512
-    assert resolve(str(step), Options(tokenizer="other"), None).tokenizer == "other"
+    assert engine_settings(str(step), ModelOptions(tokenizer="other"), None).tokenizer == "other"
 
 
 @pytest.mark.parametrize(
     ("options", "processes", "message"),
     [
-        (Options(max_seq_len=1_310_721), None, "--max_seq_len is 1310721, but the model has 1310720 positions"),
-        (Options(layout="tp=3"), None, "layout.tensor_parallel=3 does not divide"),
-        (Options(layout="tp=2"), 4, "takes 2 processes .* 4 were started"),
-        (Options(layout="cp=2"), 4, r"takes 2 processes \(tp=1, pp=1, cp=2\), but 4 were started"),
-        (Options(layout="vp=2,pp=2"), None, "layout.virtual_pipeline is 2, but generation needs 1"),
-        (Options(layout="two"), None, "--layout: 'two' is not valid"),
-        (Options(temperature=-1.0), None, "--temperature is -1.0"),
-        (Options(max_new_tokens=0), None, "--max_new_tokens is 0"),
+        (ModelOptions(max_seq_len=1_310_721), None, "--max_seq_len is 1310721, but the model has 1310720 positions"),
+        (ModelOptions(layout="tp=3"), None, "layout.tensor_parallel=3 does not divide"),
+        (ModelOptions(layout="tp=2"), 4, "takes 2 processes .* 4 were started"),
+        (ModelOptions(layout="cp=2"), 4, r"takes 2 processes \(tp=1, pp=1, cp=2\), but 4 were started"),
+        (ModelOptions(layout="vp=2,pp=2"), None, "layout.virtual_pipeline is 2, but generation needs 1"),
+        (ModelOptions(layout="two"), None, "--layout: 'two' is not valid"),
+        (ModelOptions(temperature=-1.0), None, "--temperature is -1.0"),
+        (ModelOptions(max_new_tokens=0), None, "--max_new_tokens is 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(folder: str, options: Options, processes: int | None, message: str) -> None:
+def test_what_does_not_fit_is_refused(folder: str, options: ModelOptions, processes: int | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        resolve(folder, options, processes)
+        engine_settings(folder, options, processes)
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing is neither a folder nor a Hub id"):
-        resolve(str(tmp_path / "nothing"), Options(), None)
+        engine_settings(str(tmp_path / "nothing"), ModelOptions(), None)
 
 
 def test_precision_is_one_of_three() -> None:
-    assert Options.from_arguments({"precision": "fp32", "question": "?"}).precision == "fp32"
+    assert ModelOptions.from_arguments({"precision": "fp32", "question": "?"}).precision == "fp32"
     with pytest.raises(UserError, match="--precision is 'fp8'; choose auto, bf16 or fp32"):
-        Options.from_arguments({"precision": "fp8"})
+        ModelOptions.from_arguments({"precision": "fp8"})

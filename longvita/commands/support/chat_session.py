@@ -1,0 +1,135 @@
+"""The lines of a chat: commands change the conversation, questions are answered as their text comes."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from rich.console import Console
+
+from longvita.commands.support.conversation import Conversation
+from longvita.commands.support.prefill_progress import prefill_progress
+from longvita.errors import UserError
+from longvita.processes import is_first_process, raise_on_all_ranks
+
+if TYPE_CHECKING:
+    from longvita.inference.engine import Engine
+
+HELP = """Type a question. A line that begins with / is a command:
+  /image PATH   show a picture with the next question
+  /video PATH   show a video, or a folder of frames, with the next question
+  /reset        start a new conversation
+  /quit         end (so does the end of the input)"""
+
+
+def read_lines(console: Console, control: dist.ProcessGroup | None) -> Iterator[str]:
+    """The lines that the first process reads, broadcast to every process, until the input ends."""
+    while True:
+        line = [_read(console) if is_first_process() else None]
+        if control is not None:
+            dist.broadcast_object_list(line, src=0, group=control)
+        if line[0] is None:
+            return
+        yield line[0]
+
+
+def _read(console: Console) -> str | None:
+    """The next line without its end; None at the end of the input or on Ctrl-C."""
+    try:
+        return console.input("[bold green]> [/]") if sys.stdin.isatty() else input()
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+class ChatSession:
+    """A conversation, one line after the other."""
+
+    def __init__(self, engine: Engine, console: Console, control: dist.ProcessGroup | None):
+        self.engine, self.console, self.control = engine, console, control
+        self.conversation = Conversation(engine.config.data.max_fps)
+
+    def take(self, line: str) -> bool:
+        """Run a command or answer a question; False when the line ends the chat. Errors are printed."""
+        command, _, rest = line.strip().partition(" ")
+        if command in ("/quit", "/exit"):
+            return False
+        try:
+            if command.startswith("/"):
+                self._command(command, rest.strip())
+            elif command:
+                self._ask(line.strip())
+        except UserError as error:
+            self._say(f"error: {error}", "red")
+        return True
+
+    def _command(self, command: str, path: str) -> None:
+        conversation = self.conversation
+        show = {"/image": conversation.show_picture, "/video": conversation.show_video}.get(command)
+        if show is not None:
+            if not path:
+                raise UserError(f"{command} needs a path")
+            self._on_all_ranks(lambda: show(path))
+            self._say(f"{path} is shown with the next question", "dim")
+        elif command == "/reset":
+            conversation.reset()
+            self.engine.reset()
+            self._say("a new conversation", "dim")
+        elif command == "/help":
+            self._say(HELP, "dim")
+        else:
+            raise UserError(f"there is no command {command}; /help lists them")
+
+    def _ask(self, question: str) -> None:
+        conversation = self.conversation
+        messages = conversation.with_question(question)
+        prompt = self._on_all_ranks(lambda: self.engine.encode(messages, conversation.images, conversation.videos))
+        answer = ""
+        with prefill_progress(len(prompt), visible=is_first_process()) as progress, self._stoppable() as stopped:
+            for piece in self.engine.answer(prompt, progress=progress):
+                answer += piece
+                self.console.print(piece, end="", markup=False, highlight=False)
+                if stopped():
+                    break
+        self.console.print()
+        if answer.strip():
+            conversation.keep(messages, answer)
+        else:
+            self._say("(no answer; the question is forgotten)", "dim")
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[Callable[[], bool]]:
+        """A function that returns on every process whether Ctrl-C has been pressed in the first one.
+
+        Pressed a second time before the function is called, Ctrl-C ends the chat.
+        """
+        pressed = [False]
+
+        def press(number: int, frame: Any) -> None:
+            if pressed[0]:
+                raise KeyboardInterrupt
+            pressed[0] = True
+
+        def stopped() -> bool:
+            answer = list(pressed)
+            if self.control is not None:
+                dist.broadcast_object_list(answer, src=0, group=self.control)
+            return answer[0]
+
+        if not is_first_process():
+            yield stopped
+            return
+        previous = signal.signal(signal.SIGINT, press)
+        try:
+            yield stopped
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def _on_all_ranks(self, work: Callable[[], Any]) -> Any:
+        return raise_on_all_ranks(work, self.control)
+
+    def _say(self, text: str, style: str) -> None:
+        self.console.print(text, style=style, markup=False, highlight=False)

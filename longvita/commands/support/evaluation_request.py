@@ -1,0 +1,91 @@
+"""The request of `longvita evaluate`: its task, and the replicas that answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from longvita.checkpoint.manifest import MANIFEST
+from longvita.checkpoint.step_folders import numbered_root, step_folders
+from longvita.commands.support.model_options import ModelOptions, OptionError, engine_settings
+from longvita.config.sizes import replica_size
+from longvita.evaluation.needle import DEPTHS, LENGTHS, NeedleInVideo
+from longvita.evaluation.task import EvaluationTask
+from longvita.evaluation.video_mme import VideoMME
+from longvita.inference.settings import EngineSettings
+from longvita.processes import world_size_of_launcher
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRequest:
+    """Values of the command line."""
+
+    task: str
+    """video_mme or needle."""
+    data: str
+    """Folder of the data set."""
+    output: str
+    """Folder for answers and scores."""
+    replicas: int | None = None
+    """Replicas of the model that answer at the same time; None: one, or as many as a launcher's processes hold."""
+    subtitles: bool = False
+    """video_mme: with subtitles."""
+    limit: int | None = None
+    """video_mme: only the first questions."""
+    lengths: str | None = None
+    """needle: 200,400 (frames)."""
+    depths: str | None = None
+    """needle: 0,0.5,1."""
+
+
+def replica_settings(model: str, request: EvaluationRequest, options: ModelOptions) -> tuple[EngineSettings, int]:
+    """The settings of one replica, and the number of replicas. Raises UserError for what does not fit."""
+    started, replicas = world_size_of_launcher(), request.replicas
+    if replicas is not None and replicas < 1:
+        raise OptionError(f"--replicas is {replicas}, but must be at least 1")
+    if started is None:
+        return engine_settings(model, options, None), replicas or 1
+    if replicas is None and not options.names_layout:
+        return engine_settings(model, options, started), 1
+    if replicas is not None and started % replicas:
+        raise OptionError(f"{started} processes were started, which do not divide into {replicas} replicas")
+    settings = engine_settings(model, options, None if options.names_layout else started // (replicas or 1))
+    size = replica_size(settings.config)
+    if started != size * (replicas or started // size):
+        wanted = f"{replicas} replicas of {size}" if replicas else f"replicas of {size}"
+        raise OptionError(f"{started} processes were started, which are not {wanted} (the size of the layout)")
+    return settings, started // size
+
+
+def build_task(request: EvaluationRequest) -> EvaluationTask:
+    """The task that a request names. Raises OptionError for one that is not known, DataSetError for its data."""
+    folder = Path(request.data).expanduser()
+    if request.task == VideoMME.name:
+        return VideoMME(folder, request.subtitles, request.limit)
+    if request.task == NeedleInVideo.name:
+        lengths = _numbers("--lengths", request.lengths, int) if request.lengths else LENGTHS
+        depths = _numbers("--depths", request.depths, float) if request.depths else DEPTHS
+        return NeedleInVideo(folder, lengths, depths)
+    raise OptionError(f"--task is {request.task!r}; choose {VideoMME.name} or {NeedleInVideo.name}")
+
+
+def _numbers(name: str, text: str, kind: Any) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise OptionError(f"{name} is {text!r}; give numbers with commas between them") from error
+
+
+def model_identity(model: str) -> str:
+    """Changes with the weights of a model folder or training checkpoint; the id itself of a model on the Hub."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return model
+    root = numbered_root(folder)
+    steps = [] if root is None else [step for step in step_folders(root) if (step / MANIFEST).is_file()]
+    newest = steps[0] if steps else folder
+    files = sorted(path for path in newest.iterdir() if path.is_file())
+    seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{newest.resolve()} {hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest()}"

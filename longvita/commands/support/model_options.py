@@ -1,0 +1,161 @@
+"""Options of the commands that answer questions, and the settings of the engine that follow from them.
+
+The command line overrides the config file, which overrides the model's folder. Nothing here reads a weight or imports
+megatron-core, so what cannot run is refused at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from longvita.checkpoint.hf.config_json import model_config_from_folder
+from longvita.checkpoint.hf.hub import local_folder
+from longvita.checkpoint.hf.media_limits import FIELDS, read_media_limits
+from longvita.checkpoint.sources import training_config
+from longvita.checkpoint.step_folders import is_checkpoint
+from longvita.config import load
+from longvita.config.layout_text import parse_layout
+from longvita.config.schema import Config, InferenceConfig, LayoutConfig
+from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
+from longvita.errors import UserError
+from longvita.inference.default_layout import check_layout, default_layout
+from longvita.inference.limits import check_max_seq_len
+from longvita.inference.settings import EngineSettings
+
+
+class OptionError(UserError, ValueError):
+    """An option of a model command that cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """Values of the command line; None for an option that is not given."""
+
+    config: str | None = None
+    """YAML file for layout, inference, platform, tiling and frame rate; the model stays the folder's."""
+    layout: str | None = None
+    """tp=2,pp=2,sp=true."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer, where the model's folder holds none."""
+    platform: str | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: fp32 on the CPU, bf16 elsewhere."""
+    max_seq_len: int | None = None
+    max_num_frames: int | None = None
+    prefill_chunk_size: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> ModelOptions:
+        """The arguments of a command that are fields; the others are left out. Raises OptionError."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        options = cls(**{name: value for name, value in arguments.items() if name in names})
+        if options.precision not in ("auto", "bf16", "fp32"):
+            raise OptionError(f"--precision is {options.precision!r}; choose auto, bf16 or fp32")
+        return options
+
+    @property
+    def names_layout(self) -> bool:
+        """Whether the user chose the layout, rather than `default_layout`."""
+        return bool(self.layout or self.config)
+
+
+def engine_settings(model: str, options: ModelOptions, processes: int | None) -> EngineSettings:
+    """Settings for a model folder, Hub id or training checkpoint. Reads configs and headers alone.
+
+    Args:
+        model: Hugging Face folder or Hub id of a Long-VITA, or a training checkpoint (a run's output or one step).
+        options: the command line.
+        processes: number of processes that a launcher has started, None where none has.
+
+    Raises UserError for what does not fit, before any weight is read.
+    """
+    base, tokenizer = _from_model(model)
+    if options.config:
+        chosen = load(options.config)
+        # Tiling and frame rate are those that the model was trained with; a file without them leaves them as they are.
+        limits = chosen.data.model_dump(include=FIELDS, exclude_unset=True)
+        base = base.model_copy(
+            update={
+                "layout": chosen.layout,
+                "inference": chosen.inference,
+                "platform": chosen.platform,
+                "data": base.data.model_copy(update=limits),
+            }
+        )
+    layout = _layout(base, options, processes)
+    config = base.model_copy(
+        update={
+            "layout": layout,
+            "inference": _inference(base, options),
+            "platform": base.platform if options.platform in (None, "auto") else options.platform,
+            "seed": base.seed if options.seed is None else options.seed,
+        }
+    )
+    check_max_seq_len(config)
+    folder = options.tokenizer or tokenizer
+    if not folder:
+        raise OptionError(f"{model} names no tokenizer; give its folder with --tokenizer")
+    return EngineSettings(model, config, folder, options.precision)
+
+
+def _from_model(model: str) -> tuple[Config, str]:
+    """The config that comes with a model and the folder of its tokenizer ("" if it names none)."""
+    folder = Path(model).expanduser()
+    if is_checkpoint(folder):
+        config = training_config(folder)
+        return config.model_copy(update={"inference": _capped(config)}), config.data.tokenizer
+    place = local_folder(model)
+    config = Config(
+        name=Path(model).resolve().name, model=model_config_from_folder(place), data=read_media_limits(place)
+    )
+    return config.model_copy(update={"inference": _capped(config)}), str(place)
+
+
+def _capped(config: Config) -> InferenceConfig:
+    """The inference section, its default length limited to the positions of a small model."""
+    inference = config.inference
+    limit = min(inference.max_seq_len, config.model.language.max_position_embeddings)
+    return inference.model_copy(update={"max_seq_len": limit})
+
+
+def _layout(base: Config, options: ModelOptions, processes: int | None) -> LayoutConfig:
+    if options.layout:
+        layout = parse_layout(options.layout)
+    elif options.config:
+        layout = base.layout
+    else:
+        return default_layout(base.model, processes or 1)
+    check_layout(base.model, layout, processes)
+    return layout
+
+
+def _inference(base: Config, options: ModelOptions) -> InferenceConfig:
+    given = {
+        name: getattr(options, name)
+        for name in InferenceConfig.model_fields
+        if getattr(options, name, None) is not None
+    }
+    try:
+        return InferenceConfig.model_validate(base.inference.model_dump() | given)
+    except ValueError as error:
+        raise OptionError(_first_problem(error)) from error
+
+
+def _first_problem(error: Any) -> str:
+    problem = error.errors()[0]
+    return f"--{'.'.join(map(str, problem['loc']))} is {problem['input']}: {problem['msg']}"
+
+
+def open_tokenizer(folder: str) -> LongVITATokenizer:
+    """The tokenizer of a folder. Raises OptionError when there is none that fits."""
+    try:
+        return load_tokenizer(folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise OptionError(f"{error}; name the tokenizer's folder with --tokenizer") from error

@@ -1,0 +1,64 @@
+"""Figures of the indexes of each source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longvita.data.chat_template import ChatTemplate
+from longvita.data.index.columns import KIND_BITS, PICTURE
+from longvita.data.media.item import MediaSettings
+from longvita.data.mix.catalog import CatalogFile
+from longvita.data.mix.measure import count_media
+from longvita.data.quarantine import count_reasons
+
+
+@dataclass(frozen=True)
+class SourceIndex:
+    """Sums over the indexes of a source's files."""
+
+    files: int
+    samples: int
+    """Quarantined ones included."""
+    quarantined: dict[str, int]
+    """Samples that cannot be used, by reason word."""
+    pictures: int
+    videos: int
+    frames: int
+    """Sampled from the videos at the config's limits."""
+    tokens: int
+    """Of the samples that can be used, at the config's limits."""
+    index_bytes: int
+    """Size of the index."""
+
+    @property
+    def bytes_a_sample(self) -> float:
+        """Bytes of index for each sample that can be used."""
+        return self.index_bytes / max(self.samples - sum(self.quarantined.values()), 1)
+
+
+def figures_by_source(
+    files: Sequence[CatalogFile], template: ChatTemplate, settings: MediaSettings
+) -> dict[str, SourceIndex]:
+    """The figures of each source, by its name."""
+    by_source: dict[str, list[CatalogFile]] = {}
+    for file in files:
+        by_source.setdefault(file.source, []).append(file)
+    return {source: source_index(own, template, settings) for source, own in by_source.items()}
+
+
+def source_index(files: Sequence[CatalogFile], template: ChatTemplate, settings: MediaSettings) -> SourceIndex:
+    """Sums over the files of a source."""
+    sums: Counter[str] = Counter()
+    for file in files:
+        columns, usable = file.index, file.measured.usable
+        pictures = int(((columns.media["extent"] >> KIND_BITS) == PICTURE).sum())
+        _, picture_tiles, _ = count_media(columns, template, settings)
+        sums["pictures"] += pictures
+        sums["videos"] += len(columns.media) - pictures
+        sums["frames"] += int((file.measured.tiles[usable] - picture_tiles[usable]).sum())
+        sums["tokens"] += int(file.measured.lengths[usable].sum(dtype="int64"))
+        sums["index_bytes"] += columns.rows.nbytes + columns.media.nbytes + columns.rates.nbytes
+    quarantined = count_reasons(entry for file in files for entry in file.quarantined)
+    return SourceIndex(len(files), sum(file.num_samples for file in files), quarantined, **sums)
