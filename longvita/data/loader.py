@@ -25,7 +25,7 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentReader, DocumentRequest
 from longvita.data.errors import DataError, SampleError
 from longvita.data.loading.assemble import assemble
-from longvita.data.loading.broken_documents import Findings, LocalFindings, ReplicaFindings, SharedFindings, Store
+from longvita.data.loading.broken_documents import Findings, LocalFindings, ReplicaFindings, SharedFindings
 from longvita.data.loading.micro_batch import MicroBatch, ReadMicroBatch, owners_of_tiles, request_tiles
 from longvita.data.loading.tile_memory import TilePool
 from longvita.data.loading.worker import WorkerSetup
@@ -225,7 +225,7 @@ class Loader(Iterator[LocalBatch]):
 
 
 def build_loader(
-    config: Config, ranks: LoaderRanks, start_sequence: int = 0, split: str = "train", store: Store | None = None
+    config: Config, ranks: LoaderRanks, start_sequence: int = 0, split: str = "train", store: dist.Store | None = None
 ) -> Loader:
     """Build the loader of this process.
 
@@ -280,7 +280,7 @@ def _start_reader(config: Config, catalog: Catalog, template: ChatTemplate) -> I
     return WorkerPool(WorkerSetup.of(config, template), config.data.num_workers)
 
 
-def _make_findings(config: Config, ranks: LoaderRanks, split: str, store: Store | None) -> ReplicaFindings:
+def _make_findings(config: Config, ranks: LoaderRanks, split: str, store: dist.Store | None) -> ReplicaFindings:
     if ranks.is_alone:
         return LocalFindings()
     if store is None:

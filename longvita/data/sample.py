@@ -134,7 +134,7 @@ def hash_media_names(sample: Sample) -> int:
     """Return a hash, below 2**64, of the names of a sample's pictures and videos; 0 if it has none."""
     if not sample.images and not sample.videos:
         return 0
-    names = json.dumps([[name_of(medium) for medium in media] for media in (sample.images, sample.videos)])
+    names = json.dumps([[name_of(file) for file in media] for media in (sample.images, sample.videos)])
     return int.from_bytes(hashlib.blake2b(names.encode(), digest_size=8).digest(), "little")
 
 

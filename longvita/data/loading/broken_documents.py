@@ -16,11 +16,14 @@ import collections
 import json
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from typing_extensions import override
 
 from longvita.data.errors import Reason, SampleError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 TIMEOUT_SECONDS = 1800.0
 """Longest wait for another rank's findings, seconds."""
@@ -29,25 +32,6 @@ MAX_PAUSE_SECONDS = 0.02
 
 Findings = dict[int, SampleError]
 """Broken documents: number in the micro batch -> why it could not be decoded."""
-
-
-class Store(Protocol):
-    """The methods of torch.distributed's stores that are used here."""
-
-    def set(self, key: str, value: str) -> None:
-        """Write a value."""
-
-    def get(self, key: str) -> bytes:
-        """Read a value that is there."""
-
-    def check(self, keys: list[str]) -> bool:
-        """Return whether all keys are there."""
-
-    def add(self, key: str, amount: int) -> int:
-        """Add to a counter and return its new value."""
-
-    def delete_key(self, key: str) -> bool:
-        """Remove a key."""
 
 
 class ReplicaFindings(Protocol):

@@ -22,7 +22,7 @@ RECIPES = {
     "stage4_1m": (1048576, 8, 5e-6, 1e-7, 500, ["projector", "language"], 8, 8, 4096, 48),
 }
 ON_ASCEND = {"stage2_general": (540, 5000), "stage3_128k": (64, 1000)}
-# Recomputed layers, and whether the tower is recomputed, of recipes that would not fit their devices by `longvita plan`
+# Recomputed layers, and whether the vision encoder is recomputed, of recipes that would not fit their devices by `longvita plan`
 # as published (docs/plan.md). Only those that 64 GB ask another recomputation of have an `_ascend` of their own.
 CORRECTED = {
     "stage1_align_72b_ascend": (4, False),
@@ -95,8 +95,8 @@ def test_recipe(stage, size, ascend):
         assert replica_size(config) == DEVICES[stage]
     assert data.max_num_frames == min(frames, frames_that_fit(sequence, 256))
     assert data.isolate_documents == (stage in ("stage1_align", "stage2_general"))
-    recomputed, tower = CORRECTED.get(name, (recomputed, False))
-    assert training.recompute.vision == tower
+    recomputed, vision = CORRECTED.get(name, (recomputed, False))
+    assert training.recompute.vision == vision
     assert training.recompute.granularity == ("full" if recomputed else "none")
     if recomputed and (size == "14b" or name in CORRECTED):
         assert training.recompute.num_layers == recomputed
