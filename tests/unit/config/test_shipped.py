@@ -22,8 +22,8 @@ RECIPES = {
     "stage4_1m": (1048576, 8, 5e-6, 1e-7, 500, ["projector", "language"], 8, 8, 4096, 48),
 }
 ON_ASCEND = {"stage2_general": (540, 5000), "stage3_128k": (64, 1000)}
-# Recomputed layers, and whether the vision encoder is recomputed, of recipes that would not fit their devices by `longvita plan`
-# as published (docs/plan.md). Only those that 64 GB ask another recomputation of have an `_ascend` of their own.
+# (recomputed layers, whether the vision encoder is recomputed) of recipes that as published would not fit their devices
+# by `longvita plan` (docs/plan.md). Recipes that need other values on devices of 64 GB have an `_ascend` file.
 CORRECTED = {
     "stage1_align_72b_ascend": (4, False),
     "stage2_general_72b": (2, True),
