@@ -58,10 +58,12 @@ def test_tiled_pictures_and_videos_in_internvl_s_code(material):
     exec(python_of("docs/checkpoints.md"), names)
     assert names["answer"].shape[1] > len(names["input_ids"])
     prompt = names["prompt"]
-    assert prompt.num_tiles == 7 + 3, "3 x 2 tiles and a thumbnail, three frames"
+    starts = torch.tensor(prompt.tile_starts)
+    assert len(starts) == 7 + 3, "3 x 2 tiles and a thumbnail, three frames"
+    ids, tiles = torch.tensor(prompt.input_ids), prompt.tiles.load(range(len(starts)))
     with torch.no_grad():
         theirs = names["model"](input_ids=names["input_ids"][None], pixel_values=names["pixel_values"]).logits[0]
     folders = {"vision+projector+language": str(material / "long_vita")}
-    (ours,) = run_distributed(logits_from, 1, folders, {}, prompt.input_ids, prompt.decode(), prompt.tile_starts)
+    (ours,) = run_distributed(logits_from, 1, folders, {}, ids, tiles, starts)
     assert (theirs - ours["logits"]).abs().max() < TOLERANCE
     assert names["answer"][0, len(names["input_ids"])] == ours["logits"][-1].argmax()
