@@ -61,18 +61,8 @@ def heading(plan: RunPlan) -> str:
 
 def time_text(time: StepTime) -> str:
     """Describe the time of a step in one line."""
-    parts = {
-        "arithmetic and memory": time.compute,
-        "TP": time.tensor_parallel,
-        "CP": time.context_parallel,
-        "bubble": time.pipeline_bubble,
-        "DP": time.data_parallel,
-        "offload": time.offload,
-        "optimizer": time.optimizer,
-    }
-    shown = ", ".join(
-        f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds >= 0.001 * time.seconds
-    )
+    parts = [(name, seconds) for name, seconds in time.parts().items() if seconds >= 0.001 * time.seconds]
+    shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts)
     return (
         f"A step takes {duration(time.seconds)} by assumption ({shown}): {time.tokens_per_second:,.0f} tokens/s, "
         f"MFU {time.mfu:.0%}."

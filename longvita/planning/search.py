@@ -59,7 +59,7 @@ class Candidate:
     def reason(self, first: Candidate) -> str:
         """Name its largest parts of time, or its difference in time from the first of a list; and its fullest stage."""
         where = f"stage {self.fullest.stage} is fullest ({self.fullest.contents})"
-        own, others = _seconds(self.time), _seconds(first.time)
+        own, others = self.time.parts(), first.time.parts()
         if first is self:
             largest = sorted(own, key=lambda name: -own[name])[:2]
             parts = ", ".join(f"{own[name] / self.time.seconds:.0%} {name}" for name in largest if own[name] > 0)
@@ -69,18 +69,6 @@ class Candidate:
         name = max(change, key=lambda each: change[each] if slower >= 0 else -change[each])
         more = "more" if slower >= 0 else "less"
         return f"{slower / first.time.seconds:+.0%}: {abs(change[name]):,.3g} s {more} {name}; {where}"
-
-
-def _seconds(time: StepTime) -> dict[str, float]:
-    return {
-        "recomputation and arithmetic": time.compute,
-        "TP": time.tensor_parallel,
-        "CP": time.context_parallel,
-        "pipeline bubble": time.pipeline_bubble,
-        "DP": time.data_parallel,
-        "offload": time.offload,
-        "optimizer": time.optimizer,
-    }
 
 
 def _yaml(value: Any) -> str:

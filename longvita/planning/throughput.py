@@ -45,6 +45,18 @@ class StepTime:
     mfu: float
     """The model's operations over those of all devices at their peak in the same time."""
 
+    def parts(self) -> dict[str, float]:
+        """Return the seconds of each part, by its name in texts."""
+        return {
+            "arithmetic and memory": self.compute,
+            "TP": self.tensor_parallel,
+            "CP": self.context_parallel,
+            "pipeline bubble": self.pipeline_bubble,
+            "DP": self.data_parallel,
+            "offload": self.offload,
+            "optimizer": self.optimizer,
+        }
+
 
 @dataclass
 class _Parts:

@@ -16,7 +16,7 @@ from tests.e2e.training_material import log_of, start_train
 from tests.tiny import tiny_config
 from tests.unit.data.material import VOCABULARY, conversation, picture, write_jsonl, write_tokenizer
 
-PATIENCE = 280
+TIMEOUT_SECONDS = 280
 SHRINK = 32
 STEPS = 2
 RECIPES = {"stage3_128k": 4096, "stage4_1m": 32768}
@@ -25,7 +25,7 @@ FRAMES = {"stage3_128k": 400, "stage4_1m": 3000}
 
 
 def write_material(folder: Path, frames: int) -> None:
-    """Films as long as the recipe lets them be, pictures and long texts."""
+    """Write films as long as the recipe allows, pictures and long texts."""
     write_tokenizer(folder / "tokenizer")
     (folder / "film").mkdir()
     for number in range(frames):
@@ -39,7 +39,7 @@ def write_material(folder: Path, frames: int) -> None:
 
 
 def overrides(folder: Path, output: Path, length: int, layout: dict) -> list[str]:
-    """What makes a recipe small; everything else stays as it is published."""
+    """Overrides that make a recipe small; everything else stays as published."""
     tiny = tiny_config(model={"language": {"vocab_size": VOCABULARY, "max_position_embeddings": 32768}})
     sources = {name: {"data_paths": [f"{name}.jsonl"]} for name in ("films", "words", "pictures")}
     values = {
@@ -78,10 +78,10 @@ def test_trains_on_two_processes_as_on_one(recipe: str, tmp_path: Path) -> None:
         config = load(path, changes)
         assert config.training.trainable == ["projector", "language"]
         assert config.data.isolate_documents == published.data.isolate_documents
-        # The file beside which the log is written.
+        # The log is written next to this file.
         (tmp_path / "recipe.yaml").write_text(f"include: {path}\n")
         process = start_train(tmp_path / "recipe.yaml", *changes)
-        assert process.wait(timeout=PATIENCE) == 0, log_of(tmp_path)
+        assert process.wait(timeout=TIMEOUT_SECONDS) == 0, log_of(tmp_path)
         steps[name] = [line for line in read_metrics(tmp_path / name) if "loss" in line]
     assert [line["step"] for line in steps["two"]] == list(range(1, STEPS + 1))
     two, one = steps["two"][0], steps["one"][0]

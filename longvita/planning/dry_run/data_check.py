@@ -93,7 +93,7 @@ def _source_problems(
         return  # a pattern without files, which find_training_problems reports
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
     wrong: list[str] = []
-    lost: list[str] = []
+    unopened: list[str] = []
     opened = 0
     for path in files:
         if not remote.exists(path):
@@ -103,17 +103,17 @@ def _source_problems(
         except (DataError, SampleError, OSError, tarfile.TarError, ValueError) as error:
             wrong.append(f"{path}: {error if isinstance(error, (DataError, SampleError)) else one_line(error)}")
             continue
-        found = _media_missing(samples, media_root, config.data.max_fps)
-        lost += found[:1]
+        found = _media_errors(samples, media_root, config.data.max_fps)
+        unopened += found[:1]
         opened += not found
         if lengths is not None:
             lengths.add(samples, media_root)
     if wrong:
         yield Problem(f"cannot be used: {joined(wrong, MAX_NAMED)}", f"{field}.data_paths")
-    if lost and not opened:
+    if unopened and not opened:
         root = f"{field}.media_root" if dataset.media_root is not None else "data.media_root"
         yield Problem(
-            f"no picture or video of source {name} can be opened: {joined(lost, MAX_NAMED)}", root, media_root
+            f"no picture or video of source {name} can be opened: {joined(unopened, MAX_NAMED)}", root, media_root
         )
 
 
@@ -144,7 +144,7 @@ def _first_part(path: str, format: Format) -> Part:
     return parts[0] if parts else Part(0, 0)
 
 
-def _media_missing(samples: Sequence[Sample], media_root: str, max_fps: float) -> list[str]:
+def _media_errors(samples: Sequence[Sample], media_root: str, max_fps: float) -> list[str]:
     """List why the media of samples cannot be opened; empty once those of one sample can be, or if none has media."""
     reasons: list[str] = []
     for sample in samples:

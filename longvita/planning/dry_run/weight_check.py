@@ -70,7 +70,7 @@ def _another_run(root: Path, config: Config) -> Iterator[Problem]:
             "differs from that of the checkpoint" if isinstance(saved, dict) else f"is {saved!r} in the checkpoint"
         )
         shown = ABSENT if isinstance(saved, dict) else value
-        fix = f"the old value, or another output folder, from these weights if wanted (checkpoint.initial={newest})"
+        fix = f"keep the old value, or choose another output (checkpoint.initial={newest} starts from these weights)"
         yield Problem(f"{message} {newest}, from which the run would resume", field, shown, fix=fix)
 
 
