@@ -91,7 +91,7 @@ def decode(
         logits = stage.run(Chunk([token]), cache)
 
 
-def agree_on_token(logits: Tensor | None, sampler: Sampler, groups: ParallelGroups, device: Any) -> int:
+def agree_on_token(logits: Tensor | None, sampler: Sampler, groups: ParallelGroups, device: torch.device) -> int:
     """Sample the next token from `logits` [v] on the first rank of the last stage and broadcast it to all ranks.
 
     All ranks continue with one token even where their logits differ in the last bit. Raises ValueError for a last stage
