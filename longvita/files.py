@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: atomic writes, synchronized to disk."""
+"""Atomic writes of files, synchronized to disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, never meets half of it; text as UTF-8."""
+    """Write a file that is complete or absent at any time, also after a crash; text as UTF-8."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -18,7 +18,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder reach the disk."""
+    """Synchronize the entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Pages for people: one HTML file each, its pictures inside it, no script."""
+"""HTML reports: one file each, with its pictures inside, without scripts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ figcaption { font-size: 13px; color: #555; } img { margin: 1px; }
 
 
 def write_page(path: Path, title: str, parts: Sequence[str], style: str = "") -> None:
-    """Writes a page of a title and `parts`, which are HTML already; `style` is CSS beside that of all pages."""
+    """Write a page with a title and `parts`, which are HTML; `style` is CSS in addition to that of all pages."""
     name = html.escape(title)
     head = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{name}</title><style>{_STYLE}{style}</style>"
     path.write_text(
@@ -28,7 +28,7 @@ def write_page(path: Path, title: str, parts: Sequence[str], style: str = "") ->
 
 
 def as_data_url(picture: Image.Image, side: int | None = None) -> str:
-    """A picture inside a page: as PNG, or as a JPEG no larger than `side` pixels."""
+    """A picture as a data URL: PNG, or with `side` a JPEG whose longer side is at most that many pixels."""
     stream = io.BytesIO()
     if side is None:
         picture.convert("RGB").save(stream, "PNG")

@@ -1,4 +1,4 @@
-"""The packages and programs that the project uses, whether they are here, and how to get them."""
+"""The packages and programs of the project: installed and required versions, and the command that installs each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROGRAMS = {"ffmpeg": ("cuts video files in the tests", "bash scripts/setup.sh -
 
 @dataclass(frozen=True)
 class Component:
-    """Something the project uses: what is installed (None: nothing), what it wants, who needs it, how to get it."""
+    """A package or program: its installed version (None: missing), the required one, what needs it, the fix."""
 
     name: str
     installed: str | None
@@ -29,7 +29,7 @@ class Component:
 
 
 def python_packages() -> list[Component]:
-    """What the package's own metadata asks for: the core and the platform's extra are required, other extras not."""
+    """Packages in the metadata of this one: required for the core and the platform, optional for other extras."""
     try:
         lines = importlib.metadata.requires(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
@@ -46,7 +46,7 @@ def python_packages() -> list[Component]:
 
 
 def programs() -> list[Component]:
-    """Programs beside Python."""
+    """Programs outside of Python."""
     return [
         Component(name, shutil.which(name), "any", purpose, False, shutil.which(name) is not None, remedy)
         for name, (purpose, remedy) in PROGRAMS.items()
@@ -54,7 +54,7 @@ def programs() -> list[Component]:
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:
-    """Whether `extra` ("" for the core) is what asks for the requirement, on this machine."""
+    """Whether the requirement belongs to `extra` ("" for the core) on this machine."""
     if requirement.marker is None:
         return extra == ""
     in_core = requirement.marker.evaluate({"extra": ""})

@@ -1,4 +1,4 @@
-"""`longvita data index, retry, report, view` and the account of `longvita train`, one after another."""
+"""`longvita data index, retry, report, view` and the sample accounting of `longvita train`, one after another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from tests.e2e.training_material import environment, log_of, start_train, write_run
 from tests.unit.data.material import conversation, cut_file, picture, write_jsonl, write_video
 
-PATIENCE = 280
+MAX_SECONDS = 280
 STEPS = 12
 
 
@@ -31,38 +31,38 @@ def write_films(folder):
 
 
 def train(config, *overrides):
-    assert start_train(config, *overrides).wait(timeout=PATIENCE) == 0, log_of(config.parent)
+    assert start_train(config, *overrides).wait(timeout=MAX_SECONDS) == 0, log_of(config.parent)
 
 
 def data(command, *arguments):
     """Exit code and standard output of `longvita data COMMAND`."""
     line = [sys.executable, "-m", "longvita", "data", command, *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, env=environment())
+    done = subprocess.run(line, capture_output=True, text=True, timeout=MAX_SECONDS, env=environment())
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout
 
 
-def account_of(output):
+def accounting_of(output):
     return json.loads((output / "sample_accounting.json").read_text())
 
 
-def test_the_account_is_the_same_at_every_layout_and_over_a_stop(tmp_path):
-    """One process without a stop; two, stopped after half of the steps and gone on with as one again."""
+def test_the_sample_accounting_is_the_same_at_every_layout_and_over_a_stop(tmp_path):
+    """One process without a stop; two, stopped after half of the steps and resumed as one."""
     config = write_films(tmp_path)
     alone = ["layout.processes=1", "data.num_workers=0", f"output={tmp_path / 'alone'}"]
     train(config, *alone)
     train(config, f"training.train_iterations={STEPS // 2}")
-    half = account_of(tmp_path / "run")
+    half = accounting_of(tmp_path / "run")
     assert half["sequences"] == 4 * STEPS // 2
     train(config, "layout.processes=1")
-    account = account_of(tmp_path / "run")
-    assert account == account_of(tmp_path / "alone")
+    account = accounting_of(tmp_path / "run")
+    assert account == accounting_of(tmp_path / "alone")
     assert account["sequences"] == 4 * STEPS
     for one in (half, account):
         assert one["planned"] == one["delivered"] + one["quarantined"]
     broken = account["sources"]["films"]
     assert broken["quarantined"] == {"broken_video": account["quarantined"]}
-    # Of six films one breaks, each time that an epoch takes it.
+    # Of six films one breaks, each time that an epoch uses it.
     assert account["quarantined"] > half["quarantined"] > 0
     assert broken["planned"] - broken["repeated"] == 6
     assert account["sources"]["pictures"]["unusable"] == {"missing_file": 1}
@@ -91,4 +91,4 @@ def test_index_retry_report_and_view(tmp_path):
     assert page.read_text().count("<img src='data:image/jpeg;base64,") > 4
     code, text = data("view", config, "--sequence", 2, "--replicas", 2)
     assert code == 0
-    assert "Step 1 takes it: replica " in text and "<|im_start|>assistant" in text
+    assert "Step 1 uses it: replica " in text and "<|im_start|>assistant" in text

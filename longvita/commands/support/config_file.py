@@ -1,4 +1,4 @@
-"""Config files as the commands load them: every problem at once, those of the platform and of the data included."""
+"""Load config files with the checks of the platform and of the data; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 def load_config_with_origins(path: str | Path, overrides: list[str] | None = None, training: bool = False) -> Loaded:
     """Load a config with the file and line of each value.
 
-    training: also report what a training run cannot do without (data, tokenizer, their files). Raises ConfigError with
+    training: also report missing data, tokenizer and files of a training run. Raises ConfigError with
     every problem found.
     """
     checks: list[Check] = [platforms.name_problems]

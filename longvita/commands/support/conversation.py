@@ -1,4 +1,4 @@
-"""A conversation about pictures and videos: its turns so far, and what is shown with the next question."""
+"""A conversation: its turns so far, and the pictures and videos for the next question."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from longvita.inference.prompt_encoder import PromptError
 
 
 class Conversation:
-    """Turns, and the paths of the pictures and videos in them in the order of their marks."""
+    """The turns, and the paths of their pictures and videos in the order of the marks."""
 
     def __init__(self, max_fps: float):
         self.max_fps = max_fps
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Start an empty conversation."""
         self.messages: list[dict[str, str]] = []
         self.images: list[str] = []
         self.videos: list[str] = []
         self._shown: tuple[int, int] = (0, 0)
 
     def show_picture(self, path: str) -> None:
-        """Shows a picture with the next question. Raises PromptError when its header cannot be read."""
+        """Show a picture with the next question. Raises PromptError when its header cannot be read."""
         self._probe([path], [])
         self.images.append(path)
 
     def show_video(self, path: str) -> None:
-        """Shows a video with the next question. Raises PromptError when its header cannot be read."""
+        """Show a video with the next question. Raises PromptError when its header cannot be read."""
         self._probe([], [path])
         self.videos.append(path)
 
@@ -39,10 +39,10 @@ class Conversation:
             raise PromptError(str(error)) from error
 
     def with_question(self, question: str) -> list[dict[str, str]]:
-        """The messages with a question more, which is not kept yet.
+        """The messages with one more question, which `keep` makes part of the conversation.
 
         Pictures and videos shown since the last question come before it, unless it has marks for them. Raises
-        PromptError when it has marks for others.
+        PromptError when the numbers of its marks differ from theirs.
         """
         images, videos = len(self.images) - self._shown[0], len(self.videos) - self._shown[1]
         marks = question.count(IMAGE_MARK), question.count(VIDEO_MARK)
@@ -56,9 +56,9 @@ class Conversation:
         return [*self.messages, {"role": "user", "content": question}]
 
     def keep(self, messages: list[dict[str, str]], answer: str) -> None:
-        """Makes the messages of `with_question` and their answer part of the conversation."""
+        """Add the messages of `with_question` and their answer to the conversation."""
         for mark in (IMAGE_MARK, VIDEO_MARK):
-            # A mark that the model wrote stands for no picture.
+            # A mark that the model generated has no picture.
             answer = answer.replace(mark, f"< {mark[1:]}")
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         self._shown = len(self.images), len(self.videos)

@@ -1,4 +1,4 @@
-"""The report for the terminal: tables, and pictures of letters and bars."""
+"""The report of `longvita data report` for the terminal: tables, bars, and sequences drawn with letters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BAR = 60
 
 
 def show_mix(console: Console, mix: MixReport) -> None:
-    """Prints tables and pictures of one mix."""
+    """Print the tables and bars of one mix."""
     title, packing = mix.title, mix.packing
     console.print(source_table(f"{title}: sources", mix.sources))
     if mix.missing:
@@ -40,8 +40,8 @@ def show_mix(console: Console, mix: MixReport) -> None:
 
 
 def source_table(title: str, sources: Sequence[SourceFigures]) -> Table:
-    """One row a source: what there is, what is taken, what is set aside."""
-    table = Table("source", "samples", "taken", "tokens", "tiles", "resampled", "set aside", title=title)
+    """Make the table of a mix, one row a source: its samples, those used and those quarantined."""
+    table = Table("source", "samples", "used", "tokens", "tiles", "resampled", "quarantined", title=title)
     for one in sources:
         figures = (one.samples, one.used, one.tokens, one.tiles, one.resampled)
         table.add_row(escape(one.source), *(f"{figure:,}" for figure in figures), reasons_text(one.quarantined))
@@ -49,7 +49,7 @@ def source_table(title: str, sources: Sequence[SourceFigures]) -> Table:
 
 
 def sequence_picture(documents: Sequence[np.ndarray], sequence_length: int) -> str:
-    """Sequences, each document as a run of its letter; `documents` are the lengths [d] of each one's documents."""
+    """Draw sequences, each document as a run of its letter; `documents`: lengths [d] of each sequence's documents."""
     letters = string.ascii_uppercase + string.ascii_lowercase
     rows = []
     for number, lengths in enumerate(documents):
@@ -63,6 +63,6 @@ def sequence_picture(documents: Sequence[np.ndarray], sequence_length: int) -> s
 
 
 def bars(rows: Histogram) -> str:
-    """Names, bars and counts."""
+    """Draw a histogram: names, bars and counts."""
     most, width = max((count for _, count in rows), default=0), max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:>{width}} {'█' * round(count / max(most, 1) * BAR)} {count:,}" for name, count in rows)

@@ -12,12 +12,12 @@ from torch import Tensor
 from longvita.inference.prompt_encoder import MediaTiles, PromptError
 from longvita.pages import as_data_url, write_page
 
-MOST_SHOWN = 24
-"""Tiles shown as pictures, those with the largest shares."""
+MAX_SHOWN = 24
+"""Tiles shown as pictures, those with the most attention."""
 SIDE = 200
 _WIDTH, _HEIGHT = 920, 120
-_BARS = 460
-"""Most bars of the chart; of more tiles, neighbours share a bar, as high as the highest of them."""
+_MAX_BARS = 460
+"""Of the chart; with more tiles, neighbours are one bar with the highest of their values."""
 
 
 def check_page(path: str) -> None:
@@ -29,32 +29,32 @@ def check_page(path: str) -> None:
         raise PromptError(f"--show-frames {path}: there is no folder {page.parent} that it can be written to")
 
 
-def write_attended(path: Path, question: str, answer: str, shares: Tensor, tiles: MediaTiles) -> None:
-    """Writes the page; shares [n]: how much of the attention each tile of the prompt got."""
+def write_attended(path: Path, question: str, answer: str, attention: Tensor, tiles: MediaTiles) -> None:
+    """Write the page; attention [n]: fraction of the attention that each tile of the prompt got."""
     labels = tiles.labels()
-    best = sorted(sorted(range(len(shares)), key=lambda tile: -float(shares[tile]))[:MOST_SHOWN])
+    best = sorted(sorted(range(len(attention)), key=lambda tile: -float(attention[tile]))[:MAX_SHOWN])
     pictures = tiles.pictures(best) if best else []
-    order = sorted(range(len(best)), key=lambda place: -float(shares[best[place]]))
+    order = sorted(range(len(best)), key=lambda place: -float(attention[best[place]]))
     figures = (
         f"<figure><img src='{as_data_url(pictures[place], SIDE)}' alt=''><figcaption>{html.escape(labels[best[place]])}"
-        f"<br>{float(shares[best[place]]):.2%} of the attention</figcaption></figure>"
+        f"<br>{float(attention[best[place]]):.2%} of the attention</figcaption></figure>"
         for place in order
     )
     parts = [
         f"<p>{html.escape(question)}</p><p><strong>{html.escape(answer)}</strong></p>",
-        f"<p>Attention of the answer's tokens, mean over layers and heads: {float(shares.sum()):.1%} to "
-        f"{len(shares)} frames and tiles of pictures, the rest to text. Left to right as the model was shown them:</p>",
-        _chart(shares.tolist()),
+        f"<p>Attention of the answer's tokens, mean over layers and heads: {float(attention.sum()):.1%} to "
+        f"{len(attention)} frames and tiles of pictures, the rest to text. Left to right in the prompt's order:</p>",
+        _chart(attention.tolist()),
         f"<h2>The {len(best)} with most</h2>",
         *figures,
     ]
     write_page(path, "What the answer attended to", parts)
 
 
-def _chart(shares: Sequence[float]) -> str:
-    """Bars of the shares in the order of the prompt, as SVG."""
-    group = max(1, -(-len(shares) // _BARS))
-    bars = [max(shares[start : start + group]) for start in range(0, len(shares), group)]
+def _chart(attention: Sequence[float]) -> str:
+    """Draw the attention as bars in the order of the prompt, as SVG."""
+    group = max(1, -(-len(attention) // _MAX_BARS))
+    bars = [max(attention[start : start + group]) for start in range(0, len(attention), group)]
     highest = max(bars, default=0.0) or 1.0
     width = _WIDTH / max(len(bars), 1)
     drawn = "".join(

@@ -67,7 +67,7 @@ class ModelOptions:
 
 
 def engine_settings(model: str, options: ModelOptions, processes: int | None) -> EngineSettings:
-    """Settings for a model folder, Hub id or training checkpoint. Reads configs and headers alone.
+    """Settings for a model folder, Hub id or training checkpoint. Reads only configs and headers.
 
     Args:
         model: Hugging Face folder or Hub id of a Long-VITA, or a training checkpoint (a run's output or one step).

@@ -1,4 +1,4 @@
-"""Processes that build a model of a folder: what is refused before they start, and what each does around its work."""
+"""Ranks that build a model at a layout: the checks before they start, and how each joins the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def joined_replica(config: Config) -> Iterator[tuple[ParallelGroups, Platform]]:
-    """Join the ranks of a replica of the config's layout: their groups and their platform, for the block."""
+    """Join the ranks of one replica; yield its groups and the platform for the block."""
     platform = platforms.get(config.platform)
     platform.activate()
     init_distributed(platform.backend, platform.set_device)
@@ -31,16 +31,8 @@ def joined_replica(config: Config) -> Iterator[tuple[ParallelGroups, Platform]]:
     groups.destroy()
 
 
-def one_replica(config: Config) -> int:
-    """One replica of the layout, which a launcher's processes must be too."""
-    needed, given = replica_size(config), world_size_of_launcher()
-    if given is not None and given != needed:
-        raise CheckpointError(f"the layout is {needed} processes and the launcher started {given}; start {needed}")
-    return needed
-
-
 def check_sizes(config: Config) -> None:
-    """Sizes of model and layout must fit each other; data and training play no part here."""
+    """Raise ConfigError unless model, layout and platform fit each other; data and training are not checked."""
     relevant = ("model.", "layout.", "platform")
     problems = [*platforms.name_problems(config), *find_problems(config)]
     problems = [problem for problem in problems if problem.field.startswith(relevant)]
@@ -48,7 +40,12 @@ def check_sizes(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def launch_replica(function: str, payload: dict[str, Any], config: Config) -> int:
-    """Call `function` ("module:name") in the processes of the config's layout."""
-    variables = environment.defaults(config.platform)
-    return launch(function, payload, one_replica(config), variables)
+def launch_replica(target: str, payload: dict[str, Any], config: Config) -> int:
+    """Run `target` ("module:function") in the ranks of one replica; the exit code.
+
+    Raises CheckpointError if a launcher has started another number of processes.
+    """
+    size, started = replica_size(config), world_size_of_launcher()
+    if started is not None and started != size:
+        raise CheckpointError(f"the layout is {size} processes and the launcher started {started}; start {size}")
+    return launch(target, payload, size, environment.defaults(config.platform))

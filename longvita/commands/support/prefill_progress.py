@@ -1,4 +1,4 @@
-"""How far a long prompt has been read, on the terminal's error stream."""
+"""A progress bar for the prefill of a long prompt, on the terminal's error stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextlib.contextmanager
 def prefill_progress(tokens: int, visible: bool) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of tokens read so far; it draws a bar until all `tokens` are.
+    """Yield a function that draws the bar for a number of tokens read so far, until all `tokens` are.
 
     Nothing is drawn unless `visible` and the error stream is a terminal.
     """

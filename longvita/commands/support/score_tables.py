@@ -28,7 +28,7 @@ def show_scores(scores: dict[str, Any], console: Console) -> None:
         console.print(f"{scores['unclear']} answers name no single option and count as wrong", highlight=False)
     if scores["failed"]:
         console.print(
-            f"{scores['failed']} items could not be asked and count as wrong: their reasons stand in the answers under "
+            f"{scores['failed']} items could not be asked and count as wrong: their reasons are in the answers under "
             f'"error"; the same command asks them again',
             highlight=False,
         )

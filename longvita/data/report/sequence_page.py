@@ -34,7 +34,7 @@ def describe_place(sequence: SequenceView) -> str:
     padding = sequence.length - sequence.tokens
     return (
         f"Sequence {sequence.number:,} of the stream, epoch {sequence.epoch}: {len(sequence.documents)} documents, "
-        f"{sequence.tokens:,} tokens and {padding:,} of padding. Step {sequence.step:,} takes it: replica "
+        f"{sequence.tokens:,} tokens and {padding:,} of padding. Step {sequence.step:,} uses it: replica "
         f"{sequence.replica} of {sequence.replicas}, micro batch {sequence.micro_batch}."
     )
 

@@ -1,4 +1,4 @@
-"""`longvita convert` between Hugging Face layouts, as a command."""
+"""`longvita convert` between Hugging Face formats, as a command."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def test_to_internvl_and_back(golden: Path, tmp_path: Path, tokenizer: Path):
     options = ["--format", "internvl", "--tokenizer", str(tokenizer), "--max-shard-size", "300KB", "--json"]
     done = CliRunner().invoke(app, ["convert", "--from", str(golden / "model"), "--to", str(native), *options])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.output)
-    assert (told["to"], told["format"]) == (str(native), "internvl")
-    assert told["bytes"] > 1_000_000
+    report = json.loads(done.output)
+    assert (report["to"], report["format"]) == (str(native), "internvl")
+    assert report["bytes"] > 1_000_000
     assert len(list(native.glob("model-*.safetensors"))) > 1
     limits = DataConfig(max_num_tiles=6, max_num_frames=330)
     write_media_limits(native, limits)

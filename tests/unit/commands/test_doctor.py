@@ -102,7 +102,7 @@ def test_a_platform_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize(("platform", "maker"), [("cuda", "Nvidia"), ("npu", "Ascend")])
-def test_a_platform_whose_device_is_not_here_is_told_what_it_needs(platform: str, maker: str) -> None:
+def test_requirements_of_a_platform_without_its_device_are_printed(platform: str, maker: str) -> None:
     code, text = report(platform)
     assert code == 1 and f"platform {platform} finds no device on this machine" in text
     assert [line for line in text.splitlines() if line.startswith("What a machine with")] == [
@@ -115,7 +115,7 @@ def test_command_line() -> None:
     assert result.exit_code == 0 and "patches" in result.output
 
 
-def test_a_machine_without_accelerators_is_told_what_they_need_on_one_screen() -> None:
+def test_requirements_of_accelerators_fit_one_screen_on_a_machine_without_them() -> None:
     code, text = report(width=100)
     assert code == 0
     assert len(text.splitlines()) <= 45

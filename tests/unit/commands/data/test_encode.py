@@ -61,13 +61,13 @@ def test_frames_a_second(folder):
     assert json.loads(result.stdout)["num_tiles"] == 3
 
 
-def test_broken_samples_are_told_and_counted(folder):
+def test_broken_samples_are_printed_and_counted(folder):
     result = run(folder, [SAMPLES[0], *BROKEN, SAMPLES[1]], "--json")
     assert result.exit_code == 1
     assert len(result.stdout.splitlines()) == 2
     *errors, summary = result.stderr.splitlines()
-    told = [json.loads(line) for line in errors if line.startswith("{")]
-    assert [(value["line"], value["reason"]) for value in told] == [
+    printed = [json.loads(line) for line in errors if line.startswith("{")]
+    assert [(value["line"], value["reason"]) for value in printed] == [
         (2, "invalid_json"),
         (3, "empty_turn"),
         (4, "broken_video"),

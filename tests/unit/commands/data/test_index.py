@@ -95,7 +95,7 @@ def test_processes(config, monkeypatch):
     assert [data.index_processes for data in asked] == [3]
 
 
-def test_what_is_set_aside_can_be_looked_at_again(config, folder, own_media):
+def test_quarantined_samples_can_be_checked_again(config, folder, own_media):
     media = own_media()
     write_jsonl(folder / "a.jsonl", [*SAMPLES, conversation("<image>?", images=["late.png"])])
     result = run(config)
@@ -117,14 +117,14 @@ def test_rebuild(config, folder, own_media):
     assert "missing_file" not in run(config).stdout
 
 
-def test_files_that_give_nothing_are_told(config, folder):
+def test_files_without_usable_samples_are_printed(config, folder):
     (folder / "b.jsonl").write_text("")
     result = run(config)
     assert f"{folder / 'b.jsonl'} of source 'a' has no sample that can be used" in result.stderr
     assert f"first quarantined: {folder / 'a.jsonl'}:" in result.stderr
 
 
-def test_files_that_are_left_out_are_told(config, folder):
+def test_files_that_are_left_out_are_printed(config, folder):
     (folder / "b.jsonl").unlink()
     result = run(config, "--allow-missing", "--json")
     assert result.exit_code == 0, result.exception

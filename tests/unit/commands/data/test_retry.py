@@ -1,4 +1,4 @@
-"""`longvita data retry`: what was mended leaves the quarantine file, and the next run takes it."""
+"""`longvita data retry`: fixed samples leave the quarantine file, and the next run uses them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(folder, config, *overrides):
     return CliRunner().invoke(app, ["data", "retry", str(folder / "run" / FILE_NAME), str(config), *overrides])
 
 
-def test_nothing_was_mended(folder, config):
+def test_nothing_was_fixed(folder, config):
     before = (folder / "run" / FILE_NAME).read_text()
     result = run(folder, config)
     assert result.exit_code == 1, result.exception
@@ -70,7 +70,7 @@ def test_nothing_was_mended(folder, config):
     assert "a.jsonl:4: broken_video: " in result.stdout
 
 
-def test_what_was_mended_is_taken_by_the_next_run(folder, config, media):
+def test_fixed_samples_are_used_by_the_next_run(folder, config, media):
     shutil.copy(media / "one.png", media / "late.png")
     shutil.copy(media / "clip.mp4", media / "cut.mp4")
     result = run(folder, config)
@@ -82,9 +82,9 @@ def test_what_was_mended_is_taken_by_the_next_run(folder, config, media):
     assert quarantined(folder) == {5: "invalid_json", 6: "too_long"}
 
 
-def test_a_mended_line_and_a_longer_sequence(folder, config, media):
+def test_a_fixed_line_and_a_longer_sequence(folder, config, media):
     lines = (folder / "a.jsonl").read_text().splitlines()
-    lines[4] = json.dumps(conversation("mended"))
+    lines[4] = json.dumps(conversation("fixed"))
     (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
     shutil.copy(media / "one.png", media / "late.png")
     shutil.copy(media / "clip.mp4", media / "cut.mp4")
@@ -157,7 +157,7 @@ def test_decodes_under_the_limits_of_the_run(folder, config, media):
     assert quarantined(folder)[3] == "broken_picture"
 
 
-def test_only_the_parts_that_hold_them_are_indexed_anew(folder, config, media, monkeypatch, caplog):
+def test_only_their_parts_are_indexed_again(folder, config, media, monkeypatch, caplog):
     monkeypatch.setattr("longvita.data.mix.catalog.IndexJob", lambda *rest: IndexJob(*rest, part_bytes=150))
     (folder / "a.jsonl").touch()
     taken(config)

@@ -3,11 +3,11 @@ import re
 import torch
 from PIL import Image
 
-from longvita.commands.support.frame_page import MOST_SHOWN, write_attended
+from longvita.commands.support.frame_page import MAX_SHOWN, write_attended
 
 
 class Tiles:
-    """Tiles of one colour each, told by their number."""
+    """Tiles of one colour each, distinguished by their number."""
 
     def __init__(self, count):
         self.count, self.asked = count, None
@@ -26,7 +26,7 @@ def test_the_tiles_with_most_attention_come_first(tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert tiles.asked == [*range(12), *range(500, 512)]
     captions = re.findall(r"frame (\d+)<br>([\d.]+)% of", page)
-    assert len(captions) == MOST_SHOWN
+    assert len(captions) == MAX_SHOWN
     assert [int(number) for number, _ in captions[:4]] == [0, 500, 1, 501]
     assert [float(share) for _, share in captions] == sorted((float(share) for _, share in captions), reverse=True)
     assert "Which &lt;one&gt;?" in page and "this &amp; that" in page and "a&lt;b.mp4" in page
