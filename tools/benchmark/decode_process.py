@@ -19,6 +19,7 @@ from longvita.data.tokenizer import load_tokenizer
 from longvita.inference.engine import Engine
 from longvita.inference.sampling import Sampling
 from longvita.model.build import build_model
+from longvita.platforms.base import Platform
 
 QUESTIONS = ("one?", "yes?")
 
@@ -33,7 +34,7 @@ def run(payload: dict[str, Any]) -> int:
     return 0
 
 
-def measured(folder: Path, tokens: int, new_tokens: int, platform: Any) -> dict[str, float]:
+def measured(folder: Path, tokens: int, new_tokens: int, platform: Platform) -> dict[str, float]:
     """All results, identical on both ranks."""
     film(folder, tokens, new_tokens)
     both, alone = engine(folder, tokens, 2, platform), engine(folder, tokens, 1, platform)
@@ -94,7 +95,7 @@ def film(folder: Path, tokens: int, new_tokens: int) -> None:
     dist.barrier()
 
 
-def engine(folder: Path, tokens: int, context_parallel: int, platform: Any) -> Engine:
+def engine(folder: Path, tokens: int, context_parallel: int, platform: Platform) -> Engine:
     """An engine with random weights, identical at every layout."""
     settings = config(tokens, context_parallel)
     groups = platform.build_groups(settings)

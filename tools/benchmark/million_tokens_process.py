@@ -31,6 +31,7 @@ from longvita.inference.engine import Engine
 from longvita.inference.prompt import TileSource
 from longvita.inference.sampling import Sampling
 from longvita.model.build import build_model
+from longvita.platforms.base import Platform
 from longvita.platforms.cpu.attention import FlashKernel
 
 NEW_TOKENS = 8
@@ -72,7 +73,7 @@ class MillionTokenRun:
     found: bool
 
 
-def measured(folder: Path, tokens: int, platform: Any) -> dict[str, float]:
+def measured(folder: Path, tokens: int, platform: Platform) -> dict[str, float]:
     """All results, identical on both ranks."""
     settings = config(tokens)
     groups = platform.build_groups(settings)
