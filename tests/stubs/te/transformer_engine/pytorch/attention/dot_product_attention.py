@@ -1,9 +1,9 @@
 """transformer_engine/pytorch/attention/dot_product_attention: dot_product_attention.py, context_parallel.py
 
-Context parallelism as the documentation of attn_forward_func_with_cp has it: each sequence of a packed batch, padding
-included, is cut in 2 x CP chunks by cu_seqlens_*_padded, and rank r holds chunks r and 2 CP - 1 - r of every one. Here
-all ranks' rows are gathered, put in order, attended to as a whole, and each rank takes its own: the methods of
-communication differ in what they refuse alone.
+Context parallelism as documented for attn_forward_func_with_cp: each sequence of a packed batch, padding included, is
+cut into 2 x CP chunks by cu_seqlens_*_padded, and rank r has chunks r and 2 CP - 1 - r of each. This stub gathers the
+rows of all ranks in order, computes attention of the full sequences, and returns the rank's own rows. The methods of
+communication differ only in the arguments that they refuse.
 """
 
 from __future__ import annotations
@@ -156,12 +156,12 @@ class DotProductAttention(TransformerEngineBaseModule):
         assert self.cp_global_ranks[rank] == dist.get_rank()
         assert len(parts[0]) * size == padded[-1], f"{len(parts[0])} rows on each of {size} ranks, bounds {padded}"
         order = torch.cat([rows_of_rank(padded, size, other) for other in range(size)])
-        whole = []
+        full = []
         for x in parts:
             for group in groups:
                 x = gathered(x, group)
-            whole.append(torch.empty_like(x).index_copy(0, order, x))
-        out = attend_packed(*whole, real, padded, causal, self.softmax_scale)
+            full.append(torch.empty_like(x).index_copy(0, order, x))
+        out = attend_packed(*full, real, padded, causal, self.softmax_scale)
         return out[rows_of_rank(padded, size, rank)]
 
 
