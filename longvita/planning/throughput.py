@@ -59,7 +59,7 @@ class StepTime:
 
 
 @dataclass
-class _Parts:
+class _MicroBatchTime:
     """Seconds of one micro batch on one stage."""
 
     compute: float = 0.0
@@ -114,20 +114,20 @@ def _workload(contents: BatchContents) -> Workload:
     return work
 
 
-def _micro_batch(config: Config, hardware: Hardware, stage: StageMemory, contents: BatchContents) -> _Parts:
+def _micro_batch(config: Config, hardware: Hardware, stage: StageMemory, contents: BatchContents) -> _MicroBatchTime:
     """Forward and backward pass of one micro batch."""
     layout, training, recompute = config.layout, config.training, config.training.recompute
     ranks = layout.tensor_parallel * layout.context_parallel
     language = language_parts(config.model, _workload(contents))
     fraction = stage.layers / config.model.language.num_layers
     trained = "language" in training.trainable
-    again = _recomputed(config, stage.layers)
+    recomputed = _recomputed(config, stage.layers)
     chunked = training.mlp_chunk_size is not None
-    linear = language["language_linear"] * fraction * (2 + trained + again)
+    linear = language["language_linear"] * fraction * (2 + trained + recomputed)
     if chunked:
         linear += language["language_linear"] * fraction * _mlp_fraction(config)
     attends = language["language_attention"] * fraction
-    attention = attends * (3 + (1 if recompute.granularity == "selective" else again))
+    attention = attends * (3 + (1 if recompute.granularity == "selective" else recomputed))
     head = language["head"] * (2 + trained) if stage.stage == layout.pipeline_parallel - 1 else 0
     vision = _vision_flops(config, contents) if stage.stage == 0 else 0
     matmul = hardware.flops * hardware.matmul_efficiency
@@ -143,9 +143,9 @@ def _micro_batch(config: Config, hardware: Hardware, stage: StageMemory, content
     if recompute.offload:
         moved = 2 * stage.layers * _hidden_bytes(config, contents, local=True) / hardware.host_link
         offload = max(0.0, moved - compute)
-    return _Parts(
+    return _MicroBatchTime(
         compute=compute,
-        tensor=_tensor_parallel(config, hardware, contents, stage.layers, again),
+        tensor=_tensor_parallel(config, hardware, contents, stage.layers, recomputed),
         context=max(0.0, ring - attending),
         offload=offload,
     )
@@ -190,7 +190,9 @@ def _rate(hardware: Hardware, span: int) -> float:
     return link * hardware.link_efficiency
 
 
-def _tensor_parallel(config: Config, hardware: Hardware, contents: BatchContents, layers: int, again: float) -> float:
+def _tensor_parallel(
+    config: Config, hardware: Hardware, contents: BatchContents, layers: int, recomputed: float
+) -> float:
     """Two all-reduces a layer and pass; under sequence parallelism each is a reduce-scatter and an all-gather, with one
     more all-gather of each input for the weights' gradients (arXiv 2205.05198).
     """
@@ -198,7 +200,7 @@ def _tensor_parallel(config: Config, hardware: Hardware, contents: BatchContents
     if tp == 1:
         return 0.0
     once = (tp - 1) / tp * _hidden_bytes(config, contents, local=False) / _rate(hardware, tp)
-    passes = 4 * (2 + again)
+    passes = 4 * (2 + recomputed)
     if config.layout.sequence_parallel and "language" in config.training.trainable:
         passes += 2
     return layers * once * passes
@@ -217,11 +219,13 @@ def _ring(config: Config, hardware: Hardware, contents: BatchContents, layers: i
     own = pairs * (layout.context_parallel // ulysses - 1)
     queries = 2 * rows * language.query_width / layout.tensor_parallel * element
     exchanged = (queries + pairs) * (ulysses - 1) / ulysses
-    again = _recomputed(config, layers)
-    return layers * (own * (3 + again) + exchanged * (2 + again)) / rate
+    recomputed = _recomputed(config, layers)
+    return layers * (own * (3 + recomputed) + exchanged * (2 + recomputed)) / rate
 
 
-def _data_parallel(config: Config, hardware: Hardware, stage: StageMemory, replicas: int, part: _Parts) -> float:
+def _data_parallel(
+    config: Config, hardware: Hardware, stage: StageMemory, replicas: int, part: _MicroBatchTime
+) -> float:
     """Reduce-scatter of fp32 gradients and all-gather of weights over DP x CP."""
     layout = config.layout
     ranks = replicas * layout.context_parallel

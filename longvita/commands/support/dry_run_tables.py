@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from longvita.planning.dry_run.plan_comparison import Comparison
-from longvita.planning.dry_run.rank_counts import ActivationBytes, Collective, RankDryRun
+from longvita.planning.dry_run.rank_counts import Collective, RankDryRun
 from longvita.planning.dry_run.run import DryRun
 
 GIB = 2**30
+BYTES = ("parameter_bytes", "gradient_bytes", "optimizer_bytes")
 
 
 def show(found: DryRun, console: Console, comparisons: Sequence[Comparison] = ()) -> None:
@@ -45,41 +46,20 @@ def as_json(found: DryRun, comparisons: Sequence[Comparison] = ()) -> dict[str, 
         "comparison": [{**dataclasses.asdict(one), "error": round(one.error, 6)} for one in comparisons],
         "notes": list(found.notes),
         "problems": [
-            {
-                "field": problem.field,
-                "source": str(problem.origin),
-                "message": problem.message,
-                "fix": problem.fix,
-            }
-            for problem in found.problems
+            {"field": one.field, "source": str(one.origin), "message": one.message, "fix": one.fix}
+            for one in found.problems
         ],
     }
 
 
 def _rank_json(rank: RankDryRun) -> dict[str, Any]:
-    plain = {
-        name: getattr(rank, name)
-        for name in (
-            "rank",
-            "stage",
-            "places",
-            "parameters",
-            "trained",
-            "parameter_bytes",
-            "gradient_bytes",
-            "optimizer_bytes",
-        )
-    }
-    activations = [
-        {**dataclasses.asdict(each.contents), **_activation_bytes(each), "total": each.total}
-        for each in rank.activations
-    ]
+    plain = {name: getattr(rank, name) for name in ("rank", "stage", "places", "parameters", "trained", *BYTES)}
+    activations = []
+    for each in rank.activations:
+        data = dataclasses.asdict(each)
+        activations.append({**data.pop("contents"), **data, "total": each.total})
     calls = [{**dataclasses.asdict(call), "calls": count} for call, count in sorted(rank.collectives.items())]
     return {**plain, "activations": activations, "collectives": calls, "seconds": round(rank.seconds, 1)}
-
-
-def _activation_bytes(activations: ActivationBytes) -> dict[str, int]:
-    return {name: getattr(activations, name) for name in ("saved", "peak", "offloaded", "waiting")}
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
@@ -96,7 +76,7 @@ def _ranks(found: DryRun) -> Table:
     table = _table(f"Ranks of {found.world_size}, by shape", ("rank", "stage", "place"), numbers)
     for rank in found.ranks:
         place = " ".join(f"{name}{number}" for name, number in rank.places.items() if name != "pp")
-        sizes = (rank.parameter_bytes, rank.gradient_bytes, rank.optimizer_bytes)
+        sizes = [getattr(rank, name) for name in BYTES]
         table.add_row(
             str(rank.rank),
             str(rank.stage),
