@@ -12,7 +12,7 @@ FAST_TESTS=(
     tests/unit/test_structure_page.py
     tests/unit/test_scripts.py tests/unit/config tests/unit/parallel tests/unit/attention tests/unit/patches
     tests/unit/checkpoint tests/unit/training tests/unit/verify tests/unit/inference tests/unit/evaluation
-    tests/unit/platforms/cpu tests/unit/platforms/cuda tests/unit/stubs
+    tests/unit/platforms tests/unit/stubs
 )
 
 case ${1:-} in
