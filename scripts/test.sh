@@ -9,10 +9,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Tests of single modules, without those that start many processes or read many videos.
 FAST_TESTS=(
     tests/unit/test_house.py tests/unit/test_layers.py tests/unit/test_words.py tests/unit/test_readme.py
-    tests/unit/test_structure_page.py
-    tests/unit/test_scripts.py tests/unit/config tests/unit/parallel tests/unit/attention tests/unit/patches
+    tests/unit/test_structure_page.py tests/unit/test_scripts.py tests/unit/config tests/unit/parallel tests/unit/attention tests/unit/patches
     tests/unit/checkpoint tests/unit/training tests/unit/verify tests/unit/inference tests/unit/evaluation
-    tests/unit/platforms tests/unit/stubs
+    tests/unit/platforms/cpu tests/unit/stubs
 )
 
 case ${1:-} in
