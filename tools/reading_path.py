@@ -3,8 +3,8 @@
     python tools/reading_path.py [--json]
 
 It runs `longvita train` and `longvita generate` in two processes (CP 2, ring) on what `bash scripts/quickstart.sh` left
-in runs/quickstart. On rank 0 it notes each function of longvita/ and megatron_patches/ that runs in the second training
-step (without the data loader), in the second call of language attention in that step, and in the second decode step. A
+in runs/quickstart. On rank 0 it notes each function of longvita/ and megatron_patches/ that runs in the third training
+step (without the data loader), in the third call of language attention, and in the third decode step. A
 file has work of its own when the body of one of these functions is more than a single return or call.
 Run in the root of a checkout: that checkout's code is traced.
 """
@@ -34,6 +34,8 @@ RUNS: dict[str, dict[str, tuple[str, ...]]] = {
 """The functions at which each path starts, by the command that runs them."""
 QUICKSTART = Path("runs/quickstart")
 LEFT_OUT = ("Loader.__next__",)
+STEADY_CALL = 3
+"""Which call is traced: the first ones also build what later ones reuse."""
 OPTIMIZED = 0x1
 """Flag of code objects that are functions (not modules or class bodies)."""
 
@@ -42,7 +44,7 @@ Function = tuple[str, int, str]
 
 
 class PathTracer:
-    """Collects the functions that run inside the second call of each starting function."""
+    """Collects the functions that run inside one call of each starting function."""
 
     def __init__(self, root: Path, starts: dict[str, tuple[str, ...]]):
         self.prefixes = tuple(f"{root / folder}{os.sep}" for folder in FOLDERS)
@@ -73,7 +75,7 @@ class PathTracer:
                 continue  # attention inside tiles
             if code.co_qualname in names and path not in self.open:
                 self.calls[path] += 1
-                if self.calls[path] == 2:
+                if self.calls[path] == STEADY_CALL:
                     self.open[path] = frame
         for path in self.open:
             self.found[path].add((code.co_filename, code.co_firstlineno, code.co_qualname))

@@ -8,6 +8,7 @@ treats this rank's rows as one document.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from longvita.attention.kv_cache import KVCache
-from longvita.attention.ring_plan import RingPlan, plan_ring
-from longvita.data.cp_shard import CPShard
+from longvita.attention.ring import RingPlan, plan_ring
+from longvita.data.batch import CPShard
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import SequenceLayout
 
@@ -105,6 +106,7 @@ def library_seq_params(shard: CPShard, real_lengths: bool = True) -> LibrarySeqP
     return LibrarySeqParams(**one_document(len(shard.tokens), shard.tokens.device), attention=attention)
 
 
+@functools.lru_cache(maxsize=16)
 def one_document(rows: int, device: torch.device) -> dict[str, Any]:
     """Return the fields of PackedSeqParams that declare this rank's rows to be one document."""
     return {

@@ -28,14 +28,11 @@ class TrainingState:
     """The same chunks wrapped in DDP; forward passes use these."""
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    micro_batches: int
+    """Micro batches of this replica per step."""
     iteration: int = 0
     """Optimizer steps done."""
     consumed_sequences: int = 0
     """Packed sequences that these steps consumed, over all processes."""
     sample_accounting: SampleAccounting = field(default_factory=SampleAccounting)
     """Sample accounting of these sequences, as of the newest checkpoint."""
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro batches of this replica per step."""
-        return self.config.training.global_batch_size // (self.config.training.micro_batch_size * self.groups.dp_size)

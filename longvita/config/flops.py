@@ -27,12 +27,6 @@ class Workload:
     tiles: int = 0
     """Tiles that the vision encoder encodes."""
 
-    def add_documents(self, lengths: Iterable[int]) -> None:
-        """Add documents of these lengths in tokens."""
-        for length in lengths:
-            self.tokens += length
-            self.attention_pairs += length * (length + 1) // 2
-
 
 def training_flops(model: ModelConfig, work: Workload, trainable: Iterable[str]) -> int:
     """Return the operations of a forward and a backward pass; `trainable`: of "vision", "projector", "language".

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from longvita.data.chat_template import IGNORED_LABEL
+from longvita.parallel.sequence_layout import SequenceLayout
 
 __all__ = ["IGNORED_LABEL", "LocalBatch"]
 
@@ -48,3 +50,23 @@ class LocalBatch:
 
 def _on_device(fields: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
     return {name: value.to(device, non_blocking=True) for name, value in fields.items() if isinstance(value, Tensor)}
+
+
+@dataclass(frozen=True)
+class CPShard:
+    """The rows of a micro batch that this process's context-parallel rank holds."""
+
+    layout: SequenceLayout
+    """Over all context-parallel ranks."""
+    ring_layout: SequenceLayout
+    """Over the groups of ranks in which Ulysses exchanges rows for heads."""
+    tokens: Tensor
+    """[t] int64, position in the micro batch of each row's token; -1 for padding."""
+
+    def take(self, values: Tensor, padding: int) -> Tensor:
+        """Select this rank's rows [t] of `values` [tokens of the micro batch]; `padding` where a row has no token."""
+        return torch.where(self.tokens >= 0, values[self.tokens.clamp(min=0)], padding)
+
+    def labels(self, batch: LocalBatch) -> Tensor:
+        """Return the target of each row, [t] int64."""
+        return self.take(batch.labels[0], IGNORED_LABEL)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from longvita.attention.kv_cache import AttentionObserver, KVCache, cached_rows
-from longvita.attention.ring_plan import plan_ring
+from longvita.attention.ring import plan_ring
 from longvita.attention.seq_params import CachedSeqParams, ReplicatedSeqParams, SplitChunkSeqParams, one_document
 from longvita.config.schema import Config
 from longvita.errors import UserError
@@ -165,11 +165,13 @@ class PipelineStage:
         split = cp_size > 1 and (count >= 2 * cp_size or len(chunk.tile_starts) > 0)
         tp_size = self.groups.tp_size if self.sequence_parallel else 1
         padding = 0 if split else -count % tp_size
+        tile_starts = torch.tensor(list(chunk.tile_starts), dtype=torch.int64)
+        owners = assign_tiles(len(tile_starts), self.groups.vision_size) if len(tile_starts) else tile_starts
         return GenerationBatch(
             input_ids=torch.tensor([[*chunk.input_ids, *([0] * padding)]], dtype=torch.int64, device=self.device),
             last=count - 1,
-            tile_starts=torch.tensor(list(chunk.tile_starts), dtype=torch.int64, device=self.device),
-            tile_owners=assign_tiles(len(chunk.tile_starts), self.groups.vision_size).to(self.device),
+            tile_starts=tile_starts.to(self.device),
+            tile_owners=owners.to(self.device),
             tiles=tiles.to(self.device),
             seq_params=self._split_params(count, cache, tp_size) if split else self._params(count + padding, cache),
         )

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from longvita.attention.seq_params import SplitChunkSeqParams, split_seq_params
 from longvita.config.schema import Config
-from longvita.data.batch import IGNORED_LABEL, LocalBatch
-from longvita.data.cp_shard import CPShard
+from longvita.data.batch import IGNORED_LABEL, CPShard, LocalBatch
 from longvita.model.chunked_mlp import chunk_mlps
 from longvita.model.feature_exchange import exchange_rows, plan_rows, tile_rounds
 from longvita.model.generation_batch import GenerationBatch
@@ -55,6 +54,7 @@ class LongVITA(MegatronModule):
         transformer = language_transformer_config(config, platform)
         super().__init__(config=transformer)
         self.settings, self.groups, self.platform = config, groups, platform
+        self.tokens_per_tile = config.model.tokens_per_tile
         # Megatron's schedules read it.
         self.model_type = ModelType.encoder_or_decoder
         self.tp_group = groups.tp
@@ -185,7 +185,7 @@ class LongVITA(MegatronModule):
             plan = plan_rows(
                 batch.tile_starts[members],
                 batch.tile_owners[members],
-                self.settings.model.tokens_per_tile,
+                self.tokens_per_tile,
                 layout,
                 self.groups,
             ).to(embeddings.device)
@@ -205,8 +205,7 @@ class LongVITA(MegatronModule):
         if vision is None or projection is None:
             raise RuntimeError("this pipeline stage has no vision encoder; encode tiles on the first stage")
         if len(tiles) == 0:
-            model = self.settings.model
-            shape = (0, model.tokens_per_tile, model.language.hidden_size)
+            shape = (0, self.tokens_per_tile, self.settings.model.language.hidden_size)
             return tiles.new_zeros(shape, dtype=self.config.params_dtype)
         trained = any(parameter.requires_grad for parameter in vision.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):

@@ -109,9 +109,9 @@ def step_time(
 
 
 def _workload(contents: BatchContents) -> Workload:
-    work = Workload(loss_tokens=contents.loss_tokens, tiles=contents.tiles)
-    work.add_documents([contents.tokens // contents.documents] * contents.documents)
-    return work
+    length = contents.tokens // contents.documents
+    pairs = contents.documents * (length * (length + 1) // 2)
+    return Workload(contents.documents * length, pairs, contents.loss_tokens, contents.tiles)
 
 
 def _micro_batch(config: Config, hardware: Hardware, stage: StageMemory, contents: BatchContents) -> _MicroBatchTime:

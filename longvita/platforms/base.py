@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from longvita.attention.seq_params import LibrarySeqParams
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
-    from longvita.data.cp_shard import CPShard
+    from longvita.data.batch import CPShard
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
     from longvita.platforms.requirements import MachineRequirement

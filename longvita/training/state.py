@@ -65,7 +65,9 @@ def build_state(
     overlap = config.training.overlap_grad_reduce and not any(_has_varying_reports(model, config) for model in models)
     chunks = [_wrap(model, config, index, overlap) for index, model in enumerate(models)]
     optimizer = build_optimizer(chunks, config)
-    return TrainingState(config, groups, platform, models, chunks, optimizer, build_scheduler(optimizer, config))
+    micro_batches = config.training.global_batch_size // (config.training.micro_batch_size * groups.dp_size)
+    scheduler = build_scheduler(optimizer, config)
+    return TrainingState(config, groups, platform, models, chunks, optimizer, scheduler, micro_batches)
 
 
 def _wrap(model: LongVITA, config: Config, index: int, overlap: bool) -> DistributedDataParallel:

@@ -84,7 +84,9 @@ class _Counter:
             self._check(batch)
             lengths = batch.cu_seqlens.diff().tolist()
             # Padding is a separate document without a source.
-            self.work.add_documents(n for n, source in zip(lengths, batch.document_sources, strict=True) if source)
+            documents = [n for n, source in zip(lengths, batch.document_sources, strict=True) if source]
+            self.work.tokens += sum(documents)
+            self.work.attention_pairs += sum(n * (n + 1) // 2 for n in documents)
             self.work.tiles += len(batch.tile_starts)
             self.padding_tokens += batch.padding_tokens
             yield batch

@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from longvita.attention.ring import ring_attention
-from longvita.attention.ring_plan import plan_ring
+from longvita.attention.ring import plan_ring, ring_attention
 from longvita.attention.ulysses import ulysses_attention
 from longvita.parallel.sequence_layout import SequenceLayout, compact, sliced, zigzag
 from longvita.platforms.cpu.attention import FlashKernel, attend_documents

@@ -16,8 +16,7 @@ from rich.console import Console
 from sample_lengths import packed
 from torch import Tensor
 
-from longvita.attention.ring import ring_attention
-from longvita.attention.ring_plan import RingPlan, plan_ring
+from longvita.attention.ring import RingPlan, plan_ring, ring_attention
 from longvita.attention.ulysses import ulysses_attention
 from longvita.parallel.sequence_layout import SequenceLayout, compact, imbalance, sliced, undivided, zigzag
 from longvita.platforms.cpu.attention import FlashKernel, attend_documents

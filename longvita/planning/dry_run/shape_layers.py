@@ -2,7 +2,7 @@
 
 RMSNorm keeps its input and one fp32 statistic a row. Attention keeps its inputs and its output in the precision of
 training, and for each row and head the statistics of longvita.platforms.layer_memory. Its ring sends the rows of
-longvita.attention.ring_plan.
+longvita.attention.ring.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from longvita.attention.ring_plan import RingPlan
+from longvita.attention.ring import RingPlan
 from longvita.attention.seq_params import SplitSeqParams
 from longvita.attention.ulysses import ulysses_attention
 

@@ -27,7 +27,7 @@ from longvita.platforms.base import PlatformError
 from longvita.platforms.norms import RMSNorm
 
 if TYPE_CHECKING:
-    from longvita.data.cp_shard import CPShard
+    from longvita.data.batch import CPShard
 
 MASK_SIDE = 2048
 """Side of the triangular mask that the fused operator expects for a causal mask of any size (sparse modes 2 and 3)."""

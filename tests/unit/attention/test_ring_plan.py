@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longvita.attention.ring_plan import RingPlan, RingStep, plan_ring
+from longvita.attention.ring import RingPlan, RingStep, plan_ring
 from longvita.parallel.sequence_layout import SequenceLayout, compact, zigzag
 from tests.unit.parallel.moved_tokens import moved_tokens
 

@@ -11,12 +11,6 @@ def language_linear_per_token():
     return 2 * 2 * (32 * 32 + 32 * 32 + 32 * 32 + 3 * 32 * 64)
 
 
-def test_documents_count_their_causal_pairs():
-    work = Workload()
-    work.add_documents([3, 1])
-    assert (work.tokens, work.attention_pairs) == (4, 6 + 1)
-
-
 def test_language_by_hand():
     work = Workload(tokens=10, attention_pairs=55, loss_tokens=4)
     linear = 10 * language_linear_per_token()
@@ -48,8 +42,6 @@ def test_published_model_is_near_six_flops_a_parameter_and_token():
     from longvita.config.schema import ModelConfig
 
     model = ModelConfig()
-    work = Workload()
-    work.add_documents([1])
-    work.loss_tokens = 1
+    work = Workload(tokens=1, attention_pairs=1, loss_tokens=1)
     # 14.77e9 parameters, less the embedding, which is looked up.
     assert training_flops(model, work, ["language"]) == pytest.approx(6 * (14.77e9 - 152064 * 5120), rel=0.01)

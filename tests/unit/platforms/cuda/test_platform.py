@@ -16,7 +16,7 @@ from longvita.attention.seq_params import LibrarySeqParams, library_seq_params
 from longvita.config.checks import find_problems
 from longvita.config.errors import ConfigError
 from longvita.config.loader import load
-from longvita.data.cp_shard import CPShard
+from longvita.data.batch import CPShard
 from longvita.model.transformer_config import language_transformer_config, vision_transformer_config
 from longvita.parallel.sequence_layout import zigzag
 from longvita.platforms import base

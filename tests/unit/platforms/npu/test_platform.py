@@ -16,7 +16,7 @@ from rich.console import Console
 
 from longvita.commands.support import doctor_tables
 from longvita.config import ConfigError, load
-from longvita.data.cp_shard import CPShard
+from longvita.data.batch import CPShard
 from longvita.parallel.sequence_layout import zigzag
 from longvita.platforms.base import PlatformError
 from longvita.platforms.npu.platform import NPUPlatform, repatch_arguments
