@@ -13,7 +13,7 @@ from longvita.commands.support.options import CaptionPrompt, Columns, DataFormat
 from longvita.processes import EXIT_COMPLETE, EXIT_INCOMPLETE
 
 if TYPE_CHECKING:
-    from longvita.data.formats.rewrite import ConvertSource
+    from longvita.data.formats.writers import ConvertSource
     from longvita.data.quarantine import QuarantinedSample
 
 TARGETS = ("jsonl", "webdataset")
@@ -76,8 +76,7 @@ def _check_output(to: str, output: str, target: Path, draft: Path) -> None:
 
 def _write(source: ConvertSource, to: str, draft: Path, target: Path, shard_bytes: int) -> list[QuarantinedSample]:
     """Write one source; an entry for each broken sample."""
-    from longvita.data.formats.rewrite import write_samples
-    from longvita.data.formats.writers import JsonlWriter, WebDatasetWriter, Writer
+    from longvita.data.formats.writers import JsonlWriter, WebDatasetWriter, Writer, write_samples
 
     writer: Writer
     if to == "jsonl":

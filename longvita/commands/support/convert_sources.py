@@ -9,7 +9,7 @@ from longvita.commands.support.config_file import load_config
 from longvita.data.errors import DataError
 from longvita.data.formats.paths import data_file, files_of_entry
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
-from longvita.data.formats.rewrite import ConvertSource
+from longvita.data.formats.writers import ConvertSource
 from longvita.data.mix.catalog import files_of
 from longvita.data.mix.missing_files import describe_missing, missing_files
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from longvita.data.errors import DataError, SampleError
 from longvita.data.formats.record import FormatOptions
-from longvita.data.sample import Sample
+from longvita.data.sample import Sample, parse_line
 from longvita.data.storage import remote
 
 READ_BYTES = 1 << 20
@@ -59,10 +59,24 @@ class Format(Protocol):
         """Read the sample at a place. Raises SampleError if there is none (any more), OSError if the read fails."""
 
 
-def refuse_columns(options: FormatOptions, name: str) -> None:
-    """Raise DataError if columns are named for a format that has none."""
-    if options.columns:
-        raise DataError(f"columns are for parquet, webdataset and captions; a file of format {name} has none")
+class TextFormat:
+    """What the formats without columns share. Places and parts count bytes of the file."""
+
+    name: str
+
+    def __init__(self, options: FormatOptions):
+        if options.columns:
+            raise DataError(f"columns are for parquet, webdataset and captions; a file of format {self.name} has none")
+
+    def digest(self, path: str, part: Part) -> str:
+        """Digest of the bytes."""
+        return digest_bytes(path, part)
+
+    def read(self, path: str, place: Place) -> Sample:
+        """The sample of a line or an element."""
+        with remote.open_file(path) as file:
+            file.seek(place.offset)
+            return parse_line(file.read(place.size))
 
 
 def digest_bytes(path: str, part: Part) -> str:

@@ -7,6 +7,7 @@ below a header). Without a list, each picture or video has a .txt or .json file 
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import functools
 import hashlib
@@ -20,7 +21,7 @@ from typing import Any
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Part, Place, digest_bytes
 from longvita.data.formats.jsonl import Jsonl, lines_of
-from longvita.data.formats.record import FormatOptions, record_sample
+from longvita.data.formats.record import FormatOptions, parse_object, record_sample
 from longvita.data.media.media_file import FilePart, leads_outside
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import Sample
@@ -102,7 +103,8 @@ class Captions:
             places = enumerate(range(part.start, part.end), start=1)
             yield from ((Place(offset, 0, number), None) for number, offset in places)
             return
-        rows = _rows_of(listing, part) if listing.endswith(".csv") else lines_of(listing, part)
+        is_table = listing.endswith(".csv")
+        rows = itertools.islice(_rows_of(listing, part), 1, None) if is_table else lines_of(listing, part)
         for number, (offset, content) in enumerate(rows, start=1):
             yield Place(offset, len(content), number), content
 
@@ -120,7 +122,7 @@ class Captions:
             record = _text_record(path, name)
         else:
             listing = _list_of(path) or ""
-            record = _csv_record(listing, content) if listing.endswith(".csv") else _json_record(content, "the line")
+            record = _csv_record(listing, content) if listing.endswith(".csv") else parse_object(content, "the line")
             name = next((record[key] for key in FILE_NAMES if isinstance(record.get(key), str)), "")
             if not name:
                 raise SampleError(Reason.INVALID_SAMPLE, f"no path under any of {', '.join(FILE_NAMES)}")
@@ -131,10 +133,9 @@ def _with_media_file(record: dict[str, Any], folder: str, name: str, options: Fo
     """The record with its one picture or video, a file of the folder."""
     if leads_outside(name, folder):
         raise SampleError(Reason.OUTSIDE_MEDIA_ROOT, f"{name} leads outside its folder {folder}; move it there")
-    kind, other = ("videos", "images") if ending(name) in VIDEOS else ("images", "videos")
-    kept = {
-        key: value for key, value in record.items() if key not in (*options.names_of(kind), *options.names_of(other))
-    }
+    replaced = {*options.names_of("images"), *options.names_of("videos")}
+    kept = {key: value for key, value in record.items() if key not in replaced}
+    kind = "videos" if ending(name) in VIDEOS else "images"
     return {**kept, options.names_of(kind)[0]: FilePart(remote.join(folder, name), name=name)}
 
 
@@ -162,11 +163,8 @@ def _text_of(folder: str, name: str) -> tuple[str, bytes] | None:
     """Name and bytes of the text file of a picture or video."""
     for kind in TEXTS:
         text = f"{os.path.splitext(name)[0]}.{kind}"
-        try:
-            with remote.open_file(remote.join(folder, text)) as file:
-                return text, file.read()
-        except FileNotFoundError:
-            continue
+        with contextlib.suppress(FileNotFoundError), remote.open_file(remote.join(folder, text)) as file:
+            return text, file.read()
     return None
 
 
@@ -175,26 +173,14 @@ def _text_record(folder: str, name: str) -> dict[str, Any]:
     if found is None:
         raise SampleError(Reason.NO_ANSWER, f"{name} has no .txt or .json file next to it")
     text, content = found
-    return {"caption": _decode(content, text).strip()} if text.endswith(".txt") else _json_record(content, text)
-
-
-def _json_record(content: bytes, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise SampleError(Reason.INVALID_JSON, f"{what} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise SampleError(Reason.INVALID_SAMPLE, f"{what} holds {type(value).__name__}, not an object")
-    return value
+    return {"caption": _decode(content, text).strip()} if text.endswith(".txt") else parse_object(content, text)
 
 
 def _rows_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
-    """First byte and bytes of each row of a table after its header. Lines are joined while a quote is open."""
-    yield from itertools.islice(_all_rows(path, part), 1, None)
+    """First byte and bytes of each row of a table, the header first. Lines are joined while a quote is open.
 
-
-def _all_rows(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
-    """Rows and header. A row of more than ROW_BYTES, or without an end, is one line: its open quote is an error."""
+    A row of more than ROW_BYTES, or without an end, is one line: its open quote is an error.
+    """
     pending = collections.deque[tuple[int, bytes]]()
     lines = lines_of(path, part)
     while pending or (pending := collections.deque(itertools.islice(lines, 1))):
@@ -239,7 +225,7 @@ def _csv_record(path: str, content: bytes) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _csv_names(path: str, state: str) -> tuple[str, ...]:
-    rows = _all_rows(path, Part(0, remote.size(path)))
+    rows = _rows_of(path, Part(0, remote.size(path)))
     return tuple(name.lstrip("\ufeff").strip() for name in _parse_row(next(rows)[1]))
 
 

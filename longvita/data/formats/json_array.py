@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.formats.base import MAX_SAMPLE_BYTES, READ_BYTES, Part, Place, digest_bytes, refuse_columns
-from longvita.data.formats.record import FormatOptions
+from longvita.data.formats.base import MAX_SAMPLE_BYTES, READ_BYTES, Part, Place, TextFormat
 from longvita.data.sample import Sample, parse_line
 from longvita.data.storage import remote
 
@@ -29,13 +28,10 @@ ENDING = re.compile(rb"\s*+,?\s*+\]\s*+")
 PAIRS = {b"{": b"{}", b"[": b"[]"}
 
 
-class JsonArray:
-    """Places and parts count bytes of the file."""
+class JsonArray(TextFormat):
+    """One sample for each element."""
 
     name = "json"
-
-    def __init__(self, options: FormatOptions):
-        refuse_columns(options, self.name)
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Parts that begin with the first sample at or after each multiple of `part_bytes`."""
@@ -52,17 +48,11 @@ class JsonArray:
             end, bounds = size, bounds or [start]
         return [Part(first, stop) for first, stop in itertools.pairwise([*bounds, end])]
 
-    def digest(self, path: str, part: Part) -> str:
-        """Digest of the bytes."""
-        return digest_bytes(path, part)
-
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
         """One sample for each element."""
         if part.start == 0:  # The file has no bracket of an array: elements start after it.
-            yield (
-                Place(0, 0, 1),
-                SampleError(Reason.INVALID_JSON, "no JSON array; for one object a line use format jsonl"),
-            )
+            detail = "no JSON array; for one object a line use format jsonl"
+            yield Place(0, 0, 1), SampleError(Reason.INVALID_JSON, detail)
             return
         number, end, is_cut = 0, part.start, False
         for number, (offset, element) in enumerate(elements(path, part), start=1):
@@ -77,12 +67,6 @@ class JsonArray:
         if part.end == remote.size(path) and not is_cut:
             detail = f"the array is not closed at its end: {part.end - end} bytes from byte {end} on are not read"
             yield Place(end, 0, number + 1), SampleError(Reason.INVALID_JSON, detail)
-
-    def read(self, path: str, place: Place) -> Sample:
-        """The sample of an element."""
-        with remote.open_file(path) as file:
-            file.seek(place.offset)
-            return parse_line(file.read(place.size))
 
 
 def _is_closed(path: str, end: int, size: int) -> bool:

@@ -7,19 +7,15 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.formats.base import MAX_SAMPLE_BYTES, Part, Place, digest_bytes, refuse_columns
-from longvita.data.formats.record import FormatOptions
+from longvita.data.formats.base import MAX_SAMPLE_BYTES, Part, Place, TextFormat
 from longvita.data.sample import Sample, parse_line
 from longvita.data.storage import remote
 
 
-class Jsonl:
-    """Places and parts count bytes of the file."""
+class Jsonl(TextFormat):
+    """One sample for each line."""
 
     name = "jsonl"
-
-    def __init__(self, options: FormatOptions):
-        refuse_columns(options, self.name)
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Parts that begin with the first complete line at or after each multiple of `part_bytes`."""
@@ -36,10 +32,6 @@ class Jsonl:
             bounds.append(end)
         return [Part(start, stop) for start, stop in itertools.pairwise(bounds)]
 
-    def digest(self, path: str, part: Part) -> str:
-        """Digest of the bytes."""
-        return digest_bytes(path, part)
-
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
         """One sample for each line, None for a blank one."""
         for number, (offset, line) in enumerate(lines_of(path, part), start=1):
@@ -50,12 +42,6 @@ class Jsonl:
                 yield place, parse_line(line) if line.strip() else None
             except SampleError as error:
                 yield place, error
-
-    def read(self, path: str, place: Place) -> Sample:
-        """The sample of a line."""
-        with remote.open_file(path) as file:
-            file.seek(place.offset)
-            return parse_line(file.read(place.size))
 
 
 def lines_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:

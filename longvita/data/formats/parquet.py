@@ -11,7 +11,7 @@ from typing import Any
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Part, Place
 from longvita.data.formats.record import COLUMNS, FormatOptions, record_sample
-from longvita.data.formats.tables import Table, open_table, record_of
+from longvita.data.formats.tables import Table, open_table
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
@@ -73,10 +73,10 @@ class Parquet:
 
     def _sample(self, row: Any) -> Sample | SampleError:
         try:
-            return record_sample(record_of(row), self.options)
+            return record_sample(row.to_pylist()[0], self.options)
         except SampleError as error:
             return error
-        except ValueError as error:
+        except ValueError as error:  # Such as broken UTF-8.
             return SampleError(Reason.INVALID_SAMPLE, f"the row can't be read: {error}")
 
     def _columns(self, table: Table, path: str) -> list[str]:

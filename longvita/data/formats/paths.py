@@ -11,13 +11,7 @@ from longvita.data.errors import DataError
 from longvita.data.media.suffixes import ending
 from longvita.data.storage import remote
 
-FORMAT_OF_ENDING = {
-    "jsonl": "jsonl",
-    "json": "json",
-    "parquet": "parquet",
-    "arrow": "parquet",
-    "tar": "webdataset",
-}
+FORMAT_OF_ENDING = {"jsonl": "jsonl", "json": "json", "parquet": "parquet", "arrow": "parquet", "tar": "webdataset"}
 OTHER_FORMATS = ("gz", "tgz", "zip", "bz2", "xz", "zst", "7z", "rar", "csv", "tsv", "xlsx", "sqlite", "lmdb", "npz")
 """File name extensions that are never JSONL."""
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -91,9 +85,8 @@ def _tables(path: str) -> list[str]:
         return []
     for pattern in TABLES:
         found = [file for file in remote.matches(path, pattern) if not file.rpartition("/")[2].startswith(CACHE)]
-        train = [file for file in found if file.rpartition("/")[2].startswith(SPLIT)]
         if found:
-            return train or found
+            return [file for file in found if file.rpartition("/")[2].startswith(SPLIT)] or found
     return []
 
 

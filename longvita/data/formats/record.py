@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +10,7 @@ from typing import Any
 from longvita.config.schema import PROMPT
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.media.media_file import FilePart, InlineMedia, MediaRef
-from longvita.data.sample import (
-    IMAGE_MARK,
-    VIDEO_MARK,
-    Sample,
-    Turn,
-    checked_sample,
-    is_path,
-    mark_media,
-    parse_turns,
-)
+from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Sample, Turn, checked_sample, is_path, mark_media, parse_turns
 
 COLUMNS = {
     "messages": ("messages", "conversations", "texts"),
@@ -79,11 +71,19 @@ def record_sample(record: Mapping[str, Any], options: FormatOptions) -> Sample:
     return checked_sample(turns, images, videos)
 
 
+def parse_object(content: bytes | str, name: str) -> dict[str, Any]:
+    """Parse a text of a record. Raises SampleError."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise SampleError(Reason.INVALID_JSON, f"{name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SampleError(Reason.INVALID_SAMPLE, f"{name} holds {type(value).__name__}, not an object")
+    return value
+
+
 def _value(record: Mapping[str, Any], purpose: str, options: FormatOptions) -> Any:
-    for name in options.names_of(purpose):
-        if record.get(name) is not None:
-            return record[name]
-    return None
+    return next((record[name] for name in options.names_of(purpose) if record.get(name) is not None), None)
 
 
 def _turns(record: Mapping[str, Any], options: FormatOptions) -> tuple[tuple[Turn, ...], bool]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 from longvita.data.errors import DataError
 from longvita.data.storage import remote
@@ -14,28 +14,6 @@ ROWS_AT_ONCE = 32
 """Rows in memory at once, with their pictures."""
 TABLES_KEPT = 64
 """Files that stay open."""
-
-
-class Table(Protocol):
-    """A file of rows."""
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """Names of the columns."""
-
-    @property
-    def group_bytes(self) -> Sequence[int]:
-        """Bytes of each row group."""
-
-    @property
-    def group_rows(self) -> Sequence[int]:
-        """Rows of each row group."""
-
-    def about(self, group: int) -> str:
-        """A description of a group that differs from that of a rewritten one."""
-
-    def rows(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
-        """Yield the rows of a group in order, as record batches of one row for `record_of`."""
 
 
 def open_table(path: str) -> Table:
@@ -70,14 +48,17 @@ class _ParquetTable:
         self.group_rows = [group.num_rows for group in groups]
 
     def about(self, group: int) -> str:
-        """The column offsets in the footer. The column statistics there may not be valid text."""
+        """A description that differs from that of a rewritten group: the column offsets in the footer.
+
+        The column statistics there may not be valid text.
+        """
         described = self._file.metadata.row_group(group)
         columns = [described.column(number) for number in range(described.num_columns)]
         return f"{described.num_rows} rows, {[(c.data_page_offset, c.total_compressed_size) for c in columns]}"
 
-    def rows(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
-        batches = self._file.iter_batches(ROWS_AT_ONCE, [group], list(columns), use_threads=False)
-        for batch in batches:
+    def rows(self, group: int, columns: list[str]) -> Iterator[Any]:
+        """Yield the rows of a group in order, as record batches of one row."""
+        for batch in self._file.iter_batches(ROWS_AT_ONCE, [group], columns, use_threads=False):
             yield from _rows(batch)
 
 
@@ -103,13 +84,11 @@ class _ArrowTable:
     def about(self, group: int) -> str:
         return f"{self._batches[group].num_rows} rows, {self.group_bytes[group]} bytes"
 
-    def rows(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
-        return _rows(self._batches[group].select(list(columns)))
+    def rows(self, group: int, columns: list[str]) -> Iterator[Any]:
+        return _rows(self._batches[group].select(columns))
 
 
-def record_of(row: Any) -> dict[str, Any]:
-    """The values of a row by column. Raises ValueError for invalid values, such as broken UTF-8."""
-    return row.to_pylist()[0]
+Table = _ParquetTable | _ArrowTable
 
 
 def _rows(batch: Any) -> Iterator[Any]:

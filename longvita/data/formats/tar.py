@@ -47,41 +47,34 @@ class Member:
         return self.data + -(-self.size // BLOCK) * BLOCK
 
 
-def listed_members(path: str, start: int, end: int | None) -> Iterator[Member]:
+def listed_members(path: str, start: int, end: int) -> Iterator[Member]:
     """`members`, from the index file if it is correct: for ranges of many members."""
-    size = remote.size(path)
-    index = _index(path, size)
+    index = _index(path, remote.size(path))
     if index is None:
-        yield from members(path, start, end)
-    else:
-        yield from (member for member in index if start <= member.header < (size if end is None else end))
+        return members(path, start, end)
+    return (member for member in index if start <= member.header < end)
 
 
-def members(path: str, start: int, end: int | None) -> Iterator[Member]:
-    """The members of an archive whose headers are in [start, end). `start` is that of a header; None is the file's end.
+def members(path: str, start: int, end: int) -> Iterator[Member]:
+    """The members of an archive whose headers are in [start, end). `start` is that of a header.
 
     A truncated member is the last. Raises tarfile.TarError if the archive is damaged, OSError.
     """
-    size = remote.size(path)
-    end = size if end is None else end
-    with remote.open_file(path, HEADER_BYTES) as file:
-        yield from _read_members(file, start, end, size)
-
-
-def _read_members(file: BinaryIO, start: int, end: int, size: int) -> Iterator[Member]:
     if start >= end:
         return
-    file.seek(start)
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        while (info := archive.next()) is not None and info.offset < end:
-            if info.isreg():
-                is_cut = info.offset_data + info.size > size
-                yield Member(info.name, info.offset, info.offset_data, info.size, info.mtime, is_cut)
-                if is_cut:
-                    return
-            archive.members = []  # type: ignore[attr-defined] # It would keep all headers.
-        if info is None:
-            _check_end(file, archive.offset, size)
+    size = remote.size(path)
+    with remote.open_file(path, HEADER_BYTES) as file:
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (info := archive.next()) is not None and info.offset < end:
+                if info.isreg():
+                    is_cut = info.offset_data + info.size > size
+                    yield Member(info.name, info.offset, info.offset_data, info.size, info.mtime, is_cut)
+                    if is_cut:
+                        return
+                archive.members = []  # type: ignore[attr-defined] # It would keep all headers.
+            if info is None:
+                _check_end(file, archive.offset, size)
 
 
 def _check_end(file: BinaryIO, offset: int, size: int) -> None:
@@ -105,9 +98,9 @@ def _index(path: str, size: int) -> list[Member] | None:
     if found:
         with remote.open_file(path, HEADER_BYTES) as archive:
             step = max(1, len(found) // INDEX_CHECKS)
-            checked = [*found[::step], found[-1]]
-            if _fits(found, size) and _headers_match(archive, checked) and _ends_at(archive, found[-1].end):
-                return found
+            if _fits(found, size) and _headers_match(archive, [*found[::step], found[-1]]):
+                archive.seek(found[-1].end)
+                return None if archive.read(BLOCK).strip(b"\0") else found
     return None
 
 
@@ -136,11 +129,6 @@ def _fits(found: list[Member], size: int) -> bool:
         and min(member.size for member in found) >= 0
         and 0 <= size - found[-1].end <= MAX_END_BYTES
     )
-
-
-def _ends_at(archive: BinaryIO, offset: int) -> bool:
-    archive.seek(offset)
-    return not archive.read(BLOCK).strip(b"\0")
 
 
 def _headers_match(archive: BinaryIO, found: list[Member]) -> bool:

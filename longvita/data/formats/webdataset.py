@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats.base import Part, Place
-from longvita.data.formats.record import FormatOptions, record_sample
+from longvita.data.formats.record import FormatOptions, parse_object, record_sample
 from longvita.data.formats.tar import Member, listed_members, members
 from longvita.data.media.media_file import FilePart
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
@@ -47,19 +46,18 @@ class WebDataset:
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Parts that begin with the first sample at or after each multiple of `part_bytes`."""
-        bounds = [0]
-        for group in _groups(path, 0, None):
+        bounds, size = [0], remote.size(path)
+        for group in _groups(path, Part(0, size)):
             start = group.members[0].header if group.members else 0
             if start // part_bytes > bounds[-1] // part_bytes:
                 bounds.append(start)
-        size = remote.size(path)
         return [Part(first, stop) for first, stop in itertools.pairwise([*bounds, size])] if size else []
 
     def digest(self, path: str, part: Part) -> str:
         """Digest of headers and texts; pictures and videos may be large and are compared by their headers alone."""
         digest = hashlib.blake2b(digest_size=16)
         with remote.open_file(path, TEXT_BYTES) as file:
-            for group in _groups(path, part.start, part.end):
+            for group in _groups(path, part):
                 for member in group.members:
                     digest.update(repr(member).encode())
                     if ending(member.name) in ("json", *TEXTS):
@@ -70,7 +68,7 @@ class WebDataset:
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
         """One sample for each key."""
-        for number, group in enumerate(_groups(path, part.start, part.end), start=1):
+        for number, group in enumerate(_groups(path, part), start=1):
             first = group.members[0].header if group.members else part.start
             size = group.members[-1].end - first if group.members else 0
             place = Place(first, min(size, MAX_BYTES), number)
@@ -121,9 +119,9 @@ def _named(value: Any, parts: Sequence[FilePart]) -> list[Any]:
     return [known.get(name, name) if isinstance(name, str) else name for name in names]
 
 
-def _groups(path: str, start: int, end: int | None) -> Iterator[_Group]:
-    """The samples whose headers are in [start, end)."""
-    return _grouped(listed_members(path, start, end))
+def _groups(path: str, part: Part) -> Iterator[_Group]:
+    """The samples whose headers are in a part."""
+    return _grouped(listed_members(path, part.start, part.end))
 
 
 def _grouped(found: Iterable[Member]) -> Iterator[_Group]:
@@ -151,11 +149,6 @@ def _key(member: Member) -> str:
 def _parse_text(content: bytes, end: str, name: str) -> dict[str, Any]:
     try:
         text = content.decode()
-        if end in TEXTS:
-            return {TEXTS[end]: text.strip()}
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SampleError(Reason.INVALID_JSON, f"{name} is no {end} in UTF-8: {error}") from error
-    if not isinstance(value, dict):
-        raise SampleError(Reason.INVALID_SAMPLE, f"{name} holds {type(value).__name__}, not an object")
-    return value
+    return {TEXTS[end]: text.strip()} if end in TEXTS else parse_object(text, name)

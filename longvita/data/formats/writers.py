@@ -1,29 +1,24 @@
-"""Write samples as JSONL of the published form, with files for inline media, or as WebDataset shards."""
+"""Write the samples of data files again, broken ones left out: as JSONL of the published form, or as WebDataset."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
 
-from typing_extensions import override
-
-from longvita.data.errors import DataError, MediaError, Reason
+from longvita.data.errors import DataError, MediaError, Reason, SampleError
+from longvita.data.formats import read_samples
+from longvita.data.formats.record import FormatOptions
+from longvita.data.media import media_file
 from longvita.data.media.image import check_regular_file
-from longvita.data.media.media_file import (
-    FilePart,
-    InlineMedia,
-    MediaRef,
-    is_folder,
-    leads_outside,
-    read_bytes,
-    resolve,
-)
+from longvita.data.media.media_file import FilePart, InlineMedia, MediaRef, leads_outside, resolve
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
+from longvita.data.quarantine import QuarantinedSample
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
@@ -33,21 +28,24 @@ NUMBER_DIGITS = 9
 SHARD_DIGITS = 6
 
 
-class Writer(Protocol):
-    """Writes the samples of one source in order."""
+@dataclass(frozen=True)
+class ConvertSource:
+    """Data files that become one."""
+
+    name: str
+    files: tuple[str, ...]
+    format: str | None
+    """Name of the files' format; by the end of their names when None."""
+    options: FormatOptions
+    media_root: str
 
     @property
-    def media_root(self) -> str:
-        """The folder that the written paths are relative to."""
-
-    def add(self, number: int, sample: Sample) -> None:
-        """Write a sample. Raises MediaError before anything of it is written, and DataError."""
-
-    def close(self) -> None:
-        """Finish the files."""
+    def file_name(self) -> str:
+        """Stem of the written files."""
+        return re.sub(r"[^\w.+()-]+", "_", self.name).strip("_.") or "samples"
 
 
-class JsonlWriter(Writer):
+class JsonlWriter:
     """Writes NAME.jsonl. Paths stay as they are; other media become files below media/NAME."""
 
     def __init__(self, folder: Path, target: Path, name: str, media_root: str):
@@ -61,13 +59,12 @@ class JsonlWriter(Writer):
         self._file = open(folder / f"{name}.jsonl", "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
 
     @property
-    @override
     def media_root(self) -> str:
-        # The source's, unless its media were written elsewhere.
+        """The folder that the written paths are relative to: the source's, unless media were written elsewhere."""
         return str(self._target) if self._written and not self._is_below else self._old_root
 
-    @override
     def add(self, number: int, sample: Sample) -> None:
+        """Write a sample. Raises MediaError before anything of it is written, and DataError."""
         media = _media_of(sample)
         paths = [_path_of(ref, self._old_root) for ref, _ in media]
         contents = [_content(*one, self._old_root) if path is None else b"" for one, path in zip(media, paths)]
@@ -84,8 +81,8 @@ class JsonlWriter(Writer):
         ]
         self._file.write(_as_json(sample, new_paths) + "\n")
 
-    @override
     def close(self) -> None:
+        """Finish the file."""
         self._file.close()
 
     def _write(self, name: str, content: bytes) -> str:
@@ -95,33 +92,27 @@ class JsonlWriter(Writer):
         return os.path.normpath(os.path.join(self._prefix, path))
 
 
-class WebDatasetWriter(Writer):
+class WebDatasetWriter:
     """Writes NAME-000000.tar and so on: each sample's text as .json, then its media. Folders of frames stay paths."""
 
     def __init__(self, folder: Path, name: str, media_root: str, shard_bytes: int):
         """shard_bytes: a shard with as many bytes is full."""
-        self._media_root = media_root
+        self.media_root = media_root
+        """The source's: only folders of frames need it."""
         self._folder, self._name, self._shard_bytes = folder, name, shard_bytes
         self._shards = 0
         self._archive: tarfile.TarFile | None = None
-        self._file: IO[bytes] | None = None
 
-    @property
-    @override
-    def media_root(self) -> str:
-        # The source's: only folders of frames need it.
-        return self._media_root
-
-    @override
     def add(self, number: int, sample: Sample) -> None:
+        """Write a sample. Raises MediaError before anything of it is written."""
         key = f"{number:0{NUMBER_DIGITS}}"
         names: list[str] = []
         members: list[tuple[str, bytes]] = []
         for at, (ref, is_video) in enumerate(_media_of(sample)):
-            if isinstance(ref, str) and is_folder(resolve(ref, self._media_root)):
+            if isinstance(ref, str) and media_file.is_folder(resolve(ref, self.media_root)):
                 names.append(ref)
                 continue
-            content = _content(ref, is_video, self._media_root)
+            content = _content(ref, is_video, self.media_root)
             names.append(f"{key}.{at}.{_ending(ref, is_video, content)}")
             members.append((names[-1], content))
         text = _as_json(sample, names)
@@ -132,11 +123,10 @@ class WebDatasetWriter(Writer):
             archive.addfile(info, io.BytesIO(content))
         archive.members = []  # type: ignore[attr-defined] # It would keep all headers.
 
-    @override
     def close(self) -> None:
-        if self._archive is not None and self._file is not None:
+        """Finish the shard."""
+        if self._archive is not None:
             self._archive.close()
-            self._file.close()
             self._archive = None
 
     def _open_archive(self) -> tarfile.TarFile:
@@ -145,10 +135,33 @@ class WebDatasetWriter(Writer):
             self.close()
         if self._archive is None:
             path = self._folder / f"{self._name}-{self._shards:0{SHARD_DIGITS}}.tar"
-            self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`
-            self._archive = tarfile.open(fileobj=self._file, mode="w")  # noqa: SIM115 - closed by `close`
+            self._archive = tarfile.open(path, "w")  # noqa: SIM115 - closed by `close`
             self._shards += 1
         return self._archive
+
+
+Writer = JsonlWriter | WebDatasetWriter
+
+
+def write_samples(source: ConvertSource, writer: Writer) -> tuple[int, list[QuarantinedSample]]:
+    """Write every sample that can be used; the number of written ones, and an entry for each other. Closes the writer.
+
+    Raises DataError if a file of the source does not exist.
+    """
+    written, broken = 0, []
+    try:
+        for file in source.files:
+            for place, sample in read_samples(file, source.format, source.options):
+                try:
+                    if isinstance(sample, SampleError):
+                        raise sample
+                    writer.add(written + 1, sample)
+                    written += 1
+                except SampleError as error:
+                    broken.append(QuarantinedSample.because(error, source.name, file, place.line))
+    finally:
+        writer.close()
+    return written, broken
 
 
 def _media_of(sample: Sample) -> list[tuple[MediaRef, bool]]:
@@ -173,7 +186,7 @@ def _content(ref: MediaRef, is_video: bool, media_root: str) -> bytes:
     source = resolve(ref, media_root)
     check_regular_file(source, "video" if is_video else "picture")
     try:
-        return read_bytes(source)
+        return media_file.read_bytes(source)
     except OSError as error:
         raise MediaError(Reason.MISSING_FILE, f"{ref} can't be read: {error}") from error
 
