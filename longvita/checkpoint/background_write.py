@@ -8,7 +8,6 @@ Here every tensor is copied first, and the thread ends with its process.
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,6 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from longvita.checkpoint.manifest import Digest, digest
 
-FORMAT = ("torch_dist", 1)
-"""Name and version of Megatron's format, as its own strategies write it."""
-
 
 class SnapshotWriter(FileSystemWriterAsync):
     """Copies this rank's part of a checkpoint, then writes it to one file and computes the file's checksum."""
@@ -43,17 +39,16 @@ class SnapshotWriter(FileSystemWriterAsync):
         self.items: list[tuple[Any, Any]] = []
         self.file_name = ""
         self.results: list[WriteResult] = []
-        self.digests: dict[str, Digest] = {}
 
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
         """Copy the data of every item in the plan to host memory."""
         self.file_name = f"{plan.storage_data.prefix}0.distcp"
         self.items = [(item, _copy(planner.resolve_data(item), item)) for item in plan.items]
 
-    def write(self) -> None:
-        """Write the copies; runs in a thread."""
+    def write(self) -> dict[str, Digest]:
+        """Write the copies; runs in a thread. The checksum of the file by its name, nothing without items."""
         if not self.items:
-            return
+            return {}
         path = Path(self.checkpoint_dir) / self.file_name
         with path.open("wb") as stream:
             for item, data in self.items:
@@ -63,7 +58,7 @@ class SnapshotWriter(FileSystemWriterAsync):
             stream.flush()
             os.fsync(stream.fileno())
         self.items = []
-        self.digests = {self.file_name: digest(path)}
+        return {self.file_name: digest(path)}
 
     def retrieve_write_results(self) -> list[WriteResult]:
         """The position of each item in the file."""
@@ -77,39 +72,18 @@ def _copy(data: Any, item: Any) -> Any:
 
 
 class SnapshotStrategy(TorchDistSaveShardedStrategy):
-    """Megatron's torch_dist format, written by a SnapshotWriter, which is in `writer` after `async_save`."""
+    """Megatron's torch_dist format, written by a SnapshotWriter."""
 
     def __init__(self) -> None:
-        super().__init__(*FORMAT, thread_count=1)
-        self.writer: SnapshotWriter | None = None
+        super().__init__("torch_dist", 1, thread_count=1)
 
     def async_save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> AsyncRequest:
         """Copy and plan. A collective. The request writes (`async_fn`), then finishes on all ranks (`finalize_fns`)."""
         sharded_state_dict, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
-        writer = self.writer = SnapshotWriter(str(checkpoint_dir))
+        writer = SnapshotWriter(str(checkpoint_dir))
         plan, *_ = save_state_dict_async_plan(
             mcore_to_pyt_state_dict(sharded_state_dict, False),
             writer,
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
         return AsyncRequest(writer.write, (), [lambda: save_state_dict_async_finalize(*plan)])
-
-
-class BackgroundWrite:
-    """An AsyncRequest that runs in its own thread."""
-
-    def __init__(self, request: AsyncRequest, writer: SnapshotWriter):
-        self.request, self.writer = request, writer
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._future: Future = executor.submit(request.async_fn or (lambda: None))
-        executor.shutdown(wait=False)
-
-    @property
-    def done(self) -> bool:
-        """Whether this rank has written its part."""
-        return self._future.done()
-
-    def wait(self) -> str | None:
-        """Wait until it ends; the error as text, or None."""
-        error = self._future.exception()
-        return None if error is None else f"{type(error).__name__}: {error}"

@@ -42,7 +42,17 @@ def sharded_state(state: TrainingState, sharding_type: str, loading: bool = Fals
     """Everything to save, or to load into: weights, optimizer and, when saving, the facts of the run."""
     weights = sharded_weights(state.models, state.platform)
     metadata = format_metadata(sharding_type)
-    with _positions_without_padding(state.optimizer), _steps_as_numbers(state.optimizer):
+    buffers = [buffer for one in state.optimizer.chained_optimizers for buffer in getattr(one, "buffers", [])]
+    positions = [_positions_without_padding(buffer) for buffer in buffers]
+    # MindSpeed's Adam counts in a tensor on the device, one for each group. megatron-core 0.16.1 collects the counts in
+    # a set and refuses to store more than one, and two tensors of one value are two there; nor could another platform
+    # read them.
+    groups = [group for group in state.optimizer.param_groups if "step" in group]
+    steps = [int(group["step"]) for group in groups]
+    with (
+        _replaced([vars(buffer) for buffer in buffers], "param_index_map", positions),
+        _replaced(groups, "step", steps),
+    ):
         optimizer = state.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=metadata)
     sharded = {"weights": weights, "optimizer": optimizer}
     return sharded if loading else sharded | {"run": _run_facts(state)}
@@ -64,44 +74,29 @@ def _run_facts(state: TrainingState) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _positions_without_padding(optimizer: Any) -> Iterator[None]:
-    """Replace each parameter's position in its buffer by the one that the fully reshardable format expects.
+def _positions_without_padding(buffer: Any) -> dict[Any, tuple[int, int, int]]:
+    """Each parameter's start, end and bucket in its buffer, as the fully reshardable format expects them.
 
     megatron-core 0.16.1 gathers the optimizer's state bucket by bucket without the padding at their ends, but cuts the
     parameters out of it at positions that count that padding: from the second bucket on (shared embeddings have one of
     their own, models above 40 million parameters have several) each would be stored with its neighbour's values.
     """
-    buffers = [buffer for one in optimizer.chained_optimizers for buffer in getattr(one, "buffers", [])]
-    padded = [buffer.param_index_map for buffer in buffers]
-    try:
-        for buffer in buffers:
-            sizes = [bucket.numel_unpadded for bucket in buffer.buckets]
-            shifts = [bucket.offset - sum(sizes[:index]) for index, bucket in enumerate(buffer.buckets)]
-            buffer.param_index_map = {
-                parameter: (start - shifts[bucket], end - shifts[bucket], bucket)
-                for parameter, (start, end, bucket) in buffer.param_index_map.items()
-            }
-        yield
-    finally:
-        for buffer, positions in zip(buffers, padded, strict=True):
-            buffer.param_index_map = positions
+    sizes = [bucket.numel_unpadded for bucket in buffer.buckets]
+    shifts = [bucket.offset - sum(sizes[:index]) for index, bucket in enumerate(buffer.buckets)]
+    return {
+        parameter: (start - shifts[bucket], end - shifts[bucket], bucket)
+        for parameter, (start, end, bucket) in buffer.param_index_map.items()
+    }
 
 
 @contextlib.contextmanager
-def _steps_as_numbers(optimizer: Any) -> Iterator[None]:
-    """Hold each parameter group's step count as a number while the optimizer is stored.
-
-    MindSpeed's Adam counts in a tensor on the device, one for each group. megatron-core 0.16.1 collects the counts in a
-    set and refuses to store more than one, and two tensors of one value are two there; nor could another platform read
-    them.
-    """
-    groups = [group for group in optimizer.param_groups if "step" in group]
-    counts = [group["step"] for group in groups]
+def _replaced(holders: Sequence[dict[str, Any]], key: str, values: Sequence[Any]) -> Iterator[None]:
+    """Hold one value of each dictionary replaced."""
+    originals = [holder[key] for holder in holders]
     try:
-        for group, count in zip(groups, counts, strict=True):
-            group["step"] = int(count)
+        for holder, value in zip(holders, values, strict=True):
+            holder[key] = value
         yield
     finally:
-        for group, count in zip(groups, counts, strict=True):
-            group["step"] = count
+        for holder, original in zip(holders, originals, strict=True):
+            holder[key] = original

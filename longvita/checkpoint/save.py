@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 
 from longvita import files
-from longvita.checkpoint.background_write import BackgroundWrite, SnapshotStrategy
+from longvita.checkpoint.background_write import SnapshotStrategy
 from longvita.checkpoint.contents import format_metadata, sharded_state, sharded_weights
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.manifest import Digest, write_manifest
@@ -38,7 +39,10 @@ class _Pending:
     step: int
     folder: Path
     """Its temporary folder."""
-    write: BackgroundWrite
+    written: Future[dict[str, Digest]]
+    """Ends once this rank has written its part, with the checksum of its file."""
+    finalize_fns: list[Callable[[], None]]
+    """Megatron's part after that, on all ranks together."""
     config: Config
 
 
@@ -53,7 +57,6 @@ class Checkpointer:
         self.root, self.keep, self.platform = root, keep, platform
         self.sharding_type = sharding_type or platform.optimizer_sharding_type
         self._pending: _Pending | None = None
-        self._snapshots = SnapshotStrategy()
         self._strategy: FullyParallelSaveStrategyWrapper | None = None
         if dist.get_rank() == 0:
             root.mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,7 @@ class Checkpointer:
         if self._strategy is None:
             # Data-parallel replicas divide their identical tensors among them; the division is computed once.
             self._strategy = FullyParallelSaveStrategyWrapper(
-                self._snapshots, state.groups.dp_cp, do_cache_distribution=True
+                SnapshotStrategy(), state.groups.dp_cp, do_cache_distribution=True
             )
         request = dist_checkpointing.save(
             sharded_state(state, self.sharding_type),
@@ -85,10 +88,10 @@ class Checkpointer:
             preprocess_common_before_consistancy_check=lambda common: {},
             content_metadata=format_metadata(self.sharding_type),
         )
-        if request is None or self._snapshots.writer is None:
-            raise CheckpointError(f"megatron-core did not plan the checkpoint of step {state.iteration}")
-        write = BackgroundWrite(request, self._snapshots.writer)
-        self._pending = _Pending(state.iteration, folder, write, state.config)
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        written = executor.submit(request.async_fn)
+        executor.shutdown(wait=False)
+        self._pending = _Pending(state.iteration, folder, written, request.finalize_fns, state.config)
 
     def poll(self, wait: bool = False) -> Path | None:
         """Publish the pending checkpoint if all ranks have written it, or once they have (`wait`); its folder.
@@ -96,15 +99,17 @@ class Checkpointer:
         None while there is nothing to publish. Raises CheckpointError when a rank could not write.
         """
         pending = self._pending
-        if pending is None or not (wait or self._on_all_ranks(pending.write.done)):
+        if pending is None or not (wait or self._on_all_ranks(pending.written.done())):
             return None
         self._pending = None
         outcomes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(outcomes, (pending.write.wait(), pending.write.writer.digests))
+        failure = pending.written.exception()
+        own = (None, pending.written.result()) if failure is None else (f"{type(failure).__name__}: {failure}", {})
+        dist.all_gather_object(outcomes, own)
         errors = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(outcomes) if error]
         if errors:
             raise CheckpointError(f"the checkpoint of step {pending.step} was not written: {'; '.join(errors)}")
-        for finish in pending.write.request.finalize_fns:
+        for finish in pending.finalize_fns:
             finish()
         final = step_folder(self.root, pending.step)
         if dist.get_rank() == 0:
