@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 import torch.distributed as dist
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from typing_extensions import override
 
 from longvita.config.flops import training_flops
 from longvita.config.schema import Config
@@ -27,19 +25,6 @@ METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 """Folder of the TensorBoard files."""
 _SMOOTHING = 0.1
-
-
-@dataclass
-class Speed:
-    """Rates over some steps."""
-
-    seconds: float
-    tokens_per_second: float
-    tiles_per_second: float
-    mfu: float
-    """Model FLOPs a second over the peak of all devices, 0 to 1."""
-    data_wait_fraction: float
-    """Part of the time that the rank that waited longest for its data spent waiting, 0 to 1."""
 
 
 class Metrics:
@@ -66,13 +51,14 @@ class Metrics:
         self._unwritten: StepFigures | None = None
 
     def __enter__(self) -> Metrics:
-        self._progress.start()
+        self._progress.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._unwritten is not None:
             self._write_step(self._unwritten)
-        self._progress.stop()
+        if not self._progress.bar.disable:  # some versions of rich print an empty line
+            self._progress.bar.stop()
         if self._board is not None:
             self._board.close()
 
@@ -96,13 +82,14 @@ class Metrics:
 
     def _write_step(self, figures: StepFigures) -> None:
         losses, batch = figures.losses, figures.batch
-        speed = Speed(
-            seconds=self._seconds,
-            tokens_per_second=self._tokens / self._seconds,
-            tiles_per_second=self._tiles / self._seconds,
-            mfu=self._flops / self._seconds / self._peak,
-            data_wait_fraction=min(self._waited / self._seconds, 1.0),
-        )
+        speed = {
+            "tokens_per_second": self._tokens / self._seconds,
+            "tiles_per_second": self._tiles / self._seconds,
+            # Model FLOPs a second over the peak of all devices, 0 to 1.
+            "mfu": self._flops / self._seconds / self._peak,
+            # Part of the time that the rank that waited longest for its data spent waiting, 0 to 1.
+            "data_wait_fraction": min(self._waited / self._seconds, 1.0),
+        }
         self._append(
             {
                 "step": self.iteration,
@@ -114,21 +101,19 @@ class Metrics:
                 "tiles": self._tiles,
                 "loss_tokens": losses.loss_tokens,
                 "padding_tokens": batch.padding_tokens,
-                **vars(speed),
+                "seconds": self._seconds,
+                **speed,
             }
         )
-        flat = {
+        scalars = {
             "loss/all": losses.loss,
             **{f"loss/{source}": loss for source, loss in losses.source_losses.items()},
             "lr": figures.lr,
             "grad_norm": figures.grad_norm,
-            "speed/tokens_per_second": speed.tokens_per_second,
-            "speed/tiles_per_second": speed.tiles_per_second,
-            "speed/mfu": speed.mfu,
-            "speed/data_wait_fraction": speed.data_wait_fraction,
+            **{f"speed/{name}": rate for name, rate in speed.items()},
         }
-        self._scalars(flat)
-        self._progress.step(self.iteration, figures, speed, self._steps)
+        self._scalars(scalars)
+        self._progress.step(self.iteration, figures, speed, self._seconds / self._steps)
 
     def validation(self, losses: dict[str, float | None]) -> None:
         """Write the held-out loss of each source after the newest step."""
@@ -159,29 +144,16 @@ class Metrics:
 class NoMetrics(Metrics):
     """Metrics of the ranks that report nothing."""
 
-    @override
     def __init__(self) -> None:
         pass
 
-    @override
-    def __enter__(self) -> NoMetrics:
+    def __enter__(self) -> Metrics:
         return self
 
-    @override
-    def __exit__(self, *_: object) -> None:
+    def _ignore(self, *_: Any, **__: Any) -> None:
         pass
 
-    @override
-    def step(self, iteration: int, figures: StepFigures, seconds: float, waited: float) -> None:
-        pass
-
-    @override
-    def validation(self, losses: dict[str, float | None]) -> None:
-        pass
-
-    @override
-    def say(self, text: RenderableType) -> None:
-        pass
+    __exit__ = step = validation = say = _ignore
 
 
 def open_metrics(config: Config, platform: Platform, iteration: int) -> Metrics:
@@ -215,14 +187,13 @@ def _tensorboard(output: Path, iteration: int) -> Any:
 
 
 class _Progress:
-    """A live bar on a terminal, one line for each report elsewhere."""
+    """A live bar on a terminal, one line for each report elsewhere, where the bar is disabled."""
 
     def __init__(self, config: Config, iteration: int):
         self._total = config.training.train_iterations
         self._console = Console(stderr=True, soft_wrap=True)
-        self._live = self._console.is_terminal
         self._seconds_a_step: float | None = None
-        self._bar = Progress(
+        self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -230,33 +201,24 @@ class _Progress:
             TimeElapsedColumn(),
             console=self._console,
             refresh_per_second=2,
+            disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(config.name, total=self._total, completed=iteration, status="")
-
-    def start(self) -> None:
-        if self._live:
-            self._bar.start()
-
-    def stop(self) -> None:
-        if self._live:
-            self._bar.stop()
+        self._task = self.bar.add_task(config.name, total=self._total, completed=iteration, status="")
 
     def say(self, text: RenderableType) -> None:
         self._console.print(text, highlight=False, markup=False)
 
-    def step(self, iteration: int, figures: StepFigures, speed: Speed, steps: int) -> None:
-        each = speed.seconds / steps
+    def step(self, iteration: int, figures: StepFigures, speed: dict[str, float], each: float) -> None:
         before = self._seconds_a_step
         self._seconds_a_step = each if before is None else before + _SMOOTHING * (each - before)
         left = duration((self._total - iteration) * self._seconds_a_step)
         status = (
             f"loss {figures.losses.loss:.4f}  lr {figures.lr:.2e}  grad {figures.grad_norm:.3f}  "
-            f"{speed.tokens_per_second:,.0f} tokens/s  {speed.tiles_per_second:,.1f} tiles/s  "
-            f"MFU {100 * speed.mfu:.1f}%  data wait {100 * speed.data_wait_fraction:.0f}%  {left} left"
+            f"{speed['tokens_per_second']:,.0f} tokens/s  {speed['tiles_per_second']:,.1f} tiles/s  "
+            f"MFU {100 * speed['mfu']:.1f}%  data wait {100 * speed['data_wait_fraction']:.0f}%  {left} left"
         )
-        if self._live:
-            self._bar.update(self._task, completed=iteration, status=status)
-        else:
+        self.bar.update(self._task, completed=iteration, status=status)
+        if self.bar.disable:
             self.say(f"step {iteration}/{self._total}  {status}")
 
 

@@ -13,7 +13,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 
-from longvita.config.schema import Config, OptimizerConfig
+from longvita.config.schema import Config
 
 _VISION_LAYER = re.compile(r"vision_model\.decoder\.layers\.(\d+)\.")
 
@@ -52,7 +52,13 @@ def group_overrides(chunks: Sequence[torch.nn.Module], config: Config) -> dict[P
         for name, parameter in chunk.named_parameters()
         if parameter.requires_grad
     }
-    return {_group_key(lr, decay, config): _group_override(lr, decay, config.optimizer) for lr, decay in sorted(kinds)}
+    rates = config.optimizer
+    return {
+        _group_key(lr, decay, config): ParamGroupOverride(
+            lr_mult=lr, wd_mult=decay, max_lr=rates.lr * lr, min_lr=rates.min_lr * lr
+        )
+        for lr, decay in sorted(kinds)
+    }
 
 
 def _group_key(lr: float, decay: float, config: Config) -> ParamKey:
@@ -60,16 +66,6 @@ def _group_key(lr: float, decay: float, config: Config) -> ParamKey:
         return (learning_rate_multiplier(name, config), weight_decay_multiplier(name, parameter)) == (lr, decay)
 
     return ParamKey(with_name_predicate=ParamWithNamePredicate(name=f"lr {lr} wd {decay}", fn=belongs))
-
-
-def _group_override(lr: float, decay: float, optimizer: OptimizerConfig) -> ParamGroupOverride:
-    override: Any = {
-        "lr_mult": lr,
-        "wd_mult": decay,
-        "max_lr": optimizer.lr * lr,
-        "min_lr": optimizer.min_lr * lr,
-    }
-    return override
 
 
 @torch.no_grad()

@@ -29,12 +29,7 @@ class StopReason(IntEnum):
     @property
     def exit_code(self) -> int:
         """The process's exit code."""
-        return {
-            StopReason.NONE: EXIT_COMPLETE,
-            StopReason.TIME_LIMIT: EXIT_TIME_LIMIT,
-            StopReason.SIGINT: EXIT_SIGINT,
-            StopReason.SIGTERM: EXIT_SIGTERM,
-        }[self]
+        return (EXIT_COMPLETE, EXIT_TIME_LIMIT, EXIT_SIGINT, EXIT_SIGTERM)[self]
 
 
 class StopRequests:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +49,13 @@ def read_initial_weights(models: list[LongVITA], config: Config, groups: Paralle
 
 
 def build_state(
-    config: Config,
-    groups: ParallelGroups,
-    platform: Platform,
-    models: Sequence[LongVITA] | None = None,
-    fresh: bool = True,
+    config: Config, groups: ParallelGroups, platform: Platform, models: list[LongVITA] | None = None
 ) -> TrainingState:
-    """Build a state before its first step, from `models` or from newly built ones (see build_model for `fresh`).
+    """Build a state before its first step, from `models` or from newly built ones.
 
     The optimizer copies bf16 weights to fp32 here: call `optimizer.reload_model_params()` if weights change later.
     """
-    models = list(models) if models is not None else build_model(config, groups, platform, fresh=fresh)
+    models = models or build_model(config, groups, platform)
     # Megatron's optimizer needs all chunks of a stage to reduce gradients the same way.
     overlap = config.training.overlap_grad_reduce and not any(_has_varying_reports(model, config) for model in models)
     chunks = [_wrap(model, config, index, overlap) for index, model in enumerate(models)]

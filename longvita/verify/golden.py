@@ -149,25 +149,18 @@ def golden_config(model: ModelConfig, layout: LayoutConfig, golden: Golden, plat
 
 def _check_sizes(model: ModelConfig, golden: Golden) -> None:
     """Raise CheckpointError when the inputs or outputs cannot be this model's."""
-    outcomes = (golden.features, golden.logits, golden.loss, golden.greedy_tokens)
-    if all(outcome is None for outcome in outcomes) and not golden.gradients:
+    outcomes = (golden.features, golden.logits, golden.loss, golden.greedy_tokens, golden.gradients or None)
+    if all(outcome is None for outcome in outcomes):
         raise CheckpointError("the golden folder holds inputs alone: no features, logits, loss, gradients or tokens")
-    language = model.language
+    language, features, logits = model.language, golden.features, golden.logits
     pairs = {
         "pixels of a tile's side": (golden.images.shape[-1], model.vision.image_size),
         "tokens of a tile": (golden.tokens_per_tile, model.tokens_per_tile),
-        "width of a feature": (
-            golden.features.shape[-1] if golden.features is not None else None,
-            language.hidden_size,
-        ),
-        "entries of the vocabulary": (
-            golden.logits.shape[-1] if golden.logits is not None else None,
-            language.vocab_size,
-        ),
+        "width of a feature": (None if features is None else features.shape[-1], language.hidden_size),
+        "entries of the vocabulary": (None if logits is None else logits.shape[-1], language.vocab_size),
     }
-    wrong = [
-        f"{name}: {there} there, {here} here" for name, (there, here) in pairs.items() if there not in (None, here)
-    ]
+    differing = {name: pair for name, pair in pairs.items() if pair[0] not in (None, pair[1])}
+    wrong = [f"{name}: {there} there, {here} here" for name, (there, here) in differing.items()]
     highest = int(golden.input_ids.max())
     if highest >= language.vocab_size:
         wrong.append(f"token {highest} there, {language.vocab_size} entries of the vocabulary here")
