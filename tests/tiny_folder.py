@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from longvita.checkpoint.hf.write_weights import write_long_vita
+from longvita.checkpoint.hf.write_weights import write_weights
 from longvita.checkpoint.save import save_weights
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer, load_transformers_tokenizer
 from longvita.model.build import build_model
@@ -48,7 +48,7 @@ def _write(rank: int, world: int, model: TinyModel, tokenizer: str, entries: int
     models = build_model(config, groups, platform)
     if says:
         _let_it_say(models[0], load_tokenizer(tokenizer), says)
-    write_long_vita(models, config, model.folder, groups, load_transformers_tokenizer(Path(tokenizer)))
+    write_weights(models, model.folder, groups, tokenizer=load_transformers_tokenizer(Path(tokenizer)))
     save_weights(models, config, model.checkpoint, platform)
     groups.destroy()
 

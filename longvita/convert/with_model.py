@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf.write_weights import write_internvl, write_long_vita
+from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA
+from longvita.checkpoint.hf.write_weights import write_weights
 from longvita.checkpoint.save import save_weights
 from longvita.checkpoint.sources import load_weights
 from longvita.config.schema import Config
@@ -27,9 +28,7 @@ def convert_with_model(request: ConversionRequest, config: Config, groups: Paral
         save_weights(models, config, folder, platform)
         return
     tokenizer = request.load_tokenizer()
-    if request.format == "internvl":
-        if tokenizer is None:
-            raise CheckpointError(f"{request.source} names no tokenizer; give --tokenizer FOLDER")
-        write_internvl(models, config, folder, groups, tokenizer, request.max_shard_size, dtype)
-    else:
-        write_long_vita(models, config, folder, groups, tokenizer, request.max_shard_size, dtype)
+    if request.format == "internvl" and tokenizer is None:
+        raise CheckpointError(f"{request.source} names no tokenizer; give --tokenizer FOLDER")
+    names = INTERNVL if request.format == "internvl" else LONG_VITA
+    write_weights(models, folder, groups, names, tokenizer, request.max_shard_size, dtype)

@@ -33,6 +33,7 @@ from longvita.verify.golden import Golden
 
 TOLERANCES = {"image features": 2e-4, "logits": 2e-4, "loss": 1e-5, "gradients": 1e-3, "greedy tokens": 0.0}
 """Largest differences allowed: absolute; for gradients relative to the tensor's largest value; tokens must be equal."""
+_ABSENT = "not among the golden vectors"
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,15 @@ def compare(source: str, golden: Golden, config: Config, groups: ParallelGroups,
     load_weights(models, source, groups, platform)
     unit = config.layout.tensor_parallel if config.layout.sequence_parallel else 1
     batch = golden.batch(groups, unit).to(platform.device)
-    checks = [
-        _features(models, golden, batch.tiles, groups),
-        _logits(models, golden, batch, groups),
-    ]
+    checks = [_features(models, golden, batch.tiles, groups), _logits(models, golden, batch, groups)]
     state = build_state(config, groups, platform, models=models)
     micro_batches = state.micro_batches
     losses, _ = forward_backward(state, [batch] * micro_batches, micro_batches, ())
     gather_gradients(state)
-    loss = None if golden.loss is None else abs(losses.loss - golden.loss)
-    checks.append(Check("loss", loss, TOLERANCES["loss"], _absent(golden.loss)))
+    if golden.loss is None:
+        checks.append(Check("loss", None, TOLERANCES["loss"], _ABSENT))
+    else:
+        checks.append(Check("loss", abs(losses.loss - golden.loss), TOLERANCES["loss"]))
     checks += _gradients(models, golden, config, groups)
     checks.append(_tokens(models, golden, config, groups, platform))
     return checks
@@ -84,15 +84,11 @@ def gather_gradients(state: TrainingState) -> None:
                 dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
 
 
-def _absent(value: object) -> str:
-    return "not among the golden vectors" if value is None else ""
-
-
 def _features(models: Sequence[LongVITA], golden: Golden, tiles: Tensor, groups: ParallelGroups) -> Check:
     """Image features; each rank of the first stage encodes its own tiles, as in training."""
     name = "image features"
     if golden.features is None:
-        return Check(name, None, TOLERANCES[name], _absent(None))
+        return Check(name, None, TOLERANCES[name], _ABSENT)
     own = None
     if groups.is_first_stage:
         with torch.no_grad():
@@ -104,7 +100,7 @@ def _features(models: Sequence[LongVITA], golden: Golden, tiles: Tensor, groups:
 
 def _logits(models: Sequence[LongVITA], golden: Golden, batch: Any, groups: ParallelGroups) -> Check:
     if golden.logits is None:
-        return Check("logits", None, TOLERANCES["logits"], _absent(None))
+        return Check("logits", None, TOLERANCES["logits"], _ABSENT)
     found = pipeline_logits(models, batch, groups)
     difference = None if found is None else _largest(found[: len(golden.logits)].cpu(), golden.logits)
     everyone: list[float | None] = [None] * dist.get_world_size()
@@ -141,7 +137,7 @@ def _gradients(models: Sequence[LongVITA], golden: Golden, config: Config, group
     """The optimizer's gradients, gathered from all ranks under the published names."""
     tolerance = TOLERANCES["gradients"]
     if not golden.gradients:
-        return [Check("gradients", None, tolerance, _absent(None))]
+        return [Check("gradients", None, tolerance, _ABSENT)]
     mapper = Mapper(config.model, LONG_VITA, groups.tp_rank, groups.tp_size)
     gatherer = Gatherer(models, mapper, groups, value=_gradient)
     known = {tensor.name: tensor for tensor in hf_tensors(config.model, LONG_VITA)}
@@ -150,7 +146,7 @@ def _gradients(models: Sequence[LongVITA], golden: Golden, config: Config, group
         if name not in known:
             checks.append(Check(f"grad {name}", float("inf"), tolerance, "the model has no such tensor"))
             continue
-        ((_, found),) = gatherer.tensors([known[name]])
+        found = gatherer.tensor(known[name])
         relative = None if found is None else _largest(found, wanted) / max(float(wanted.abs().max()), 1e-30)
         box = [relative]
         dist.broadcast_object_list(box)
@@ -169,7 +165,7 @@ def _tokens(
     """Greedy tokens from chunked prefill and KV cache; the difference is the number of tokens that differ."""
     name, wanted = "greedy tokens", golden.greedy_tokens
     if wanted is None or golden.rows != 1:
-        return Check(name, None, 0.0, _absent(None))
+        return Check(name, None, 0.0, _ABSENT)
     if len(models) > 1:
         return Check(name, None, 0.0, "not run: generation has no interleaved schedule")
     engine = Engine(list(models), config, None, groups, platform)

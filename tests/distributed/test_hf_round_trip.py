@@ -16,7 +16,7 @@ from longvita.checkpoint.hf.config_json import long_vita_settings, model_config_
 from longvita.checkpoint.hf.read_weights import read_weights
 from longvita.checkpoint.hf.tensor_map import hf_tensors, parameter_names
 from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA
-from longvita.checkpoint.hf.write_weights import write_internvl, write_long_vita
+from longvita.checkpoint.hf.write_weights import write_weights
 from longvita.checkpoint.save import save_weights
 from longvita.checkpoint.sources import load_weights, model_config
 from longvita.commands import convert
@@ -82,8 +82,8 @@ def read_and_write(rank: int, world: int, config: Config, source: str, target: s
     groups = platform.build_groups(config)
     models = build_model(config, groups, platform)
     read_weights(models, source, groups)
-    write_long_vita(models, config, Path(target) / "long_vita", groups, max_shard_size="40KB")
-    write_internvl(models, config, Path(target) / "internvl", groups, tokenizer)
+    write_weights(models, Path(target) / "long_vita", groups, max_shard_size="40KB")
+    write_weights(models, Path(target) / "internvl", groups, INTERNVL, tokenizer)
     return [name for model in models for name, _ in global_names(model)]
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from longvita.checkpoint.hf.read_weights import read_weights
-from longvita.checkpoint.hf.write_weights import write_internvl, write_long_vita
+from longvita.checkpoint.hf.tensor_names import INTERNVL, LONG_VITA
+from longvita.checkpoint.hf.write_weights import write_weights
 from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.model.build import build_model
@@ -102,8 +103,8 @@ def export(
     randomise(models)
     train_tokenizer([TEXT], Path(folder) / "tokenizer")
     tokenizer = Path(folder) / "tokenizer"
-    write_long_vita(models, config, Path(folder) / "long_vita", groups, tokenizer)
-    write_internvl(models, config, Path(folder) / "internvl", groups, tokenizer, max_shard_size="50KB")
+    write_weights(models, Path(folder) / "long_vita", groups, LONG_VITA, tokenizer)
+    write_weights(models, Path(folder) / "internvl", groups, INTERNVL, tokenizer, max_shard_size="50KB")
     return our_logits(models, ids, tiles, tile_starts, groups)
 
 

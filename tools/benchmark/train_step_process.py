@@ -18,7 +18,8 @@ from rich.table import Table
 from train_step_engines import PackedDocument, TransformersStep, our_batch, pack, settings
 from train_step_samples import SampleSource, build_tokenizer
 
-from longvita.checkpoint.hf.write_weights import write_internvl
+from longvita.checkpoint.hf.tensor_names import INTERNVL
+from longvita.checkpoint.hf.write_weights import write_weights
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.data.batch import LocalBatch
@@ -39,7 +40,7 @@ def run(payload: dict[str, Any]) -> int:
     folder = Path(payload["folder"])
     tokenizer = build_tokenizer(folder / f"tokenizer{groups.dp_rank}", config.model.language.vocab_size)
     state = build_state(config, groups, platform)
-    write_internvl(state.models, config, folder / "internvl", groups, tokenizer)
+    write_weights(state.models, folder / "internvl", groups, INTERNVL, tokenizer)
     theirs = TransformersStep(folder / "internvl", groups, state, tokenizer.id_of("<IMG_CONTEXT>"))
     source = SampleSource(
         tokenizer, config.model.vision.image_size, config.model.tokens_per_tile, config.seed + groups.dp_rank

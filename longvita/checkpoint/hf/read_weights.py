@@ -169,8 +169,7 @@ class SourceFolder:
     def _mean_row(self, tensor: HFTensor) -> Tensor:
         total = torch.zeros(tensor.shape[1:], dtype=torch.float64)
         for start in range(0, tensor.shape[0], _ROWS_AT_ONCE):
-            length = min(_ROWS_AT_ONCE, tensor.shape[0] - start)
-            total += self.reader.read(tensor.name, 0, start, length).double().sum(0)
+            total += self.reader.read(tensor.name, 0, start, _ROWS_AT_ONCE).double().sum(0)
         return total / tensor.shape[0]
 
     def _check_padding(self, tensor: HFTensor, item: ParameterMap) -> None:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.tensor_names import FormatNames
 from longvita.config.schema import ModelConfig
 
 Shape = tuple[int, ...]
+_T = TypeVar("_T")
 PARTS = ("vision", "projector", "language")
 """The parts of a model that a folder may hold."""
 
@@ -89,7 +91,7 @@ def part_of_parameter(parameter: str) -> str:
     return {"vision_model": "vision", "vision_projection": "projector"}.get(parameter.split(".")[0], "language")
 
 
-_LAYER = re.compile(r"^(vision_model|language_model)\.decoder\.layers\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
 # Transformer Engine fuses the norm into the linear layer after it: identical weights, other names.
 _FUSED_NORMS = {
@@ -123,24 +125,25 @@ class Mapper:
                 f"the checkpoint's vocabulary has {self.vocab_rows} rows and model.language.vocab_size is "
                 f"{language.vocab_size}; set model.language.vocab_size to at least {self.vocab_rows}"
             )
-        for what, number in (
-            ("num_query_groups", language.num_query_groups),
-            ("ffn_hidden_size", language.ffn_hidden_size),
-            ("vocab_size", language.vocab_size),
-        ):
+        for what in ("num_query_groups", "ffn_hidden_size", "vocab_size"):
+            number = getattr(language, what)
             if number % tp_size:
                 raise CheckpointError(f"model.language.{what} {number} is not a multiple of tensor_parallel {tp_size}")
 
     def map(self, parameter: str) -> ParameterMap:
         """The map of the parameter of that name, with the layer's number in the whole model."""
-        match = _LAYER.match(parameter)
-        if match is None:
-            return self._outside_layers(parameter)
-        part, layer, module = match.group(1), int(match.group(2)), match.group(3)
-        for fused, plain in _FUSED_NORMS.items():
-            module = module.replace(fused, plain)
-        if part == "vision_model":
-            return self._vision_layer(parameter, layer, module)
+        root, _, module = parameter.partition(".")
+        match, layer = _LAYER.fullmatch(module), None
+        if match is not None:
+            layer, module = match.groups()
+            for fused, plain in _FUSED_NORMS.items():
+                module = module.replace(fused, plain)
+        if root == "vision_model":
+            return self._vision(parameter, layer, module)
+        if root == "vision_projection":
+            return self._projector(parameter, module)
+        if layer is None:
+            return self._language_outside(parameter, module)
         return self._language_layer(parameter, layer, module)
 
     # ---- one tensor, replicated or split over TP
@@ -160,46 +163,33 @@ class Mapper:
 
     # ---- parts
 
-    def _outside_layers(self, parameter: str) -> ParameterMap:
-        if parameter.startswith("language_model."):
-            return self._language_outside(parameter)
-        if parameter.startswith("vision_projection."):
-            return self._projector(parameter)
-        vision, names = self.config.vision, self.names.need_vision()
-        shapes: dict[str, tuple[str, Shape]] = {
-            "class_embedding": (names.class_embedding, (1, 1, vision.hidden_size)),
-            "position_embedding": (names.position_embedding, (1, vision.sequence_length, vision.hidden_size)),
-            "patch_embedding.weight": (
-                names.patch_embedding + ".weight",
-                (vision.hidden_size, 3, vision.patch_size, vision.patch_size),
-            ),
-            "patch_embedding.bias": (names.patch_embedding + ".bias", (vision.hidden_size,)),
-        }
-        name, shape = self._known(parameter, parameter.removeprefix("vision_model."), shapes)
-        return self._replicated(parameter, names.prefix + name, shape)
-
-    def _vision_layer(self, parameter: str, layer: int, module: str) -> ParameterMap:
+    def _vision(self, parameter: str, layer: str | None, module: str) -> ParameterMap:
         vision, names = self.config.vision, self.names.need_vision()
         width, ffn = vision.hidden_size, vision.ffn_hidden_size
-        prefix = names.prefix + names.layer.format(layer)
-        if module.startswith("self_attention.linear_qkv."):
-            return self._vision_qkv(parameter, prefix, module.rsplit(".", 1)[1])
-        shapes: dict[str, tuple[str, Shape]] = {
-            "self_attention.linear_proj.weight": (names.proj + ".weight", (width, width)),
-            "self_attention.linear_proj.bias": (names.proj + ".bias", (width,)),
-            "mlp.linear_fc1.weight": (names.fc1 + ".weight", (ffn, width)),
-            "mlp.linear_fc1.bias": (names.fc1 + ".bias", (ffn,)),
-            "mlp.linear_fc2.weight": (names.fc2 + ".weight", (width, ffn)),
-            "mlp.linear_fc2.bias": (names.fc2 + ".bias", (width,)),
-            "input_layernorm.weight": (names.norm1 + ".weight", (width,)),
-            "input_layernorm.bias": (names.norm1 + ".bias", (width,)),
-            "pre_mlp_layernorm.weight": (names.norm2 + ".weight", (width,)),
-            "pre_mlp_layernorm.bias": (names.norm2 + ".bias", (width,)),
-            "self_attn_bda.scale": (names.scale1, (width,)),
-            "mlp_bda.scale": (names.scale2, (width,)),
+        prefix = names.prefix + (names.layer.format(layer) if layer else "")
+        owner, _, kind = module.rpartition(".")
+        if owner == "self_attention.linear_qkv":
+            return self._vision_qkv(parameter, prefix, kind)
+        single: dict[str, Shape] = {
+            "class_embedding": (1, 1, width),
+            "position_embedding": (1, vision.sequence_length, width),
+            "self_attn_bda.scale": (width,),
+            "mlp_bda.scale": (width,),
         }
-        name, shape = self._known(parameter, module, shapes)
-        return self._replicated(parameter, prefix + name, shape)
+        if module in single:
+            return self._replicated(parameter, prefix + names.modules[module], single[module])
+        weights: dict[str, Shape] = {
+            "patch_embedding": (width, 3, vision.patch_size, vision.patch_size),
+            "self_attention.linear_proj": (width, width),
+            "mlp.linear_fc1": (ffn, width),
+            "mlp.linear_fc2": (width, ffn),
+            "input_layernorm": (width,),
+            "pre_mlp_layernorm": (width,),
+        }
+        shape = self._known(parameter, owner, weights)
+        return self._replicated(
+            parameter, f"{prefix}{names.modules[owner]}.{kind}", shape[:1] if kind == "bias" else shape
+        )
 
     def _vision_qkv(self, parameter: str, prefix: str, kind: str) -> ParameterMap:
         """Megatron's rows are q, k, v of head 0, then of head 1, ...; the published ones all q, all k, all v."""
@@ -217,7 +207,7 @@ class Mapper:
                 blocks.append(TensorBlock(f"{prefix}{module}.{kind}", start, (3 * number + i) * head, head))
         return ParameterMap(parameter, (3 * width, *tail), 0, tuple(blocks), tensors)
 
-    def _projector(self, parameter: str) -> ParameterMap:
+    def _projector(self, parameter: str, module: str) -> ParameterMap:
         names, middle = self.names.need_projector(), self.config.projector.hidden_size
         wide = self.config.vision.hidden_size * self.config.projector.downsample**2
         out = self.config.language.hidden_size
@@ -233,21 +223,20 @@ class Mapper:
             "linear_fc1.weight": (names.fc1 + ".weight", (inner, wide), (middle, wide), 0),
             "linear_fc2.weight": (names.fc2 + ".weight", (out, inner), (out, middle), 1),
         }
-        name, theirs, ours, axis = self._known(parameter, parameter.removeprefix("vision_projection."), shapes)
+        name, theirs, ours, axis = self._known(parameter, module, shapes)
         tensor = HFTensor(names.prefix + name, theirs, "projector", padded=theirs != ours)
         block = TensorBlock(tensor.name, 0, 0, ours[axis])
         return ParameterMap(parameter, ours, axis, (block,), {tensor.name: tensor})
 
-    def _language_outside(self, parameter: str) -> ParameterMap:
-        names, width = self.names.need_language(), self.config.language.hidden_size
-        module = parameter.removeprefix("language_model.")
+    def _language_outside(self, parameter: str, module: str) -> ParameterMap:
+        names = self.names.need_language()
         if module == "decoder.final_layernorm.weight":
-            return self._replicated(parameter, names.prefix + "norm.weight", (width,))
-        if module == "embedding.word_embeddings.weight":
-            return self._vocabulary(parameter, names.embedding)
-        if module == "output_layer.weight":
-            return self._vocabulary(parameter, names.embedding if self.tied else names.head)
-        raise CheckpointError(f"{parameter} has no name in the {self.names.title} format")
+            return self._replicated(parameter, names.prefix + "norm.weight", (self.config.language.hidden_size,))
+        vocabularies = {
+            "embedding.word_embeddings.weight": names.embedding,
+            "output_layer.weight": names.embedding if self.tied else names.head,
+        }
+        return self._vocabulary(parameter, self._known(parameter, module, vocabularies))
 
     def _vocabulary(self, parameter: str, name: str) -> ParameterMap:
         width, local = self.config.language.hidden_size, self.config.language.vocab_size // self.tp_size
@@ -257,26 +246,24 @@ class Mapper:
         blocks = (TensorBlock(name, start, 0, present),) if present else ()
         return ParameterMap(parameter, (local, width), 0, blocks, {name: tensor}, mean_filled=local - present)
 
-    def _language_layer(self, parameter: str, layer: int, module: str) -> ParameterMap:
+    def _language_layer(self, parameter: str, layer: str, module: str) -> ParameterMap:
         language, names = self.config.language, self.names.need_language()
         prefix, width, ffn = f"{names.prefix}layers.{layer}.", language.hidden_size, language.ffn_hidden_size
         if module.startswith("self_attention.linear_qkv."):
             return self._language_qkv(parameter, prefix, module.rsplit(".", 1)[1])
-        if module == "self_attention.linear_proj.weight":
-            return self._split_over_tp(
-                parameter, (prefix + "self_attn.o_proj.weight",), (width, language.query_width), 1
-            )
-        if module == "mlp.linear_fc1.weight":
-            both = (prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
-            return self._split_over_tp(parameter, both, (ffn, width), 0)
-        if module == "mlp.linear_fc2.weight":
-            return self._split_over_tp(parameter, (prefix + "mlp.down_proj.weight",), (width, ffn), 1)
-        norms: dict[str, tuple[str]] = {
-            "input_layernorm.weight": ("input_layernorm.weight",),
-            "pre_mlp_layernorm.weight": ("post_attention_layernorm.weight",),
+        split: dict[str, tuple[tuple[str, ...], Shape, int]] = {
+            "self_attention.linear_proj.weight": (("self_attn.o_proj",), (width, language.query_width), 1),
+            "mlp.linear_fc1.weight": (("mlp.gate_proj", "mlp.up_proj"), (ffn, width), 0),
+            "mlp.linear_fc2.weight": (("mlp.down_proj",), (width, ffn), 1),
         }
-        (name,) = self._known(parameter, module, norms)
-        return self._replicated(parameter, prefix + name, (width,))
+        if module in split:
+            modules, shape, axis = split[module]
+            return self._split_over_tp(parameter, tuple(f"{prefix}{name}.weight" for name in modules), shape, axis)
+        norms = {
+            "input_layernorm.weight": "input_layernorm.weight",
+            "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
+        }
+        return self._replicated(parameter, prefix + self._known(parameter, module, norms), (width,))
 
     def _language_qkv(self, parameter: str, prefix: str, kind: str) -> ParameterMap:
         """Megatron's rows are a group's queries, its key and value, then the next group's; TP splits between groups."""
@@ -294,7 +281,7 @@ class Mapper:
                 offset += length
         return ParameterMap(parameter, (offset, *tail), 0, tuple(blocks), tensors)
 
-    def _known(self, parameter: str, key: str, table: dict) -> tuple:
+    def _known(self, parameter: str, key: str, table: dict[str, _T]) -> _T:
         if key not in table:
             raise CheckpointError(f"{parameter} has no name in the {self.names.title} format")
         return table[key]

@@ -16,21 +16,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class VisionNames:
-    """Names inside a vision encoder; `qkv` gives the module of q, k and v, and the third of its rows."""
+    """Names inside a vision encoder."""
 
     prefix: str
-    class_embedding: str
-    patch_embedding: str
-    position_embedding: str
     layer: str
     qkv: tuple[tuple[str, int], tuple[str, int], tuple[str, int]]
-    proj: str
-    fc1: str
-    fc2: str
-    norm1: str
-    norm2: str
-    scale1: str
-    scale2: str
+    """The module of q, k and v, and the third of its rows."""
+    modules: dict[str, str]
+    """The others, by our names."""
 
 
 @dataclass(frozen=True)
@@ -81,39 +74,36 @@ class FormatNames:
 
 
 def _internvit(prefix: str) -> VisionNames:
-    return VisionNames(
-        prefix=prefix,
-        class_embedding="embeddings.class_embedding",
-        patch_embedding="embeddings.patch_embedding",
-        position_embedding="embeddings.position_embedding",
-        layer="encoder.layers.{}.",
-        qkv=(("attn.qkv", 0), ("attn.qkv", 1), ("attn.qkv", 2)),
-        proj="attn.proj",
-        fc1="mlp.fc1",
-        fc2="mlp.fc2",
-        norm1="norm1",
-        norm2="norm2",
-        scale1="ls1",
-        scale2="ls2",
-    )
+    modules = {
+        "class_embedding": "embeddings.class_embedding",
+        "patch_embedding": "embeddings.patch_embedding",
+        "position_embedding": "embeddings.position_embedding",
+        "self_attention.linear_proj": "attn.proj",
+        "mlp.linear_fc1": "mlp.fc1",
+        "mlp.linear_fc2": "mlp.fc2",
+        "input_layernorm": "norm1",
+        "pre_mlp_layernorm": "norm2",
+        "self_attn_bda.scale": "ls1",
+        "mlp_bda.scale": "ls2",
+    }
+    return VisionNames(prefix, "encoder.layers.{}.", (("attn.qkv", 0), ("attn.qkv", 1), ("attn.qkv", 2)), modules)
 
 
 def _internvl_vision(prefix: str) -> VisionNames:
-    return VisionNames(
-        prefix=prefix,
-        class_embedding="embeddings.cls_token",
-        patch_embedding="embeddings.patch_embeddings.projection",
-        position_embedding="embeddings.position_embeddings",
-        layer="encoder.layer.{}.",
-        qkv=(("attention.q_proj", 0), ("attention.k_proj", 0), ("attention.v_proj", 0)),
-        proj="attention.projection_layer",
-        fc1="mlp.fc1",
-        fc2="mlp.fc2",
-        norm1="layernorm_before",
-        norm2="layernorm_after",
-        scale1="lambda_1",
-        scale2="lambda_2",
-    )
+    qkv = (("attention.q_proj", 0), ("attention.k_proj", 0), ("attention.v_proj", 0))
+    modules = {
+        "class_embedding": "embeddings.cls_token",
+        "patch_embedding": "embeddings.patch_embeddings.projection",
+        "position_embedding": "embeddings.position_embeddings",
+        "self_attention.linear_proj": "attention.projection_layer",
+        "mlp.linear_fc1": "mlp.fc1",
+        "mlp.linear_fc2": "mlp.fc2",
+        "input_layernorm": "layernorm_before",
+        "pre_mlp_layernorm": "layernorm_after",
+        "self_attn_bda.scale": "lambda_1",
+        "mlp_bda.scale": "lambda_2",
+    }
+    return VisionNames(prefix, "encoder.layer.{}.", qkv, modules)
 
 
 _LONG_VITA_PROJECTOR = ProjectorNames("model.vision_projection.", "pre_proj_layernorm", "mlp.0", "mlp.2", padded=False)
@@ -153,7 +143,7 @@ def detect_names(tensors: Collection[str], title: str) -> FormatNames:
     One tensor is enough for a part, so that the rest of it can be reported as missing.
     """
     known = set(tensors)
-    vision = next((x for x in _VISION if x and x.prefix + x.class_embedding in known), None) or next(
+    vision = next((x for x in _VISION if x and x.prefix + x.modules["class_embedding"] in known), None) or next(
         (x for x in _VISION if x and any(t.startswith(x.prefix + x.layer.split("{")[0]) for t in known)), None
     )
     projector = next((x for x in _PROJECTOR if x and any(t.startswith(x.prefix) for t in known)), None)

@@ -25,30 +25,53 @@ from longvita.checkpoint.hf.tokenizer_files import (
     write_generation_config,
     write_tokenizer,
 )
-from longvita.config.schema import Config, ModelConfig
+from longvita.config.schema import ModelConfig
 from longvita.parallel.groups import ParallelGroups
 
 
-def write_long_vita(
+def write_weights(
     models: Sequence[torch.nn.Module],
-    config: Config,
-    folder: str | Path,
+    folder: Path,
     groups: ParallelGroups,
+    names: FormatNames = LONG_VITA,
     tokenizer: Tokenizer | None = None,
     max_shard_size: str | int = "5GB",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a folder in the published Long-VITA format: weights, config, generation config and tokenizer.
+    """Write a folder in the format of `names`: weights, config, generation config and tokenizer.
 
-    A collective over the world; rank 0 writes. Weights that `read_weights` read are written back bit by bit.
+    LONG_VITA is the published format: weights that `read_weights` read are written back bit by bit. INTERNVL is loaded
+    by AutoModelForImageTextToText and AutoProcessor of transformers, and needs a tokenizer. Weights are written as
+    `dtype`, or as the parameters' own.
+
+    A collective over the world; rank 0 writes. Raises CheckpointError for a model that InternVL cannot hold, or a
+    tokenizer without the image tokens.
     """
-    folder = Path(folder)
+    model = model_settings(models)
     if tokenizer is not None:
         tokenizer = transformers_tokenizer(tokenizer)
-        check_vocabulary(tokenizer, config.model.language.vocab_size)
-    written = _write_tensors(models, LONG_VITA, folder, groups, max_shard_size, dtype)
+    if names is INTERNVL:
+        check_internvl(model)
+        token_id(tokenizer, IMAGE_TOKEN)
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, model.language.vocab_size)
+    gatherer = Gatherer(models, Mapper(model, names, groups.tp_rank, groups.tp_size), groups)
+    wanted = hf_tensors(model, names)
+    written = dtype or next(iter(gatherer.parameters.values())).dtype
     if dist.get_rank() == 0:
-        write_long_vita_files(config.model, folder, tokenizer, dtype_name(written))
+        announced = [(tensor.name, tensor.shape, written) for tensor in wanted]
+        with ShardedWriter(folder, announced, size_in_bytes(max_shard_size)) as writer:
+            for tensor in wanted:
+                data = gatherer.tensor(tensor)
+                if data is not None:
+                    writer.write(tensor.name, data.to(written))
+    else:
+        for tensor in wanted:
+            gatherer.tensor(tensor)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        write_files = write_internvl_files if names is INTERNVL else write_long_vita_files
+        write_files(model, folder, tokenizer, dtype_name(written))
     dist.barrier()
 
 
@@ -58,52 +81,3 @@ def write_long_vita_files(model: ModelConfig, folder: Path, tokenizer: Tokenizer
     write_generation_config(folder, tokenizer)
     if tokenizer is not None:
         write_tokenizer(tokenizer, folder)
-
-
-def write_internvl(
-    models: Sequence[torch.nn.Module],
-    config: Config,
-    folder: str | Path,
-    groups: ParallelGroups,
-    tokenizer: Tokenizer,
-    max_shard_size: str | int = "5GB",
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Write a folder that AutoModelForImageTextToText and AutoProcessor of transformers load.
-
-    A collective over the world; rank 0 writes. Raises CheckpointError for a model that InternVL cannot hold, or a
-    tokenizer without the image tokens.
-    """
-    check_internvl(config.model)
-    folder, tokenizer = Path(folder), transformers_tokenizer(tokenizer)
-    token_id(tokenizer, IMAGE_TOKEN)
-    check_vocabulary(tokenizer, config.model.language.vocab_size)
-    written = _write_tensors(models, INTERNVL, folder, groups, max_shard_size, dtype)
-    if dist.get_rank() == 0:
-        write_internvl_files(config.model, folder, tokenizer, dtype_name(written))
-    dist.barrier()
-
-
-def _write_tensors(
-    models: Sequence[torch.nn.Module],
-    names: FormatNames,
-    folder: Path,
-    groups: ParallelGroups,
-    max_shard_size: str | int,
-    dtype: torch.dtype | None,
-) -> torch.dtype:
-    """Write all weights under the names of one format, as `dtype` or as the parameters'; the dtype written."""
-    config = model_settings(models)
-    gatherer = Gatherer(models, Mapper(config, names, groups.tp_rank, groups.tp_size), groups)
-    wanted = hf_tensors(config, names)
-    kept = dtype or next(iter(gatherer.parameters.values())).dtype
-    if dist.get_rank() != 0:
-        for _ in gatherer.tensors(wanted):
-            pass
-    else:
-        with ShardedWriter(folder, [(t.name, t.shape, kept) for t in wanted], size_in_bytes(max_shard_size)) as writer:
-            for tensor, data in gatherer.tensors(wanted):
-                if data is not None:
-                    writer.write(tensor.name, data.to(kept))
-    dist.barrier()
-    return kept
