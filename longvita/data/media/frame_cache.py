@@ -24,8 +24,7 @@ from typing import TextIO
 
 import numpy as np
 
-from longvita.data.media.identity import FileIdentity
-from longvita.data.media.media_file import MediaFile
+from longvita.data.media.media_file import FileIdentity
 
 HEADER = struct.Struct("<8sI")
 """Header of an entry: MAGIC and the CRC-32 of the pixels that follow."""
@@ -47,37 +46,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FrameCache:
-    """The cache in one folder."""
+    """The cached frames of one video file."""
 
     folder: Path
+    """Folder of the frames of all files."""
     max_bytes: int
-    """Limit of the bytes of its files."""
+    """Limit of the bytes of that folder's files."""
+    identity: FileIdentity
+    image_size: int
+    """S, side of a tile, pixels."""
 
-    def of_file(self, path: MediaFile, image_size: int) -> FileFrames | None:
-        """The entries of the current state of a video file; None if the file does not exist."""
-        try:
-            return FileFrames(self, FileIdentity.of(path), image_size)
-        except OSError:
-            return None
+    def load(self, frames: Sequence[int], out: np.ndarray) -> list[int]:
+        """Read frames into the rows of `out`, uint8 [k, S, S, 3]; returns the rows that are not in the cache."""
+        return [row for row, frame in enumerate(frames) if not _read(self._entry(frame), out[row])]
 
-    def read(self, entry: Path, out: np.ndarray) -> bool:
-        """Read a tile, uint8 [S, S, 3], into `out`; False if there is no such entry."""
-        try:
-            content = entry.read_bytes()
-        except OSError:
-            return False
-        if not _is_intact(content, out.nbytes):
-            with contextlib.suppress(OSError):
-                entry.unlink()
-            return False
-        out[...] = np.frombuffer(content, np.uint8, offset=HEADER.size).reshape(out.shape)
-        with contextlib.suppress(OSError):  # Another user may own the folder.
-            _mark_used(entry)
-        return True
-
-    def write(self, entry: Path, tile: np.ndarray) -> None:
-        """Write a tile, uint8 [S, S, 3], if there is space for it."""
-        pixels = np.ascontiguousarray(tile).data
+    def store(self, frame: int, tile: np.ndarray) -> None:
+        """Write the tile of a frame, uint8 [S, S, 3], if there is space for it."""
+        entry, pixels = self._entry(frame), np.ascontiguousarray(tile).data
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
             if self._reserve(HEADER.size + tile.nbytes):
@@ -86,6 +71,11 @@ class FrameCache:
             return  # Other processes hold the lock: one frame does not matter.
         except OSError as error:
             _warn_once(self.folder, str(error.strerror))
+
+    def _entry(self, frame: int) -> Path:
+        key = "\0".join(map(str, (self.identity, self.image_size, frame)))
+        name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        return self.folder / name[:2] / name
 
     def _reserve(self, size: int) -> bool:
         """Count `size` bytes as used, after eviction of the least recently used entries if they do not fit."""
@@ -104,14 +94,13 @@ class FrameCache:
     def _locked(self) -> Iterator[TextIO]:
         """Lock and open the file with the bytes in use. Raises BlockingIOError if other processes hold the lock."""
         with open(self.folder / COUNT_FILE, "a+") as file:
-            for attempt in range(LOCK_TRIES):
-                try:
+            for _ in range(LOCK_TRIES - 1):
+                with contextlib.suppress(BlockingIOError):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:
-                    if attempt == LOCK_TRIES - 1:
-                        raise
-                    time.sleep(LOCK_WAIT)
+                time.sleep(LOCK_WAIT)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
 
     def _evict(self, size: int) -> int:
@@ -142,52 +131,34 @@ class FrameCache:
                         yield status.st_mtime_ns, status.st_size, file.path
 
 
-@dataclass(frozen=True)
-class FileFrames:
-    """The entries of one video file."""
-
-    cache: FrameCache
-    identity: FileIdentity
-    image_size: int
-    """S, side of a tile, pixels."""
-
-    def load(self, frames: Sequence[int], out: np.ndarray) -> list[int]:
-        """Read frames into the rows of `out`, uint8 [k, S, S, 3]; returns the rows that are not in the cache."""
-        return [row for row, frame in enumerate(frames) if not self.cache.read(self._entry(frame), out[row])]
-
-    def store(self, frame: int, tile: np.ndarray) -> None:
-        """Write the tile of a frame, uint8 [S, S, 3]."""
-        self.cache.write(self._entry(frame), tile)
-
-    def _entry(self, frame: int) -> Path:
-        key = "\0".join(map(str, (self.identity, self.image_size, frame)))
-        name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-        return self.cache.folder / name[:2] / name
-
-
-def _is_intact(content: bytes, size: int) -> bool:
-    if len(content) != HEADER.size + size:
+def _read(entry: Path, out: np.ndarray) -> bool:
+    """Read a tile, uint8 [S, S, 3], into `out`; False if there is no such entry, or a damaged one, which is removed."""
+    try:
+        content = entry.read_bytes()
+    except OSError:
         return False
-    magic, checksum = HEADER.unpack_from(content)
-    return magic == MAGIC and checksum == zlib.crc32(memoryview(content)[HEADER.size :])
+    header = HEADER.pack(MAGIC, zlib.crc32(memoryview(content)[HEADER.size :]))
+    if len(content) != HEADER.size + out.nbytes or not content.startswith(header):
+        with contextlib.suppress(OSError):
+            entry.unlink()
+        return False
+    out[...] = np.frombuffer(content, np.uint8, offset=HEADER.size).reshape(out.shape)
+    now = time.time_ns()
+    with contextlib.suppress(OSError):  # Another user may own the folder.
+        os.utime(entry, ns=(now, now))
+    return True
 
 
 def _write_atomically(entry: Path, *parts: bytes | memoryview) -> None:
     descriptor, name = tempfile.mkstemp(dir=entry.parent, suffix=".part")
     try:
         with open(descriptor, "wb") as file:
-            for part in parts:
-                file.write(part)
+            file.writelines(parts)
         os.replace(name, entry)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-
-
-def _mark_used(entry: Path) -> None:
-    now = time.time_ns()
-    os.utime(entry, ns=(now, now))
 
 
 def _number(file: TextIO) -> int | None:

@@ -33,6 +33,7 @@ MAX_PIXELS = 178_956_970
 PICTURE_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Pillow's names of the formats that are read (MPO is read as JPEG). Pillow detects the format by a file's content: it
 would make Ghostscript run the program in a PostScript file."""
+BROKEN = {"picture": Reason.BROKEN_PICTURE, "video": Reason.BROKEN_VIDEO}
 HEADER_EXIF_FORMATS = ("JPEG", "MPO", "TIFF", "WEBP")
 """Formats with the orientation in the header; other formats have it only if the header has an EXIF block."""
 
@@ -113,13 +114,9 @@ def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """
     width, height = size
     rows_lost, columns_lost = picture.height - height, picture.width - width
-    if rows_lost > 0 and rows_lost > 2 * columns_lost:
-        passes = [(picture.width, height), size]
-    else:
-        passes = [(width, picture.height), size]
-    for target in passes:
-        picture = picture.resize(target, Image.Resampling.BICUBIC)
-    return picture
+    is_vertical_first = rows_lost > 0 and rows_lost > 2 * columns_lost
+    between = (picture.width, height) if is_vertical_first else (width, picture.height)
+    return picture.resize(between, Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
 
 
 def cut_tiles(
@@ -203,17 +200,29 @@ def picture_formats() -> tuple[str, ...]:
 @contextlib.contextmanager
 def _opened(path: MediaFile) -> Iterator[Image.Image]:
     """Open a picture file of a permitted size; errors name it."""
-    check_regular_file(path, "picture")
+    with (
+        reader_errors(path, "picture"),
+        opened(path) as file,
+        Image.open(file, formats=picture_formats()) as picture,
+    ):
+        if picture.width * picture.height > MAX_PIXELS:
+            size = f"{picture.width} x {picture.height} pixels"
+            raise MediaError(Reason.BROKEN_PICTURE, f"{size} are more than the {MAX_PIXELS} that are opened")
+        yield picture
+
+
+@contextlib.contextmanager
+def reader_errors(path: MediaFile, noun: str) -> Iterator[None]:
+    """Check that a picture or video (`noun`) is a regular file, and name it in the errors of the block."""
+    check_regular_file(path, noun)
     try:
-        with opened(path) as file, Image.open(file, formats=picture_formats()) as picture:
-            _check_pixels(picture.size)
-            yield picture
+        yield
     except MediaError as error:
-        raise MediaError(error.reason, f"picture {path}: {error.detail}") from error
+        raise MediaError(error.reason, f"{noun} {path}: {error.detail}") from error
     except DataError:  # A package for the store is missing, which is no error of the file.
         raise
-    except Exception as error:  # Pillow raises errors of many kinds for damaged files.
-        raise MediaError(Reason.BROKEN_PICTURE, f"picture {path} cannot be opened: {one_line(error)}") from error
+    except Exception as error:  # A damaged file may fail in any part of Pillow, FFmpeg or PyAV.
+        raise MediaError(BROKEN[noun], f"{noun} {path} cannot be opened: {one_line(error)}") from error
 
 
 def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> None:
@@ -234,8 +243,7 @@ def check_regular_file(source: MediaFile, noun: str) -> None:
     if not os.path.exists(path):
         raise MediaError(Reason.MISSING_FILE, f"{noun} {path} does not exist")
     if not os.path.isfile(path):
-        reason = Reason.BROKEN_PICTURE if noun == "picture" else Reason.BROKEN_VIDEO
-        raise MediaError(reason, f"{noun} {path} is no regular file")
+        raise MediaError(BROKEN[noun], f"{noun} {path} is no regular file")
 
 
 def probe_picture(path: MediaFile) -> tuple[int, int]:
@@ -287,10 +295,3 @@ def _deep_to_rgb(picture: Image.Image) -> Image.Image:
     elif picture.mode.startswith("I;16") or int(values.max()) > 255:
         values = values.clip(0, 65535) // 256
     return Image.fromarray(values.clip(0, 255).astype(np.uint8), "L").convert("RGB")
-
-
-def _check_pixels(size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise MediaError(
-            Reason.BROKEN_PICTURE, f"{size[0]} x {size[1]} pixels are more than the {MAX_PIXELS} that are opened"
-        )

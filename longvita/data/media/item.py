@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
-from longvita.data.media.frame_cache import FileFrames, FrameCache
+from longvita.data.media.frame_cache import FrameCache
 from longvita.data.media.image import (
     Grid,
     check_size_as_indexed,
@@ -23,7 +23,7 @@ from longvita.data.media.image import (
     to_upright_rgb,
     upright_size,
 )
-from longvita.data.media.media_file import MediaFile
+from longvita.data.media.media_file import FileIdentity, Heartbeat, MediaFile
 from longvita.data.media.video import STALL_SECONDS, VideoFacts, count_frames, probe_video, read_frames, selected_frames
 
 PromptPicture = str | os.PathLike | Image.Image
@@ -88,10 +88,8 @@ class MediaFacts:
 
 def probe_media(pictures: Sequence[PictureSource], videos: Sequence[MediaFile], max_fps: float) -> MediaFacts:
     """Read the headers of a sample's media files. Raises MediaError for the first one that is missing or broken."""
-    facts = MediaFacts(
-        tuple(PictureFacts(*_picture_size(source)) for source in pictures),
-        tuple(probe_video(path) for path in videos),
-    )
+    sizes = [upright_size(source) if isinstance(source, Image.Image) else probe_picture(source) for source in pictures]
+    facts = MediaFacts(tuple(PictureFacts(*size) for size in sizes), tuple(map(probe_video, videos)))
     for path, video in zip(videos, facts.videos):
         if count_frames(video, max_fps, 1) == 0:
             raise MediaError(
@@ -99,10 +97,6 @@ def probe_media(pictures: Sequence[PictureSource], videos: Sequence[MediaFile], 
                 f"video {path} has no frame to sample at {max_fps}/s: it has {video.num_frames} at {video.fps}/s",
             )
     return facts
-
-
-def _picture_size(source: PictureSource) -> tuple[int, int]:
-    return upright_size(source) if isinstance(source, Image.Image) else probe_picture(source)
 
 
 @dataclass(frozen=True)
@@ -119,12 +113,7 @@ class PictureItem:
         return self.facts.grid(settings).num_tiles
 
     def decode(
-        self,
-        settings: MediaSettings,
-        max_num_frames: int,
-        wanted: Sequence[int],
-        heartbeat: Callable[[], None],
-        out: np.ndarray,
+        self, settings: MediaSettings, max_num_frames: int, wanted: Sequence[int], heartbeat: Heartbeat, out: np.ndarray
     ) -> None:
         """Decode the tiles `wanted` into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
         cut_tiles(self._picture(settings), self.facts.grid(settings), settings.image_size, wanted, out)
@@ -154,12 +143,7 @@ class VideoItem:
         return count_frames(self.facts, settings.max_fps, max_num_frames)
 
     def decode(
-        self,
-        settings: MediaSettings,
-        max_num_frames: int,
-        wanted: Sequence[int],
-        heartbeat: Callable[[], None],
-        out: np.ndarray,
+        self, settings: MediaSettings, max_num_frames: int, wanted: Sequence[int], heartbeat: Heartbeat, out: np.ndarray
     ) -> None:
         """Decode the sampled frames with numbers `wanted` into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
         selected = selected_frames(self.facts, settings.max_fps, max_num_frames)
@@ -174,12 +158,15 @@ class VideoItem:
             if cache is not None:
                 cache.store(frames[slot], out[slot])
 
-    def _cache(self, settings: MediaSettings) -> FileFrames | None:
-        """The cached frames of this video; None without a cache and for folders."""
+    def _cache(self, settings: MediaSettings) -> FrameCache | None:
+        """The cached frames of this video; None without a cache, for folders, and if the file does not exist."""
         if settings.frame_cache is None or self.facts.is_folder:
             return None
-        cache = FrameCache(Path(settings.frame_cache), settings.frame_cache_bytes)
-        return cache.of_file(self.source, settings.image_size)
+        try:
+            identity = FileIdentity.of(self.source)
+        except OSError:
+            return None
+        return FrameCache(Path(settings.frame_cache), settings.frame_cache_bytes, identity, settings.image_size)
 
 
 MediaItem = PictureItem | VideoItem
@@ -199,7 +186,7 @@ def decode_tiles(
     settings: MediaSettings,
     max_num_frames: int,
     wanted: Sequence[int],
-    heartbeat: Callable[[], None] = lambda: None,
+    heartbeat: Heartbeat = lambda: None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Decode the tiles `wanted` of a sample: uint8 [k, S, S, 3], in `out` if it is given.

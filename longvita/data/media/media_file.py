@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,8 @@ MediaRef = str | FilePart | InlineMedia
 """Reference of a sample to a picture or video; a string is a path below the media root."""
 MediaFile = str | os.PathLike | FilePart | InlineMedia
 """A media file that can be opened; `resolve` returns it for a MediaRef."""
+Heartbeat = Callable[[], None]
+"""Called at each step of progress."""
 
 
 def name_of(ref: MediaRef) -> str | list:
@@ -61,6 +63,29 @@ def name_of(ref: MediaRef) -> str | list:
     if isinstance(ref, InlineMedia):
         return [ref.name, hashlib.blake2b(ref.content, digest_size=16).hexdigest()]
     return ref
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """The current state of a file; a rewritten file has another identity."""
+
+    path: str
+    """Absolute path with the bounds of a part; an address with its store's metadata; or the hash of inline bytes."""
+    size: int
+    """Bytes of the file."""
+    mtime_ns: int
+    """Modification time, nanoseconds; 0 if the file is not local."""
+
+    @classmethod
+    def of(cls, source: MediaFile) -> FileIdentity:
+        """The identity of a media file in its current state. Raises OSError."""
+        if isinstance(source, InlineMedia):
+            return cls(str(name_of(source)), len(source.content), 0)
+        path, bounds = _path_of(source), str(name_of(source)) if isinstance(source, FilePart) else ""
+        if remote.is_remote(path):
+            return cls(f"{path}{bounds} {remote.state(path)}", 0, 0)
+        status = os.stat(path)
+        return cls(os.path.abspath(path) + bounds, status.st_size, status.st_mtime_ns)
 
 
 def resolve(ref: MediaRef, root: str | os.PathLike) -> Path | FilePart | InlineMedia:
@@ -95,17 +120,18 @@ def as_media_file(source: MediaFile) -> Path | FilePart | InlineMedia:
 
 def file_of(source: MediaFile) -> str | None:
     """The local file of a source; None if there is none."""
-    if isinstance(source, InlineMedia):
-        return None
-    path = source.path if isinstance(source, FilePart) else str(source)
-    return None if remote.is_remote(path) else path
+    return None if isinstance(source, InlineMedia) or remote.is_remote(_path_of(source)) else _path_of(source)
 
 
 def is_folder(source: MediaFile) -> bool:
     """Whether a source is a folder of frames."""
     if isinstance(source, InlineMedia) or (isinstance(source, FilePart) and source.size is not None):
         return False
-    return remote.is_folder(source.path if isinstance(source, FilePart) else str(source))
+    return remote.is_folder(_path_of(source))
+
+
+def _path_of(source: str | os.PathLike | FilePart) -> str:
+    return source.path if isinstance(source, FilePart) else str(source)
 
 
 def files_in(folder: MediaFile) -> list[tuple[str, MediaFile]]:

@@ -1,4 +1,4 @@
-"""The packets of a video file, and which of them have to be decoded for some of its frames.
+"""Open video files, and find which of their packets have to be decoded for some of the frames.
 
 A pass over the packets, without decoding, gives the time of each frame and the key frames. The packets to decode for a
 frame are those from the key frame before it up to the frame itself.
@@ -6,7 +6,8 @@ frame are those from the key frame before it up to the frame itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,14 +15,19 @@ from typing import Any
 import numpy as np
 
 from longvita.data.errors import MediaError, Reason
-from longvita.data.media.container import open_container
-from longvita.data.media.identity import FileIdentity
-from longvita.data.media.media_file import MediaFile, opened
+from longvita.data.media.media_file import FileIdentity, Heartbeat, MediaFile, opened
 
 SEEK_PACKETS = 12
 """A seek to a key frame costs about as much as decoding this number of frames."""
 TABLES_KEPT = 16
 """Tables that are cached; an hour at 25 frames a second takes 2 MB."""
+VIDEO_FORMATS = (
+    *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif", "mxf", "rm"),
+    *("h264", "hevc", "mpegvideo", "m4v", "ivf", "dv", "swf", "vob", "apng", "nut", "wtv"),
+)
+"""FFmpeg's names of the formats that are read: formats that contain their frames themselves. FFmpeg detects the format
+by the content of a file: a playlist (hls, concat, dash) with the name of a video would make it open any other file or
+address."""
 
 _tables: dict[FileIdentity, PacketTable] = {}
 
@@ -81,7 +87,7 @@ def plan_sweeps(table: PacketTable, frames: Sequence[int]) -> list[Sweep]:
     return sweeps
 
 
-def read_packet_table(path: MediaFile, stall_seconds: float, heartbeat: Callable[[], None]) -> PacketTable:
+def read_packet_table(path: MediaFile, stall_seconds: float, heartbeat: Heartbeat) -> PacketTable:
     """Read the table of a file. Tables of the last TABLES_KEPT files are cached while the files do not change.
 
     `heartbeat` is called at each packet. Raises ValueError for packets without a time stamp, and PyAV's errors.
@@ -96,9 +102,9 @@ def read_packet_table(path: MediaFile, stall_seconds: float, heartbeat: Callable
     return table
 
 
-def _scan(path: MediaFile, stall_seconds: float, heartbeat: Callable[[], None]) -> PacketTable:
+def _scan(path: MediaFile, stall_seconds: float, heartbeat: Heartbeat) -> PacketTable:
     shown, is_key, decoded = [], [], None
-    with opened(path) as file, open_container(file, stall_seconds) as container:
+    with open_container(path, stall_seconds) as container:
         stream = video_stream(container)
         promised = stream.frames
         for packet in container.demux(stream):
@@ -115,6 +121,20 @@ def _scan(path: MediaFile, stall_seconds: float, heartbeat: Callable[[], None]) 
         # A lost packet would be decoded after the last one, and a frame is never shown before it is decoded.
         certain = 0 if decoded is None else int((stamps <= decoded).sum())
     return PacketTable(stamps, np.asarray(is_key, bool), certain)
+
+
+@contextlib.contextmanager
+def open_container(path: MediaFile, timeout: float) -> Iterator[Any]:
+    """Open a video file as a PyAV container. Raises PyAV's errors, also for a format that is not in VIDEO_FORMATS.
+
+    timeout: longest wait for the next bytes, seconds.
+    """
+    import av
+
+    options = {"format_whitelist": ",".join(VIDEO_FORMATS)}
+    # Errors are replaced because old titles are in Latin-1.
+    with opened(path) as file, av.open(file, timeout=timeout, options=options, metadata_errors="replace") as container:
+        yield container
 
 
 def video_stream(container: Any) -> Any:

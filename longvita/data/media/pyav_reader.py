@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
-from longvita.data.media.container import open_container
-from longvita.data.media.media_file import MediaFile, opened
-from longvita.data.media.packets import PacketTable, Sweep, plan_sweeps, read_packet_table, video_stream
+from longvita.data.media.media_file import Heartbeat, MediaFile
+from longvita.data.media.packets import PacketTable, Sweep, open_container, plan_sweeps, read_packet_table, video_stream
 
 SKIPPABLE_CODECS = ("h264",)
 """Codecs whose standard marks the frames that no other frame depends on; a decoder may skip those."""
 
 
 def read_with_pyav(
-    path: MediaFile, indices: Sequence[int], stall_seconds: float, heartbeat: Callable[[], None], threads: int = 1
+    path: MediaFile, indices: Sequence[int], stall_seconds: float, heartbeat: Heartbeat, threads: int = 1
 ) -> Iterator[Image.Image]:
     """Yield the frames with these numbers, ascending and with repeats, as upright RGB pictures.
 
@@ -30,7 +29,7 @@ def read_with_pyav(
     """
     table = read_packet_table(path, stall_seconds, heartbeat)
     available = [index for index in indices if index < table.num_frames]
-    with opened(path) as file, open_container(file, stall_seconds) as container:
+    with open_container(path, stall_seconds) as container:
         sweeper = _Sweeper(container, table, threads, stall_seconds, heartbeat)
         for sweep in plan_sweeps(table, available):
             yield from sweeper.run(sweep)
@@ -41,9 +40,7 @@ def read_with_pyav(
 class _Sweeper:
     """Decodes one file, sweep by sweep."""
 
-    def __init__(
-        self, container: Any, table: PacketTable, threads: int, stall_seconds: float, heartbeat: Callable[[], None]
-    ):
+    def __init__(self, container: Any, table: PacketTable, threads: int, stall_seconds: float, heartbeat: Heartbeat):
         from av.video.reformatter import VideoReformatter
 
         self.container, self.table, self.threads = container, table, threads

@@ -11,17 +11,15 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
 from longvita.data.errors import DataError, MediaError, Reason, one_line
-from longvita.data.media.container import open_container
-from longvita.data.media.image import MAX_PIXELS, check_regular_file, open_picture
-from longvita.data.media.media_file import MediaFile, as_media_file, files_in, is_folder, opened
-from longvita.data.media.packets import video_stream
+from longvita.data.media.image import MAX_PIXELS, open_picture, reader_errors
+from longvita.data.media.media_file import Heartbeat, MediaFile, as_media_file, files_in, is_folder, opened
+from longvita.data.media.packets import open_container, video_stream
 from longvita.data.media.pyav_reader import read_with_pyav
 from longvita.data.storage.retries import store_failure
 
@@ -125,19 +123,13 @@ def probe_video(path: MediaFile) -> VideoFacts:
     path = as_media_file(path)
     if is_folder(path):
         return _probe_folder(path)
-    check_regular_file(path, "video")
-    try:
-        with opened(path) as file, open_container(file, STALL_SECONDS) as container:
-            stream = video_stream(container)
-            rate = stream.average_rate
-            num_frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-            _check_frame_size(stream)
-    except MediaError as error:
-        raise MediaError(error.reason, f"video {path} {error.detail}") from error
-    except DataError:  # A package for the store is missing, which is no error of the file.
-        raise
-    except Exception as error:  # A damaged file may fail in any part of FFmpeg or PyAV.
-        raise MediaError(Reason.BROKEN_VIDEO, f"video {path} cannot be opened: {one_line(error)}") from error
+    with reader_errors(path, "video"), open_container(path, STALL_SECONDS) as container:
+        stream = video_stream(container)
+        rate = stream.average_rate
+        num_frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+        # A frame is padded to a square.
+        if min(stream.width, stream.height) < 1 or max(stream.width, stream.height) ** 2 > MAX_PIXELS:
+            raise MediaError(Reason.BROKEN_VIDEO, f"has frames of {stream.width} x {stream.height} pixels")
     if num_frames <= 0 or not rate:
         raise MediaError(Reason.BROKEN_VIDEO, f"video {path} has {num_frames} frames at a rate of {rate}")
     return VideoFacts(num_frames, float(rate))
@@ -153,22 +145,16 @@ def _probe_folder(path: MediaFile) -> VideoFacts:
     return VideoFacts(num_frames, 1.0, is_folder=True)
 
 
-def _check_frame_size(stream: Any) -> None:
-    # A frame is padded to a square.
-    if min(stream.width, stream.height) < 1 or max(stream.width, stream.height) ** 2 > MAX_PIXELS:
-        raise MediaError(Reason.BROKEN_VIDEO, f"has frames of {stream.width} x {stream.height} pixels")
-
-
 def read_frames(
     path: MediaFile,
     indices: Sequence[int],
     stall_seconds: float = STALL_SECONDS,
-    heartbeat: Callable[[], None] = lambda: None,
+    heartbeat: Heartbeat = lambda: None,
     threads: int = 1,
 ) -> Iterator[Image.Image]:
     """Yield the frames of a video at ascending `indices` as RGB pictures; others are not converted to pictures.
 
-    `heartbeat` is called at each step of progress; `threads` are those of a file's decoder. Raises MediaError, with
+    `threads` are those of a file's decoder. Raises MediaError, with
     file and frame, if a frame cannot be decoded or takes longer than `stall_seconds`.
     """
     path = as_media_file(path)
@@ -212,12 +198,12 @@ def read_frames(
         ) from error
 
 
-def _read_with_decord(path: MediaFile, indices: Sequence[int], heartbeat: Callable[[], None]) -> Iterator[Image.Image]:
+def _read_with_decord(path: MediaFile, indices: Sequence[int], heartbeat: Heartbeat) -> Iterator[Image.Image]:
     """Read all frames in order: after a seek, decord2 3.4.0 may return a wrong frame without an error."""
     import decord
 
     decord.logging.set_level(decord.logging.FATAL)
-    with opened(path) as file, open_container(file, STALL_SECONDS):
+    with open_container(path, STALL_SECONDS):
         pass  # Check the format: decord's own FFmpeg would read any.
     with opened(path) as file:  # decord reads a file object completely.
         reader = decord.VideoReader(file, num_threads=1, fault_tol=FAULT_TOLERANCE)

@@ -14,6 +14,7 @@ import pytest
 from longvita.data.media import frame_cache, item
 from longvita.data.media.frame_cache import COUNT_FILE, HEADER, FrameCache
 from longvita.data.media.item import MediaSettings, VideoItem, decode_tiles
+from longvita.data.media.media_file import FileIdentity
 from longvita.data.media.video import probe_video
 from tests.unit.data.material import write_video
 
@@ -95,7 +96,7 @@ def test_another_file_or_tile_size_is_another_entry(tmp_path, film, decoded):
 class TestBound:
     @staticmethod
     def frames(tmp_path, film, entries):
-        return FrameCache(tmp_path / "cache", entries * ENTRY).of_file(film, SIZE)
+        return FrameCache(tmp_path / "cache", entries * ENTRY, FileIdentity.of(film), SIZE)
 
     def test_the_limit_holds_and_the_least_recently_used_are_evicted(self, tmp_path, film):
         frames = self.frames(tmp_path, film, 10)
