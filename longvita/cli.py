@@ -17,10 +17,8 @@ from longvita.commands import chat, convert, doctor, evaluate, generate, plan, t
 from longvita.commands.config import show as config_show
 from longvita.commands.data import convert as data_convert
 from longvita.commands.data import encode, fetch, index, report, retry, view
-from longvita.errors import UserError
-from longvita.processes import EXIT_REFUSED, is_first_on_machine
-
-USER_ERRORS: tuple[type[Exception], ...] = (UserError, FileNotFoundError, NotADirectoryError, PermissionError)
+from longvita.errors import USER_ERRORS
+from longvita.processes import EXIT_REFUSED, LaunchError, is_first_on_machine
 
 app = typer.Typer(
     help="Train, convert and run Long-VITA models.",
@@ -73,9 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except USER_ERRORS as error:
-        if is_first_on_machine():
+        if _prints_errors():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_REFUSED)
+
+
+def _prints_errors() -> bool:
+    """Whether this process prints what every process of its machine finds before the ranks start."""
+    try:
+        return is_first_on_machine()
+    except LaunchError:  # the launcher's variables are incomplete, which is the error to print
+        return True
 
 
 if __name__ == "__main__":

@@ -10,3 +10,7 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+USER_ERRORS: tuple[type[Exception], ...] = (UserError, FileNotFoundError, NotADirectoryError, PermissionError)
+"""Errors that are printed as one message: those of this project, and files that are missing or not accessible."""

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from longvita.errors import UserError
+from longvita.errors import USER_ERRORS, UserError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -38,11 +38,12 @@ if TYPE_CHECKING:
 EXIT_COMPLETE = 0
 """All work is done."""
 EXIT_FAILED = 1
-"""The run started and failed later: a training step could not be done, or a checkpoint could not be written."""
+"""The run started and failed later: a training step could not be done, or a checkpoint could not be written. Equal to
+EXIT_INCOMPLETE: for a script both mean that something is left to look at."""
 EXIT_INCOMPLETE = 1
 """The work is done, except for samples, files or questions that could not be used."""
 EXIT_REFUSED = UserError.exit_code
-"""The config, an option, or a file that they name was refused."""
+"""The config, an option, or a file that they name was refused, before any work was done."""
 EXIT_SIGTERM = 75
 """Training stopped by SIGTERM; its state is saved."""
 EXIT_SIGINT = 76
@@ -186,7 +187,7 @@ def _run_child(call: str, parent: int) -> int:
     """The life of a process that `launch` started; its exit code."""
     die_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_FORWARDED_SIGNALS, signal.SIGCHLD})
-    # A script of tools/ imports its neighbours through its own folder on the path; so must its processes.
+    # Before the target is imported: a script of tools/ finds its neighbours through its own folder on the path.
     sys.path, target, payload = pickle.loads(Path(call).read_bytes())
     code = _run_rank(target, payload)
     gc.freeze()  # else the interpreter's last collection walks the libraries' objects, for more than a second
@@ -208,7 +209,8 @@ def die_with_parent(parent: int) -> None:
 def _run_rank(target: str, payload: dict[str, Any]) -> int:
     """Run the body of one rank and leave torch.distributed after it; the exit code.
 
-    A UserError is printed once: by one of the ranks that raise the same text, or by each rank before they have joined.
+    An error that a user can fix is printed once: by one of the ranks that raise the same text, or by each rank before
+    they have joined.
     """
     ignore_known_warnings()
     module, _, function = target.partition(":")
@@ -217,10 +219,10 @@ def _run_rank(target: str, payload: dict[str, Any]) -> int:
         code = getattr(importlib.import_module(module), function)(payload)
         completed = True
         return code
-    except UserError as error:
+    except USER_ERRORS as error:
         if _is_first_to_report(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return getattr(error, "exit_code", EXIT_REFUSED)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     finally:
@@ -377,12 +379,15 @@ def init_distributed(
 
 
 def raise_on_all_ranks(
-    work: Callable[[], _T], *groups: dist.ProcessGroup | None, error: type[UserError] = UserError
+    work: Callable[[], _T],
+    *groups: dist.ProcessGroup | None,
+    error: type[UserError] = UserError,
+    name_ranks: bool = False,
 ) -> _T:
     """The result of `work`; if a rank raises a UserError in it, raise `error` on all ranks, as others would wait.
 
-    The ranks are those of the world, or those that `groups` reach one after the other. The text names the ranks that
-    raised, unless all ranks raised the same. Collective.
+    The ranks are those of the world, or those that `groups` reach one after the other. name_ranks: whether the text
+    names the ranks that raised, unless all ranks raised the same. Collective.
     """
     import torch.distributed as dist
 
@@ -400,8 +405,8 @@ def raise_on_all_ranks(
     first_rank: dict[str, int] = {}
     for rank, text in texts.items():
         first_rank.setdefault(text, rank)
-    found_by_all = len(first_rank) == 1
-    errors = [text if found_by_all else f"rank {rank}: {text}" for text, rank in first_rank.items() if text]
+    names_ranks = name_ranks and len(first_rank) > 1
+    errors = [f"rank {rank}: {text}" if names_ranks else text for text, rank in first_rank.items() if text]
     if errors:
         raise error("; ".join(errors))
     return cast(_T, result)

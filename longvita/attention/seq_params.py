@@ -9,7 +9,9 @@ treats this rank's rows as one document.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -107,10 +109,14 @@ def library_seq_params(shard: CPShard, real_lengths: bool = True) -> LibrarySeqP
 
 
 @functools.lru_cache(maxsize=16)
-def one_document(rows: int, device: torch.device) -> dict[str, Any]:
+def one_document(rows: int, device: torch.device) -> Mapping[str, Any]:
     """Return the fields of PackedSeqParams that declare this rank's rows to be one document."""
-    return {
-        "qkv_format": "thd",
-        **dict.fromkeys(("cu_seqlens_q", "cu_seqlens_kv"), torch.tensor([0, rows], dtype=torch.int32, device=device)),
-        **dict.fromkeys(("max_seqlen_q", "max_seqlen_kv"), rows),
-    }
+    with torch.inference_mode(False):  # a training step saves the bounds for its backward pass
+        bounds = torch.tensor([0, rows], dtype=torch.int32, device=device)
+    return MappingProxyType(
+        {
+            "qkv_format": "thd",
+            **dict.fromkeys(("cu_seqlens_q", "cu_seqlens_kv"), bounds),
+            **dict.fromkeys(("max_seqlen_q", "max_seqlen_kv"), rows),
+        }
+    )

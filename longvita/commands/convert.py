@@ -37,7 +37,6 @@ def convert(
 ) -> int:
     """Convert between training checkpoints and Hugging Face formats."""
     from longvita.checkpoint.hf.media_limits import read_media_limits, write_media_limits
-    from longvita.convert.folders import convert_folder
     from longvita.convert.request import DTYPES, ConversionRequest
 
     request = ConversionRequest(source, target, target_format, tokenizer, dtype, max_shard_size, optimizer)  # type: ignore[arg-type]
@@ -51,6 +50,10 @@ def convert(
     if request.with_model:
         code = _launch(request, layout, platform, limits)
     else:
+        from longvita.convert.folders import (
+            convert_folder,  # it imports megatron-core, before which a platform may come
+        )
+
         tokens = request.load_tokenizer()
         convert_folder(source, Path(target), target_format, tokens, max_shard_size, DTYPES[dtype] if dtype else None)
     if code == EXIT_COMPLETE and is_first_process():

@@ -12,7 +12,7 @@ from torch import Tensor
 from longvita.data.chat_template import IGNORED_LABEL
 from longvita.parallel.sequence_layout import SequenceLayout
 
-__all__ = ["IGNORED_LABEL", "LocalBatch"]
+__all__ = ["IGNORED_LABEL", "CPShard", "LocalBatch"]
 
 
 @dataclasses.dataclass

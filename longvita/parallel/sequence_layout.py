@@ -20,11 +20,14 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from longvita.parallel.groups import ParallelGroups
+if TYPE_CHECKING:
+    from longvita.parallel.groups import ParallelGroups
+
 
 MAX_IMBALANCE = 1.03
 """Attention work of the busiest rank over the mean; `compact` stops its search at a layout below this."""

@@ -20,6 +20,7 @@ from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.config_json import read_json
 from longvita.config.schema import Config, InferenceConfig, LayoutConfig, ModelConfig, TrainingConfig
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
+from longvita.parallel.tile_sharing import assign_tiles
 
 if TYPE_CHECKING:
     from longvita.parallel.groups import ParallelGroups
@@ -59,8 +60,6 @@ class Golden:
 
     def batch(self, groups: ParallelGroups, multiple: int = 1) -> LocalBatch:
         """The micro batch of this rank: each row a document, padded at the end to a multiple of `multiple` tokens."""
-        from longvita.parallel.tile_sharing import assign_tiles
-
         padding = -len(self.input_ids) % multiple
         lengths = [self.length] * self.rows + ([padding] if padding else [])
         owners = assign_tiles(len(self.tile_starts), groups.vision_size)

@@ -42,7 +42,14 @@ def refuse_on_rank_one(payload: dict) -> int:
         if rank == payload["refusing"]:
             raise LaunchError(f"found by {rank}")
 
-    raise_on_all_ranks(work, error=LaunchError)
+    raise_on_all_ranks(work, error=LaunchError, name_ranks=payload["name_ranks"])
+    return 0
+
+
+def read_without_permission_on_rank_one(payload: dict) -> int:
+    """Rank 1 alone meets a file that it may not read."""
+    if current_place().rank == 1:
+        raise PermissionError(13, "Permission denied", "held_back.jsonl")
     return 0
 
 

@@ -69,10 +69,18 @@ def test_an_error_that_all_ranks_raise_is_printed_once(capfd, monkeypatch, count
     assert not dist.is_initialized()
 
 
-def test_an_error_of_one_rank_is_raised_on_all_with_its_rank(capfd, monkeypatch):
+@pytest.mark.parametrize(("name_ranks", "text"), [(True, "error: rank 1: found by 1"), (False, "error: found by 1")])
+def test_an_error_of_one_rank_is_raised_on_all(capfd, monkeypatch, name_ranks, text):
     clear_launchers(monkeypatch)
-    assert launch(f"{TARGETS}:refuse_on_rank_one", {"refusing": 1}, 2) == EXIT_REFUSED
-    assert capfd.readouterr().err.splitlines().count("error: rank 1: found by 1") == 1
+    payload = {"refusing": 1, "name_ranks": name_ranks}
+    assert launch(f"{TARGETS}:refuse_on_rank_one", payload, 2) == EXIT_REFUSED
+    assert capfd.readouterr().err.splitlines().count(text) == 1
+
+
+def test_a_file_that_one_rank_may_not_read_is_printed_by_it(capfd, monkeypatch):
+    clear_launchers(monkeypatch)
+    assert launch(f"{TARGETS}:read_without_permission_on_rank_one", {}, 2) == EXIT_REFUSED
+    assert "error: [Errno 13] Permission denied: 'held_back.jsonl'" in capfd.readouterr().err
 
 
 def test_an_error_of_a_rank_alone_is_raised_as_it_is():

@@ -43,7 +43,7 @@ def read_weights(
     A collective. Raises CheckpointError on every rank when any rank finds something wrong.
     """
     place = local_folder(folder)
-    raise_on_all_ranks(lambda: _read_own_slices(models, place, groups, parts), error=CheckpointError)
+    raise_on_all_ranks(lambda: _read_own_slices(models, place, groups, parts), error=CheckpointError, name_ranks=True)
 
 
 def _read_own_slices(

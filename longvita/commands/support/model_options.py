@@ -15,7 +15,7 @@ from longvita.checkpoint.hf.hub import local_folder
 from longvita.checkpoint.hf.media_limits import FIELDS, read_media_limits
 from longvita.checkpoint.sources import training_config
 from longvita.checkpoint.step_folders import is_checkpoint
-from longvita.config import load
+from longvita.commands.support.config_file import load_config
 from longvita.config.layout_text import parse_layout
 from longvita.config.schema import Config, InferenceConfig, LayoutConfig
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
@@ -78,7 +78,7 @@ def engine_settings(model: str, options: ModelOptions, processes: int | None) ->
     """
     base, tokenizer = _from_model(model)
     if options.config:
-        chosen = load(options.config)
+        chosen = load_config(options.config)
         # Tiling and frame rate are those that the model was trained with; a file without them leaves them as they are.
         limits = chosen.data.model_dump(include=FIELDS, exclude_unset=True)
         base = base.model_copy(

@@ -12,6 +12,7 @@ from longvita.data.document import Document, DocumentRequest
 from longvita.data.errors import SampleError
 from longvita.data.loading.assemble import PlacedDocument
 from longvita.data.loading.broken_documents import Findings
+from longvita.parallel.tile_sharing import assign_tiles
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,6 @@ class ReadMicroBatch:
 
 def owners_of_tiles(requests: Sequence[DocumentRequest], vision_size: int) -> list[np.ndarray]:
     """Return the vision rank that encodes each tile of each document of a micro batch: [n] int64 for each document."""
-    from longvita.parallel.tile_sharing import assign_tiles  # Its module needs megatron-core; the others here don't.
-
     counts = np.asarray([request.num_tiles for request in requests], np.int64)
     owner_of_tile = assign_tiles(int(counts.sum()), vision_size).numpy()
     return np.split(owner_of_tile, np.cumsum(counts)[:-1]) if requests else []

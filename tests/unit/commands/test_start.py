@@ -1,0 +1,55 @@
+"""What a command does before its ranks start, and which process prints its errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longvita import cli
+from tests.conftest import REPOSITORY
+
+GOLDEN = "tests/golden/model"
+STOP_AT_LAUNCH = """
+import sys
+from longvita import processes
+
+def launch(*arguments):
+    print("megatron:", sorted(name for name in sys.modules if name.split(".")[0] == "megatron")[:3])
+    return 0
+
+processes.launch = launch
+from longvita.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("verify", GOLDEN, "--golden", GOLDEN, "--layout", "tp=2", "--platform", "cpu"),
+        ("convert", "--from", GOLDEN, "--to", "{target}", "--format", "checkpoint", "--platform", "cpu"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_imports_no_megatron_before_its_ranks_start(command: tuple[str, ...], tmp_path: Path):
+    """A platform may have to come first; a rank that runs in place has the command's imports."""
+    words = [word.format(target=tmp_path / "new") for word in command]
+    result = subprocess.run(
+        [sys.executable, "-c", STOP_AT_LAUNCH, *words], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert "megatron: []" in result.stdout, result.stdout + result.stderr[-2000:]
+
+
+def test_incomplete_variables_of_a_launcher_are_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["verify", GOLDEN, "--golden", GOLDEN])
+    assert ended.value.code == 2
+    assert "environment variable LOCAL_RANK is missing" in capsys.readouterr().err
