@@ -1,6 +1,7 @@
 """Stopping early: SIGTERM, SIGINT or a time limit save a checkpoint and end the run with a known exit code.
 
-A run that ended with EXIT_SIGTERM, EXIT_SIGINT or EXIT_TIME_LIMIT (longvita.processes) resumes when it is started again.
+A run that ended with EXIT_SIGTERM, EXIT_SIGINT or EXIT_TIME_LIMIT (longvita.processes) resumes when it is started
+again.
 """
 
 from __future__ import annotations
