@@ -7,14 +7,18 @@ message and exit code 2.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import typer
 
 from longvita.commands import chat, convert, doctor, evaluate, generate, plan, train, verify
-from longvita.commands.config import show as config_show
+from longvita.commands.config import show
 from longvita.commands.data import convert as data_convert
 from longvita.commands.data import encode, fetch, index, report, retry, view
 from longvita.errors import USER_ERRORS
@@ -32,38 +36,34 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 
 
-def _add(group: typer.Typer, command: Callable[..., int]) -> None:
-    @functools.wraps(command)
-    def run(*arguments: object, **options: object) -> None:
-        raise typer.Exit(command(*arguments, **options))
+def _add(group: typer.Typer, module: ModuleType) -> None:
+    """Add a module's command. A parameter that is a dataclass stands for its fields, each an option of its own."""
+    command = getattr(module, module.__name__.rpartition(".")[2])
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    sections: dict[str, Any] = {
+        one.name: one.annotation for one in parameters if dataclasses.is_dataclass(one.annotation)
+    }
 
+    @functools.wraps(command)
+    def run(**values: object) -> None:
+        for name, section in sections.items():
+            values[name] = section(**{field.name: values.pop(field.name) for field in dataclasses.fields(section)})
+        raise typer.Exit(command(**values))
+
+    shown: list[inspect.Parameter] = []
+    for one in parameters:
+        section = sections.get(one.name)
+        shown += inspect.signature(section, eval_str=True).parameters.values() if section else [one]
+    keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in shown]
+    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
     group.command()(run)
 
 
-COMMANDS: tuple[Callable[..., int], ...] = (
-    train.train,
-    plan.plan,
-    doctor.doctor,
-    convert.convert,
-    verify.verify,
-    generate.generate,
-    chat.chat,
-    evaluate.evaluate,
-)
-DATA_COMMANDS: tuple[Callable[..., int], ...] = (
-    encode.encode,
-    data_convert.convert,
-    index.index,
-    retry.retry,
-    report.report,
-    view.view,
-    fetch.fetch,
-)
-for _command in COMMANDS:
-    _add(app, _command)
-_add(config_app, config_show.show)
-for _command in DATA_COMMANDS:
-    _add(data_app, _command)
+for _module in (train, plan, doctor, convert, verify, generate, chat, evaluate):
+    _add(app, _module)
+_add(config_app, show)
+for _module in (encode, data_convert, index, retry, report, view, fetch):
+    _add(data_app, _module)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

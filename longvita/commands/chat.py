@@ -5,50 +5,18 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from longvita.commands.support.options import (
-    ChunkSize,
-    InferenceFile,
-    MaxFrames,
-    MaxNewTokens,
-    MaxSeqLen,
-    ModelArgument,
-    OptionalLayout,
-    PlatformOption,
-    Precision,
-    Seed,
-    Temperature,
-    TokenizerFolder,
-    TopK,
-    TopP,
-)
+from longvita.commands.support.options import ModelArgument, ModelOptions
 from longvita.processes import EXIT_COMPLETE, is_first_process, world_size_of_launcher
 
 
-def chat(
-    model: ModelArgument,
-    layout: OptionalLayout = None,
-    config: InferenceFile = None,
-    tokenizer: TokenizerFolder = None,
-    platform: PlatformOption = "auto",
-    precision: Precision = "auto",
-    max_seq_len: MaxSeqLen = None,
-    max_num_frames: MaxFrames = None,
-    prefill_chunk_size: ChunkSize = None,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    seed: Seed = None,
-) -> int:
+def chat(model: ModelArgument, options: ModelOptions) -> int:
     """Talk about pictures and videos in the terminal."""
-    arguments = locals()
     from longvita.commands.support.engine_ranks import launch_engines, quiet_libraries
 
     quiet_libraries()
-    from longvita.commands.support.model_options import ModelOptions, engine_settings, open_tokenizer
+    from longvita.commands.support.model_options import engine_settings, open_tokenizer
     from longvita.inference.prompt_encoder import PromptEncoder
 
-    options = ModelOptions.from_arguments(arguments)
     settings = engine_settings(model, options, world_size_of_launcher())
     PromptEncoder(settings.config, open_tokenizer(settings.tokenizer))
     return launch_engines("longvita.commands.chat:chat_rank", settings, options, {})

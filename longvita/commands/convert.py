@@ -37,6 +37,7 @@ def convert(
 ) -> int:
     """Convert between training checkpoints and Hugging Face formats."""
     from longvita.checkpoint.hf.media_limits import read_media_limits, write_media_limits
+    from longvita.commands.support.model_ranks import launch_replica
     from longvita.convert.request import DTYPES, ConversionRequest
 
     request = ConversionRequest(source, target, target_format, tokenizer, dtype, max_shard_size, optimizer)  # type: ignore[arg-type]
@@ -48,11 +49,12 @@ def convert(
     limits = read_media_limits(source)
     code = EXIT_COMPLETE
     if request.with_model:
-        code = _launch(request, layout, platform, limits)
+        config = _config(request, layout, platform, limits)
+        payload = {"request": dataclasses.asdict(request)}
+        code = launch_replica("longvita.commands.convert:convert_rank", payload, config)
     else:
-        from longvita.convert.folders import (
-            convert_folder,  # it imports megatron-core, before which a platform may come
-        )
+        # Not earlier: it imports megatron-core, before which a platform may come.
+        from longvita.convert.folders import convert_folder
 
         tokens = request.load_tokenizer()
         convert_folder(source, Path(target), target_format, tokens, max_shard_size, DTYPES[dtype] if dtype else None)
@@ -61,17 +63,6 @@ def convert(
             write_media_limits(Path(target), limits)
         _print_report(request, time.monotonic() - start, as_json)
     return code
-
-
-def _launch(request: ConversionRequest, layout: str, platform: str, limits: DataConfig) -> int:
-    """Convert in the ranks of the layout. Raises UserError for what does not fit."""
-    from longvita.commands.support.model_ranks import check_sizes, launch_replica
-    from longvita.config import dump
-
-    config = _config(request, layout, platform, limits)
-    check_sizes(config)
-    payload = {"request": dataclasses.asdict(request), "config": dump(config)}
-    return launch_replica("longvita.commands.convert:convert_rank", payload, config)
 
 
 def _config(request: ConversionRequest, layout: str, platform: str, limits: DataConfig) -> Config:
@@ -100,10 +91,8 @@ def _config(request: ConversionRequest, layout: str, platform: str, limits: Data
 def convert_rank(payload: dict[str, Any]) -> int:
     """The body of a rank."""
     from longvita.commands.support.model_ranks import joined_replica
-    from longvita.config.schema import Config
 
-    config = Config.model_validate(payload["config"])
-    with joined_replica(config) as (groups, platform):
+    with joined_replica(payload) as (config, groups, platform):
         # Not earlier: they import megatron-core.
         from longvita.convert.optimizer_format import resave
         from longvita.convert.request import ConversionRequest
@@ -120,13 +109,8 @@ def convert_rank(payload: dict[str, Any]) -> int:
 def _print_report(request: ConversionRequest, seconds: float, as_json: bool) -> None:
     size = sum(path.stat().st_size for path in Path(request.target).rglob("*") if path.is_file())
     if as_json:
-        facts = {
-            "from": request.source,
-            "to": request.target,
-            "format": request.format,
-            "bytes": size,
-            "seconds": round(seconds, 3),
-        }
+        facts = {"from": request.source, "to": request.target, "format": request.format, "bytes": size}
+        facts["seconds"] = round(seconds, 3)
         print(json.dumps(facts))
     else:
         print(f"{request.source} -> {request.target} ({request.format}, {size / 1e6:,.1f} MB, {seconds:.1f} s)")

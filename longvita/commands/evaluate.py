@@ -4,69 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from longvita.commands.support.options import (
-    ChunkSize,
-    InferenceFile,
-    MaxFrames,
-    MaxSeqLen,
-    ModelArgument,
-    OptionalLayout,
-    PlatformOption,
-    Precision,
-    TokenizerFolder,
-)
+from longvita.commands.support.options import EngineOptions, EvaluationRequest, ModelArgument
 from longvita.processes import EXIT_COMPLETE, EXIT_INCOMPLETE, is_first_process
 
 
-def evaluate(
-    model: ModelArgument,
-    task: Annotated[str, typer.Option(help="video_mme or needle.", show_default=False)],
-    data: Annotated[str, typer.Option(help="Folder of the data set, as downloaded.", show_default=False)],
-    output: Annotated[str, typer.Option(help="Folder for answers and scores; a stopped run resumes in it.")],
-    replicas: Annotated[
-        int | None, typer.Option(help="Models that answer at the same time, each in its own layout.")
-    ] = None,
-    subtitles: Annotated[bool, typer.Option("--subtitles", help="video_mme: ask with subtitles.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="video_mme: only the first questions.")] = None,
-    lengths: Annotated[str | None, typer.Option(help="needle: frames of the film, such as 200,400.")] = None,
-    depths: Annotated[str | None, typer.Option(help="needle: places of the needle, such as 0,0.5,1.")] = None,
-    layout: OptionalLayout = None,
-    config: InferenceFile = None,
-    tokenizer: TokenizerFolder = None,
-    platform: PlatformOption = "auto",
-    precision: Precision = "auto",
-    max_seq_len: MaxSeqLen = None,
-    max_num_frames: MaxFrames = None,
-    prefill_chunk_size: ChunkSize = None,
-) -> int:
+def evaluate(model: ModelArgument, request: EvaluationRequest, options: EngineOptions) -> int:
     """Answer and score a benchmark; exit code 1 when some of it could not be asked."""
-    arguments = locals()
     from longvita.commands.support.engine_ranks import launch_engines, quiet_libraries
 
     quiet_libraries()
-    from longvita.commands.support.evaluation_request import (
-        EvaluationRequest,
-        build_task,
-        model_identity,
-        replica_settings,
-    )
-    from longvita.commands.support.model_options import ModelOptions, open_tokenizer
+    from longvita.commands.support.evaluation_request import build_task, model_identity, replica_settings
+    from longvita.commands.support.model_options import open_tokenizer
     from longvita.evaluation.answer_log import claim
     from longvita.inference.prompt_encoder import PromptEncoder
 
-    options = ModelOptions.from_arguments(arguments)
-    request = EvaluationRequest(task, data, output, replicas, subtitles, limit, lengths, depths)
     settings, count = replica_settings(model, request, options)
     work = build_task(request)
     work.check(PromptEncoder(settings.config, open_tokenizer(settings.tokenizer)))
     # Answers depend on these, not on the layout; a stopped run resumes only with the same.
     identity = {"model": model_identity(settings.model), "precision": settings.precision}
     identity = {"task": work.name, **work.identity(settings.config), **identity}
-    claim(Path(output).expanduser(), identity, write=is_first_process())
+    claim(Path(request.output).expanduser(), identity, write=is_first_process())
     payload = {"request": dataclasses.asdict(request)}
     return launch_engines("longvita.commands.evaluate:evaluate_rank", settings, options, payload, count)
 
@@ -79,7 +39,7 @@ def evaluate_rank(payload: dict[str, Any]) -> int:
     # Not earlier: they import megatron-core.
     from rich.console import Console
 
-    from longvita.commands.support.evaluation_request import EvaluationRequest, build_task
+    from longvita.commands.support.evaluation_request import build_task
     from longvita.commands.support.score_tables import show_scores
     from longvita.evaluation.run import answer_all
     from longvita.inference.session import open_engine

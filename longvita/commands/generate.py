@@ -8,22 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from longvita.commands.support.options import (
-    ChunkSize,
-    InferenceFile,
-    MaxFrames,
-    MaxNewTokens,
-    MaxSeqLen,
-    ModelArgument,
-    OptionalLayout,
-    PlatformOption,
-    Precision,
-    Seed,
-    Temperature,
-    TokenizerFolder,
-    TopK,
-    TopP,
-)
+from longvita.commands.support.options import ModelArgument, ModelOptions
 from longvita.processes import EXIT_COMPLETE, is_first_process, raise_on_all_ranks, world_size_of_launcher
 
 
@@ -35,31 +20,19 @@ def generate(
     show_frames: Annotated[
         str | None, typer.Option(help="Write this .html page: the frames that the answer attended to.")
     ] = None,
-    layout: OptionalLayout = None,
-    config: InferenceFile = None,
-    tokenizer: TokenizerFolder = None,
-    platform: PlatformOption = "auto",
-    precision: Precision = "auto",
-    max_seq_len: MaxSeqLen = None,
-    max_num_frames: MaxFrames = None,
-    prefill_chunk_size: ChunkSize = None,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    seed: Seed = None,
+    *,
+    options: ModelOptions,
 ) -> int:
     """Answer one question about pictures and videos, printed as it comes."""
-    arguments = locals()
     from longvita.commands.support.engine_ranks import launch_engines, quiet_libraries
 
     quiet_libraries()
     from longvita.commands.support.frame_page import check_page
-    from longvita.commands.support.model_options import ModelOptions, engine_settings, open_tokenizer
+    from longvita.commands.support.model_options import engine_settings, open_tokenizer
     from longvita.commands.support.question import read_question, with_marks
     from longvita.inference.prompt_encoder import PromptEncoder
 
-    options, images, videos = ModelOptions.from_arguments(arguments), image or [], video or []
+    images, videos = image or [], video or []
     if show_frames is not None:
         check_page(show_frames)
     settings = engine_settings(model, options, world_size_of_launcher())

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longvita.commands.support.options import ConfigFile, JSONOption, Overrides
+from longvita.commands.support.options import ConfigFile, JSONOption, Overrides, PlanOptions
 from longvita.processes import EXIT_COMPLETE, EXIT_REFUSED
 
 if TYPE_CHECKING:
-    from longvita.commands.support.plan_options import PlanOptions
-    from longvita.config import ConfigError
     from longvita.config.loader import Loaded
     from longvita.config.schema import Config
     from longvita.planning.hardware import Hardware
@@ -27,16 +25,9 @@ EXIT_DOES_NOT_FIT = 1
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="Devices; as train would start when absent.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of a device, such as 96GiB.")] = None,
-    hardware: Annotated[
-        str | None, typer.Option(help="Device; h100-80 or the platform's own when absent. An unknown name lists all.")
-    ] = None,
-    host_memory: Annotated[str | None, typer.Option(help="Memory of a node for offload, such as 2TiB.")] = None,
+    *,
+    options: PlanOptions,
     search: Annotated[bool, typer.Option("--search", help="Try the layouts and show the ten best.")] = False,
-    tiles: Annotated[int | None, typer.Option(min=0, help="Tiles of a sequence; as many as fit when absent.")] = None,
-    loss_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens with loss of a sequence.")] = None,
-    documents: Annotated[int, typer.Option(min=1, help="Documents of a sequence.")] = 1,
     page: Annotated[Path | None, typer.Option("--html", help="Write this page with the memory picture.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build some ranks by shape, and check every file.")
@@ -57,14 +48,12 @@ def plan(
     fail.
     """
     from longvita.commands.support.config_file import load_config_with_origins
-    from longvita.commands.support.plan_options import PlanOptions
 
     if not dry_run and (rank or no_files):
         raise typer.BadParameter("need --dry-run", param_hint="--rank, --no-files")
-    if dry_run and (search or page is not None or (tiles, loss_tokens, documents) != (None, None, 1)):
+    if dry_run and (search or page is not None or options.names_contents):
         given = "--search, --html, --tiles, --loss-tokens, --documents"
         raise typer.BadParameter("do not work with --dry-run", param_hint=given)
-    options = PlanOptions(devices, memory, host_memory, hardware, tiles, loss_tokens, documents)
     loaded = load_config_with_origins(config, overrides)
     if dry_run:
         return print_dry_run(loaded, options, rank or (), not no_files, as_json)
@@ -79,28 +68,27 @@ def print_plan(loaded: Loaded, options: PlanOptions, search: bool, page: Path | 
     """
     from rich.console import Console
 
-    from longvita.commands.support import plan_tables
-    from longvita.config import ConfigError
+    from longvita.commands.support import plan_options, plan_tables
+    from longvita.config.loader import located, with_origins
     from longvita.planning.hardware import PlanError
     from longvita.planning.plan import as_data, make_generation_plan, make_plan
     from longvita.planning.plan_page import write_plan
 
-    config, hardware, world_size = loaded.config, options.device(loaded.config), options.world_size(loaded.config)
+    config = loaded.config
+    hardware, world_size = plan_options.device(options, config), plan_options.world_size(options, config)
     if search:
         _refuse_generation(config, "--search")
     if page is not None and page.is_dir():
         raise PlanError(f"--html {page} is a folder; name a file in it")
     if page is not None and not page.absolute().parent.is_dir():
         raise PlanError(f"--html {page}: there is no folder {page.parent}; make it, or write elsewhere")
-    try:
+    with with_origins(loaded):
         if config.data.dataset:
-            found = make_plan(config, world_size, hardware, options.contents(config), search)
+            found = make_plan(config, world_size, hardware, plan_options.contents(options, config), search)
         else:
             found = make_generation_plan(config, world_size, hardware)
-    except ConfigError as error:
-        raise _located(error, loaded) from None
     if found.refusal is not None:
-        found = dataclasses.replace(found, refusal=_located(found.refusal, loaded))
+        found = dataclasses.replace(found, refusal=located(found.refusal, loaded))
     if as_json:
         print(json.dumps(as_data(found)))
     else:
@@ -122,14 +110,15 @@ def print_dry_run(
     """
     from rich.console import Console
 
-    from longvita.commands.support import dry_run_tables
+    from longvita.commands.support import dry_run_tables, plan_options
     from longvita.config.loader import locate
     from longvita.planning.dry_run.plan_comparison import compare_with_plan
     from longvita.planning.dry_run.run import dry_run
     from longvita.planning.plan_text import gib, verdict
 
     _refuse_generation(loaded.config, "--dry-run")
-    config, hardware, world_size = loaded.config, options.device(loaded.config), options.world_size(loaded.config)
+    config = loaded.config
+    hardware, world_size = plan_options.device(options, config), plan_options.world_size(options, config)
     found = dry_run(config, world_size, ranks or None, with_files, hardware)
     memory = _memory_plan(config, world_size, hardware)
     note = [f"by plan, on {hardware.name} of {gib(hardware.memory)}: {verdict(memory)}"] if memory else []
@@ -162,11 +151,3 @@ def _refuse_generation(config: Config, option: str) -> None:
 
     if not config.data.dataset:
         raise PlanError(f"{option} is for a run that trains; {config.name} has no data (data.dataset=MIX)")
-
-
-def _located(error: ConfigError, loaded: Loaded) -> ConfigError:
-    """Add file and line to each problem of an error."""
-    from longvita.config import ConfigError
-    from longvita.config.loader import locate
-
-    return ConfigError([locate(problem, loaded) for problem in error.problems])

@@ -27,24 +27,20 @@ def verify(
 ) -> int:
     """Compare features, logits, loss, gradients and greedy tokens with golden vectors; exit code 1 beyond tolerance."""
     from longvita.checkpoint.sources import model_config
-    from longvita.commands.support.model_ranks import check_sizes, launch_replica
-    from longvita.config import dump
+    from longvita.commands.support.model_ranks import launch_replica
     from longvita.config.layout_text import parse_layout
     from longvita.verify.golden import golden_config, load_golden
 
     config = golden_config(model_config(model), parse_layout(layout), load_golden(golden), platform)
-    check_sizes(config)
-    payload = {"source": model, "golden": golden, "config": dump(config), "json": as_json}
+    payload = {"source": model, "golden": golden, "json": as_json}
     return launch_replica("longvita.commands.verify:verify_rank", payload, config)
 
 
 def verify_rank(payload: dict[str, Any]) -> int:
     """The body of a rank; the first one prints."""
     from longvita.commands.support.model_ranks import joined_replica
-    from longvita.config.schema import Config
 
-    config = Config.model_validate(payload["config"])
-    with joined_replica(config) as (groups, platform):
+    with joined_replica(payload) as (config, groups, platform):
         from longvita.verify.compare import compare
         from longvita.verify.golden import load_golden
 

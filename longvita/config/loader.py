@@ -258,7 +258,12 @@ def with_origins(loaded: Loaded) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError([locate(problem, loaded) for problem in error.problems]) from None
+        raise located(error, loaded) from None
+
+
+def located(error: ConfigError, loaded: Loaded) -> ConfigError:
+    """Return the error with the origins of its fields filled in."""
+    return ConfigError([locate(problem, loaded) for problem in error.problems])
 
 
 def locate(problem: Problem, loaded: Loaded) -> Problem:

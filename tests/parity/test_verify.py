@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longvita.commands import verify as verify_command
+from longvita.commands.support import model_ranks
 from longvita.commands.verify import print_checks
 from longvita.config.schema import LayoutConfig
 from longvita.errors import UserError
@@ -100,7 +101,7 @@ def test_an_absent_golden_vector_is_printed_as_such(golden: Path, capsys: pytest
 def test_a_layout_that_does_not_fit_ends_before_any_process_starts(
     golden: Path, layout: str, message: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(verify_command, "launch_replica", lambda *arguments: pytest.fail("a process was started"))
+    monkeypatch.setattr(model_ranks, "launch", lambda *arguments: pytest.fail("a process was started"))
     with pytest.raises(UserError, match=message):
         verify_command.verify(str(golden / "model"), str(golden / "model"), layout)
 

@@ -60,14 +60,8 @@ def encode(
 
 
 def _as_json(encoded: EncodedSample) -> str:
-    return json.dumps(
-        {
-            "input_ids": encoded.input_ids.tolist(),
-            "labels": encoded.labels.tolist(),
-            "tile_starts": encoded.tile_starts.tolist(),
-            "num_tiles": encoded.num_tiles,
-        }
-    )
+    arrays = {name: getattr(encoded, name).tolist() for name in ("input_ids", "labels", "tile_starts")}
+    return json.dumps(arrays | {"num_tiles": encoded.num_tiles})
 
 
 def _as_text(line: int, encoded: EncodedSample) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,16 +75,8 @@ def _ranks(found: DryRun) -> Table:
     table = _table(f"Ranks of {found.world_size}, by shape", ("rank", "stage", "place"), numbers)
     for rank in found.ranks:
         place = " ".join(f"{name}{number}" for name, number in rank.places.items() if name != "pp")
-        sizes = [getattr(rank, name) for name in BYTES]
-        table.add_row(
-            str(rank.rank),
-            str(rank.stage),
-            place,
-            f"{rank.parameters:,}",
-            f"{rank.trained:,}",
-            *map(_gib, sizes),
-            f"{rank.seconds:.0f}",
-        )
+        counts = [f"{rank.parameters:,}", f"{rank.trained:,}", *(_gib(getattr(rank, name)) for name in BYTES)]
+        table.add_row(str(rank.rank), str(rank.stage), place, *counts, f"{rank.seconds:.0f}")
     return table
 
 
@@ -95,16 +86,9 @@ def _activations(found: DryRun) -> Table:
     for rank in found.ranks:
         for each in rank.activations:
             contents = each.contents
-            table.add_row(
-                str(rank.rank),
-                contents.name,
-                *(f"{count:,}" for count in (contents.tokens, contents.tiles, contents.loss_tokens)),
-                _gib(each.saved),
-                _gib(each.peak),
-                str(each.waiting),
-                _gib(each.total),
-                _gib(each.offloaded),
-            )
+            counts = [f"{count:,}" for count in (contents.tokens, contents.tiles, contents.loss_tokens)]
+            sizes = [_gib(each.saved), _gib(each.peak), str(each.waiting), _gib(each.total), _gib(each.offloaded)]
+            table.add_row(str(rank.rank), contents.name, *counts, *sizes)
     return table
 
 
@@ -122,16 +106,14 @@ def _collectives(found: DryRun) -> Table:
 
 
 def _gathered(calls: Mapping[Collective, int]) -> dict[tuple[str, str, str, int], tuple[int, int, int]]:
-    counts: Counter[tuple[str, str, str, int]] = Counter()
-    totals: Counter[tuple[str, str, str, int]] = Counter()
-    largest: dict[tuple[str, str, str, int], int] = {}
+    """(calls, largest bytes, bytes in all) by phase, kind, group and its size."""
+    gathered: dict[tuple[str, str, str, int], tuple[int, int, int]] = {}
     order = ("forward", "backward", "pipeline", "gradients", "optimizer", "step")
     for call, count in sorted(calls.items(), key=lambda item: (order.index(item[0].phase), item[0])):
         key = (call.phase, call.kind, call.group, call.size)
-        counts[key] += count
-        totals[key] += count * call.bytes
-        largest[key] = max(largest.get(key, 0), call.bytes)
-    return {key: (counts[key], largest[key], totals[key]) for key in counts}
+        number, largest, total = gathered.get(key, (0, 0, 0))
+        gathered[key] = (number + count, max(largest, call.bytes), total + count * call.bytes)
+    return gathered
 
 
 def _comparison(comparisons: Sequence[Comparison]) -> Table:

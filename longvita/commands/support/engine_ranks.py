@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from longvita import platforms
-from longvita.commands.support.model_options import ModelOptions
+from longvita.commands.support.options import EngineOptions
 from longvita.config.layout_text import layout_text
 from longvita.config.sizes import replica_size
 from longvita.inference.settings import EngineSettings
@@ -15,7 +15,7 @@ from longvita.processes import ignore_known_warnings, is_first_process, launch
 
 
 def launch_engines(
-    target: str, settings: EngineSettings, options: ModelOptions, payload: dict[str, Any], replicas: int = 1
+    target: str, settings: EngineSettings, options: EngineOptions, payload: dict[str, Any], replicas: int = 1
 ) -> int:
     """Run `target` ("module:function") in the ranks of one or more replicas; the exit code.
 

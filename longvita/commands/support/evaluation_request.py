@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
 
 from longvita.checkpoint.manifest import MANIFEST
 from longvita.checkpoint.step_folders import numbered_root, step_folders
-from longvita.commands.support.model_options import ModelOptions, OptionError, engine_settings
+from longvita.commands.support.model_options import engine_settings
+from longvita.commands.support.options import EngineOptions, EvaluationRequest, OptionError
 from longvita.config.sizes import replica_size
 from longvita.evaluation.needle import DEPTHS, LENGTHS, NeedleInVideo
 from longvita.evaluation.task import EvaluationTask
@@ -18,29 +18,7 @@ from longvita.inference.settings import EngineSettings
 from longvita.processes import world_size_of_launcher
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationRequest:
-    """Values of the command line."""
-
-    task: str
-    """video_mme or needle."""
-    data: str
-    """Folder of the data set."""
-    output: str
-    """Folder for answers and scores."""
-    replicas: int | None = None
-    """Replicas of the model that answer at the same time; None: one, or as many as a launcher's processes hold."""
-    subtitles: bool = False
-    """video_mme: with subtitles."""
-    limit: int | None = None
-    """video_mme: only the first questions."""
-    lengths: str | None = None
-    """needle: 200,400 (frames)."""
-    depths: str | None = None
-    """needle: 0,0.5,1."""
-
-
-def replica_settings(model: str, request: EvaluationRequest, options: ModelOptions) -> tuple[EngineSettings, int]:
+def replica_settings(model: str, request: EvaluationRequest, options: EngineOptions) -> tuple[EngineSettings, int]:
     """The settings of one replica, and the number of replicas. Raises UserError for what does not fit."""
     started, replicas = world_size_of_launcher(), request.replicas
     if replicas is not None and replicas < 1:

@@ -6,9 +6,8 @@ megatron-core, so what cannot run is refused at once.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from longvita.checkpoint.hf.config_json import model_config_from_folder
 from longvita.checkpoint.hf.hub import local_folder
@@ -16,57 +15,16 @@ from longvita.checkpoint.hf.media_limits import FIELDS, read_media_limits
 from longvita.checkpoint.sources import training_config
 from longvita.checkpoint.step_folders import is_checkpoint
 from longvita.commands.support.config_file import load_config
+from longvita.commands.support.options import EngineOptions, ModelOptions, OptionError
 from longvita.config.layout_text import parse_layout
 from longvita.config.schema import Config, InferenceConfig, LayoutConfig
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
-from longvita.errors import UserError
 from longvita.inference.default_layout import check_layout, default_layout
 from longvita.inference.limits import check_max_seq_len
 from longvita.inference.settings import EngineSettings
 
 
-class OptionError(UserError, ValueError):
-    """An option of a model command that cannot be used."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelOptions:
-    """Values of the command line; None for an option that is not given."""
-
-    config: str | None = None
-    """YAML file for layout, inference, platform, tiling and frame rate; the model stays the folder's."""
-    layout: str | None = None
-    """tp=2,pp=2,sp=true."""
-    tokenizer: str | None = None
-    """Folder of the tokenizer, where the model's folder holds none."""
-    platform: str | None = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: fp32 on the CPU, bf16 elsewhere."""
-    max_seq_len: int | None = None
-    max_num_frames: int | None = None
-    prefill_chunk_size: int | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-
-    @classmethod
-    def from_arguments(cls, arguments: dict[str, Any]) -> ModelOptions:
-        """The arguments of a command that are fields; the others are left out. Raises OptionError."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        options = cls(**{name: value for name, value in arguments.items() if name in names})
-        if options.precision not in ("auto", "bf16", "fp32"):
-            raise OptionError(f"--precision is {options.precision!r}; choose auto, bf16 or fp32")
-        return options
-
-    @property
-    def names_layout(self) -> bool:
-        """Whether the user chose the layout, rather than `default_layout`."""
-        return bool(self.layout or self.config)
-
-
-def engine_settings(model: str, options: ModelOptions, processes: int | None) -> EngineSettings:
+def engine_settings(model: str, options: EngineOptions, processes: int | None) -> EngineSettings:
     """Settings for a model folder, Hub id or training checkpoint. Reads only configs and headers.
 
     Args:
@@ -89,20 +47,20 @@ def engine_settings(model: str, options: ModelOptions, processes: int | None) ->
                 "data": base.data.model_copy(update=limits),
             }
         )
-    layout = _layout(base, options, processes)
+    seed = options.seed if isinstance(options, ModelOptions) else None
     config = base.model_copy(
         update={
-            "layout": layout,
+            "layout": _layout(base, options, processes),
             "inference": _inference(base, options),
-            "platform": base.platform if options.platform in (None, "auto") else options.platform,
-            "seed": base.seed if options.seed is None else options.seed,
+            "platform": base.platform if options.platform == "auto" else options.platform,
+            "seed": base.seed if seed is None else seed,
         }
     )
     check_max_seq_len(config)
     folder = options.tokenizer or tokenizer
     if not folder:
         raise OptionError(f"{model} names no tokenizer; give its folder with --tokenizer")
-    return EngineSettings(model, config, folder, options.precision)
+    return EngineSettings(model, config, folder, options.precision)  # type: ignore[arg-type]
 
 
 def _from_model(model: str) -> tuple[Config, str]:
@@ -125,7 +83,7 @@ def _capped(config: Config) -> InferenceConfig:
     return inference.model_copy(update={"max_seq_len": limit})
 
 
-def _layout(base: Config, options: ModelOptions, processes: int | None) -> LayoutConfig:
+def _layout(base: Config, options: EngineOptions, processes: int | None) -> LayoutConfig:
     if options.layout:
         layout = parse_layout(options.layout)
     elif options.config:
@@ -136,7 +94,7 @@ def _layout(base: Config, options: ModelOptions, processes: int | None) -> Layou
     return layout
 
 
-def _inference(base: Config, options: ModelOptions) -> InferenceConfig:
+def _inference(base: Config, options: EngineOptions) -> InferenceConfig:
     given = {
         name: getattr(options, name)
         for name in InferenceConfig.model_fields

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from longvita.errors import UserError
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file", metavar="CONFIG", show_default=False)]
 Overrides = Annotated[
@@ -24,27 +27,98 @@ ModelArgument = Annotated[
 LayoutOption = Annotated[
     str, typer.Option(help="Parallel layout, such as tp=2,pp=2,sp=true (also cp and vp).", metavar="LAYOUT")
 ]
-OptionalLayout = Annotated[
-    str | None, typer.Option(help="Parallel layout, such as tp=2,pp=2,sp=true.", metavar="LAYOUT", show_default=False)
-]
-InferenceFile = Annotated[
-    str | None, typer.Option("--config", help="YAML file with layout and inference sections.", show_default=False)
-]
-TokenizerFolder = Annotated[str | None, typer.Option(help="Tokenizer folder; the model's own when absent.")]
-Precision = Annotated[str, typer.Option(help="bf16, fp32, or auto: fp32 on the CPU, bf16 elsewhere.")]
-MaxSeqLen = Annotated[
-    int | None, typer.Option("--max-seq-len", "--max_seq_len", help="Longest prompt and answer together, tokens.")
-]
-MaxFrames = Annotated[
-    int | None,
-    typer.Option("--max-num-frames", "--max_num_frame", "--max_num_frames", help="Most frames sampled from a video."),
-]
-ChunkSize = Annotated[int | None, typer.Option(help="Prompt tokens that go through the model at once.")]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, tokens.")]
-Temperature = Annotated[float | None, typer.Option(help="0 takes the most probable token, above 0 samples.")]
-TopK = Annotated[int | None, typer.Option(help="Sample among this many tokens; 0 for all.")]
-TopP = Annotated[float | None, typer.Option(help="Sample among the tokens that hold this much probability.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the sampling.")]
+
+
+class OptionError(UserError, ValueError):
+    """An option of a model command that cannot be used."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Options of the commands that answer questions; None for one that is not given."""
+
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Parallel layout, such as tp=2,pp=2,sp=true.", metavar="LAYOUT", show_default=False),
+    ] = None
+    config: Annotated[
+        str | None, typer.Option("--config", help="YAML file with layout and inference sections.", show_default=False)
+    ] = None
+    """YAML file for layout, inference, platform, tiling and frame rate; the model stays the folder's."""
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder; the model's own when absent.")] = None
+    platform: PlatformOption = "auto"
+    precision: Annotated[str, typer.Option(help="bf16, fp32, or auto: fp32 on the CPU, bf16 elsewhere.")] = "auto"
+    max_seq_len: Annotated[
+        int | None, typer.Option("--max-seq-len", "--max_seq_len", help="Longest prompt and answer together, tokens.")
+    ] = None
+    max_num_frames: Annotated[
+        int | None,
+        typer.Option(
+            "--max-num-frames", "--max_num_frame", "--max_num_frames", help="Most frames sampled from a video."
+        ),
+    ] = None
+    prefill_chunk_size: Annotated[int | None, typer.Option(help="Prompt tokens that go through the model at once.")] = (
+        None
+    )
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a precision that there is not."""
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise OptionError(f"--precision is {self.precision!r}; choose auto, bf16 or fp32")
+
+    @property
+    def names_layout(self) -> bool:
+        """Whether the user chose the layout, rather than `default_layout`."""
+        return bool(self.layout or self.config)
+
+
+@dataclass(frozen=True)
+class ModelOptions(EngineOptions):
+    """The same, and how the text of an answer is chosen."""
+
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer, tokens.")] = None
+    temperature: Annotated[float | None, typer.Option(help="0 takes the most probable token, above 0 samples.")] = None
+    top_k: Annotated[int | None, typer.Option(help="Sample among this many tokens; 0 for all.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Sample among the tokens that hold this much probability.")] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What `longvita evaluate` asks and where it writes."""
+
+    task: Annotated[str, typer.Option(help="video_mme or needle.", show_default=False)]
+    data: Annotated[str, typer.Option(help="Folder of the data set, as downloaded.", show_default=False)]
+    output: Annotated[str, typer.Option(help="Folder for answers and scores; a stopped run resumes in it.")]
+    replicas: Annotated[
+        int | None, typer.Option(help="Models that answer at the same time, each in its own layout.")
+    ] = None
+    """None: one, or as many as a launcher's processes hold."""
+    subtitles: Annotated[bool, typer.Option("--subtitles", help="video_mme: ask with subtitles.")] = False
+    limit: Annotated[int | None, typer.Option(min=1, help="video_mme: only the first questions.")] = None
+    lengths: Annotated[str | None, typer.Option(help="needle: frames of the film, such as 200,400.")] = None
+    depths: Annotated[str | None, typer.Option(help="needle: places of the needle, such as 0,0.5,1.")] = None
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Hardware and contents of a plan."""
+
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices; as train would start when absent.")] = None
+    memory: Annotated[str | None, typer.Option(help="Memory of a device, such as 96GiB.")] = None
+    hardware: Annotated[
+        str | None, typer.Option(help="Device; h100-80 or the platform's own when absent. An unknown name lists all.")
+    ] = None
+    host_memory: Annotated[str | None, typer.Option(help="Memory of a node for offload, such as 2TiB.")] = None
+    tiles: Annotated[int | None, typer.Option(min=0, help="Tiles of a sequence; as many as fit when absent.")] = None
+    loss_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens with loss of a sequence.")] = None
+    documents: Annotated[int, typer.Option(min=1, help="Documents of a sequence.")] = 1
+
+    @property
+    def names_contents(self) -> bool:
+        """Whether the user chose what a sequence holds, rather than the worst that it can hold."""
+        return self.tiles is not None or self.loss_tokens is not None or self.documents != 1
+
 
 # ---- data commands
 

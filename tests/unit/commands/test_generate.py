@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from longvita.commands import generate
+from longvita.commands.support.options import ModelOptions
 from longvita.commands.support.question import read_question, with_marks
 from longvita.errors import UserError
 
@@ -34,14 +35,14 @@ def test_a_refusal_starts_no_process(golden: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("longvita.commands.support.engine_ranks.launch", fail)
     model = str(golden / "model")
     with pytest.raises(UserError, match="1310721"):
-        generate.generate(model, "What?", max_seq_len=1_310_721)
+        generate.generate(model, "What?", options=ModelOptions(max_seq_len=1_310_721))
     with pytest.raises(UserError, match="no.txt cannot be read"):
-        generate.generate(model, str(tmp_path / "no.txt"))
+        generate.generate(model, str(tmp_path / "no.txt"), options=ModelOptions())
     with pytest.raises(UserError, match="--tokenizer"):
-        generate.generate(model, "What?", tokenizer=str(tmp_path))
+        generate.generate(model, "What?", options=ModelOptions(tokenizer=str(tmp_path)))
 
 
 @pytest.mark.parametrize(("name", "message"), [("page.txt", "not the name of an .html"), ("no/page.html", "no folder")])
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
-        generate.generate("no model", "why?", show_frames=str(tmp_path / name))
+        generate.generate("no model", "why?", show_frames=str(tmp_path / name), options=ModelOptions())

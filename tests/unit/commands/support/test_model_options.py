@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from longvita.checkpoint.hf.media_limits import write_media_limits
-from longvita.commands.support.model_options import ModelOptions, engine_settings
+from longvita.commands.support.model_options import engine_settings
+from longvita.commands.support.options import ModelOptions
 from longvita.config import dump
 from longvita.config.schema import Config, DataConfig, LanguageConfig, LayoutConfig, ModelConfig
 from longvita.errors import UserError
@@ -147,6 +148,6 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_precision_is_one_of_three() -> None:
-    assert ModelOptions.from_arguments({"precision": "fp32", "question": "?"}).precision == "fp32"
+    assert ModelOptions(precision="fp32").precision == "fp32"
     with pytest.raises(UserError, match="--precision is 'fp8'; choose auto, bf16 or fp32"):
-        ModelOptions.from_arguments({"precision": "fp8"})
+        ModelOptions(precision="fp8")
