@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from longvita.config.errors import ConfigError, Problem, ValueOrigin
 from longvita.config.schema import TILE_MARKERS, Config
-from longvita.config.sizes import frames_that_fit, layers_per_stage, replica_size
+from longvita.config.sizes import frames_that_fit, layers_per_stage, processes_to_start, replica_size
 
 
 def find_problems(config: Config) -> list[Problem]:
@@ -30,16 +31,13 @@ def check_world_size(config: Config, world_size: int) -> int:
     return world_size // replica_size(config)
 
 
-def _problem(config: Config, field: str, message: str, fix: str = "", related: tuple[str, ...] = ()) -> Problem:
+def _problem(config: Config, field: str, message: str, fix: str, *related: str) -> Problem:
     others = tuple((name, _value(config, name), ValueOrigin()) for name in related)
     return Problem(message, field, _value(config, field), fix=fix, related=others)
 
 
 def _value(config: Config, dotted: str) -> Any:
-    value: Any = config
-    for step in dotted.split("."):
-        value = getattr(value, step)
-    return value
+    return operator.attrgetter(dotted)(config)
 
 
 def _divisors(*numbers: int) -> str:
@@ -52,19 +50,18 @@ def _check_vision(config: Config) -> Iterator[Problem]:
     vision, downsample = config.model.vision, config.model.projector.downsample
     prefix = "model.vision."
     if vision.hidden_size % vision.num_attention_heads:
-        fix = f"num_attention_heads of {_divisors(vision.hidden_size)}"
-        related: tuple[str, ...] = (prefix + "hidden_size",)
+        fix, related = f"num_attention_heads of {_divisors(vision.hidden_size)}", prefix + "hidden_size"
         yield _problem(config, prefix + "num_attention_heads", "does not divide the hidden size", fix, related)
     if vision.image_size % vision.patch_size:
         fitting = vision.image_size // vision.patch_size * vision.patch_size
         fix = f"image_size={fitting} or {fitting + vision.patch_size}"
-        related = (prefix + "patch_size",)
-        yield _problem(config, prefix + "image_size", "is not a multiple of the patch size", fix, related)
+        message, related = "is not a multiple of the patch size", prefix + "patch_size"
+        yield _problem(config, prefix + "image_size", message, fix, related)
     elif vision.patches_per_side % downsample:
         message = f"does not divide the {vision.patches_per_side} patches along a tile's side"
         fix = f"downsample of {_divisors(vision.patches_per_side)}"
-        related = (prefix + "image_size", prefix + "patch_size")
-        yield _problem(config, "model.projector.downsample", message, fix, related)
+        related = prefix + "image_size"
+        yield _problem(config, "model.projector.downsample", message, fix, related, prefix + "patch_size")
 
 
 def _check_language(config: Config) -> Iterator[Problem]:
@@ -72,13 +69,13 @@ def _check_language(config: Config) -> Iterator[Problem]:
     heads, groups = "model.language.num_attention_heads", "model.language.num_query_groups"
     if language.kv_channels is None and language.hidden_size % language.num_attention_heads:
         fix = f"num_attention_heads of {_divisors(language.hidden_size)}, or kv_channels"
-        yield _problem(config, heads, "does not divide the hidden size", fix, ("model.language.hidden_size",))
+        yield _problem(config, heads, "does not divide the hidden size", fix, "model.language.hidden_size")
     elif language.head_dim % 2:
         message = f"gives heads of odd width {language.head_dim}, but RoPE rotates pairs of channels"
-        yield _problem(config, heads, message, "another head count", ("model.language.hidden_size",))
+        yield _problem(config, heads, message, "another head count", "model.language.hidden_size")
     if language.num_attention_heads % language.num_query_groups:
         fix = f"num_query_groups of {_divisors(language.num_attention_heads)}"
-        yield _problem(config, groups, "does not divide the attention heads", fix, (heads,))
+        yield _problem(config, groups, "does not divide the attention heads", fix, heads)
 
 
 def _check_tensor_parallel(config: Config) -> Iterator[Problem]:
@@ -88,10 +85,10 @@ def _check_tensor_parallel(config: Config) -> Iterator[Problem]:
     if wrong:
         message = f"does not divide the model's {', '.join(wrong)}: each TP rank holds an equal part"
         fix = f"tensor_parallel of {_divisors(*(getattr(language, name) for name in split))}"
-        yield _problem(config, field, message, fix, tuple(f"model.language.{name}" for name in wrong))
+        yield _problem(config, field, message, fix, *(f"model.language.{name}" for name in wrong))
     if config.layout.sequence_parallel and tp == 1:
         fix = "layout.sequence_parallel=false, or tensor_parallel above 1"
-        yield _problem(config, "layout.sequence_parallel", "requires tensor parallelism", fix, (field,))
+        yield _problem(config, "layout.sequence_parallel", "requires tensor parallelism", fix, field)
 
 
 def _check_pipeline(config: Config) -> Iterator[Problem]:
@@ -99,7 +96,7 @@ def _check_pipeline(config: Config) -> Iterator[Problem]:
     pp, virtual, field = layout.pipeline_parallel, layout.virtual_pipeline, "layout.pipeline_parallel"
     if virtual > 1 and pp == 1:
         fix = "layout.virtual_pipeline=1, or pipeline_parallel above 1"
-        yield _problem(config, "layout.virtual_pipeline", "requires pipeline parallelism", fix, (field,))
+        yield _problem(config, "layout.virtual_pipeline", "requires pipeline parallelism", fix, field)
         return
     ends = [
         f"layout.num_layers_in_{end}_pipeline_stage"
@@ -107,7 +104,7 @@ def _check_pipeline(config: Config) -> Iterator[Problem]:
         if _value(config, f"layout.num_layers_in_{end}_pipeline_stage") is not None
     ]
     if ends and pp == 1:
-        yield _problem(config, ends[0], "requires pipeline parallelism", f"remove {' and '.join(ends)}", (field,))
+        yield _problem(config, ends[0], "requires pipeline parallelism", f"remove {' and '.join(ends)}", field)
         return
     middle, stages = layers - sum(_value(config, end) for end in ends), pp - len(ends)
     related = ("model.language.num_layers", *ends)
@@ -118,13 +115,13 @@ def _check_pipeline(config: Config) -> Iterator[Problem]:
             if ends
             else f"pipeline_parallel of {_divisors(layers)}, or num_layers_in_first_pipeline_stage for an uneven split"
         )
-        yield _problem(config, field, f"the layers do not fit the stages: {left}", fix, related)
+        yield _problem(config, field, f"the layers do not fit the stages: {left}", fix, *related)
         return
     uneven = [count for count in layers_per_stage(config) if count % virtual]
     if uneven:
         message = f"does not divide the {uneven[0]} layers of a stage"
         fix = f"virtual_pipeline of {_divisors(*layers_per_stage(config))}"
-        yield _problem(config, "layout.virtual_pipeline", message, fix, (field, *related))
+        yield _problem(config, "layout.virtual_pipeline", message, fix, field, *related)
 
 
 def _check_context_parallel(config: Config) -> Iterator[Problem]:
@@ -139,7 +136,7 @@ def _check_context_parallel(config: Config) -> Iterator[Problem]:
         if number % layout.ulysses:
             message = f"does not divide the {number} {what}"
             fix = f"ulysses of {_divisors(layout.context_parallel, local_heads)}"
-            yield _problem(config, "layout.ulysses", message, fix, (field, "layout.tensor_parallel"))
+            yield _problem(config, "layout.ulysses", message, fix, field, "layout.tensor_parallel")
 
 
 def _check_sequence(config: Config) -> Iterator[Problem]:
@@ -151,11 +148,14 @@ def _check_sequence(config: Config) -> Iterator[Problem]:
         rule += (" x " if rule else "") + "TP (sequence parallel)" if sharers > 1 else ""
         lower = length // unit * unit
         fix = f"sequence_length={lower} or {lower + unit}" if lower else f"sequence_length={unit}"
-        related: tuple[str, ...] = ("layout.context_parallel", "layout.tensor_parallel", "layout.sequence_parallel")
-        yield _problem(config, field, f"is not a multiple of {unit} = {rule}", fix, related)
-    limit = config.model.language.max_position_embeddings
-    if length > limit:
-        related = ("model.language.max_position_embeddings",)
+        related = ("layout.context_parallel", "layout.tensor_parallel", "layout.sequence_parallel")
+        yield _problem(config, field, f"is not a multiple of {unit} = {rule}", fix, *related)
+    yield from _check_positions(config, field)
+
+
+def _check_positions(config: Config, field: str) -> Iterator[Problem]:
+    limit, related = config.model.language.max_position_embeddings, "model.language.max_position_embeddings"
+    if _value(config, field) > limit:
         yield _problem(config, field, "is longer than the model accepts", f"at most {limit}", related)
 
 
@@ -163,7 +163,6 @@ def _check_tiles(config: Config) -> Iterator[Problem]:
     per_tile, length = config.model.tokens_per_tile, config.data.sequence_length
     fit = frames_that_fit(length, per_tile)
     cost = f"{per_tile + TILE_MARKERS} tokens each with their markers"
-    related = ("data.sequence_length",)
     for field, extra, what in (("max_num_frames", 0, "frames"), ("max_num_tiles", 1, "tiles and a thumbnail")):
         limit = fit - extra
         value = getattr(config.data, field)
@@ -171,33 +170,27 @@ def _check_tiles(config: Config) -> Iterator[Problem]:
         if value > limit and not (field == "max_num_tiles" and value == 1 and fit >= 1):
             message = f"{value} {what} do not fit the sequence: {cost}, so at most {max(limit, 0)} fit"
             fix = f"data.{field}={limit} or a longer data.sequence_length" if limit > 0 else "a longer sequence"
-            yield _problem(config, f"data.{field}", message, fix, related)
+            yield _problem(config, f"data.{field}", message, fix, "data.sequence_length")
 
 
 def _check_inference(config: Config) -> Iterator[Problem]:
-    inference, limit = config.inference, config.model.language.max_position_embeddings
+    inference = config.inference
     fit = frames_that_fit(inference.max_seq_len, config.model.tokens_per_tile)
-    if inference.max_seq_len > limit:
-        related = ("model.language.max_position_embeddings",)
-        message = "is longer than the model accepts"
-        yield _problem(config, "inference.max_seq_len", message, f"at most {limit}", related)
+    yield from _check_positions(config, "inference.max_seq_len")
     if inference.max_num_frames > fit:
         cost = f"{config.model.tokens_per_tile + TILE_MARKERS} tokens each with their markers"
         message = f"{inference.max_num_frames} frames do not fit: {cost}, so at most {fit} fit"
         fix = f"inference.max_num_frames={fit} or a larger inference.max_seq_len"
-        yield _problem(config, "inference.max_num_frames", message, fix, ("inference.max_seq_len",))
+        yield _problem(config, "inference.max_num_frames", message, fix, "inference.max_seq_len")
     if inference.max_new_tokens >= inference.max_seq_len:
-        message = "leaves no room for a prompt"
-        fix = f"less than {inference.max_seq_len}"
-        yield _problem(config, "inference.max_new_tokens", message, fix, ("inference.max_seq_len",))
+        message, fix = "leaves no room for a prompt", f"less than {inference.max_seq_len}"
+        yield _problem(config, "inference.max_new_tokens", message, fix, "inference.max_seq_len")
 
 
 def _check_batch(config: Config) -> Iterator[Problem]:
-    processes = config.layout.processes
-    if processes is not None:
-        yield from _world_size_problems(config, processes, "layout.processes")
-    else:  # The number of replicas is not known yet; a batch that does not fit one fits none.
-        yield from _world_size_problems(config, replica_size(config))
+    # Where the number of replicas is not known yet: a batch that does not fit one fits none.
+    field = "" if config.layout.processes is None else "layout.processes"
+    yield from _world_size_problems(config, processes_to_start(config), field)
 
 
 def _world_size_problems(config: Config, world_size: int, field: str = "") -> Iterator[Problem]:
@@ -208,22 +201,22 @@ def _world_size_problems(config: Config, world_size: int, field: str = "") -> It
         message = f"{world_size} processes are not a multiple of a model replica's {replica} = TP x PP x CP"
         lower = world_size // replica * replica
         fix = f"start {f'{lower} or ' if lower else ''}{lower + replica} processes, or choose another layout"
-        yield _problem(config, field or sizes[0], message, fix, sizes if field else sizes[1:])
+        yield _problem(config, field or sizes[0], message, fix, *(sizes if field else sizes[1:]))
         return
     batch, micro = config.training.global_batch_size, config.training.micro_batch_size
     data_parallel, pp = world_size // replica, config.layout.pipeline_parallel
     unit = micro * data_parallel
     message = f"is not a multiple of micro batch x DP = {micro} x {data_parallel}"
-    related: tuple[str, ...] = ("training.micro_batch_size",)
+    related = ["training.micro_batch_size"]
     if config.layout.virtual_pipeline > 1:
         # megatron-core's interleaved schedule processes micro batches in groups of PP.
         unit *= pp
         message += f", x PP = {pp} for the interleaved schedule"
-        related = (*related, "layout.virtual_pipeline")
+        related.append("layout.virtual_pipeline")
     if batch % unit:
         lower = batch // unit * unit
         fix = f"global_batch_size={f'{lower} or ' if lower else ''}{lower + unit}"
-        yield _problem(config, "training.global_batch_size", message, fix, (*related, *sizes))
+        yield _problem(config, "training.global_batch_size", message, fix, *related, *sizes)
 
 
 def _check_training(config: Config) -> Iterator[Problem]:
@@ -232,21 +225,20 @@ def _check_training(config: Config) -> Iterator[Problem]:
         yield _problem(config, "training.trainable", "names a part twice", "name each part once")
     if optimizer.min_lr > optimizer.lr:
         fix = f"optimizer.min_lr of at most {optimizer.lr}"
-        yield _problem(config, "optimizer.min_lr", "is above the highest learning rate", fix, ("optimizer.lr",))
+        yield _problem(config, "optimizer.min_lr", "is above the highest learning rate", fix, "optimizer.lr")
     if training.fp8 is not None and training.precision != "bf16":
-        message, fix = "requires bf16", "training.precision=bf16"
-        yield _problem(config, "training.fp8", message, fix, ("training.precision",))
+        yield _problem(config, "training.fp8", "requires bf16", "training.precision=bf16", "training.precision")
     if recompute.granularity == "full" and config.model.language.num_layers >= config.layout.pipeline_parallel:
         most = max(layers_per_stage(config)) // config.layout.virtual_pipeline
         if recompute.num_layers > max(most, 1):
             message = f"is more than the {most} layers of a stage's model chunk"
             related = ("model.language.num_layers", "layout.pipeline_parallel", "layout.virtual_pipeline")
-            yield _problem(config, "training.recompute.num_layers", message, f"at most {most}", related)
+            yield _problem(config, "training.recompute.num_layers", message, f"at most {most}", *related)
     if recompute.offload and not _all_layers_recomputed(config):
         message = "offloads the inputs of recomputed layers, but some layers are not recomputed"
         fix = "training.recompute.granularity=full and training.recompute.method=uniform"
-        fields = tuple(f"training.recompute.{name}" for name in ("granularity", "method", "num_layers"))
-        yield _problem(config, "training.recompute.offload", message, fix, fields)
+        fields = (f"training.recompute.{name}" for name in ("granularity", "method", "num_layers"))
+        yield _problem(config, "training.recompute.offload", message, fix, *fields)
 
 
 def _all_layers_recomputed(config: Config) -> bool:

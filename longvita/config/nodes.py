@@ -52,12 +52,11 @@ class Node:
 
     def origin_of(self, path: Iterable[str | int]) -> ValueOrigin:
         """Return the origin of the value at `path`, else of the innermost written section around it."""
-        steps = list(path)
-        while steps:
-            node = self.find(steps)
+        steps = tuple(path)
+        for length in range(len(steps), 0, -1):
+            node = self.find(steps[:length])
             if node is not None:
                 return node.origin
-            steps.pop()
         return ValueOrigin()
 
 
@@ -108,9 +107,8 @@ def read_file(path: Path) -> Node:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            [Problem(f"cannot be read: {error.strerror}", origin=ValueOrigin("file", path, 0))]
-        ) from error
+        problem = Problem(f"cannot be read: {error.strerror}", origin=ValueOrigin("file", path, 0))
+        raise ConfigError([problem]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([Problem("is not a text file in UTF-8", origin=ValueOrigin("file", path, 0))]) from error
     return parse(text, path)
@@ -127,8 +125,7 @@ def parse(text: str, file: Path | None = None, kind: str = "file") -> Node:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 1
-        reason = getattr(error, "problem", None) or str(error)
-        message = f"is not valid YAML: {reason}"
+        message = f"is not valid YAML: {getattr(error, 'problem', None) or error}"
         raise ConfigError([Problem(message, origin=ValueOrigin(kind, file, line))]) from error
     finally:
         reader.loader.dispose()
