@@ -12,18 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.strategies import state_dict_saver
+from megatron.core.dist_checkpointing.strategies import torch as torch_format
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
-    save_state_dict_async_finalize,
-    save_state_dict_async_plan,
-)
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
 from torch.distributed.checkpoint.filesystem import SerializationFormat, _write_item
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
@@ -71,7 +63,7 @@ def _copy(data: Any, item: Any) -> Any:
     return data.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-class SnapshotStrategy(TorchDistSaveShardedStrategy):
+class SnapshotStrategy(torch_format.TorchDistSaveShardedStrategy):
     """Megatron's torch_dist format, written by a SnapshotWriter."""
 
     def __init__(self) -> None:
@@ -79,11 +71,11 @@ class SnapshotStrategy(TorchDistSaveShardedStrategy):
 
     def async_save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> AsyncRequest:
         """Copy and plan. A collective. The request writes (`async_fn`), then finishes on all ranks (`finalize_fns`)."""
-        sharded_state_dict, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        sharded_state_dict, _, _ = torch_format._replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
         writer = SnapshotWriter(str(checkpoint_dir))
-        plan, *_ = save_state_dict_async_plan(
-            mcore_to_pyt_state_dict(sharded_state_dict, False),
+        plan, *_ = state_dict_saver.save_state_dict_async_plan(
+            torch_format.mcore_to_pyt_state_dict(sharded_state_dict, False),
             writer,
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+            planner=torch_format.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
-        return AsyncRequest(writer.write, (), [lambda: save_state_dict_async_finalize(*plan)])
+        return AsyncRequest(writer.write, (), [lambda: state_dict_saver.save_state_dict_async_finalize(*plan)])

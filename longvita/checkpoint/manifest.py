@@ -13,7 +13,6 @@ from longvita.checkpoint.errors import CheckpointError
 from longvita.files import write_atomically
 
 MANIFEST = "manifest.json"
-_CHUNK = 1 << 22
 
 Digest = tuple[int, str]
 """Size in bytes and SHA-256 in hexadecimal."""
@@ -21,12 +20,9 @@ Digest = tuple[int, str]
 
 def digest(path: Path) -> Digest:
     """Size and checksum of a file."""
-    checksum, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            checksum.update(chunk)
-            size += len(chunk)
-    return size, checksum.hexdigest()
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), checksum
 
 
 def write_manifest(folder: Path, known: dict[str, Digest]) -> None:

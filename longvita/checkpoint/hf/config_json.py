@@ -68,12 +68,11 @@ def model_config_from_folder(folder: str | Path) -> ModelConfig:
 
 def _long_vita(folder: Path, config: dict[str, Any]) -> ModelConfig:
     vision = vision_config(config.get("visual") or _missing(folder, "visual"))
-    language = language_config(config)
     epsilon = float(config.get("projector_layernorm_epsilon", NATIVE_PROJECTOR_EPSILON))
     return ModelConfig(
         name=folder.resolve().name,
         vision=vision,
-        language=language,
+        language=language_config(config),
         projector=_projector_from_weights(folder, config, vision, epsilon),
     )
 
@@ -100,8 +99,8 @@ def _internvl(folder: Path, config: dict[str, Any]) -> ModelConfig:
     text = config.get("text_config") or _missing(folder, "text_config")
     if text.get("model_type") != "qwen2":
         raise CheckpointError(f"{folder}: text_config.model_type {text.get('model_type')!r} is not qwen2")
-    for key, wanted in (("projector_hidden_act", "gelu"), ("vision_feature_layer", -1)):
-        _expect(config, key, wanted)
+    _expect(config, "projector_hidden_act", "gelu")
+    _expect(config, "vision_feature_layer", -1)
     _expect(config, "vision_feature_select_strategy", "default")
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     language = language_config({**text, "tie_word_embeddings": tied})
@@ -223,6 +222,22 @@ def qwen2_settings(language: LanguageConfig) -> dict[str, Any]:
     }
 
 
+def _vision_settings(vision: VisionConfig, **of_one_format: Any) -> dict[str, Any]:
+    """The keys of a vision encoder that both formats have, and those of one of them, in alphabetical order."""
+    shared = {
+        "attention_dropout": 0.0,
+        "hidden_act": "gelu",
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.ffn_hidden_size,
+        "layer_norm_eps": vision.layernorm_epsilon,
+        "norm_type": "layer_norm",
+        "num_attention_heads": vision.num_attention_heads,
+        "num_channels": 3,
+        "num_hidden_layers": vision.num_layers,
+    }
+    return dict(sorted({**shared, **of_one_format}.items()))
+
+
 def long_vita_settings(model: ModelConfig, dtype: str) -> dict[str, Any]:
     """config.json of the published format; `dtype` is the name of the weights' dtype, such as bfloat16."""
     vision = model.vision
@@ -231,28 +246,20 @@ def long_vita_settings(model: ModelConfig, dtype: str) -> dict[str, Any]:
         "model_type": "long_vita",
         "torch_dtype": dtype,
         **qwen2_settings(model.language),
-        "visual": {
-            "architectures": ["InternVisionModel"],
-            "attention_dropout": 0.0,
-            "drop_path_rate": 0.0,
-            "dropout": 0.0,
-            "hidden_act": "gelu",
-            "hidden_size": vision.hidden_size,
-            "image_size": vision.image_size,
-            "initializer_factor": 1.0,
-            "initializer_range": 0.02,
-            "intermediate_size": vision.ffn_hidden_size,
-            "layer_norm_eps": vision.layernorm_epsilon,
-            "model_type": "intern_vit_6b",
-            "norm_type": "layer_norm",
-            "num_attention_heads": vision.num_attention_heads,
-            "num_channels": 3,
-            "num_hidden_layers": vision.num_layers,
-            "patch_size": vision.patch_size,
-            "qk_normalization": False,
-            "qkv_bias": True,
-            "use_flash_attn": False,
-        },
+        "visual": _vision_settings(
+            vision,
+            architectures=["InternVisionModel"],
+            drop_path_rate=0.0,
+            dropout=0.0,
+            image_size=vision.image_size,
+            initializer_factor=1.0,
+            initializer_range=0.02,
+            model_type="intern_vit_6b",
+            patch_size=vision.patch_size,
+            qk_normalization=False,
+            qkv_bias=True,
+            use_flash_attn=False,
+        ),
     }
     if model.projector.layernorm_epsilon != NATIVE_PROJECTOR_EPSILON:
         settings["projector_layernorm_epsilon"] = model.projector.layernorm_epsilon
@@ -273,29 +280,21 @@ def internvl_settings(model: ModelConfig, dtype: str, image_token: int) -> dict[
         "projector_hidden_size": model.projector.hidden_size,
         "text_config": {"model_type": "qwen2", "torch_dtype": dtype, **qwen2_settings(model.language)},
         "tie_word_embeddings": model.language.tie_word_embeddings,
-        "vision_config": {
-            "attention_bias": True,
-            "attention_dropout": 0.0,
-            "hidden_act": "gelu",
-            "hidden_dropout_prob": 0.0,
-            "hidden_size": vision.hidden_size,
-            "image_size": [vision.image_size, vision.image_size],
-            "intermediate_size": vision.ffn_hidden_size,
-            "layer_norm_eps": vision.layernorm_epsilon,
-            "layer_scale_init_value": 0.1,
-            "model_type": "internvl_vision",
-            "norm_type": "layer_norm",
-            "num_attention_heads": vision.num_attention_heads,
-            "num_channels": 3,
-            "num_hidden_layers": vision.num_layers,
-            "patch_size": [vision.patch_size, vision.patch_size],
-            "projection_dropout": 0.0,
-            "torch_dtype": dtype,
-            "use_absolute_position_embeddings": True,
-            "use_mask_token": False,
-            "use_mean_pooling": True,
-            "use_qk_norm": False,
-        },
+        "vision_config": _vision_settings(
+            vision,
+            attention_bias=True,
+            hidden_dropout_prob=0.0,
+            image_size=[vision.image_size, vision.image_size],
+            layer_scale_init_value=0.1,
+            model_type="internvl_vision",
+            patch_size=[vision.patch_size, vision.patch_size],
+            projection_dropout=0.0,
+            torch_dtype=dtype,
+            use_absolute_position_embeddings=True,
+            use_mask_token=False,
+            use_mean_pooling=True,
+            use_qk_norm=False,
+        ),
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "default",
     }

@@ -17,34 +17,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf.tensor_map import HFTensor, Mapper, ParameterMap
+from longvita.checkpoint.hf.tensor_map import HFTensor, Mapper, ParameterMap, TensorBlock
 from longvita.config.schema import ModelConfig
 from longvita.model.build import global_names
 from longvita.parallel.groups import ParallelGroups
 
 
-def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside wrappers such as DDP."""
-    while isinstance(inner := getattr(model, "module", None), torch.nn.Module):
-        model = inner
-    return model
-
-
 def named_parameters(models: Iterable[torch.nn.Module]) -> dict[str, torch.nn.Parameter]:
     """Parameters of a rank's chunks by name, with the layer numbers of the whole model."""
-    return {name: parameter for model in models for name, parameter in global_names(unwrap(model))}
+    return {name: parameter for model in models for name, parameter in global_names(model)}
 
 
 @dataclass(frozen=True)
 class _TensorPiece:
-    """A run of rows or columns of a tensor, and the rank that sends it."""
+    """A block of a rank's parameter, the axis of the block, and the rank that sends it."""
 
     rank: int
     parameter: str
     axis: int
-    start: int
-    offset: int
-    length: int
+    block: TensorBlock
 
 
 class Gatherer:
@@ -64,21 +55,15 @@ class Gatherer:
         self.rank = dist.get_rank()
         self.value = value or (lambda parameter: parameter.data)
         self.parameters = named_parameters(models)
-        self.maps = {name: mapper.map(name) for name in self.parameters}
+        pieces: list[_TensorPiece] = []
         for name, parameter in self.parameters.items():
-            check_shape(self.maps[name], parameter)
-        holds = groups.dp_rank == 0 and groups.cp_rank == 0
-        plans: list[dict[str, list[_TensorPiece]]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(plans, self._own_pieces() if holds else {})
-        self.plan = _one_sender_each(plans)
-
-    def _own_pieces(self) -> dict[str, list[_TensorPiece]]:
-        pieces: dict[str, list[_TensorPiece]] = {}
-        for name, item in self.maps.items():
-            for block in item.blocks:
-                piece = _TensorPiece(self.rank, name, item.axis, block.start, block.offset, block.length)
-                pieces.setdefault(block.tensor, []).append(piece)
-        return pieces
+            item = mapper.map(name)
+            check_shape(item, parameter)
+            if groups.dp_rank == 0 and groups.cp_rank == 0:
+                pieces += [_TensorPiece(self.rank, name, item.axis, block) for block in item.blocks]
+        everyone: list[list[_TensorPiece]] = [[]] * dist.get_world_size()
+        dist.all_gather_object(everyone, pieces)
+        self.plan = _one_sender_each(itertools.chain.from_iterable(everyone))
 
     def tensor(self, wanted: HFTensor) -> Tensor | None:
         """A complete tensor on the host of rank 0, None on the other ranks."""
@@ -91,8 +76,9 @@ class Gatherer:
             data = self._send_to_first(wanted, rank, own)
             if complete is None or data is None:
                 continue
-            for part, piece in zip(data.split([p.length for p in own], dim=own[0].axis), own, strict=True):
-                complete.narrow(piece.axis, piece.start, piece.length).copy_(part)
+            axis, blocks = own[0].axis, [piece.block for piece in own]
+            for part, block in zip(data.split([block.length for block in blocks], dim=axis), blocks, strict=True):
+                complete.narrow(axis, block.start, block.length).copy_(part)
         return complete
 
     def _send_to_first(self, tensor: HFTensor, rank: int, pieces: list[_TensorPiece]) -> Tensor | None:
@@ -101,14 +87,15 @@ class Gatherer:
             return None
         axis = pieces[0].axis
         if self.rank == rank:
-            parts = [self.value(self.parameters[p.parameter]).narrow(p.axis, p.offset, p.length) for p in pieces]
+            values = [self.value(self.parameters[piece.parameter]) for piece in pieces]
+            parts = [x.narrow(axis, p.block.offset, p.block.length) for x, p in zip(values, pieces, strict=True)]
             data = torch.cat(parts, dim=axis).contiguous()
             if rank == 0:
                 return data.cpu()
             dist.send(data, dst=0)
             return None
         shape = list(tensor.shape)
-        shape[axis] = sum(piece.length for piece in pieces)
+        shape[axis] = sum(piece.block.length for piece in pieces)
         like = self._any_value()
         data = torch.empty(shape, dtype=like.dtype, device=like.device)
         dist.recv(data, src=rank)
@@ -127,22 +114,24 @@ def check_shape(item: ParameterMap, parameter: Tensor) -> None:
         )
 
 
-def _one_sender_each(plans: list[dict[str, list[_TensorPiece]]]) -> dict[str, list[_TensorPiece]]:
-    """For each tensor its pieces, each from the lowest rank that has it, in the order of their start."""
-    chosen: dict[str, dict[tuple[int, int], _TensorPiece]] = {}
-    for plan in plans:
-        for name, pieces in plan.items():
-            for piece in pieces:
-                chosen.setdefault(name, {}).setdefault((piece.start, piece.length), piece)
-    return {name: sorted(pieces.values(), key=lambda p: p.start) for name, pieces in chosen.items()}
+def _one_sender_each(pieces: Iterable[_TensorPiece]) -> dict[str, list[_TensorPiece]]:
+    """For each tensor its pieces, each from the first rank that has it, in the order of their start."""
+    chosen: dict[tuple[str, int, int], _TensorPiece] = {}
+    for piece in pieces:
+        chosen.setdefault((piece.block.tensor, piece.block.start, piece.block.length), piece)
+    plan: dict[str, list[_TensorPiece]] = {}
+    for (tensor, _, _), piece in sorted(chosen.items()):
+        plan.setdefault(tensor, []).append(piece)
+    return plan
 
 
 def _check_coverage(tensor: HFTensor, pieces: list[_TensorPiece]) -> None:
     end = 0
     for piece in pieces:
-        if piece.start != end:
-            raise CheckpointError(f"{tensor.name} {tensor.shape}: no rank holds {end} to {piece.start}, or two do")
-        end += piece.length
+        start = piece.block.start
+        if start != end:
+            raise CheckpointError(f"{tensor.name} {tensor.shape}: no rank holds {end} to {start}, or two do")
+        end += piece.block.length
     size = tensor.shape[pieces[0].axis] if pieces else 0
     if end != size and not tensor.padded:
         raise CheckpointError(f"{tensor.name} {tensor.shape}: the ranks hold {end} of {size}")
@@ -152,5 +141,5 @@ def _check_coverage(tensor: HFTensor, pieces: list[_TensorPiece]) -> None:
 
 def model_settings(models: Sequence[torch.nn.Module]) -> ModelConfig:
     """The ModelConfig that these chunks were built with."""
-    settings: Any = unwrap(models[0]).settings
-    return settings.model
+    model: Any = models[0]
+    return model.settings.model

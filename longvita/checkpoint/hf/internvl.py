@@ -8,7 +8,6 @@ since GELU(0) is 0.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.config_json import NATIVE_PROJECTOR_EPSILON, internvl_settings, write_json
@@ -47,34 +46,22 @@ def write_internvl_files(model: ModelConfig, folder: Path, tokenizer: Tokenizer,
     write_json(folder / "config.json", internvl_settings(model, dtype, token_id(tokenizer, IMAGE_TOKEN)))
     write_generation_config(folder, tokenizer)
     write_tokenizer(tokenizer, folder)
-    write_json(folder / "preprocessor_config.json", _pictures(model))
-    write_json(folder / "video_preprocessor_config.json", _videos(model))
-    write_json(
-        folder / "processor_config.json",
-        {"processor_class": "InternVLProcessor", "image_seq_length": model.tokens_per_tile},
-    )
-
-
-def _pixels(model: ModelConfig) -> dict[str, Any]:
-    side = model.vision.image_size
-    return {
+    side, processor = model.vision.image_size, {"processor_class": "InternVLProcessor"}
+    pixels = {
         "do_convert_rgb": True,
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
         "image_mean": list(IMAGE_MEAN),
         "image_std": list(IMAGE_STD),
-        "processor_class": "InternVLProcessor",
+        **processor,
         "resample": _BICUBIC,
         "rescale_factor": 1 / 255,
         "size": {"height": side, "width": side},
     }
-
-
-def _pictures(model: ModelConfig) -> dict[str, Any]:
     tiles = {"crop_to_patches": False, "min_patches": 1, "max_patches": 12}
-    return {**_pixels(model), **tiles, "image_processor_type": "GotOcr2ImageProcessor"}
-
-
-def _videos(model: ModelConfig) -> dict[str, Any]:
-    return {**_pixels(model), "do_sample_frames": False, "video_processor_type": "InternVLVideoProcessor"}
+    pictures = {**pixels, **tiles, "image_processor_type": "GotOcr2ImageProcessor"}
+    videos = {**pixels, "do_sample_frames": False, "video_processor_type": "InternVLVideoProcessor"}
+    write_json(folder / "preprocessor_config.json", pictures)
+    write_json(folder / "video_preprocessor_config.json", videos)
+    write_json(folder / "processor_config.json", {**processor, "image_seq_length": model.tokens_per_tile})

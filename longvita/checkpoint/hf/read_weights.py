@@ -17,7 +17,7 @@ from longvita.checkpoint.hf.gather_tensors import check_shape, model_settings, n
 from longvita.checkpoint.hf.hub import local_folder
 from longvita.checkpoint.hf.safetensors_folder import SafetensorsReader
 from longvita.checkpoint.hf.tensor_map import PARTS, HFTensor, Mapper, ParameterMap, hf_tensors, part_of_parameter
-from longvita.checkpoint.hf.tensor_names import detect_names, part_of
+from longvita.checkpoint.hf.tensor_names import detect_names, needed, part_of
 from longvita.config.schema import ModelConfig
 from longvita.parallel.groups import ParallelGroups
 from longvita.processes import raise_on_all_ranks
@@ -43,20 +43,18 @@ def read_weights(
     A collective. Raises CheckpointError on every rank when any rank finds something wrong.
     """
     place = local_folder(folder)
-    raise_on_all_ranks(lambda: _read_own_slices(models, place, groups, parts), error=CheckpointError, name_ranks=True)
 
-
-def _read_own_slices(
-    models: Sequence[torch.nn.Module], folder: Path, groups: ParallelGroups, parts: Sequence[str]
-) -> None:
-    source = SourceFolder(folder, model_settings(models), parts)
-    mapper = source.mapper(groups.tp_rank, groups.tp_size)
-    with torch.no_grad():
+    @torch.no_grad()
+    def read_own_slices() -> None:
+        source = SourceFolder(place, model_settings(models), parts)
+        mapper = source.mapper(groups.tp_rank, groups.tp_size)
         for name, parameter in named_parameters(models).items():
             if part_of_parameter(name) in source.parts:
                 item = mapper.map(name)
                 check_shape(item, parameter)
                 source.fill(item, parameter.data)
+
+    raise_on_all_ranks(read_own_slices, error=CheckpointError, name_ranks=True)
 
 
 class SourceFolder:
@@ -84,8 +82,8 @@ class SourceFolder:
     def mapper(self, tp_rank: int = 0, tp_size: int = 1) -> Mapper:
         """The Mapper of one TP rank, for the folder's vocabulary and tied embeddings."""
         rows = None
-        if "language" in self.parts and self.names.need_language().embedding in self.reader:
-            rows = self.reader.shape(self.names.need_language().embedding)[0]
+        if "language" in self.parts and needed(self.names.language).embedding in self.reader:
+            rows = self.reader.shape(needed(self.names.language).embedding)[0]
         return Mapper(self.config, self.names, tp_rank, tp_size, vocab_rows=rows, tied=self.tied)
 
     def fill(self, item: ParameterMap, target: Tensor) -> None:
@@ -112,7 +110,7 @@ class SourceFolder:
                 )
 
     def _is_tied(self) -> bool:
-        head = self.names.need_language().head
+        head = needed(self.names.language).head
         if head in self.reader:
             return False
         config = read_json(self.folder / "config.json")
@@ -140,7 +138,7 @@ class SourceFolder:
 
     def _check_biases(self) -> None:
         """Biases of InternVL's projector must be zero: ours has none."""
-        if "projector" not in self.parts or not self.names.need_projector().padded:
+        if "projector" not in self.parts or not needed(self.names.projector).padded:
             return
         for tensor in hf_tensors(self.config, self.names, self.mapper(), ("projector",)):
             if tensor.name.endswith(("linear_1.bias", "linear_2.bias")) and torch.count_nonzero(
@@ -155,7 +153,7 @@ class SourceFolder:
         """A tied model has no output layer of its own, so the folder's must be equal to its embedding."""
         if "language" not in self.parts or not self.config.language.tie_word_embeddings:
             return
-        names = self.names.need_language()
+        names = needed(self.names.language)
         if names.head not in self.reader:
             return
         for start in range(0, self.reader.shape(names.embedding)[0], _ROWS_AT_ONCE):

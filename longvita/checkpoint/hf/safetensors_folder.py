@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -100,8 +99,7 @@ class SafetensorsReader:
 
 def _open(path: Path) -> Any:
     try:
-        handle = safe_open(path, framework="pt")
-        return handle.__enter__()
+        return safe_open(path, framework="pt").__enter__()
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or cut short ({error}); download the file again") from error
 
@@ -123,12 +121,15 @@ class ShardedWriter:
 
     def __init__(self, folder: Path, tensors: Sequence[tuple[str, Shape, torch.dtype]], max_shard_size: int) -> None:
         self.folder, self.tensors = folder, {name: (shape, dtype) for name, shape, dtype in tensors}
-        self.shards = _split(tensors, max_shard_size)
-        count = len(self.shards)
-        self.names = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-        self._order = self._all()
+        shards = _split(tensors, max_shard_size)
+        count = len(shards)
+        files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        self.shards = dict(zip(files, shards, strict=True))
+        self.file_of = {name: file for file, names in self.shards.items() for name in names}
+        self._order = iter(self.file_of)
         self._file: Any = None
-        self._written: list[Path] = []
+        self._written: dict[str, Path] = {}
+        """The files that are begun, under the names they have until all are written."""
 
     def __enter__(self) -> ShardedWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -136,54 +137,51 @@ class ShardedWriter:
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Append one tensor. Raises CheckpointError unless name, shape and dtype are the next announced."""
-        shard, expected = next(self._order, (None, None))
-        if shard is None or expected is None:
+        expected = next(self._order, None)
+        if expected is None:
             raise CheckpointError(f"cannot write {name}: all tensors that were announced are written")
         shape, dtype = self.tensors[expected]
         if (name, tuple(tensor.shape), tensor.dtype) != (expected, shape, dtype):
             raise CheckpointError(
                 f"cannot write {name} {tuple(tensor.shape)} {tensor.dtype}: next is {expected} {shape} {dtype}"
             )
-        if shard == len(self._written):
-            self._start(shard)
+        file = self.file_of[expected]
+        if file not in self._written:
+            self._start(file)
         self._file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         self._close()
         if kind is not None:
-            for path in self._written:
+            for path in self._written.values():
                 path.unlink(missing_ok=True)
             return
         left = next(self._order, None)
         if left is not None:
-            raise CheckpointError(f"{left[1]} was announced and not written")
+            raise CheckpointError(f"{left} was announced and not written")
         for path in self.folder.glob("model*.safetensors*"):
-            if path not in self._written:
+            if path not in self._written.values():
                 path.unlink()  # of an earlier export: its shards would mix with these
-        for path, name in zip(self._written, self.names, strict=True):
-            os.replace(path, self.folder / name)
-        if len(self.names) > 1:
-            self._write_index()
+        for file, path in self._written.items():
+            path.replace(self.folder / file)
+        if len(self.shards) > 1:
+            total = sum(_bytes(shape, dtype) for shape, dtype in self.tensors.values())
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self.file_of.items()))}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
-    def _all(self) -> Iterator[tuple[int, str]]:
-        for number, shard in enumerate(self.shards):
-            for name in shard:
-                yield number, name
-
-    def _start(self, shard: int) -> None:
+    def _start(self, file: str) -> None:
         self._close()
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
-        for name in self.shards[shard]:
+        for name in self.shards[file]:
             shape, dtype = self.tensors[name]
             end = offset + _bytes(shape, dtype)
             header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # keeps the data aligned for memory mapping
-        path = self.folder / (self.names[shard] + ".writing")
-        self._written.append(path)
-        self._file = path.open("wb")
+        self._written[file] = self.folder / f"{file}.writing"
+        self._file = self._written[file].open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def _close(self) -> None:
@@ -192,12 +190,6 @@ class ShardedWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
-
-    def _write_index(self) -> None:
-        total = sum(_bytes(shape, dtype) for shape, dtype in self.tensors.values())
-        weight_map = {name: self.names[number] for number, shard in enumerate(self.shards) for name in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _bytes(shape: Shape, dtype: torch.dtype) -> int:

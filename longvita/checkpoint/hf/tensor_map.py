@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from longvita.checkpoint.errors import CheckpointError
-from longvita.checkpoint.hf.tensor_names import FormatNames
+from longvita.checkpoint.hf.tensor_names import FormatNames, needed
 from longvita.config.schema import ModelConfig
 
 Shape = tuple[int, ...]
@@ -164,7 +164,7 @@ class Mapper:
     # ---- parts
 
     def _vision(self, parameter: str, layer: str | None, module: str) -> ParameterMap:
-        vision, names = self.config.vision, self.names.need_vision()
+        vision, names = self.config.vision, needed(self.names.vision)
         width, ffn = vision.hidden_size, vision.ffn_hidden_size
         prefix = names.prefix + (names.layer.format(layer) if layer else "")
         owner, _, kind = module.rpartition(".")
@@ -193,7 +193,7 @@ class Mapper:
 
     def _vision_qkv(self, parameter: str, prefix: str, kind: str) -> ParameterMap:
         """Megatron's rows are q, k, v of head 0, then of head 1, ...; the published ones all q, all k, all v."""
-        vision, names = self.config.vision, self.names.need_vision()
+        vision, names = self.config.vision, needed(self.names.vision)
         width, head = vision.hidden_size, vision.hidden_size // vision.num_attention_heads
         tail: Shape = (width,) if kind == "weight" else ()
         tensors, blocks = {}, []
@@ -208,7 +208,7 @@ class Mapper:
         return ParameterMap(parameter, (3 * width, *tail), 0, tuple(blocks), tensors)
 
     def _projector(self, parameter: str, module: str) -> ParameterMap:
-        names, middle = self.names.need_projector(), self.config.projector.hidden_size
+        names, middle = needed(self.names.projector), self.config.projector.hidden_size
         wide = self.config.vision.hidden_size * self.config.projector.downsample**2
         out = self.config.language.hidden_size
         inner = out if names.padded else middle
@@ -229,7 +229,7 @@ class Mapper:
         return ParameterMap(parameter, ours, axis, (block,), {tensor.name: tensor})
 
     def _language_outside(self, parameter: str, module: str) -> ParameterMap:
-        names = self.names.need_language()
+        names = needed(self.names.language)
         if module == "decoder.final_layernorm.weight":
             return self._replicated(parameter, names.prefix + "norm.weight", (self.config.language.hidden_size,))
         vocabularies = {
@@ -247,7 +247,7 @@ class Mapper:
         return ParameterMap(parameter, (local, width), 0, blocks, {name: tensor}, mean_filled=local - present)
 
     def _language_layer(self, parameter: str, layer: str, module: str) -> ParameterMap:
-        language, names = self.config.language, self.names.need_language()
+        language, names = self.config.language, needed(self.names.language)
         prefix, width, ffn = f"{names.prefix}layers.{layer}.", language.hidden_size, language.ffn_hidden_size
         if module.startswith("self_attention.linear_qkv."):
             return self._language_qkv(parameter, prefix, module.rsplit(".", 1)[1])

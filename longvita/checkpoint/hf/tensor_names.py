@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,12 @@ class FormatNames:
     projector: ProjectorNames | None = None
     language: LanguageNames | None = None
 
-    def need_vision(self) -> VisionNames:
-        """The vision encoder's names. Raises LookupError when the format has none."""
-        return self._need(self.vision, "vision encoder")
 
-    def need_projector(self) -> ProjectorNames:
-        """The projector's names. Raises LookupError when the format has none."""
-        return self._need(self.projector, "projector")
-
-    def need_language(self) -> LanguageNames:
-        """The language model's names. Raises LookupError when the format has none."""
-        return self._need(self.language, "language model")
-
-    def _need(self, part, what: str):
-        if part is None:
-            raise LookupError(f"the {self.title} format has no {what}")
-        return part
+def needed(part: _T | None) -> _T:
+    """The names of a part. Raises LookupError when the format has none."""
+    if part is None:
+        raise LookupError("the format lacks this part of the model")
+    return part
 
 
 def _internvit(prefix: str) -> VisionNames:
