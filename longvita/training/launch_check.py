@@ -28,10 +28,11 @@ def check(config: Config, made_before: Sequence[str] = ()) -> None:
         if name in (None, *made_before):
             continue
         if not Path(name).is_dir() and not _is_hub_id(name):
-            message, fix = "is neither a folder here nor a Hub id (OWNER/NAME)", "check the path"
-            problems.append(Problem(message, f"checkpoint.{field}", name, fix=fix))
-    caches = {"data.index_cache": config.data.index_cache, "data.frame_cache": config.data.frame_cache}
-    for field, folder in {"output": config.output, **caches}.items():
+            message = "is neither a folder here nor a Hub id (OWNER/NAME)"
+            problems.append(Problem(message, f"checkpoint.{field}", name, fix="check the path"))
+    data = config.data
+    folders = {"output": config.output, "data.index_cache": data.index_cache, "data.frame_cache": data.frame_cache}
+    for field, folder in folders.items():
         if folder is not None:
             problems += _folder_problems(field, folder)
     if problems:

@@ -41,8 +41,26 @@ class Metrics:
         output.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(output) if line["step"] <= iteration]
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._board = _tensorboard(output, iteration) if config.logging.tensorboard else None
-        self._progress = _Progress(config, iteration)
+        self._board: Any = None
+        if config.logging.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(output / TENSORBOARD), purge_step=iteration + 1)
+        self._console = Console(stderr=True, soft_wrap=True)
+        self._seconds_a_step: float | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            refresh_per_second=2,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            config.name, total=config.training.train_iterations, completed=iteration, status=""
+        )
         self._reset()
 
     def _reset(self) -> None:
@@ -51,14 +69,14 @@ class Metrics:
         self._unwritten: StepFigures | None = None
 
     def __enter__(self) -> Metrics:
-        self._progress.bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._unwritten is not None:
             self._write_step(self._unwritten)
-        if not self._progress.bar.disable:  # some versions of rich print an empty line
-            self._progress.bar.stop()
+        if not self._bar.disable:  # some versions of rich print an empty line
+            self._bar.stop()
         if self._board is not None:
             self._board.close()
 
@@ -113,23 +131,35 @@ class Metrics:
             **{f"speed/{name}": rate for name, rate in speed.items()},
         }
         self._scalars(scalars)
-        self._progress.step(self.iteration, figures, speed, self._seconds / self._steps)
+        self._show_progress(figures, speed)
+
+    def _show_progress(self, figures: StepFigures, speed: dict[str, float]) -> None:
+        """Update the bar on a terminal; print one line elsewhere, where the bar is disabled."""
+        total, each, before = self.config.training.train_iterations, self._seconds / self._steps, self._seconds_a_step
+        self._seconds_a_step = each if before is None else before + _SMOOTHING * (each - before)
+        left = duration((total - self.iteration) * self._seconds_a_step)
+        status = (
+            f"loss {figures.losses.loss:.4f}  lr {figures.lr:.2e}  grad {figures.grad_norm:.3f}  "
+            f"{speed['tokens_per_second']:,.0f} tokens/s  {speed['tiles_per_second']:,.1f} tiles/s  "
+            f"MFU {100 * speed['mfu']:.1f}%  data wait {100 * speed['data_wait_fraction']:.0f}%  {left} left"
+        )
+        self._bar.update(self._task, completed=self.iteration, status=status)
+        if self._bar.disable:
+            self.say(f"step {self.iteration}/{total}  {status}")
 
     def validation(self, losses: dict[str, float | None]) -> None:
         """Write the held-out loss of each source after the newest step."""
         self._append({"step": self.iteration, "validation": losses})
         self._scalars({f"validation/{source}": loss for source, loss in losses.items() if loss is not None})
-        self._progress.say(
-            f"step {self.iteration}: held-out loss "
-            + ", ".join(
-                f"{source} {loss:.4f}" if loss is not None else f"{source}: nothing could be read"
-                for source, loss in losses.items()
-            )
-        )
+        texts = [
+            f"{source} {loss:.4f}" if loss is not None else f"{source}: nothing could be read"
+            for source, loss in losses.items()
+        ]
+        self.say(f"step {self.iteration}: held-out loss {', '.join(texts)}")
 
     def say(self, text: RenderableType) -> None:
         """Print a line or a table."""
-        self._progress.say(text)
+        self._console.print(text, highlight=False, markup=False)
 
     def _append(self, line: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
@@ -178,48 +208,6 @@ def read_metrics(output: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             logger.warning("%s: a line that is no JSON is left out (%d characters)", path, len(text))
     return lines
-
-
-def _tensorboard(output: Path, iteration: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(output / TENSORBOARD), purge_step=iteration + 1)
-
-
-class _Progress:
-    """A live bar on a terminal, one line for each report elsewhere, where the bar is disabled."""
-
-    def __init__(self, config: Config, iteration: int):
-        self._total = config.training.train_iterations
-        self._console = Console(stderr=True, soft_wrap=True)
-        self._seconds_a_step: float | None = None
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            refresh_per_second=2,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self.bar.add_task(config.name, total=self._total, completed=iteration, status="")
-
-    def say(self, text: RenderableType) -> None:
-        self._console.print(text, highlight=False, markup=False)
-
-    def step(self, iteration: int, figures: StepFigures, speed: dict[str, float], each: float) -> None:
-        before = self._seconds_a_step
-        self._seconds_a_step = each if before is None else before + _SMOOTHING * (each - before)
-        left = duration((self._total - iteration) * self._seconds_a_step)
-        status = (
-            f"loss {figures.losses.loss:.4f}  lr {figures.lr:.2e}  grad {figures.grad_norm:.3f}  "
-            f"{speed['tokens_per_second']:,.0f} tokens/s  {speed['tiles_per_second']:,.1f} tiles/s  "
-            f"MFU {100 * speed['mfu']:.1f}%  data wait {100 * speed['data_wait_fraction']:.0f}%  {left} left"
-        )
-        self.bar.update(self._task, completed=iteration, status=status)
-        if self.bar.disable:
-            self.say(f"step {iteration}/{self._total}  {status}")
 
 
 def duration(seconds: float) -> str:

@@ -99,6 +99,7 @@ def write_report(output: Path, config: Config, iteration: int, reason: str) -> N
     lines = read_metrics(output)
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "validation" in line]
+    entries = read_quarantine(output / QUARANTINE_FILE)
     report = {
         "name": config.name,
         "reason": reason,
@@ -108,30 +109,22 @@ def write_report(output: Path, config: Config, iteration: int, reason: str) -> N
         **{name: sum(line[name] for line in steps) for name in ("seconds", "tokens", "tiles")},
         "loss": _mean([line["loss"] for line in steps[-_WINDOW:]]),
         "validation": evaluations[-1]["validation"] if evaluations else {},
-        "quarantined": quarantined(output),
+        "quarantined": {
+            "samples": len(entries),
+            "reasons": count_reasons(entries),
+            "sources": dict(Counter(entry.source for entry in entries).most_common()),
+        },
     }
     write_atomically(output / REPORT, json.dumps(report, indent=1) + "\n")
     if steps:
         draw_losses(output / PICTURE, config.name, steps, evaluations)
 
 
-def quarantined(output: Path) -> dict[str, Any]:
-    """Count the quarantined samples of a run, by reason and by source."""
-    entries = read_quarantine(output / QUARANTINE_FILE)
-    return {
-        "samples": len(entries),
-        "reasons": count_reasons(entries),
-        "sources": dict(Counter(entry.source for entry in entries).most_common()),
-    }
-
-
 def draw_losses(path: Path, title: str, steps: Sequence[dict], evaluations: Sequence[dict]) -> None:
     """Draw the loss by step: every step in grey, the running mean, and the held-out losses as dots."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     numbers, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
     axes.plot(numbers, losses, color="0.8", linewidth=0.8, label="training")

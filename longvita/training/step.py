@@ -81,7 +81,12 @@ class _Counter:
 
     def __iter__(self) -> Iterator[LocalBatch]:
         for batch in self.batches:
-            self._check(batch)
+            tokens = batch.input_ids.shape[1]
+            if self.fixed_shape and tokens != self.expected_tokens:
+                raise TrainingError(
+                    f"a micro batch of {tokens} tokens after one of {self.expected_tokens}: pipeline stages exchange "
+                    "one shape; pack to equal lengths or use pipeline_parallel 1"
+                )
             lengths = batch.cu_seqlens.diff().tolist()
             # Padding is a separate document without a source.
             documents = [n for n, source in zip(lengths, batch.document_sources, strict=True) if source]
@@ -90,14 +95,6 @@ class _Counter:
             self.work.tiles += len(batch.tile_starts)
             self.padding_tokens += batch.padding_tokens
             yield batch
-
-    def _check(self, batch: LocalBatch) -> None:
-        tokens = batch.input_ids.shape[1]
-        if self.fixed_shape and tokens != self.expected_tokens:
-            raise TrainingError(
-                f"a micro batch of {tokens} tokens after one of {self.expected_tokens}: pipeline stages exchange one "
-                "shape; pack to equal lengths or use pipeline_parallel 1"
-            )
 
 
 class TimedBatches(Iterator[LocalBatch]):
@@ -258,14 +255,11 @@ def _gather_figures(
         counts[5:] = torch.stack([record["source_tokens"] for record in records]).sum(dim=0)
     dist.all_reduce(sums)
     dist.all_reduce(counts)
-    return _figures(sums.tolist(), counts.tolist(), sources)
-
-
-def _figures(sums: list[float], counts: list[int], sources: tuple[str, ...]) -> tuple[LossFigures, BatchFigures]:
-    tokens, pairs, tiles, padding, loss_tokens = counts[:5]
-    by_source = zip(sources, sums[1:], counts[5:], strict=True)
+    loss, *source_losses = sums.tolist()
+    tokens, pairs, tiles, padding, loss_tokens, *source_tokens = counts.tolist()
+    by_source = zip(sources, source_losses, source_tokens, strict=True)
     losses = LossFigures(
-        loss=sums[0] / max(loss_tokens, 1),
+        loss=loss / max(loss_tokens, 1),
         loss_tokens=loss_tokens,
         source_losses={source: total / count for source, total, count in by_source if count},
     )

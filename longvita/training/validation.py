@@ -16,24 +16,16 @@ def held_out_losses(state: TrainingState) -> dict[str, float | None]:
     None for a source of which nothing could be read. The sequences are identical each time and at every layout, so that
     losses can be compared. A collective over the whole world.
     """
-    micro_batches = validation_micro_batches(state)
-    ranks = LoaderRanks.from_groups(state.groups)
+    training, groups = state.config.training, state.groups
+    # All replicas hold training.validation_sequences sequences or more; the loader fills the rest with padding.
+    micro_batches = math.ceil(training.validation_sequences / (training.micro_batch_size * groups.dp_size))
+    if state.config.layout.virtual_pipeline > 1:
+        # The interleaved schedule needs a multiple of the number of stages.
+        micro_batches = math.ceil(micro_batches / groups.pp_size) * groups.pp_size
+    ranks = LoaderRanks.from_groups(groups)
     losses: dict[str, float | None] = {}
     for source in state.config.data.validation:
         with contextlib.closing(build_loader(state.config, ranks, 0, VALIDATION + source)) as loader:
             figures, _ = evaluate(state, loader, micro_batches, (source,))
         losses[source] = figures.loss if figures.loss_tokens else None
     return losses
-
-
-def validation_micro_batches(state: TrainingState) -> int:
-    """Micro batches of this replica, so that all replicas hold training.validation_sequences sequences or more.
-
-    The loader fills the rest with padding.
-    """
-    training, layout = state.config.training, state.config.layout
-    number = math.ceil(training.validation_sequences / (training.micro_batch_size * state.groups.dp_size))
-    if layout.virtual_pipeline > 1:
-        # The interleaved schedule needs a multiple of the number of stages.
-        number = math.ceil(number / state.groups.pp_size) * state.groups.pp_size
-    return number

@@ -6,6 +6,7 @@ KV cache.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,10 +64,8 @@ def compare(source: str, golden: Golden, config: Config, groups: ParallelGroups,
     micro_batches = state.micro_batches
     losses, _ = forward_backward(state, [batch] * micro_batches, micro_batches, ())
     gather_gradients(state)
-    if golden.loss is None:
-        checks.append(Check("loss", None, TOLERANCES["loss"], _ABSENT))
-    else:
-        checks.append(Check("loss", abs(losses.loss - golden.loss), TOLERANCES["loss"]))
+    loss = None if golden.loss is None else abs(losses.loss - golden.loss)
+    checks.append(Check("loss", loss, TOLERANCES["loss"], _ABSENT if loss is None else ""))
     checks += _gradients(models, golden, config, groups)
     checks.append(_tokens(models, golden, config, groups, platform))
     return checks
@@ -139,7 +138,8 @@ def _gradients(models: Sequence[LongVITA], golden: Golden, config: Config, group
     if not golden.gradients:
         return [Check("gradients", None, tolerance, _ABSENT)]
     mapper = Mapper(config.model, LONG_VITA, groups.tp_rank, groups.tp_size)
-    gatherer = Gatherer(models, mapper, groups, value=_gradient)
+    # DDP keeps the reduced gradient there, in fp32.
+    gatherer = Gatherer(models, mapper, groups, value=operator.attrgetter("main_grad"))
     known = {tensor.name: tensor for tensor in hf_tensors(config.model, LONG_VITA)}
     checks = []
     for name, wanted in sorted(golden.gradients.items()):
@@ -152,11 +152,6 @@ def _gradients(models: Sequence[LongVITA], golden: Golden, config: Config, group
         dist.broadcast_object_list(box)
         checks.append(Check(f"grad {name}", box[0], tolerance, "of the largest"))
     return checks
-
-
-def _gradient(parameter: torch.nn.Parameter) -> Tensor:
-    # DDP keeps the reduced gradient here, in fp32.
-    return getattr(parameter, "main_grad")  # noqa: B009
 
 
 def _tokens(
