@@ -115,10 +115,8 @@ class Captions:
                 raise SampleError(Reason.INVALID_SAMPLE, f"the folder has {len(names)} pictures and videos now")
             name = names[place.offset]
             if ending(name) in TEXTS:
-                raise SampleError(
-                    Reason.INVALID_SAMPLE,
-                    f"{name} has no picture or video of that name next to it (.{', .'.join((*PICTURES, *VIDEOS))})",
-                )
+                detail = f"has no picture or video of that name next to it (.{', .'.join((*PICTURES, *VIDEOS))})"
+                raise SampleError(Reason.INVALID_SAMPLE, f"{name} {detail}")
             record = _text_record(path, name)
         else:
             listing = _list_of(path) or ""
@@ -151,12 +149,10 @@ def _entries_of(folder: str) -> tuple[str, ...]:
     Cached since `parts`; if they change later, the index's hash of their names differs.
     """
     names = remote.files_below(folder)
-    stems = {os.path.splitext(name)[0] for name in names if ending(name) in (*PICTURES, *VIDEOS)}
-    return tuple(
-        name
-        for name in names
-        if ending(name) in (*PICTURES, *VIDEOS) or (ending(name) in TEXTS and os.path.splitext(name)[0] not in stems)
-    )
+    media = [name for name in names if ending(name) in (*PICTURES, *VIDEOS)]
+    stems = {os.path.splitext(name)[0] for name in media}
+    texts = [name for name in names if ending(name) in TEXTS and os.path.splitext(name)[0] not in stems]
+    return tuple(sorted(media + texts))
 
 
 def _text_of(folder: str, name: str) -> tuple[str, bytes] | None:

@@ -72,11 +72,9 @@ def expand_ranges(entry: str) -> list[str]:
     first, last = match.groups()
     if int(first) > int(last):
         raise DataError(f"the range {match[0]} of {entry} is empty; fix: write {{{last}..{first}}}")
-    names = (
-        f"{entry[: match.start()]}{number:0{len(first)}}{entry[match.end() :]}"
-        for number in range(int(first), int(last) + 1)
-    )
-    return [one for name in names for one in expand_ranges(name)]
+    before, after = entry[: match.start()], entry[match.end() :]
+    numbers = (f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1))
+    return [one for number in numbers for one in expand_ranges(before + number + after)]
 
 
 def _tables(path: str) -> list[str]:

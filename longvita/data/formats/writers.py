@@ -15,7 +15,6 @@ from longvita.data.errors import DataError, MediaError, Reason, SampleError
 from longvita.data.formats import read_samples
 from longvita.data.formats.record import FormatOptions
 from longvita.data.media import media_file
-from longvita.data.media.image import check_regular_file
 from longvita.data.media.media_file import FilePart, InlineMedia, MediaRef, leads_outside, resolve
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.quarantine import QuarantinedSample
@@ -184,7 +183,7 @@ def _path_of(ref: MediaRef, media_root: str) -> str | None:
 def _content(ref: MediaRef, is_video: bool, media_root: str) -> bytes:
     """Bytes of a media file. Raises MediaError."""
     source = resolve(ref, media_root)
-    check_regular_file(source, "video" if is_video else "picture")
+    media_file.check_regular_file(source, "video" if is_video else "picture")
     try:
         return media_file.read_bytes(source)
     except OSError as error:

@@ -19,7 +19,7 @@ from longvita.data.errors import SampleError
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Format, Part
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
-from longvita.data.index.columns import FileIndex, IndexBuilder
+from longvita.data.index.columns import COLUMNS, FileIndex, IndexBuilder
 from longvita.data.index.header_probe import CrashRecord, HeaderProbe
 from longvita.data.quarantine import QuarantinedSample
 from longvita.data.sample import hash_media_names
@@ -69,9 +69,7 @@ class IndexPart:
         with open(draft, "wb") as file:
             np.savez(
                 file,
-                rows=self.index.rows,
-                media=self.index.media,
-                rates=self.index.rates,
+                **{name: getattr(self.index, name) for name in COLUMNS},
                 about=np.frombuffer(json.dumps(about).encode(), np.uint8),
                 quarantined=np.frombuffer(quarantined.encode(), np.uint8),
             )
@@ -85,7 +83,7 @@ class IndexPart:
         about = json.loads(arrays["about"].tobytes())
         lines = arrays["quarantined"].tobytes().decode().split("\n")
         quarantined = tuple(QuarantinedSample.from_json(line) for line in lines if line)
-        index = FileIndex(arrays["rows"], arrays["media"], arrays["rates"], quarantined)
+        index = FileIndex(**{name: arrays[name] for name in COLUMNS}, quarantined=quarantined)
         return cls(Part(**about["part"]), about["digest"], about["lines"], index)
 
 

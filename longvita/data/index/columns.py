@@ -9,6 +9,8 @@ import bisect
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +38,7 @@ EXTENT = (1 << KIND_BITS) - 1
 MIN_MAPPED_BYTES = 64 << 10
 """A smaller file of the index is read instead: each mapped one holds a file open."""
 PICTURE, VIDEO_FILE, FRAME_FOLDER = 0, 1, 2
+COLUMNS = ("rows", "media", "rates")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,30 @@ class FileIndex:
         extent = int(row["extent"])
         rate = float(self.rates[int(row["detail"])])
         return VideoFacts(extent & EXTENT, rate, extent >> KIND_BITS == FRAME_FOLDER)
+
+
+class QuarantinedEntries(Sequence[QuarantinedSample]):
+    """Entries of a mapped file. Parsing is delayed because most readers of an index need only their number.
+
+    Raises ValueError if the file does not hold `count` entries.
+    """
+
+    def __init__(self, path: Path, count: int):
+        is_small = path.stat().st_size < MIN_MAPPED_BYTES
+        self._content = np.fromfile(path, np.uint8) if is_small else np.memmap(path, np.uint8, "r")
+        if np.count_nonzero(self._content == ord("\n")) != count:
+            raise ValueError(f"{path} does not hold {count} entries")
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place):
+        return self._entries[place]
+
+    @cached_property
+    def _entries(self) -> tuple[QuarantinedSample, ...]:
+        return tuple(QuarantinedSample.from_json(line) for line in self._content.tobytes().decode().splitlines())
 
 
 class IndexBuilder:

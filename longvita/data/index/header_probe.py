@@ -29,7 +29,9 @@ class CrashRecord:
 
     def __init__(self, path: Path):
         self._line, self._crashes = path.with_suffix(".line"), path.with_suffix(".crashes")
-        crashes = self._read_crashes()
+        crashes: dict[int, int] = {}
+        with suppress(FileNotFoundError, ValueError):
+            crashes = dict(json.loads(self._crashes.read_text()))
         with suppress(FileNotFoundError, struct.error):
             (line,) = _LINE.unpack(self._line.read_bytes())
             if line:
@@ -58,12 +60,6 @@ class CrashRecord:
     def _write(self, line: int) -> None:
         self._file.seek(0)
         self._file.write(_LINE.pack(line))
-
-    def _read_crashes(self) -> dict[int, int]:
-        try:
-            return dict(json.loads(self._crashes.read_text()))
-        except (FileNotFoundError, ValueError):
-            return {}
 
 
 def count_crashes(folder: Path) -> int:

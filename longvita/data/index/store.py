@@ -29,16 +29,21 @@ import numpy as np
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
 from longvita.data.index.build import PART_BYTES, UNREADABLE, IndexPart, IndexSettings
-from longvita.data.index.columns import MIN_MAPPED_BYTES, FileIndex, join_parts, slice_index
+from longvita.data.index.columns import (
+    COLUMNS,
+    MIN_MAPPED_BYTES,
+    FileIndex,
+    QuarantinedEntries,
+    join_parts,
+    slice_index,
+)
 from longvita.data.index.process_pool import IndexProcessPool
-from longvita.data.index.quarantined_entries import QuarantinedEntries, write_quarantined
 from longvita.data.storage import remote
 from longvita.process_limits import open_more_files
 
 VERSION = 4
 """Increased when the contents of the files change."""
 META = "meta.json"
-COLUMNS = ("rows", "media", "rates")
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +56,11 @@ class IndexProgress:
     """Size of the parts that are done, in bytes or in the unit of the format's parts."""
     total: int
     """Size of all of them."""
-    samples: int
-    """Usable samples of the parts that are done."""
     quarantined: int
-    """Quarantined samples of these."""
+    """Quarantined samples of the parts that are done."""
 
 
 OnProgress = Callable[[IndexProgress], None]
-
-
-def _ignore(_: IndexProgress) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class IndexJob:
         return self.cache / f"{Path(place).stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-def load_index(path: str | Path, job: IndexJob, progress: OnProgress = _ignore) -> FileIndex:
+def load_index(path: str | Path, job: IndexJob, progress: OnProgress = lambda _: None) -> FileIndex:
     """Load the index of a data file from the cache folder, or build it there.
 
     Of a file that changed since, only the parts whose bytes differ are indexed again: of a grown file, its end. Several
@@ -100,14 +99,14 @@ def load_index(path: str | Path, job: IndexJob, progress: OnProgress = _ignore) 
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder) as drafts:
             if _meta(folder).get("state") != state:
-                _update(path, job, folder, state, _saved_parts(folder), drafts, progress)
+                _update(path, job, state, _saved_parts(folder), drafts, progress)
     try:
         return open_edition(folder)
     except UNREADABLE as error:
         logger.warning("the index of %s is damaged (%s: %s) and is rebuilt", path, type(error).__name__, error)
         forget_index(path, job)
         with _locked(folder) as drafts:
-            _update(path, job, folder, state, [], drafts, progress)
+            _update(path, job, state, [], drafts, progress)
         return open_edition(folder)
 
 
@@ -121,7 +120,7 @@ def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
         kept = [saved for saved in _saved_parts(folder) if saved.part not in stale]
         # Parts of an interrupted pass may be from before the media were fixed.
         shutil.rmtree(drafts, ignore_errors=True)
-        _update(path, job, folder, remote.state(path), kept, drafts)
+        _update(path, job, remote.state(path), kept, drafts, lambda _: None)
 
 
 def forget_index(path: str | Path, job: IndexJob) -> None:
@@ -151,18 +150,13 @@ def size_of(path: str | Path) -> int:
 
 
 def _update(
-    path: str,
-    job: IndexJob,
-    folder: Path,
-    state: list[Any],
-    saved: Sequence[IndexPart],
-    drafts: Path,
-    progress: OnProgress = _ignore,
+    path: str, job: IndexJob, state: list[Any], saved: Sequence[IndexPart], drafts: Path, progress: OnProgress
 ) -> None:
     """Write a new edition: the `saved` parts whose bytes are unchanged, and the others indexed again.
 
     The latter are in the folder `drafts` until all are done.
     """
+    folder = drafts.parent
     start, meta, format = time.monotonic(), _meta(folder), job.settings.make_format()
     old = {one.part: one for one in saved}
     parts = format.parts(path, job.part_bytes)
@@ -180,7 +174,6 @@ def _update(
             IndexProgress(
                 done=sum(one.part.end - one.part.start for one in new),
                 total=total,
-                samples=sum(len(one.index) for one in new),
                 quarantined=sum(len(one.index.quarantined) for one in new),
             )
         )
@@ -192,19 +185,15 @@ def _update(
 
 def _saved_parts(folder: Path) -> list[IndexPart]:
     """The parts of the newest edition; none if there is no readable one."""
-    meta = _meta(folder)
-    if not meta:
-        return []
     try:
         index = open_edition(folder)
     except UNREADABLE:
         return []
-    parts, row, line = [], 0, 1
-    for about in meta["parts"]:
-        rows, lines = range(row, row + about["rows"]), range(line, line + about["lines"])
-        part = Part(about["start"], about["end"])
+    parts, row = [], 0
+    for about, (part, lines) in zip(_meta(folder)["parts"], _lines_of_parts(folder)):
+        rows = range(row, row + about["rows"])
         parts.append(IndexPart(part, about["digest"], about["lines"], slice_index(index, rows, lines)))
-        row, line = rows.stop, lines.stop
+        row = rows.stop
     return parts
 
 
@@ -214,8 +203,8 @@ def write_edition(folder: Path, parts: Sequence[IndexPart], state: list[Any], ed
     index = join_parts([(part.index, before) for part, before in zip(parts, lines_before)])
     for name in COLUMNS:
         _write_atomically(folder / f"{name}-{edition}.npy", functools.partial(np.save, arr=getattr(index, name)))
-    write_entries = functools.partial(write_quarantined, entries=index.quarantined)
-    _write_atomically(folder / f"quarantined-{edition}.jsonl", write_entries)
+    entries = [f"{entry.to_json()}\n".encode() for entry in index.quarantined]
+    _write_atomically(folder / f"quarantined-{edition}.jsonl", lambda file: file.writelines(entries))
     about = [
         {"start": p.part.start, "end": p.part.end, "digest": p.digest, "lines": p.lines, "rows": len(p.index)}
         for p in parts

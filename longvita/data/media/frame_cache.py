@@ -80,8 +80,12 @@ class FrameCache:
     def _reserve(self, size: int) -> bool:
         """Count `size` bytes as used, after eviction of the least recently used entries if they do not fit."""
         with self._locked() as file:
-            used = _number(file)
-            if used is None or used + size > self.max_bytes:
+            file.seek(0)
+            try:
+                used = int(file.read())
+            except ValueError:  # Damaged, which includes invalid UTF-8.
+                used = self.max_bytes
+            if used + size > self.max_bytes:
                 used = self._evict(size)
             if used + size > self.max_bytes:
                 return False
@@ -159,14 +163,6 @@ def _write_atomically(entry: Path, *parts: bytes | memoryview) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-
-
-def _number(file: TextIO) -> int | None:
-    try:
-        file.seek(0)
-        return int(file.read())
-    except ValueError:  # Damaged, which includes invalid UTF-8.
-        return None
 
 
 @functools.cache

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from longvita.data.errors import DataError, MediaError, Reason, one_line
-from longvita.data.media.media_file import MediaFile, file_of, opened
+from longvita.data.errors import MediaError, Reason, one_line
+from longvita.data.media.media_file import MediaFile, opened, reader_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +32,6 @@ MAX_PIXELS = 178_956_970
 PICTURE_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Pillow's names of the formats that are read (MPO is read as JPEG). Pillow detects the format by a file's content: it
 would make Ghostscript run the program in a PostScript file."""
-BROKEN = {"picture": Reason.BROKEN_PICTURE, "video": Reason.BROKEN_VIDEO}
 HEADER_EXIF_FORMATS = ("JPEG", "MPO", "TIFF", "WEBP")
 """Formats with the orientation in the header; other formats have it only if the header has an EXIF block."""
 
@@ -211,20 +209,6 @@ def _opened(path: MediaFile) -> Iterator[Image.Image]:
         yield picture
 
 
-@contextlib.contextmanager
-def reader_errors(path: MediaFile, noun: str) -> Iterator[None]:
-    """Check that a picture or video (`noun`) is a regular file, and name it in the errors of the block."""
-    check_regular_file(path, noun)
-    try:
-        yield
-    except MediaError as error:
-        raise MediaError(error.reason, f"{noun} {path}: {error.detail}") from error
-    except DataError:  # A package for the store is missing, which is no error of the file.
-        raise
-    except Exception as error:  # A damaged file may fail in any part of Pillow, FFmpeg or PyAV.
-        raise MediaError(BROKEN[noun], f"{noun} {path} cannot be opened: {one_line(error)}") from error
-
-
 def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> None:
     """Raise MediaError if an upright picture has another size (width, height) than when it was indexed."""
     if size != indexed:
@@ -235,17 +219,6 @@ def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> No
         )
 
 
-def check_regular_file(source: MediaFile, noun: str) -> None:
-    """Raise MediaError if a path does not exist, or is no regular file and might block its reader."""
-    path = file_of(source)
-    if path is None:
-        return
-    if not os.path.exists(path):
-        raise MediaError(Reason.MISSING_FILE, f"{noun} {path} does not exist")
-    if not os.path.isfile(path):
-        raise MediaError(BROKEN[noun], f"{noun} {path} is no regular file")
-
-
 def probe_picture(path: MediaFile) -> tuple[int, int]:
     """Width and height in pixels of the upright picture, from its header alone. Raises MediaError as `open_picture`."""
     with _opened(path) as picture:
@@ -254,8 +227,7 @@ def probe_picture(path: MediaFile) -> tuple[int, int]:
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
     """Width and height of a PIL picture after it is turned upright; nothing is decoded."""
-    quarter_turned = _orientation(picture) >= 5
-    return (picture.height, picture.width) if quarter_turned else picture.size
+    return picture.size[::-1] if _orientation(picture) >= 5 else picture.size
 
 
 def to_upright_rgb(picture: Image.Image) -> Image.Image:

@@ -92,10 +92,8 @@ def probe_media(pictures: Sequence[PictureSource], videos: Sequence[MediaFile], 
     facts = MediaFacts(tuple(PictureFacts(*size) for size in sizes), tuple(map(probe_video, videos)))
     for path, video in zip(videos, facts.videos):
         if count_frames(video, max_fps, 1) == 0:
-            raise MediaError(
-                Reason.BROKEN_VIDEO,
-                f"video {path} has no frame to sample at {max_fps}/s: it has {video.num_frames} at {video.fps}/s",
-            )
+            detail = f"has no frame to sample at {max_fps}/s: it has {video.num_frames} at {video.fps}/s"
+            raise MediaError(Reason.BROKEN_VIDEO, f"video {path} {detail}")
     return facts
 
 

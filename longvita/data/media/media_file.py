@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from longvita.data.errors import MediaError, Reason
+from longvita.data.errors import DataError, MediaError, Reason, one_line
 from longvita.data.storage import remote
 
+BROKEN = {"picture": Reason.BROKEN_PICTURE, "video": Reason.BROKEN_VIDEO}
 MAX_READ_BYTES = 1 << 20
 """Largest request to a store, bytes: a picture in one request, a video as its decoder reads it."""
 
@@ -118,11 +119,6 @@ def as_media_file(source: MediaFile) -> Path | FilePart | InlineMedia:
     return source if isinstance(source, FilePart | InlineMedia) else Path(source)
 
 
-def file_of(source: MediaFile) -> str | None:
-    """The local file of a source; None if there is none."""
-    return None if isinstance(source, InlineMedia) or remote.is_remote(_path_of(source)) else _path_of(source)
-
-
 def is_folder(source: MediaFile) -> bool:
     """Whether a source is a folder of frames."""
     if isinstance(source, InlineMedia) or (isinstance(source, FilePart) and source.size is not None):
@@ -140,6 +136,31 @@ def files_in(folder: MediaFile) -> list[tuple[str, MediaFile]]:
         names = [name for name in remote.files_below(folder.path) if "/" not in name]
         return [(name, FilePart(remote.join(folder.path, name))) for name in names]
     return [(path.name, path) for path in Path(str(folder)).iterdir()]
+
+
+def check_regular_file(source: MediaFile, noun: str) -> None:
+    """Raise MediaError if a path does not exist, or is no regular file and might block its reader."""
+    if isinstance(source, InlineMedia) or remote.is_remote(_path_of(source)):
+        return
+    path = _path_of(source)
+    if not os.path.exists(path):
+        raise MediaError(Reason.MISSING_FILE, f"{noun} {path} does not exist")
+    if not os.path.isfile(path):
+        raise MediaError(BROKEN[noun], f"{noun} {path} is no regular file")
+
+
+@contextmanager
+def reader_errors(path: MediaFile, noun: str) -> Iterator[None]:
+    """Check that a picture or video (`noun`) is a regular file, and name it in the errors of the block."""
+    check_regular_file(path, noun)
+    try:
+        yield
+    except MediaError as error:
+        raise MediaError(error.reason, f"{noun} {path}: {error.detail}") from error
+    except DataError:  # A package for the store is missing, which is no error of the file.
+        raise
+    except Exception as error:  # A damaged file may fail in any part of Pillow, FFmpeg or PyAV.
+        raise MediaError(BROKEN[noun], f"{noun} {path} cannot be opened: {one_line(error)}") from error
 
 
 @contextmanager

@@ -62,6 +62,7 @@ class _Sweeper:
     def _find(self, frames: Iterator[Any], stamp: int) -> Any:
         deadline = time.monotonic() + self.stall_seconds
         for frame in frames:
+            self.heartbeat()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no frame within {self.stall_seconds} s")
             if frame.pts is None or frame.pts < stamp:
@@ -77,15 +78,11 @@ class _Sweeper:
         for packet in self._packets(sweep):
             if self.skips:
                 self.decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-            for frame in packet.decode():
-                self.heartbeat()
-                yield frame
+            yield from packet.decode()
             left.discard(packet.pts)
             if not left:
                 break
-        for frame in self.decoder.decode(None):
-            self.heartbeat()
-            yield frame
+        yield from self.decoder.decode(None)
 
     def _packets(self, sweep: Sweep) -> Iterator[Any]:
         start = int(self.table.stamps[sweep.start])

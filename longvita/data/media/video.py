@@ -6,9 +6,9 @@ missing frame, and a frame that decord cannot read either is a MediaError. No fr
 
 from __future__ import annotations
 
+import bisect
 import collections
 import itertools
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from longvita.data.errors import DataError, MediaError, Reason, one_line
-from longvita.data.media.image import MAX_PIXELS, open_picture, reader_errors
-from longvita.data.media.media_file import Heartbeat, MediaFile, as_media_file, files_in, is_folder, opened
+from longvita.data.media import media_file
+from longvita.data.media.image import MAX_PIXELS, open_picture
+from longvita.data.media.media_file import Heartbeat, MediaFile, as_media_file, opened, reader_errors
 from longvita.data.media.packets import open_container, video_stream
 from longvita.data.media.pyav_reader import read_with_pyav
 from longvita.data.storage.retries import store_failure
@@ -72,14 +73,7 @@ def count_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> int:
     if facts.is_folder:
         return int(min(facts.num_frames * max_fps, max_num_frames))
     step = _frame_step(facts.num_frames, facts.fps, max_fps, max_num_frames)
-    if step <= 0:
-        return 0
-    count = min(max_num_frames, math.ceil(facts.num_frames / step))
-    while count > 0 and (count - 1) * step >= facts.num_frames:
-        count -= 1
-    while count < max_num_frames and count * step < facts.num_frames:
-        count += 1
-    return count
+    return bisect.bisect_left(range(max_num_frames), float(facts.num_frames), key=lambda slot: slot * step)
 
 
 def max_frames_that_fit(videos: Sequence[VideoFacts], max_fps: float, max_num_frames: int, room: int) -> int | None:
@@ -91,13 +85,7 @@ def max_frames_that_fit(videos: Sequence[VideoFacts], max_fps: float, max_num_fr
     def total(limit: int) -> int:
         return sum(count_frames(facts, max_fps, limit) for facts in videos)
 
-    if total(1) > room:
-        return None
-    low, high = 1, max_num_frames
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if total(middle) <= room else (low, middle - 1)
-    return low
+    return bisect.bisect_right(range(1, max_num_frames + 1), room, key=total) or None
 
 
 def _frame_step(num_frames: int, fps: float, max_fps: float, max_num_frames: int) -> float:
@@ -106,7 +94,7 @@ def _frame_step(num_frames: int, fps: float, max_fps: float, max_num_frames: int
 
 def list_frames(folder: MediaFile) -> list[MediaFile]:
     """Frame pictures of a folder in natural order (frame2 before frame10)."""
-    frames = [entry for entry in files_in(folder) if os.path.splitext(entry[0])[1].lower() in FRAME_SUFFIXES]
+    frames = [entry for entry in media_file.files_in(folder) if os.path.splitext(entry[0])[1].lower() in FRAME_SUFFIXES]
     return [source for _, source in sorted(frames, key=lambda entry: _natural_key(entry[0]))]
 
 
@@ -121,7 +109,7 @@ def probe_video(path: MediaFile) -> VideoFacts:
     Raises MediaError: missing_file if `path` does not exist, broken_video if it is no video that can be opened.
     """
     path = as_media_file(path)
-    if is_folder(path):
+    if media_file.is_folder(path):
         return _probe_folder(path)
     with reader_errors(path, "video"), open_container(path, STALL_SECONDS) as container:
         stream = video_stream(container)
@@ -158,14 +146,13 @@ def read_frames(
     file and frame, if a frame cannot be decoded or takes longer than `stall_seconds`.
     """
     path = as_media_file(path)
-    if is_folder(path):
+    if media_file.is_folder(path):
         files = list_frames(path)
         for index in indices:
             heartbeat()
             if index >= len(files):
-                raise MediaError(
-                    Reason.BROKEN_VIDEO, f"video {path} has {len(files)} frames, frame {index} is requested"
-                )
+                detail = f"video {path} has {len(files)} frames, frame {index} is requested"
+                raise MediaError(Reason.BROKEN_VIDEO, detail)
             yield open_picture(files[index])
         return
     if not indices:
@@ -192,10 +179,8 @@ def read_frames(
             done += 1
     except Exception as error:  # decord raises DECORDError, RuntimeError, IndexError and more.
         missing = f"frame {indices[done]}" if done < len(indices) else "its end"
-        raise MediaError(
-            Reason.BROKEN_VIDEO,
-            f"video {path}: {missing} cannot be decoded (PyAV: {pyav_error}; decord: {one_line(error)})",
-        ) from error
+        detail = f"{missing} cannot be decoded (PyAV: {pyav_error}; decord: {one_line(error)})"
+        raise MediaError(Reason.BROKEN_VIDEO, f"video {path}: {detail}") from error
 
 
 def _read_with_decord(path: MediaFile, indices: Sequence[int], heartbeat: Heartbeat) -> Iterator[Image.Image]:

@@ -181,7 +181,7 @@ def test_the_bar_counts_bytes_and_what_is_set_aside(folder, monkeypatch):
     monkeypatch.setattr(data_progress.Progress, "update", lambda self, task, **fields: bar.update(task, **fields))
 
     def open_file(config, source, dataset, path, processes, show):
-        show(IndexProgress(done=1, total=2, samples=5, quarantined=3))
+        show(IndexProgress(done=1, total=2, quarantined=3))
         return SimpleNamespace(index=SimpleNamespace(quarantined=[0] * 4))
 
     monkeypatch.setattr(data_progress, "open_file", open_file)
