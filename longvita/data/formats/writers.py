@@ -24,7 +24,6 @@ from longvita.data.storage import remote
 SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 """First bytes of picture files and their suffixes."""
 NUMBER_DIGITS = 9
-SHARD_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class WebDatasetWriter:
         if self._archive is not None and self._archive.offset >= self._shard_bytes:
             self.close()
         if self._archive is None:
-            path = self._folder / f"{self._name}-{self._shards:0{SHARD_DIGITS}}.tar"
+            path = self._folder / f"{self._name}-{self._shards:06}.tar"
             self._archive = tarfile.open(path, "w")  # noqa: SIM115 - closed by `close`
             self._shards += 1
         return self._archive

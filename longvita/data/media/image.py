@@ -198,11 +198,7 @@ def picture_formats() -> tuple[str, ...]:
 @contextlib.contextmanager
 def _opened(path: MediaFile) -> Iterator[Image.Image]:
     """Open a picture file of a permitted size; errors name it."""
-    with (
-        reader_errors(path, "picture"),
-        opened(path) as file,
-        Image.open(file, formats=picture_formats()) as picture,
-    ):
+    with reader_errors(path, "picture"), opened(path) as file, Image.open(file, formats=picture_formats()) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             size = f"{picture.width} x {picture.height} pixels"
             raise MediaError(Reason.BROKEN_PICTURE, f"{size} are more than the {MAX_PIXELS} that are opened")
