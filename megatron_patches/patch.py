@@ -7,10 +7,12 @@ anything else raises `PatchError` instead of changing code that nobody has revie
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -42,29 +44,12 @@ class Patch:
     signature: str
 
 
-@dataclass(frozen=True)
-class AppliedPatch:
-    """An applied patch, with the original to restore."""
-
-    patch: Patch
-    owner: Any
-    attribute: str
-    original: Any
-    inherited: bool
-
-    def revert(self) -> None:
-        """Restore the original."""
-        if self.inherited:
-            delattr(self.owner, self.attribute)
-        else:
-            setattr(self.owner, self.attribute, self.original)
-
-
 # Patches change the whole process, so the applied ones are recorded per process.
-_applied: dict[str, AppliedPatch] = {}
+_applied: dict[str, tuple[Patch, Callable[[], None]]] = {}
+"""By target: the patch, and the function that restores the original."""
 
 
-def apply(patches: Iterable[Patch]) -> list[AppliedPatch]:
+def apply(patches: Iterable[Patch]) -> list[Patch]:
     """Apply all of `patches` or none, and return them. Patches that are applied already stay unchanged.
 
     Raises PatchError if two patches share a target, an installed version is not the one a patch was written for, or
@@ -72,31 +57,29 @@ def apply(patches: Iterable[Patch]) -> list[AppliedPatch]:
     """
     wanted = list(patches)
     check_unique(wanted)
-    done: list[AppliedPatch] = []
-    try:
+    with contextlib.ExitStack() as undo:
         for patch in wanted:
-            if patch.target in _applied:
-                _check_same(patch)
-                continue
-            done.append(_apply_one(patch))
-    except BaseException:
-        for applied in reversed(done):
-            _revert_one(applied)
-        raise
-    return [_applied[patch.target] for patch in wanted]
+            present = _applied[patch.target][0] if patch.target in _applied else None
+            if present is None:
+                _apply_one(patch)
+                undo.callback(revert, [patch])
+            elif present is not patch:
+                raise PatchError(f"{patch.target} is patched already: '{present.why}'; fix: revert that first")
+        undo.pop_all()
+    return wanted
 
 
 def revert(patches: Iterable[Patch] | None = None) -> None:
     """Restore the originals of `patches`, or of all, in reverse order. Patches that are not applied are ignored."""
     targets = set(_applied) if patches is None else {patch.target for patch in patches}
-    for applied in reversed(list(_applied.values())):
-        if applied.patch.target in targets:
-            _revert_one(applied)
+    for target in reversed([target for target in _applied if target in targets]):
+        _, restore = _applied.pop(target)
+        restore()
 
 
-def report() -> list[AppliedPatch]:
+def report() -> list[Patch]:
     """The applied patches, in the order of their application."""
-    return list(_applied.values())
+    return [patch for patch, _ in _applied.values()]
 
 
 def check_unique(patches: Iterable[Patch]) -> None:
@@ -168,21 +151,10 @@ def _resolve(patch: Patch) -> tuple[Any, str, Any, bool]:
     return owner, attribute, original, attribute not in vars(owner)
 
 
-def _check_same(patch: Patch) -> None:
-    if _applied[patch.target].patch is not patch:
-        raise PatchError(
-            f"{patch.target} is patched already: '{_applied[patch.target].patch.why}'; fix: revert that first"
-        )
-
-
-def _apply_one(patch: Patch) -> AppliedPatch:
+def _apply_one(patch: Patch) -> None:
     check_fits(patch)
     owner, attribute, original, inherited = _resolve(patch)
+    undo = functools.partial(delattr, owner, attribute)
+    restore = undo if inherited else functools.partial(setattr, owner, attribute, original)
     setattr(owner, attribute, patch.replacement)
-    _applied[patch.target] = AppliedPatch(patch, owner, attribute, original, inherited)
-    return _applied[patch.target]
-
-
-def _revert_one(applied: AppliedPatch) -> None:
-    applied.revert()
-    del _applied[applied.patch.target]
+    _applied[patch.target] = patch, restore

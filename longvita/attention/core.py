@@ -59,6 +59,11 @@ class CoreAttention(MegatronModule):
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
 
+    def attend_whole(self, q: Tensor, k: Tensor, v: Tensor, params: PackedSeqParams, scale: float) -> Tensor:
+        """Attend causally inside whole documents, with the tensors of `attend_documents`."""
+        bounds = params.cu_seqlens_q if params.cu_seqlens_q_padded is None else params.cu_seqlens_q_padded
+        return self.attend_documents(q, k, v, checked(bounds.tolist(), len(q)), scale)
+
     def attend_documents(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> Tensor:
         """Attend causally inside each document: q [t, heads, d], k and v [t, groups, d] to [t, heads, d].
 
@@ -99,9 +104,7 @@ class CoreAttention(MegatronModule):
             return out.reshape(out.shape[0], out.shape[1], -1)
         rows = attend_split_or_cached(packed_seq_params, self.layer_number, query, key, value, scale, self.kernel)
         if rows is None:
-            bounds = packed_seq_params.cu_seqlens_q_padded
-            bounds = packed_seq_params.cu_seqlens_q if bounds is None else bounds
-            rows = self.attend_documents(query, key, value, checked(bounds.tolist(), len(query)), scale)
+            rows = self.attend_whole(query, key, value, packed_seq_params, scale)
         return rows.reshape(rows.shape[0], 1, -1)
 
 

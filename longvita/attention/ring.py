@@ -17,6 +17,7 @@ mask is computed between ranks, a document on one rank sends nothing, and no row
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,15 +75,14 @@ class RingPlan:
 def plan_ring(layout: SequenceLayout, rank: int) -> RingPlan:
     """Return the plan of a CP rank."""
     size = layout.cp_size
-    own = _by_document(layout, rank)
-    bounds = [0]
-    for pieces in own.values():
-        bounds.append(bounds[-1] + sum(piece.length for piece in pieces))
+    own = _by_document(layout.of_rank(rank))
+    lengths = (sum(piece.length for piece in pieces) for pieces in own.values())
+    bounds = itertools.accumulate(lengths, initial=0)
     steps = []
     for shift in range(1, size):
         source, destination = (rank - shift) % size, (rank + shift) % size
-        send = _needed(own, _by_document(layout, destination))
-        theirs = _by_document(layout, source)
+        send = _needed(own, _by_document(layout.of_rank(destination)))
+        theirs = _by_document(layout.of_rank(source))
         arriving = _needed(theirs, own)
         steps.append(
             RingStep(
@@ -96,8 +96,9 @@ def plan_ring(layout: SequenceLayout, rank: int) -> RingPlan:
     return RingPlan(tuple(bounds), tuple(steps))
 
 
-def _by_document(layout: SequenceLayout, rank: int) -> dict[int, list[DocumentPiece]]:
-    return _grouped(layout.of_rank(rank))
+def _by_document(pieces: list[DocumentPiece]) -> dict[int, list[DocumentPiece]]:
+    """Group pieces, in the order of documents."""
+    return {document: list(group) for document, group in itertools.groupby(pieces, lambda piece: piece.document)}
 
 
 def _needed(held: dict[int, list[DocumentPiece]], wanting: dict[int, list[DocumentPiece]]) -> list[DocumentPiece]:
@@ -116,7 +117,7 @@ def _blocks(
     """Pair each query piece with the received pieces before it in its document, in as few blocks as possible."""
     blocks: list[AttentionBlock] = []
     first = 0
-    for document, keys in _grouped(arriving).items():
+    for document, keys in _by_document(arriving).items():
         previous: AttentionBlock | None = None
         for piece in own[document]:
             seen = sum(key.length for key in keys if key.start < piece.start)
@@ -131,13 +132,6 @@ def _blocks(
             blocks.append(previous)
         first += sum(key.length for key in keys)
     return tuple(blocks)
-
-
-def _grouped(pieces: list[DocumentPiece]) -> dict[int, list[DocumentPiece]]:
-    groups: dict[int, list[DocumentPiece]] = {}
-    for piece in pieces:
-        groups.setdefault(piece.document, []).append(piece)
-    return groups
 
 
 def _joined(rows: list[Rows]) -> tuple[Rows, ...]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from longvita.platforms.base import Platform
-    from megatron_patches.patch import AppliedPatch
+    from megatron_patches.patch import Patch
 
 
 def doctor(
@@ -58,7 +58,7 @@ def print_report(platform: str, everything: bool, console: Console) -> int:
     return EXIT_COMPLETE if found_all else EXIT_INCOMPLETE
 
 
-def _activate(platform: Platform) -> tuple[list[AppliedPatch], str]:
+def _activate(platform: Platform) -> tuple[list[Patch], str]:
     """The applied patches, and the reason if they cannot be applied."""
     from longvita.platforms.base import PlatformError
     from megatron_patches.patch import PatchError

@@ -73,21 +73,6 @@ class Engine:
             raise ValueError("the engine was built without a tokenizer and takes tokens only")
         return self._encoder
 
-    def generate(
-        self,
-        messages: Sequence[Any],
-        images: Sequence[PromptPicture] = (),
-        videos: Sequence[str | os.PathLike] = (),
-        sampling: Sampling | None = None,
-    ) -> Iterator[str]:
-        """Yield the answer to a conversation in pieces of text, as its tokens arrive.
-
-        images: paths or pictures, one for each `<image>` in the messages; videos: paths, one for each `<video>`.
-        sampling: the config's when None. Raises what `encode` raises before any computation, and TileError when a tile
-        cannot be decoded. Every rank must consume all pieces, or stop after the same one.
-        """
-        yield from self.answer(self.encode(messages, images, videos), sampling)
-
     def answer(
         self,
         prompt: Prompt,
@@ -95,9 +80,10 @@ class Engine:
         progress: Callable[[int], None] | None = None,
         observer: FrameAttention | None = None,
     ) -> Iterator[str]:
-        """Yield the answer to an encoded prompt; arguments as for `generate` and `stream`.
+        """Yield the answer to an encoded prompt in pieces of text, as its tokens arrive; arguments as for `stream`.
 
-        The answer ends before `<|im_end|>` or `<|endoftext|>`.
+        The answer ends before `<|im_end|>` or `<|endoftext|>`. sampling: the config's when None. Raises TileError when
+        a tile cannot be decoded. Every rank must consume all pieces, or stop after the same one.
         """
         tokenizer = self.tokenizer
         if tokenizer is None:
@@ -141,10 +127,8 @@ class Engine:
         limit = min(sampling.max_new_tokens, room_for(len(prompt), self.config))
         current = self._start(prompt, limit)
         try:
-            cache, chunk_size = current.cache, self.config.inference.prefill_chunk_size
-            tokens_per_tile = self.config.model.tokens_per_tile
-            logits = prefill(self.stage, cache, prompt, tokens_per_tile, chunk_size, progress, observer)
-            for token in decode(self.stage, cache, logits, Sampler(sampling), limit, stop_ids):
+            logits = prefill(self.stage, current.cache, prompt, self.config, progress, observer)
+            for token in decode(self.stage, current.cache, logits, Sampler(sampling), limit, stop_ids):
                 current.tokens.append(token)
                 yield token
         finally:

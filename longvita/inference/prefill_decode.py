@@ -34,8 +34,7 @@ def prefill(
     stage: PipelineStage,
     cache: KVCache,
     prompt: Prompt,
-    tokens_per_tile: int,
-    chunk_size: int,
+    config: Config,
     progress: Callable[[int], None] | None = None,
     observer: AttentionObserver | None = None,
 ) -> Tensor | None:
@@ -51,6 +50,7 @@ def prefill(
     if cache.length >= len(prompt):
         raise ValueError(f"the cache holds {cache.length} tokens, but the prompt has only {len(prompt)}")
     end = len(prompt) - (observer is not None)
+    tokens_per_tile, chunk_size = config.model.tokens_per_tile, config.inference.prefill_chunk_size
     chunks = plan_chunks(cache.length, end, prompt.tile_starts, tokens_per_tile, chunk_size)
     if observer is not None:
         chunks.append((end, len(prompt)))
@@ -130,10 +130,9 @@ class PipelineStage:
     """
 
     def __init__(self, model: LongVITA, config: Config, groups: ParallelGroups, platform: Platform):
-        self.model, self.groups, self.device = model.eval(), groups, platform.device
-        self.hidden_size = config.model.language.hidden_size
-        self.image_size = config.model.vision.image_size
-        self.sequence_parallel = config.layout.sequence_parallel
+        self.model, self.config, self.groups, self.device = model.eval(), config, groups, platform.device
+        self.row_ranks = groups.tp_size if config.layout.sequence_parallel else 1
+        """TP ranks that divide a chunk's rows."""
         self._sending: list[tuple[Any, Tensor]] = []
 
     @torch.inference_mode()
@@ -163,8 +162,7 @@ class PipelineStage:
         count, cp_size = len(chunk.input_ids), self.groups.cp_size
         # With fewer tokens than pieces to cut them into, splitting saves nothing; then only results need to travel.
         split = cp_size > 1 and (count >= 2 * cp_size or len(chunk.tile_starts) > 0)
-        tp_size = self.groups.tp_size if self.sequence_parallel else 1
-        padding = 0 if split else -count % tp_size
+        padding = 0 if split else -count % self.row_ranks
         tile_starts = torch.tensor(list(chunk.tile_starts), dtype=torch.int64)
         owners = assign_tiles(len(tile_starts), self.groups.vision_size) if len(tile_starts) else tile_starts
         return GenerationBatch(
@@ -173,7 +171,7 @@ class PipelineStage:
             tile_starts=tile_starts.to(self.device),
             tile_owners=owners.to(self.device),
             tiles=tiles.to(self.device),
-            seq_params=self._split_params(count, cache, tp_size) if split else self._params(count + padding, cache),
+            seq_params=self._split_params(count, cache) if split else self._params(count + padding, cache),
         )
 
     def _params(self, rows: int, cache: KVCache) -> CachedSeqParams:
@@ -183,9 +181,9 @@ class PipelineStage:
             return CachedSeqParams(**fields, kv_cache=cache)
         return ReplicatedSeqParams(**fields, kv_cache=cache, group=self.groups.cp)
 
-    def _split_params(self, count: int, cache: KVCache, tp_size: int) -> SplitChunkSeqParams:
+    def _split_params(self, count: int, cache: KVCache) -> SplitChunkSeqParams:
         """Return the attention parameters of a chunk that is split over the CP ranks."""
-        layout, _ = compact_layouts((count,), self.groups.cp_size, 1, tp_size)
+        layout, _ = compact_layouts((count,), self.groups.cp_size, 1, self.row_ranks)
         fields = one_document(layout.local_length, self.device)
         plan = plan_ring(layout, self.groups.cp_rank)
         return SplitChunkSeqParams(**fields, kv_cache=cache, layout=layout, plan=plan, group=self.groups.cp)
@@ -206,7 +204,8 @@ class PipelineStage:
         Where a tile fails on one rank, every rank of the replica raises TileError here, so that none waits for features
         that are never sent.
         """
-        tiles = torch.zeros((0, 3, self.image_size, self.image_size))
+        size = self.config.model.vision.image_size
+        tiles = torch.zeros((0, 3, size, size))
         if not len(chunk.tile_indices):
             return tiles
         error = ""
@@ -243,9 +242,8 @@ class PipelineStage:
         return error or ("the first pipeline stage could not decode a tile" if failed.item() else "")
 
     def _receive_hidden(self, length: int) -> Tensor:
-        rows = length // self.groups.tp_size if self.sequence_parallel else length
-        dtype = self.model.config.pipeline_dtype
-        hidden = torch.empty((rows, 1, self.hidden_size), dtype=dtype, device=self.device)
+        shape = length // self.row_ranks, 1, self.config.model.language.hidden_size
+        hidden = torch.empty(shape, dtype=self.model.config.pipeline_dtype, device=self.device)
         dist.recv(hidden, group=self.groups.pp, group_src=self.groups.pp_rank - 1)
         return hidden
 

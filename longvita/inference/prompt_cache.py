@@ -14,15 +14,9 @@ class CachedPrompt:
     """A prompt, followed by its answer so far, and the KV cache of both."""
 
     prompt: Prompt
+    tokens: array[int]
+    """The ids of `prompt`, which grow with the answer; the first `cache.length` of them are cached."""
     cache: KVCache
-
-    @property
-    def tokens(self) -> array[int]:
-        """Prompt and answer; the first `cache.length` of them are cached."""
-        tokens = self.prompt.input_ids
-        if not isinstance(tokens, array):
-            raise TypeError(f"a cached prompt's tokens are an array that grows, not {type(tokens).__name__}")
-        return tokens
 
 
 class PromptCache:
@@ -62,15 +56,16 @@ class PromptCache:
         common = [self._common_tokens(cached, prompt) for cached in self._cached]
         self._replaced = None
         best = max(range(len(common)), key=lambda index: (common[index], index), default=None)
-        growing = dataclasses.replace(prompt, input_ids=array("i", prompt.input_ids))
         if best is None or common[best] == 0:
-            started = CachedPrompt(growing, KVCache(self.max_length, self.cp_size))
+            cache = KVCache(self.max_length, self.cp_size)
         elif common[best] == self._cached[best].cache.length:
             self._replaced = self._cached.pop(best)
-            started = CachedPrompt(growing, self._replaced.cache)
+            cache = self._replaced.cache
         else:
             self._cached.append(self._cached.pop(best))
-            started = CachedPrompt(growing, self._cached[-1].cache.fork(common[best]))
+            cache = self._cached[-1].cache.fork(common[best])
+        tokens = array("i", prompt.input_ids)
+        started = CachedPrompt(dataclasses.replace(prompt, input_ids=tokens), tokens, cache)
         self._cached.append(started)
         return started
 

@@ -52,11 +52,10 @@ class Sampler:
 
     def sample(self, logits: Tensor) -> int:
         """Return the next token's id from its logits [v]."""
-        return int(logits.argmax() if self.sampling.temperature == 0 else self._draw(logits))
-
-    def _draw(self, logits: Tensor) -> Tensor:
+        if self.sampling.temperature == 0:
+            return int(logits.argmax())
         probabilities = token_probabilities(logits, self.sampling).cpu()
-        return torch.multinomial(probabilities, 1, generator=self._generator)
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 
 def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

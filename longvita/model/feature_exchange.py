@@ -7,6 +7,7 @@ communication. Gradients travel the same way back.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -152,16 +153,13 @@ def sum_vision_gradients(models: Iterable[torch.nn.Module], groups: ParallelGrou
     if groups.tp_size == 1:
         return
     grads = []
-    for model in models:
-        for parameter in _vision_parameters(model):
-            if not parameter.requires_grad:
-                continue
-            if hasattr(parameter, "main_grad"):
-                grads.append(parameter.main_grad)
-            else:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                grads.append(parameter.grad)
+    for parameter in itertools.chain.from_iterable(map(_vision_parameters, models)):
+        if hasattr(parameter, "main_grad"):
+            grads.append(parameter.main_grad)
+        else:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            grads.append(parameter.grad)
     if not grads:
         return
     flat = torch.cat([grad.reshape(-1) for grad in grads])
@@ -171,6 +169,6 @@ def sum_vision_gradients(models: Iterable[torch.nn.Module], groups: ParallelGrou
 
 
 def _vision_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Return the parameters replicated on every TP rank, of a model wrapped or not: vision encoder and projector."""
+    """Return the trained parameters replicated on every TP rank, of a model wrapped or not: encoder and projector."""
     marks = ("vision_model.", "vision_projection.")
-    return [p for name, p in model.named_parameters() if any(mark in name for mark in marks)]
+    return [p for name, p in model.named_parameters() if p.requires_grad and any(mark in name for mark in marks)]

@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from longvita.config.schema import LanguageConfig
+from longvita.config.schema import Config
 from longvita.model.offload import offloaded_inputs
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
@@ -31,15 +31,15 @@ class LanguageModel(GPTModel):
 
     def __init__(
         self,
-        language: LanguageConfig,
+        settings: Config,
         config: TransformerConfig,
         groups: ParallelGroups,
         platform: Platform,
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
-        offload: bool = False,
     ):
+        language = settings.model.language
         super().__init__(
             config=config,
             transformer_layer_spec=TransformerBlockSubmodules(
@@ -57,11 +57,7 @@ class LanguageModel(GPTModel):
             pg_collection=groups.language,
             vp_stage=vp_stage,
         )
-        self._offload = platform.offload if offload else None
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Embed ids [1, t]: [t, 1, h], or this rank's [t / TP, 1, h] with sequence parallel."""
-        return self.embedding(input_ids=input_ids, position_ids=None)
+        self._offload = platform.offload if settings.training.recompute.offload else None
 
     def forward(  # type: ignore[override]
         self,
@@ -71,16 +67,15 @@ class LanguageModel(GPTModel):
     ) -> Tensor:
         """Run this stage's layers, and the final norm on the last: hidden states [t, 1, h] or [t / TP, 1, h].
 
-        decoder_input: from `embed`, on the first stage; None elsewhere (see set_input_tensor).
+        decoder_input: from `embedding`, on the first stage; None elsewhere (see set_input_tensor).
         positions: [t], each row's position in its document; None where the rows are whole documents in order.
         """
         if positions is None:
             rotary = self.rotary_pos_emb(packed_seq_params.max_seqlen_q, packed_seq=True)
         else:
             rotary = self._rotary_at(positions)
-        with contextlib.ExitStack() as stack:
-            if self._offload is not None:
-                stack.enter_context(offloaded_inputs(self._offload, self.config.hidden_size))
+        hidden_size = self.config.hidden_size
+        with offloaded_inputs(self._offload, hidden_size) if self._offload else contextlib.nullcontext():
             return self.decoder(
                 hidden_states=decoder_input,
                 attention_mask=None,

@@ -66,28 +66,12 @@ class LongVITA(MegatronModule):
             vision = vision_transformer_config(config, platform)
             self.vision_model = VisionModel(config.model.vision, vision, groups.vision, platform)
             self.vision_projection = VisionProjection(config.model, vision, groups.vision, platform)
-        self.language_model = LanguageModel(
-            config.model.language,
-            transformer,
-            groups,
-            platform,
-            pre_process,
-            post_process,
-            vp_stage,
-            config.training.recompute.offload,
-        )
+        self.language_model = LanguageModel(config, transformer, groups, platform, pre_process, post_process, vp_stage)
         if config.training.mlp_chunk_size is not None:
             chunk_mlps(self.language_model.decoder.layers, config.training.mlp_chunk_size)
-        self._freeze()
-
-    def _freeze(self) -> None:
-        parts = {
-            "vision": self.vision_model,
-            "projector": self.vision_projection,
-            "language": self.language_model,
-        }
+        parts = {"vision": self.vision_model, "projector": self.vision_projection, "language": self.language_model}
         for name, part in parts.items():
-            if part is not None and name not in self.settings.training.trainable:
+            if part is not None and name not in config.training.trainable:
                 part.requires_grad_(False)
 
     def set_input_tensor(self, input_tensor: Any) -> None:
@@ -172,23 +156,21 @@ class LongVITA(MegatronModule):
         Tiles are encoded, and their rows exchanged, `training.vision_chunk_size` tiles of each rank at a time.
         """
         ids = batch.input_ids if shard is None else shard.take(batch.input_ids[0], 0)[None]
-        embeddings = self.language_model.embed(ids)
+        embeddings = self.language_model.embedding(input_ids=ids, position_ids=None)
         if not len(batch.tile_owners):
             return embeddings + self._blank_rows(batch.tiles).sum() * 0.0 if self._trains_vision() else embeddings
         tp_size = self.groups.tp_size if self.config.sequence_parallel else 1
         layout = undivided(ids.shape[1], tp_size) if shard is None else shard.layout
         chunk = self.settings.training.vision_chunk_size
         rounds = tile_rounds(batch.tile_owners, chunk)
-        rows = self._no_rows(batch.tiles)
+        # Rows of a rank without tiles. In training they have the graph of encoder and projector: the exchange is a
+        # collective in the backward pass too, and every rank must take part.
+        blank = len(batch.tiles) == 0 and self._trains_vision()
+        rows = self._blank_rows(batch.tiles)[:0] if blank else self._encode(batch.tiles[:0]).flatten(0, 1)
         for number in range(int(rounds.max()) + 1):
             members = rounds == number
-            plan = plan_rows(
-                batch.tile_starts[members],
-                batch.tile_owners[members],
-                self.tokens_per_tile,
-                layout,
-                self.groups,
-            ).to(embeddings.device)
+            starts, owners = batch.tile_starts[members], batch.tile_owners[members]
+            plan = plan_rows(starts, owners, self.tokens_per_tile, layout, self.groups).to(embeddings.device)
             tiles = batch.tiles[number * chunk : (number + 1) * chunk]
             # A rank without tiles left sends no rows, but through a graph of encoder and projector all the same.
             rows = self._encode(tiles).flatten(0, 1) if len(tiles) else rows[:0]
@@ -212,16 +194,6 @@ class LongVITA(MegatronModule):
             hidden = vision(tiles)
         return projection(hidden)
 
-    def _no_rows(self, tiles: Tensor) -> Tensor:
-        """Return feature rows [0, h] for a rank without tiles.
-
-        In training they have the graph of encoder and projector: the exchange is a collective in the backward pass too,
-        and every rank must take part.
-        """
-        if len(tiles) == 0 and self._trains_vision():
-            return self._blank_rows(tiles)[:0]
-        return self._encode(tiles[:0]).flatten(0, 1)
-
     def _trains_vision(self) -> bool:
         trainable = self.settings.training.trainable
         return self.training and torch.is_grad_enabled() and ("vision" in trainable or "projector" in trainable)
@@ -239,13 +211,8 @@ class LongVITA(MegatronModule):
         labels = batch.labels[0] if shard is None else shard.labels(batch)
         positions = torch.nonzero(labels != IGNORED_LABEL)[:, 0]
         rows = select_rows(hidden, positions, self.groups.tp, self.config.sequence_parallel)
-        loss, losses = chunked_cross_entropy(
-            rows,
-            self.language_model.output_weight(),
-            labels[positions],
-            self.groups.tp,
-            self.settings.training.loss_chunk_size,
-        )
+        weight, chunk = self.language_model.output_weight(), self.settings.training.loss_chunk_size
+        loss, losses = chunked_cross_entropy(rows, weight, labels[positions], self.groups.tp, chunk)
         return TokenLosses(loss, losses, positions if shard is None else shard.tokens[positions])
 
     def _logits(self, hidden: Tensor, positions: Tensor, shard: CPShard | None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from longvita.config.schema import Config
+from longvita.config.schema import Config, LanguageConfig, RecomputeConfig, VisionConfig
 from longvita.errors import UserError
 from longvita.platforms.base import Platform
 
@@ -22,23 +22,32 @@ def _leave_alone(tensor: torch.Tensor) -> None:
     """Replace Megatron's initialiser; longvita.model.build draws the weights afterwards."""
 
 
-def _precision(config: Config) -> dict[str, Any]:
+def _common(config: Config, part: LanguageConfig | VisionConfig) -> dict[str, Any]:
+    """Fields of both models."""
     bf16 = config.training.precision == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
-    return {"params_dtype": dtype, "bf16": bf16, "pipeline_dtype": dtype}
-
-
-def _recompute(config: Config) -> dict[str, Any]:
-    recompute = config.training.recompute
-    if recompute.granularity == "none":
-        return {}
-    if recompute.granularity == "selective":
-        return {"recompute_granularity": "selective"}
     return {
-        "recompute_granularity": "full",
-        "recompute_method": recompute.method,
-        "recompute_num_layers": recompute.num_layers,
+        "num_layers": part.num_layers,
+        "hidden_size": part.hidden_size,
+        "ffn_hidden_size": part.ffn_hidden_size,
+        "num_attention_heads": part.num_attention_heads,
+        "layernorm_epsilon": part.layernorm_epsilon,
+        "add_qkv_bias": True,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "init_method": _leave_alone,
+        "output_layer_init_method": _leave_alone,
+        "embedding_init_method": _leave_alone,
+        "calculate_per_token_loss": True,
+        "params_dtype": dtype,
+        "bf16": bf16,
+        "pipeline_dtype": dtype,
     }
+
+
+def _recompute(recompute: RecomputeConfig) -> dict[str, Any]:
+    used = {"none": (), "selective": ("granularity",), "full": ("granularity", "method", "num_layers")}
+    return {f"recompute_{name}": getattr(recompute, name) for name in used[recompute.granularity]}
 
 
 def _flags(config: Config, own: dict[str, Any]) -> dict[str, Any]:
@@ -63,32 +72,20 @@ def language_transformer_config(config: Config, platform: Platform) -> Transform
     """
     language, layout = config.model.language, config.layout
     fields: dict[str, Any] = {
-        "num_layers": language.num_layers,
-        "hidden_size": language.hidden_size,
-        "ffn_hidden_size": language.ffn_hidden_size,
-        "num_attention_heads": language.num_attention_heads,
+        **_common(config, language),
+        **_recompute(config.training.recompute),
         "num_query_groups": language.num_query_groups,
         "kv_channels": language.head_dim,
-        "layernorm_epsilon": language.layernorm_epsilon,
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
         "activation_func": torch.nn.functional.silu,
         "add_bias_linear": False,
-        "add_qkv_bias": True,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "init_method": _leave_alone,
-        "output_layer_init_method": _leave_alone,
-        "embedding_init_method": _leave_alone,
-        "calculate_per_token_loss": True,
         "tensor_model_parallel_size": layout.tensor_parallel,
         "pipeline_model_parallel_size": layout.pipeline_parallel,
         "virtual_pipeline_model_parallel_size": layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
         "sequence_parallel": layout.sequence_parallel,
         "num_layers_in_first_pipeline_stage": layout.num_layers_in_first_pipeline_stage,
         "num_layers_in_last_pipeline_stage": layout.num_layers_in_last_pipeline_stage,
-        **_precision(config),
-        **_recompute(config),
     }
     flags = _flags(config, fields)
     fields |= platform.transformer_config_overrides(layout.virtual_pipeline)
@@ -105,25 +102,13 @@ def vision_transformer_config(config: Config, platform: Platform) -> Transformer
     """Return the config of InternViT: LayerNorm, exact GELU, biases everywhere; replicated (no TP, PP, CP or SP)."""
     vision = config.model.vision
     fields: dict[str, Any] = {
-        "num_layers": vision.num_layers,
-        "hidden_size": vision.hidden_size,
-        "ffn_hidden_size": vision.ffn_hidden_size,
-        "num_attention_heads": vision.num_attention_heads,
+        **_common(config, vision),
         "num_query_groups": vision.num_attention_heads,
         "kv_channels": vision.hidden_size // vision.num_attention_heads,
-        "layernorm_epsilon": vision.layernorm_epsilon,
         "normalization": "LayerNorm",
         "gated_linear_unit": False,
         "activation_func": torch.nn.functional.gelu,
         "add_bias_linear": True,
-        "add_qkv_bias": True,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "init_method": _leave_alone,
-        "output_layer_init_method": _leave_alone,
-        "embedding_init_method": _leave_alone,
-        "calculate_per_token_loss": True,
-        **_precision(config),
     }
     if config.training.recompute.vision:
         fields |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

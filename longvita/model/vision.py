@@ -87,8 +87,7 @@ def vision_layer_spec(config: TransformerConfig, platform: Platform) -> ModuleSp
 
     megatron-core has no spec with layer scales.
     """
-    column, row = platform.vision_linears()
-    norm = platform.vision_norm()
+    norm, column, row = platform.vision_layers()
     scale = ModuleSpec(module=LayerScale, params={"hidden_size": config.hidden_size, "dtype": config.params_dtype})
     return ModuleSpec(
         module=TransformerLayer,

@@ -125,12 +125,14 @@ def build_groups(layout: LayoutConfig, backend: str, ulysses: int) -> ParallelGr
         create_gloo_process_groups=backend not in ("gloo", "fake"),
     )
     collection = ProcessGroupCollection.use_mpu_process_groups()
-    language = copy.copy(collection)
-    language.cp = _group_of_one()
+    language, alone = copy.copy(collection), _group_of_one()
+    language.cp = alone
     cp_ulysses, cp_ring = _parts_of_cp(collection.cp, ulysses)
     return ParallelGroups(
         language=language,
-        vision=_groups_of_one(),
+        vision=ProcessGroupCollection(
+            tp=alone, pp=alone, cp=alone, mp=alone, tp_cp=alone, dp=alone, dp_cp=alone, embd=None, pos_embd=None
+        ),
         tp=collection.tp,
         pp=collection.pp,
         dp=collection.dp,
@@ -166,10 +168,3 @@ def _group_of_one() -> dist.ProcessGroup:
     # The model has no experts, so Megatron's expert-parallel group is this process alone. Reusing it avoids creating a
     # group per process, each of which costs a collective call.
     return parallel_state.get_expert_model_parallel_group()
-
-
-def _groups_of_one() -> ProcessGroupCollection:
-    alone = _group_of_one()
-    return ProcessGroupCollection(
-        tp=alone, pp=alone, cp=alone, mp=alone, tp_cp=alone, dp=alone, dp_cp=alone, embd=None, pos_embd=None
-    )

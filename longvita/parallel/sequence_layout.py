@@ -119,26 +119,25 @@ class SequenceLayout:
 
         Raises IndexError for a position that no piece holds.
         """
-        table = self._table
-        index = torch.searchsorted(table.keys, _key(documents, positions), right=True) - 1
+        keys, owners, starts, ends, ranks, first_rows = self._table
+        index = torch.searchsorted(keys, documents * _MAX_POSITION + positions, right=True) - 1
         inside = (index >= 0) & (documents >= 0)
         index = index.clamp(min=0)
-        inside &= (table.documents[index] == documents) & (positions < table.ends[index]) & (positions >= 0)
+        inside &= (owners[index] == documents) & (positions < ends[index]) & (positions >= 0)
         if not bool(inside.all()):
             where = torch.nonzero(~inside)[0].tolist()
             raise IndexError(
                 f"document {int(documents[tuple(where)])} has no position {int(positions[tuple(where)])} in this layout"
             )
-        row = table.rows[index] + positions - table.starts[index]
+        row = first_rows[index] + positions - starts[index]
         slice_length = self.local_length // self.tp_size
-        return table.ranks[index], row.div(slice_length, rounding_mode="floor"), row % slice_length
+        return ranks[index], row.div(slice_length, rounding_mode="floor"), row % slice_length
 
     def to_positions(self, cp_rank: int, tp_rank: int | None = None) -> tuple[Tensor, Tensor]:
         """Map each row of a CP rank, or of one of its TP ranks, to (document, position): int64, -1 for padding."""
-        pieces = self.of_rank(cp_rank)
         documents = torch.full((self.local_length,), -1, dtype=torch.int64)
-        positions = torch.full((self.local_length,), -1, dtype=torch.int64)
-        for piece in pieces:
+        positions = documents.clone()
+        for piece in self.of_rank(cp_rank):
             rows = slice(self.rows[piece], self.rows[piece] + piece.length)
             documents[rows] = piece.document
             positions[rows] = torch.arange(piece.start, piece.end)
@@ -150,46 +149,28 @@ class SequenceLayout:
 
     def rows_of_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`to_rows` for tokens numbered through the packed sequence, documents back to back without padding."""
-        bounds = torch.tensor([0, *self.lengths]).cumsum(0)
-        documents = torch.bucketize(tokens, bounds[1:], right=True)
-        return self.to_rows(documents, tokens - bounds[documents.clamp(max=len(self.lengths) - 1)])
+        documents = torch.bucketize(tokens, self._bounds[1:], right=True)
+        return self.to_rows(documents, tokens - self._bounds[documents.clamp(max=len(self.lengths) - 1)])
 
     def tokens(self, cp_rank: int) -> Tensor:
         """Return the number in the packed sequence of each row's token on a CP rank: [local_length], -1 for padding."""
         documents, positions = self.to_positions(cp_rank)
-        bounds = torch.tensor([0, *self.lengths]).cumsum(0)
-        lengths = torch.tensor(self.lengths)
-        held = (documents >= 0) & (positions < lengths[documents])
-        return torch.where(held, bounds[documents] + positions, -1)
+        held = (documents >= 0) & (positions < self._bounds.diff()[documents])
+        return torch.where(held, self._bounds[documents] + positions, -1)
 
     @functools.cached_property
-    def _table(self) -> _Table:
-        column = functools.partial(torch.tensor, dtype=torch.int64)
-        documents, starts = column([p.document for p in self.pieces]), column([p.start for p in self.pieces])
-        return _Table(
-            keys=_key(documents, starts),
-            documents=documents,
-            starts=starts,
-            ends=column([p.end for p in self.pieces]),
-            ranks=column([p.rank for p in self.pieces]),
-            rows=column([self.rows[p] for p in self.pieces]),
-        )
+    def _bounds(self) -> Tensor:
+        """First tokens of the documents in the packed sequence, then the number of tokens."""
+        return torch.tensor([0, *self.lengths]).cumsum(0)
 
-
-@dataclass(frozen=True)
-class _Table:
-    """The pieces as columns, to look up many positions at once."""
-
-    keys: Tensor
-    documents: Tensor
-    starts: Tensor
-    ends: Tensor
-    ranks: Tensor
-    rows: Tensor
-
-
-def _key(documents: Tensor, positions: Tensor) -> Tensor:
-    return documents * _MAX_POSITION + positions
+    @functools.cached_property
+    def _table(self) -> Tensor:
+        """The pieces as columns, for look-ups of many positions: keys, documents, starts, ends, ranks, first rows."""
+        pieces = [
+            (piece.document * _MAX_POSITION + piece.start, piece.document, piece.start, piece.end, piece.rank, row)
+            for piece, row in self.rows.items()
+        ]
+        return torch.tensor(pieces, dtype=torch.int64).reshape(-1, 6).T.contiguous()
 
 
 def undivided(length: int, tp_size: int = 1) -> SequenceLayout:
@@ -215,6 +196,10 @@ def zigzag(lengths: Sequence[int], cp_size: int, tp_size: int = 1, multiple: int
     for document, chunk in enumerate(chunks):
         pieces += chain(document, [(chunk, rank) for rank in ranks])
     return SequenceLayout(tuple(lengths), tuple(pieces), cp_size, tp_size, 2 * sum(chunks))
+
+
+cached_zigzag = functools.lru_cache(maxsize=16)(zigzag)
+"""`zigzag` for lengths in a tuple."""
 
 
 def chain(document: int, chunks: Iterable[tuple[int, int]]) -> list[DocumentPiece]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
     from longvita.platforms.requirements import MachineRequirement
-    from megatron_patches.patch import AppliedPatch, Patch
+    from megatron_patches.patch import Patch
 
 
 class PlatformError(UserError, RuntimeError):
@@ -118,7 +118,7 @@ class Platform(ABC):
     def patches(self) -> list[Patch]:
         """The patches to megatron-core and torch that this platform needs."""
 
-    def activate(self) -> list[AppliedPatch]:
+    def activate(self) -> list[Patch]:
         """Apply the patches, before any model is built. A second call changes nothing.
 
         Raises megatron_patches.patch.PatchError if a patch does not fit the installed version.
@@ -222,17 +222,13 @@ class Platform(ABC):
     def vision_attention(self) -> type:
         """Core attention without a mask, over all positions of a tile; q, k, v [s, b, heads, head_dim]."""
 
-    def vision_linears(self) -> tuple[type, type]:
-        """Column and row parallel linear layers of the vision tower."""
+    def vision_layers(self) -> tuple[type, type, type]:
+        """Of the vision tower: LayerNorm(config, hidden_size, eps), column and row parallel linear layers."""
         from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
-        return ColumnParallelLinear, RowParallelLinear
-
-    def vision_norm(self) -> type:
-        """LayerNorm(config, hidden_size, eps) of the vision tower."""
         from longvita.platforms.norms import LayerNorm
 
-        return LayerNorm
+        return LayerNorm, ColumnParallelLinear, RowParallelLinear
 
     # Sequences under context parallelism
 

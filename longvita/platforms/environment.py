@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class EnvironmentVariable:
+class Variable:
     """An environment variable, its value and the reason for it."""
 
     name: str
@@ -21,40 +21,32 @@ class EnvironmentVariable:
     why: str
 
 
-_IN_ORDER = EnvironmentVariable(
+_IN_ORDER = Variable(
     "CUDA_DEVICE_MAX_CONNECTIONS",
     "1",
     "megatron-core's tensor parallel layers need collectives to start in the order in which they are called",
 )
-_ONE_THREAD = EnvironmentVariable(
-    "OMP_NUM_THREADS", "1", "the device computes; a rank's data workers are processes of their own"
-)
+_ONE_THREAD = Variable("OMP_NUM_THREADS", "1", "the device computes; a rank's data workers are processes of their own")
 
-VARIABLES: dict[str, tuple[EnvironmentVariable, ...]] = {
+VARIABLES: dict[str, tuple[Variable, ...]] = {
     # The number of threads depends on the job; whoever starts the processes sets it.
     "cpu": (),
     "cuda": (
         _IN_ORDER,
         _ONE_THREAD,
-        EnvironmentVariable(
-            "PYTORCH_ALLOC_CONF", "expandable_segments:True", "packed sequences differ in shape: no fragments"
-        ),
-        EnvironmentVariable(
-            "NCCL_NVLS_ENABLE", "0", "NVLink SHARP keeps buffers of device memory for every communicator"
-        ),
-        EnvironmentVariable("NCCL_DEBUG", "WARN", "a collective that fails says why; silent otherwise"),
+        Variable("PYTORCH_ALLOC_CONF", "expandable_segments:True", "packed sequences differ in shape: no fragments"),
+        Variable("NCCL_NVLS_ENABLE", "0", "NVLink SHARP keeps buffers of device memory for every communicator"),
+        Variable("NCCL_DEBUG", "WARN", "a collective that fails says why; silent otherwise"),
     ),
     "npu": (
         _IN_ORDER,
         _ONE_THREAD,
-        EnvironmentVariable(
+        Variable(
             "PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True", "packed sequences differ in shape: no fragments"
         ),
-        EnvironmentVariable(
-            "HCCL_CONNECT_TIMEOUT", "1800", "seconds; with 120 a rank that still reads weights would time out"
-        ),
-        EnvironmentVariable("TASK_QUEUE_ENABLE", "2", "operators and their workspaces are prepared in a second thread"),
-        EnvironmentVariable("CPU_AFFINITY_CONF", "1", "a rank's threads stay on the cores near its device"),
+        Variable("HCCL_CONNECT_TIMEOUT", "1800", "seconds; with 120 a rank that still reads weights would time out"),
+        Variable("TASK_QUEUE_ENABLE", "2", "operators and their workspaces are prepared in a second thread"),
+        Variable("CPU_AFFINITY_CONF", "1", "a rank's threads stay on the cores near its device"),
     ),
 }
 """By platform."""
@@ -64,7 +56,7 @@ _DRIVER_FILES = {"npu": "davinci_manager", "cuda": "nvidiactl"}
 set."""
 
 
-def variables(platform: str, devices: Path = Path("/dev")) -> tuple[EnvironmentVariable, ...]:
+def variables(platform: str, devices: Path = Path("/dev")) -> tuple[Variable, ...]:
     """The variables of a platform; for "auto", those of the device whose driver is on this machine."""
     if platform == "auto":
         present = (name for name, file in _DRIVER_FILES.items() if (devices / file).exists())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -38,6 +39,10 @@ class PinnedStore:
             # The allocator must not reuse the memory before the copy is complete.
             source.record_stream(self.stream)
         return PinnedTensor(self, host, source.device)
+
+
+pinned_store = functools.cache(PinnedStore)
+"""The one store of this process for a device's module."""
 
 
 class PinnedTensor(OffloadedTensor):

@@ -14,14 +14,14 @@ from longvita.doctor.components import Component
 from longvita.platforms.base import Platform
 from longvita.platforms.requirements import MachineRequirement
 from longvita.processes import with_defaults
-from megatron_patches.patch import AppliedPatch
+from megatron_patches.patch import Patch
 
 LEADING = ("megatron-core", "torch", "transformers", "numpy")
 """Packages whose versions the summary shows."""
 
 
 def print_summary(
-    console: Console, platform: Platform, components: Sequence[Component], applied: Sequence[AppliedPatch], failure: str
+    console: Console, platform: Platform, components: Sequence[Component], applied: Sequence[Patch], failure: str
 ) -> None:
     """Print the platform, its device, and what of the project is installed and in place."""
     memory = ", ".join(f"{name} {size / 2**30:.1f} GiB" for name, size in platform.memory().items())
@@ -61,11 +61,11 @@ def print_versions(console: Console, components: Sequence[Component]) -> None:
     console.print(table)
 
 
-def print_patches(console: Console, applied: Sequence[AppliedPatch]) -> None:
+def print_patches(console: Console, applied: Sequence[Patch]) -> None:
     """Print the patches, those with one reason in one row."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for one in applied:
-        reasons.setdefault((one.patch.why, one.patch.remove_when, one.patch.versions), []).append(one.patch.target)
+        reasons.setdefault((one.why, one.remove_when, one.versions), []).append(one.target)
     table = Table(title=f"Patches ({len(applied)})", show_lines=True)
     table.add_column("target", overflow="fold", ratio=1)
     table.add_column("why, until when, for what", ratio=1)

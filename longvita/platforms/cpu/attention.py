@@ -96,14 +96,8 @@ class PackedAttention(CoreAttention):
     """CoreAttention on FlashKernel, which computes documents of similar lengths in one call."""
 
     kernel = FlashKernel()
-
-    @override
-    def attend_documents(self, q: Tensor, k: Tensor, v: Tensor, bounds: list[int], scale: float) -> Tensor:
-        return attend_documents(q, k, v, bounds, scale)
-
-    @override
-    def attend_batch(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-        return attend_batch(q, k, v, scale, causal)
+    attend_documents = staticmethod(attend_documents)  # type: ignore[assignment]
+    attend_batch = staticmethod(attend_batch)  # type: ignore[assignment]
 
 
 def _unfold(x: Tensor, repeats: int) -> Tensor:
@@ -141,7 +135,7 @@ def _documents_backward(
     """Gradients of q, k and v."""
     parts = []
     for group, lse in zip(plan.groups, lses, strict=True):
-        inputs = [group.take_gradient(grad), *(group.take(x) for x in (q, k, v, out))]
+        inputs = [group.take(grad, zero_padding=True), *(group.take(x) for x in (q, k, v, out))]
         parts.append(_backward(inputs, lse, True, scale))
     grad_q, grad_k, grad_v = (plan.join(list(batches)) for batches in zip(*parts))
     return grad_q, grad_k, grad_v
@@ -176,19 +170,17 @@ class DocumentGroup:
     rows: Tensor | None = None
     padding: Tensor | None = None
 
-    def take(self, x: Tensor) -> Tensor:
-        """The group's tokens of x [t, heads, d] as [documents, heads, length, d], without a copy if possible."""
+    def take(self, x: Tensor, zero_padding: bool = False) -> Tensor:
+        """The group's tokens of x [t, heads, d] as [documents, heads, length, d], without a copy if possible.
+
+        zero_padding: for a gradient, which is zero in the padding.
+        """
         if self.rows is None:
             batch = x[self.start : self.start + self.documents * self.length]
         else:
             batch = x.index_select(0, self.rows)
-        return batch.unflatten(0, (self.documents, self.length)).transpose(1, 2)
-
-    def take_gradient(self, x: Tensor) -> Tensor:
-        """`take` for a gradient, which is zero in the padding."""
-        if self.rows is None or self.padding is None:
-            return self.take(x)
-        batch = x.index_select(0, self.rows).index_fill_(0, self.padding, 0)
+            if zero_padding and self.padding is not None:
+                batch.index_fill_(0, self.padding, 0)
         return batch.unflatten(0, (self.documents, self.length)).transpose(1, 2)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from longvita.parallel.groups import ParallelGroups
-    from megatron_patches.patch import AppliedPatch, Patch
+    from megatron_patches.patch import Patch
 
 
 class CPUPlatform(Platform):
@@ -68,7 +68,7 @@ class CPUPlatform(Platform):
         return cpu.patches()
 
     @override
-    def activate(self) -> list[AppliedPatch]:
+    def activate(self) -> list[Patch]:
         # megatron-core's advice about the order of kernels on a GPU.
         advice = "When using (async grad allreduce|sequence parallelism) it is recommended"
         warnings.filterwarnings("ignore", message=advice, category=UserWarning)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from longvita.platforms.base import OffloadedTensor, Platform, PlatformError, im
 from longvita.platforms.cuda import requirements
 from longvita.platforms.cuda.config_problems import FP8_UNITS, find_problems
 from longvita.platforms.cuda.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
+from longvita.platforms.pinned_offload import pinned_store
 
 if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
     from longvita.platforms.requirements import MachineRequirement
-    from megatron_patches.patch import AppliedPatch, Patch
+    from megatron_patches.patch import Patch
 
 PEAK_TFLOPS = {
     "GB200": (2500.0, 1250.0),
@@ -109,7 +109,7 @@ class CUDAPlatform(Platform):
 
     @override
     def offload(self, tensor: torch.Tensor) -> OffloadedTensor:
-        return _pinned_store().put(tensor)
+        return pinned_store(torch.cuda).put(tensor)
 
     @override
     def requirements(self) -> list[MachineRequirement]:
@@ -124,7 +124,7 @@ class CUDAPlatform(Platform):
         return cuda.patches(own_adam=not (self.has_engine() or importable(APEX)))
 
     @override
-    def activate(self) -> list[AppliedPatch]:
+    def activate(self) -> list[Patch]:
         """Load Transformer Engine if it is installed, and apply the patches.
 
         Raises PlatformError if Transformer Engine cannot be loaded: megatron-core would continue without it, with a mix
@@ -153,12 +153,9 @@ class CUDAPlatform(Platform):
 
     @override
     def decisions(self) -> list[tuple[str, str]]:
-        layout = (
-            "zigzag over all CP ranks, each document padded to 2 x CP" if self.has_engine() else "few documents cut"
-        )
-        adam = (
-            "Transformer Engine's" if self.has_engine() else "apex's" if importable(APEX) else "ours, on torch's kernel"
-        )
+        layout, adam = "few documents cut", "apex's" if importable(APEX) else "ours, on torch's kernel"
+        if self.has_engine():
+            layout, adam = "zigzag over all CP ranks, each document padded to 2 x CP", "Transformer Engine's"
         fused = self.transformer_config_overrides()["gradient_accumulation_fusion"]
         return [
             ("attention and layers", self.attention_name()),
@@ -222,9 +219,9 @@ class CUDAPlatform(Platform):
     def norm(self) -> type:
         if not self.has_engine():
             return super().norm()
-        from longvita.platforms.cuda import te_layers
+        from megatron.core.extensions.transformer_engine import TENorm
 
-        return te_layers.NORM
+        return TENorm
 
     @override
     def vision_attention(self) -> type:
@@ -236,23 +233,21 @@ class CUDAPlatform(Platform):
         return self.core_attention()
 
     @override
-    def vision_linears(self) -> tuple[type, type]:
+    def vision_layers(self) -> tuple[type, type, type]:
         if not self.has_engine():
-            return super().vision_linears()
-        from longvita.platforms.cuda import te_layers
+            return super().vision_layers()
+        from megatron.core.extensions import transformer_engine as engine
 
-        return te_layers.COLUMN, te_layers.ROW
-
-    @override
-    def vision_norm(self) -> type:
-        return self.norm() if self.has_engine() else super().vision_norm()
+        return engine.TENorm, engine.TEColumnParallelLinear, engine.TERowParallelLinear
 
     # Sequences under context parallelism
 
     @override
     def library_layout(self, lengths: tuple[int, ...], cp_size: int, tp_size: int) -> SequenceLayout | None:
         """With Transformer Engine zigzag over all ranks for each method; a rank's rows fit FP8 matrix products."""
-        return _zigzag(lengths, cp_size, tp_size) if self.has_engine() else None
+        from longvita.parallel.sequence_layout import cached_zigzag
+
+        return cached_zigzag(lengths, cp_size, tp_size, max(FP8_UNITS.values())) if self.has_engine() else None
 
     @override
     def library_seq_params(self, shard: CPShard) -> LibrarySeqParams | None:
@@ -309,20 +304,6 @@ class CUDAPlatform(Platform):
             "free": free + torch.cuda.memory_reserved() - used,
             "total": total,
         }
-
-
-@functools.lru_cache(maxsize=16)
-def _zigzag(lengths: tuple[int, ...], cp_size: int, tp_size: int) -> SequenceLayout:
-    from longvita.parallel.sequence_layout import zigzag
-
-    return zigzag(lengths, cp_size, tp_size, max(FP8_UNITS.values()))
-
-
-@functools.cache
-def _pinned_store() -> Any:
-    from longvita.platforms.pinned_offload import PinnedStore
-
-    return PinnedStore(torch.cuda)
 
 
 PLATFORM = CUDAPlatform()

@@ -11,23 +11,13 @@ import copy
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core.extensions.transformer_engine import (
-    TEColumnParallelLinear,
-    TEDotProductAttention,
-    TELayerNormColumnParallelLinear,
-    TENorm,
-    TERowParallelLinear,
-)
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 from typing_extensions import override
 
@@ -36,36 +26,17 @@ from longvita.attention.kernel import AttentionKernel
 from longvita.attention.seq_params import LibrarySeqParams
 from longvita.parallel.groups import ParallelGroups
 
-NORM, COLUMN, ROW = TENorm, TEColumnParallelLinear, TERowParallelLinear
-
 
 def language_layer_spec(kernel: AttentionKernel, groups: ParallelGroups | None, gathers: bool) -> ModuleSpec:
-    """A decoder layer as in megatron-core's own Transformer Engine spec: norms are fused with the next linear layer.
+    """megatron-core's own Transformer Engine spec of a decoder layer: norms are fused with the next linear layer.
 
     kernel: for sequences that Transformer Engine does not support (see EngineAttention). gathers: see method_of.
     """
     own = {"kernel": kernel, "groups": groups, "gathers": gathers}
-    attention = ModuleSpec(
-        module=SelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(
-            linear_qkv=TELayerNormColumnParallelLinear,
-            core_attention=ModuleSpec(module=EngineAttention, params=own),
-            linear_proj=TERowParallelLinear,
-            q_layernorm=IdentityOp,
-            k_layernorm=IdentityOp,
-        ),
-    )
-    mlp = MLPSubmodules(linear_fc1=TELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear)
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            self_attention=attention,
-            self_attn_bda=get_bias_dropout_add,
-            mlp=ModuleSpec(module=MLP, submodules=mlp),
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
+    spec = get_gpt_layer_with_transformer_engine_spec()
+    layer: Any = spec.submodules
+    layer.self_attention.submodules.core_attention = ModuleSpec(module=EngineAttention, params=own)
+    return spec
 
 
 class EngineAttention(TEDotProductAttention):
@@ -91,12 +62,11 @@ class EngineAttention(TEDotProductAttention):
         groups: ParallelGroups | None = None,
         gathers: bool = False,
     ) -> None:
-        size = groups.cp_size if groups is not None else 1
         method = cp_comm_type
-        if groups is not None and pg_collection is not None and size > 1:
+        if groups is not None and pg_collection is not None and groups.cp_size > 1:
             method = method_of(config, groups, gathers)
             config = copy.copy(config)
-            config.context_parallel_size = size
+            config.context_parallel_size = groups.cp_size
             pg_collection = copy.copy(pg_collection)
             pg_collection.cp = groups.cp
         super().__init__(
@@ -110,7 +80,7 @@ class EngineAttention(TEDotProductAttention):
             cp_comm_type="p2p" if method == "a2a+p2p" else method,
             pg_collection=pg_collection,
         )
-        if groups is not None and size > 1 and method == "a2a+p2p":
+        if groups is not None and groups.cp_size > 1 and method == "a2a+p2p":
             both: Any = [groups.cp_ulysses, groups.cp_ring]
             ranks = dist.get_process_group_ranks(groups.cp)
             self.set_context_parallel_group(both, ranks, TEDotProductAttention.cp_stream, method)

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import copy
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from typing_extensions import override
 
-from longvita.attention.core import CoreAttention, attend_split_or_cached
+from longvita.attention.core import CoreAttention
 from longvita.attention.kernel import AttentionKernel
-from longvita.attention.seq_params import LibrarySeqParams, library_seq_params
+from longvita.attention.seq_params import LibrarySeqParams
 from longvita.platforms.base import PlatformError
 from longvita.platforms.norms import RMSNorm
-
-if TYPE_CHECKING:
-    from longvita.data.batch import CPShard
 
 MASK_SIDE = 2048
 """Side of the triangular mask that the fused operator expects for a causal mask of any size (sparse modes 2 and 3)."""
@@ -50,118 +46,6 @@ def language_layer_spec() -> ModuleSpec:
     spec = get_gpt_layer_with_transformer_engine_spec()
     spec.submodules.self_attention.submodules.core_attention = DocumentAttention
     return spec
-
-
-def padded_bounds(shard: CPShard) -> LibrarySeqParams:
-    """Parameters for this rank's rows, padding included, of a micro batch that is placed zigzag.
-
-    All four fields contain the padded bounds: MindSpeed's ring reads cu_seqlens_q_padded and divides it by CP, and its
-    attention without CP reads only cu_seqlens_q, whose real bounds would omit the padding.
-    """
-    params = library_seq_params(shard)
-    params.attention.cu_seqlens_q = params.attention.cu_seqlens_q_padded
-    params.attention.cu_seqlens_kv = params.attention.cu_seqlens_kv_padded
-    return params
-
-
-class DocumentAttention(MegatronModule):
-    """MindSpeed's core attention, with megatron-core's interface, for packed documents.
-
-    softmax_scale: 1/sqrt(head_dim) when None. Raises PlatformError for a mask type other than causal: MindSpeed creates
-    a mask only for that type, and silently attends in both directions for all others, padding_causal included.
-    """
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        layer_number: int,
-        attn_mask_type: AttnMaskType,
-        attention_type: str,
-        attention_dropout: float | None = None,
-        softmax_scale: float | None = None,
-        cp_comm_type: str | None = None,
-        pg_collection: Any = None,
-    ) -> None:
-        super().__init__(config=config)
-        # Imported here because repatch replaces the class.
-        from megatron.core.extensions.transformer_engine import TEDotProductAttention
-
-        if attn_mask_type is not AttnMaskType.causal:
-            raise PlatformError(
-                f"attn_mask_type={attn_mask_type}: MindSpeed creates a mask only for AttnMaskType.causal and silently "
-                "attends in both directions for other types; fix: use causal with document bounds"
-            )
-        self.layer_number, self.softmax_scale = layer_number, softmax_scale
-        # Only this layer's config contains the context-parallel size. copy.deepcopy, because MindSpeed rebuilds the
-        # config's class, which breaks dataclasses.replace.
-        own = copy.deepcopy(config)
-        own.context_parallel_size = parallel_state.get_context_parallel_world_size()
-        self.core = TEDotProductAttention(
-            config=own,
-            layer_number=layer_number,
-            attn_mask_type=attn_mask_type,
-            attention_type=attention_type,
-            attention_dropout=attention_dropout,
-            softmax_scale=softmax_scale,
-        )
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        /,
-        *,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
-    ) -> Tensor:
-        """Packed: q [t, heads, d], k and v [t, groups, d] to [t, 1, heads * d].
-
-        Raises ValueError for an input that is not packed, or an attention bias.
-        """
-        if attention_bias is not None or packed_seq_params is None:
-            raise ValueError("this attention supports packed documents only, and no bias")
-        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
-        kernel = FusedKernel()
-        out = attend_split_or_cached(packed_seq_params, self.layer_number, query, key, value, scale, kernel)
-        if out is None:
-            if isinstance(packed_seq_params, LibrarySeqParams):
-                packed_seq_params = packed_seq_params.attention
-            out = self.core(
-                query,
-                key,
-                value,
-                None,
-                attn_mask_type=AttnMaskType.causal,
-                attention_bias=None,
-                packed_seq_params=packed_seq_params,
-            )
-        return out.reshape(out.shape[0], 1, -1)
-
-
-class TileAttention(CoreAttention):
-    """Core attention of the vision tower, without a mask over the positions of a tile.
-
-    It calls the fused operator directly. MindSpeed's attention reads its mask and its ring from the language model's
-    arguments and would be causal here.
-    """
-
-    @override
-    def attend_batch(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-        if causal:
-            raise PlatformError("a tile has no causal mask; fix: use AttnMaskType.no_mask in the vision tower")
-        flat = (x.flatten(2) for x in (q, k, v))
-        return _operators().npu_fusion_attention(*flat, head_num=q.shape[2], input_layout="SBH", scale=scale)[0]
-
-
-class FusedRMSNorm(RMSNorm):
-    """The final norm, on the fused operator."""
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        return _operators().npu_rms_norm(x, self.weight, epsilon=self.eps)[0]
 
 
 class FusedKernel(AttentionKernel):
@@ -210,3 +94,79 @@ class FusedKernel(AttentionKernel):
         raise PlatformError("this kernel is for generation and has no gradients; training uses MindSpeed's attention")
 
     full_backward = causal_backward
+
+
+class DocumentAttention(CoreAttention):
+    """MindSpeed's core attention, with megatron-core's interface, for packed documents.
+
+    softmax_scale: 1/sqrt(head_dim) when None. Raises PlatformError for a mask type other than causal: MindSpeed creates
+    a mask only for that type, and silently attends in both directions for all others, padding_causal included.
+    """
+
+    kernel = FusedKernel()
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        **unused: Any,
+    ) -> None:
+        super().__init__(config, layer_number, attn_mask_type, attention_type, attention_dropout, softmax_scale)
+        # Imported here because repatch replaces the class.
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        if attn_mask_type is not AttnMaskType.causal:
+            raise PlatformError(
+                f"attn_mask_type={attn_mask_type}: MindSpeed creates a mask only for AttnMaskType.causal and silently "
+                "attends in both directions for other types; fix: use causal with document bounds"
+            )
+        # Only this layer's config contains the context-parallel size. copy.deepcopy, because MindSpeed rebuilds the
+        # config's class, which breaks dataclasses.replace.
+        own = copy.deepcopy(config)
+        own.context_parallel_size = parallel_state.get_context_parallel_world_size()
+        self.core = TEDotProductAttention(
+            config=own,
+            layer_number=layer_number,
+            attn_mask_type=attn_mask_type,
+            attention_type=attention_type,
+            attention_dropout=attention_dropout,
+            softmax_scale=softmax_scale,
+        )
+
+    @override
+    def attend_whole(self, q: Tensor, k: Tensor, v: Tensor, params: PackedSeqParams, scale: float) -> Tensor:
+        if isinstance(params, LibrarySeqParams):
+            params = params.attention
+        causal = AttnMaskType.causal
+        return self.core(q, k, v, None, attn_mask_type=causal, attention_bias=None, packed_seq_params=params)
+
+    @override
+    def attend_batch(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
+        raise ValueError("this attention supports packed documents only")
+
+
+class TileAttention(CoreAttention):
+    """Core attention of the vision tower, without a mask over the positions of a tile.
+
+    It calls the fused operator directly. MindSpeed's attention reads its mask and its ring from the language model's
+    arguments and would be causal here.
+    """
+
+    @override
+    def attend_batch(self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
+        if causal:
+            raise PlatformError("a tile has no causal mask; fix: use AttnMaskType.no_mask in the vision tower")
+        flat = (x.flatten(2) for x in (q, k, v))
+        return _operators().npu_fusion_attention(*flat, head_num=q.shape[2], input_layout="SBH", scale=scale)[0]
+
+
+class FusedRMSNorm(RMSNorm):
+    """The final norm, on the fused operator."""
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return _operators().npu_rms_norm(x, self.weight, epsilon=self.eps)[0]

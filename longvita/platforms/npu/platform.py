@@ -7,7 +7,6 @@ them (`decisions`).
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from longvita.config.errors import Problem
 from longvita.platforms.base import OffloadedTensor, Platform, PlatformError
 from longvita.platforms.npu import requirements
 from longvita.platforms.npu.requirements import INSTALL_MINDSPEED
+from longvita.platforms.pinned_offload import pinned_store
 from megatron_patches.npu import adaptor
 from megatron_patches.patch import PatchError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from longvita.parallel.groups import ParallelGroups
     from longvita.parallel.sequence_layout import SequenceLayout
     from longvita.platforms.requirements import MachineRequirement
-    from megatron_patches.patch import AppliedPatch, Patch
+    from megatron_patches.patch import Patch
 
 
 class NPUPlatform(Platform):
@@ -81,7 +81,8 @@ class NPUPlatform(Platform):
 
     @override
     def offload(self, tensor: torch.Tensor) -> OffloadedTensor:
-        return _pinned_store(self).put(tensor)
+        # Tests run this platform over stubs on the CPU, which has no memory to pin.
+        return pinned_store(self._npu, self.device.type != "cpu").put(tensor)
 
     @override
     def requirements(self) -> list[MachineRequirement]:
@@ -96,7 +97,7 @@ class NPUPlatform(Platform):
         return npu.patches()
 
     @override
-    def activate(self) -> list[AppliedPatch]:
+    def activate(self) -> list[Patch]:
         """Import MindSpeed, which must precede every import of megatron-core, and then apply the patches.
 
         Raises PlatformError with the fix if MindSpeed is missing or megatron-core is imported already.
@@ -154,16 +155,20 @@ class NPUPlatform(Platform):
     @override
     def library_layout(self, lengths: tuple[int, ...], cp_size: int, tp_size: int) -> SequenceLayout:
         """Zigzag over all ranks, as MindSpeed's ring expects."""
-        from longvita.parallel.sequence_layout import zigzag
+        from longvita.parallel.sequence_layout import cached_zigzag
 
-        return zigzag(lengths, cp_size, tp_size)
+        return cached_zigzag(lengths, cp_size, tp_size)
 
     @override
     def library_seq_params(self, shard: CPShard) -> LibrarySeqParams:
-        """The padded document bounds in all four fields: MindSpeed's ring reads only cu_seqlens_q_padded."""
-        from longvita.platforms.npu.layers import padded_bounds
+        """The padded document bounds in all four fields.
 
-        return padded_bounds(shard)
+        MindSpeed's ring reads cu_seqlens_q_padded and divides it by CP, and its attention without CP reads only
+        cu_seqlens_q, whose real bounds would omit the padding.
+        """
+        from longvita.attention.seq_params import library_seq_params
+
+        return library_seq_params(shard, real_lengths=False)
 
     @override
     def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
@@ -242,14 +247,6 @@ def repatch_arguments(config: Config) -> dict[str, Any]:
         "use_fused_rmsnorm": True,
         "use_fused_swiglu": True,
     }
-
-
-@functools.cache
-def _pinned_store(platform: NPUPlatform) -> Any:
-    from longvita.platforms.pinned_offload import PinnedStore
-
-    # Tests run this platform over stubs on the CPU, which has no memory to pin.
-    return PinnedStore(platform._npu, pinned=platform.device.type != "cpu")
 
 
 PLATFORM = NPUPlatform()

@@ -35,7 +35,7 @@ def test_it_prints_device_versions_and_patches() -> None:
     for word in ("gloo", "megatron-core", "0.16.1", "transformers", "decord2", "av", "python"):
         assert word in text
     for one in patch.report():
-        assert one.patch.target in text and one.patch.why in text and one.patch.remove_when in text
+        assert one.target in text and one.why in text and one.remove_when in text
 
 
 def test_a_missing_required_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from megatron_patches import patch
 
 @pytest.fixture(autouse=True)
 def unpatched() -> Iterator[None]:
-    before = [applied.patch for applied in patch.report()]
+    before = patch.report()
     patch.revert()
     yield
     patch.revert()

@@ -41,7 +41,7 @@ def test_apply_and_revert() -> None:
     applied = patch.apply(ALL)
     assert answers() == [15, "patched", -5, "patched", 4]
     assert sample.Base().inherited() == "base"
-    assert [one.patch for one in applied] == ALL == [one.patch for one in patch.report()]
+    assert applied == ALL == patch.report()
     patch.revert()
     assert answers() == [10, "child", 5, "base", 3]
     assert "inherited" not in vars(sample.Child)

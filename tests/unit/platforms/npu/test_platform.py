@@ -135,12 +135,10 @@ def test_the_optimizer_format_is_the_one_that_loads() -> None:
     assert NPU.backend == "hccl"
 
 
-def test_all_four_fields_hold_the_padded_bounds(npu_library: Any) -> None:
-    from longvita.platforms.npu.layers import padded_bounds
-
+def test_all_four_fields_hold_the_padded_bounds() -> None:
     layout = zigzag((5, 0, 13), 2, 1)
     rows = torch.zeros(layout.local_length, dtype=torch.int64)
-    params = padded_bounds(CPShard(layout, layout, rows))
+    params = NPU.library_seq_params(CPShard(layout, layout, rows))
     assert params.cu_seqlens_q.tolist() == params.cu_seqlens_kv.tolist() == [0, layout.local_length]
     attention = params.attention
     for name in ("cu_seqlens_q", "cu_seqlens_kv", "cu_seqlens_q_padded", "cu_seqlens_kv_padded"):
