@@ -31,17 +31,17 @@ class Patch:
     target: "module:name"; the name may be dotted ("torch:Tensor.cuda").
     replacement: value of the name while the patch is applied.
     why: the fault without it, in one sentence.
-    versions: requirement that it was written for ("megatron-core==0.16.1").
     remove_when: condition under which it can be removed.
     signature: `describe` of the original when the patch was written.
+    versions: requirement that it was written for.
     """
 
     target: str
     replacement: Any
     why: str
-    versions: str
     remove_when: str
     signature: str
+    versions: str = "megatron-core==0.16.1"
 
 
 # Patches change the whole process, so the applied ones are recorded per process.

@@ -8,6 +8,7 @@ logsumexps.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -47,8 +47,7 @@ class CoreAttention(MegatronModule):
         attention_type: str,
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
-        cp_comm_type: str | None = None,
-        pg_collection: ProcessGroupCollection | None = None,
+        **unused: Any,
     ) -> None:
         super().__init__(config=config)
         if config.context_parallel_size != 1:
@@ -147,10 +146,7 @@ def _attend_split(
     The CP group is a ring of smaller groups: inside a small group, Ulysses exchanges rows for heads; the ring passes on
     the rows of whole small groups. With small groups of one rank this is the ring alone.
     """
-
-    def attend(q_all: Tensor, k_all: Tensor, v_all: Tensor) -> Tensor:
-        return ring_attention(q_all, k_all, v_all, params.plan, scale, kernel, params.ring)
-
+    attend = functools.partial(ring_attention, plan=params.plan, scale=scale, kernel=kernel, group=params.ring)
     return attend(q, k, v) if params.ulysses.size() == 1 else ulysses_attention(q, k, v, attend, params.ulysses)
 
 

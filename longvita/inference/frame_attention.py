@@ -35,8 +35,7 @@ class FrameAttention:
             scores = torch.einsum("grd,ngd->grn", queries, keys.float()) * scale
             masses.append((scores - norms[..., None]).exp_().sum(dim=(0, 1)).cpu().double())
         mass = torch.cat([self._mass[:0], *masses])
-        if len(mass) > len(self._mass):
-            self._mass = torch.cat([self._mass, self._mass.new_zeros(len(mass) - len(self._mass))])
+        self._mass = torch.nn.functional.pad(self._mass, (0, max(0, len(mass) - len(self._mass))))
         self._mass[: len(mass)] += mass
         self._queries += lse.shape[1]
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from longvita.data.media.item import PictureSource
 from longvita.data.media.media_file import FilePart, InlineMedia, read_bytes
 
-_READ_BYTES = 1 << 20
-
 
 class MediaKey:
     """The content of one picture or video; equal keys have equal bytes, whatever their files are called.
@@ -67,8 +65,7 @@ class MediaKey:
                 for path, status in self._files():
                     digest.update(f"{path.suffix} {status.st_size}\n".encode())
                     with path.open("rb") as file:
-                        while part := file.read(_READ_BYTES):
-                            digest.update(part)
+                        hashlib.file_digest(file, lambda: digest)
                 self._digest = digest.hexdigest() if self._look()[0] == self._state else None
             except OSError:
                 return None

@@ -59,8 +59,8 @@ def common_prefix(old: Prompt, new: Prompt, tokens_per_tile: int, limit: int) ->
     inside a tile.
     """
     length = min(_equal_length(old.input_ids, new.input_ids), limit)
-    pairs = zip(old.tile_starts, old.tile_keys, strict=True), zip(new.tile_starts, new.tile_keys, strict=True)
-    same = _equal_length(list(pairs[0]), list(pairs[1]))
+    old_tiles, new_tiles = (list(zip(one.tile_starts, one.tile_keys, strict=True)) for one in (old, new))
+    same = _equal_length(old_tiles, new_tiles)
     for start in [*new.tile_starts[same : same + 1], *old.tile_starts[same : same + 1]]:
         length = min(length, start)
     for start in new.tile_starts[:same]:
@@ -70,10 +70,8 @@ def common_prefix(old: Prompt, new: Prompt, tokens_per_tile: int, limit: int) ->
 
 
 def _equal_length(first: Sequence, second: Sequence) -> int:
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return place
-    return min(len(first), len(second))
+    different = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(different, min(len(first), len(second)))
 
 
 def plan_chunks(

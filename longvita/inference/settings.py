@@ -21,8 +21,7 @@ class EngineSettings:
 
     def payload(self) -> dict[str, Any]:
         """As plain data, for longvita.processes.launch."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {"config": self.config.model_dump()}
+        return vars(self) | {"config": self.config.model_dump()}
 
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> EngineSettings:

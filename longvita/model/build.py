@@ -31,18 +31,11 @@ def build_model(config: Config, groups: ParallelGroups, platform: Platform, fres
     chunks = config.layout.virtual_pipeline
     models = []
     for chunk in range(chunks):
-        models.append(
-            LongVITA(
-                config,
-                groups,
-                platform,
-                pre_process=groups.is_first_stage and chunk == 0,
-                post_process=groups.is_last_stage and chunk == chunks - 1,
-                vp_stage=chunk if chunks > 1 else None,
-            ).to(platform.device)
-        )
+        first, last = groups.is_first_stage and chunk == 0, groups.is_last_stage and chunk == chunks - 1
+        model = LongVITA(config, groups, platform, first, last, chunk if chunks > 1 else None).to(platform.device)
         if fresh:
-            initialise(models[-1], config, groups)
+            initialise(model, config, groups)
+        models.append(model)
     return models
 
 

@@ -43,7 +43,7 @@ class LanguageModel(GPTModel):
         super().__init__(
             config=config,
             transformer_layer_spec=TransformerBlockSubmodules(
-                layer_specs=[platform.language_layer_spec(config, groups)]
+                layer_specs=[platform.language_layer_spec(groups)]
                 * get_num_layers_to_build(config, vp_stage, groups.pp_rank),
                 layer_norm=platform.norm(),
             ),

@@ -104,10 +104,8 @@ def build_groups(layout: LayoutConfig, backend: str, ulysses: int) -> ParallelGr
 
     backend: of torch.distributed; ulysses: CP ranks that exchange rows for heads in attention. The order of ranks is
     Megatron's: TP varies fastest, then CP, DP, PP. Raises ValueError when the number of processes is not a multiple of
-    TP x PP x CP, RuntimeError when torch.distributed is not initialised.
+    TP x PP x CP, or torch.distributed is not initialised.
     """
-    if not dist.is_initialized():
-        raise RuntimeError("torch.distributed is not initialised; call longvita.processes.init_distributed first")
     replica = layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
     world = dist.get_world_size()
     if world % replica:

@@ -16,7 +16,6 @@ from megatron_patches import patch
 if TYPE_CHECKING:
     import torch
     from megatron.core.transformer.spec_utils import ModuleSpec
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
     from longvita.attention.seq_params import LibrarySeqParams
     from longvita.config.errors import Problem
@@ -204,7 +203,7 @@ class Platform(ABC):
         return {}
 
     @abstractmethod
-    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
+    def language_layer_spec(self, groups: ParallelGroups | None = None) -> ModuleSpec:
         """A decoder layer: RMSNorm, causal self-attention with GQA, RMSNorm, SwiGLU MLP.
 
         Its core attention accepts every type of longvita.attention.seq_params; attend_split_or_cached of

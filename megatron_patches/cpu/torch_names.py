@@ -38,7 +38,6 @@ PATCHES = [
         target=f"megatron.core.{module}:torch",
         replacement=VIEW,
         why='calls torch.cuda for the device and creates tensors with device="cuda"',
-        versions="megatron-core==0.16.1",
         remove_when="megatron-core takes the device as an argument",
         signature="module torch",
     )

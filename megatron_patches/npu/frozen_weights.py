@@ -28,7 +28,6 @@ PATCHES = [
         target=f"{MODULE}:{NAME}",
         replacement=linear,
         why="gradients of frozen weights are computed and discarded, although stage 1 trains only the projector",
-        versions="megatron-core==0.16.1",
         remove_when="MindSpeed checks weight.requires_grad, as Megatron's own layers do",
         signature=(
             f"def {NAME}(input, weight, bias, gradient_accumulation_fusion, allreduce_dgrad, sequence_parallel, "

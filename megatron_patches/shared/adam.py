@@ -77,7 +77,6 @@ def _patch(target: str, replacement: Any, why: str, signature: str) -> Patch:
         target=f"megatron.core.{target}",
         replacement=replacement,
         why=why,
-        versions="megatron-core==0.16.1",
         remove_when="fully_reshardable checkpoints support torch's Adam",
         signature=signature,
     )

@@ -44,7 +44,6 @@ PATCHES = [
         target="megatron.core.pipeline_parallel.p2p_communication:_batched_p2p_ops",
         replacement=batched_p2p_ops,
         why="an interleaved pipeline of two stages silently swaps the previous and the next stage's tensors",
-        versions="megatron-core==0.16.1",
         remove_when="batched messages between two ranks have tags",
         signature=(
             "def _batched_p2p_ops(*, tensor_send_prev, tensor_recv_prev, tensor_send_next, tensor_recv_next, group, "

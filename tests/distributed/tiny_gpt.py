@@ -62,7 +62,7 @@ def build(
 def _chunk(platform: Platform, config: TransformerConfig, index: int, vpp: int) -> GPTModel:
     vp_stage = index if vpp > 1 else None
     spec = TransformerBlockSubmodules(
-        layer_specs=[platform.language_layer_spec(config)] * get_num_layers_to_build(config, vp_stage),
+        layer_specs=[platform.language_layer_spec()] * get_num_layers_to_build(config, vp_stage),
         layer_norm=platform.norm(),
     )
     model = GPTModel(

@@ -63,7 +63,6 @@ def platform(library: Library = "te") -> Any:
                 target="megatron.core.extensions.transformer_engine:torch",
                 replacement=torch_names.VIEW,
                 why="calls torch.cuda for the device and for streams",
-                versions="megatron-core==0.16.1",
                 remove_when="never: for tests only",
                 signature="module torch",
             )

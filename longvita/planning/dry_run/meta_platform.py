@@ -16,7 +16,6 @@ from longvita.platforms.cpu.platform import CPUPlatform
 
 if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
     from longvita.config.errors import Problem
     from longvita.config.schema import Config
@@ -112,8 +111,8 @@ class MetaPlatform(CPUPlatform):
         }
 
     @override
-    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
-        spec = super().language_layer_spec(config, groups)
+    def language_layer_spec(self, groups: ParallelGroups | None = None) -> ModuleSpec:
+        spec = super().language_layer_spec(groups)
         if self.layer_memory.fused:
             layer: Any = spec.submodules
             layer.input_layernorm = layer.pre_mlp_layernorm = self.norm()

@@ -231,8 +231,7 @@ def _group(runs: list[tuple[int, int, int]]) -> DocumentGroup:
         return DocumentGroup(start=runs[0][0], documents=runs[0][1], length=runs[0][2])
     documents = [(start + i * length, length) for start, count, length in runs for i in range(count)]
     longest = max(length for _, length in documents)
-    starts = torch.tensor([start for start, _ in documents])[:, None]
-    lengths = torch.tensor([length for _, length in documents])[:, None]
+    starts, lengths = torch.tensor(documents).T[..., None]
     offsets = torch.arange(longest)[None]
     rows = starts + torch.minimum(offsets, lengths - 1)
     padding = (offsets >= lengths).flatten().nonzero().flatten()

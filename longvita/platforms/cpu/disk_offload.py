@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from longvita.platforms.base import OffloadedTensor, PlatformError
-
-_T = TypeVar("_T")
 
 
 class OffloadFile:
@@ -72,6 +71,10 @@ class OffloadFile:
         return tensor
 
 
+offload_file = functools.cache(OffloadFile)
+"""The one file of this process."""
+
+
 class DiskTensor(OffloadedTensor):
     """A tensor in an OffloadFile."""
 
@@ -99,7 +102,7 @@ class DiskTensor(OffloadedTensor):
         self._file.release(self._offset, self._size)
 
 
-def _result(future: Future[_T]) -> _T:
+def _result(future: Future[Any]) -> Any:
     try:
         return future.result()
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import resource
@@ -15,12 +14,11 @@ import torch
 from typing_extensions import override
 
 from longvita.platforms.base import OffloadedTensor, Platform
-from longvita.platforms.cpu.disk_offload import OffloadFile
+from longvita.platforms.cpu.disk_offload import offload_file
 from longvita.processes import processes_on_this_machine
 
 if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
     from longvita.parallel.groups import ParallelGroups
     from megatron_patches.patch import Patch
@@ -59,7 +57,7 @@ class CPUPlatform(Platform):
 
     @override
     def offload(self, tensor: torch.Tensor) -> OffloadedTensor:
-        return _offload_file().put(tensor)
+        return offload_file().put(tensor)
 
     @override
     def patches(self) -> list[Patch]:
@@ -75,7 +73,7 @@ class CPUPlatform(Platform):
         return super().activate()
 
     @override
-    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
+    def language_layer_spec(self, groups: ParallelGroups | None = None) -> ModuleSpec:
         from longvita.platforms.cpu.attention import PackedAttention
         from longvita.platforms.local_layers import language_layer_spec
 
@@ -107,12 +105,6 @@ class CPUPlatform(Platform):
             "free": psutil.virtual_memory().available // processes_on_this_machine(),
             "total": psutil.virtual_memory().total,
         }
-
-
-@functools.cache
-def _offload_file() -> OffloadFile:
-    """One file per process."""
-    return OffloadFile()
 
 
 PLATFORM = CPUPlatform()

@@ -22,15 +22,10 @@ def find_problems(config: Config, engine: bool, capability: tuple[int, int] | No
     found: list[Problem] = []
     if engine:
         found += _of_context_parallelism(config)
-        if config.training.megatron.get("tp_comm_overlap"):
-            found.append(
-                Problem(
-                    "needs buffers that this project does not allocate",
-                    "training.megatron.tp_comm_overlap",
-                    config.training.megatron["tp_comm_overlap"],
-                    fix="leave it out",
-                )
-            )
+        field, overlap = "training.megatron.tp_comm_overlap", config.training.megatron.get("tp_comm_overlap")
+        if overlap:
+            message = "needs buffers that this project does not allocate"
+            found.append(Problem(message, field, overlap, fix="leave it out"))
     if config.training.fp8 is not None:
         found += _of_fp8(config, engine, capability)
     return found

@@ -19,28 +19,22 @@ from longvita.attention.kernel import AttentionKernel
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 Gradients = tuple[Tensor, Tensor, Tensor]
+Documents = tuple[Tensor, Tensor, int, int]
+"""int32 document bounds of queries and of keys, on the device; their longest documents."""
 
 
 class VarlenKernel(AttentionKernel):
     """An AttentionKernel on a flash kernel for packed documents. fp32 is computed by plain matrix products."""
 
     @abstractmethod
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor, Tensor], longest: tuple[int, int], **how: Any
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents, **how: Any) -> tuple[Tensor, Tensor]:
         """Return (out [t, heads, d] of q's type, lse [heads, t] fp32).
 
-        bounds, longest: document bounds and longest document, each of queries and of keys. how: `causal` and `scale`.
+        how: `causal` and `scale`.
         """
 
     @abstractmethod
-    def run_backward(
-        self,
-        saved: tuple[Tensor, ...],
-        bounds: tuple[Tensor, Tensor],
-        longest: tuple[int, int],
-        **how: Any,
-    ) -> Gradients:
+    def run_backward(self, saved: tuple[Tensor, ...], documents: Documents, **how: Any) -> Gradients:
         """Gradients of q, k and v. saved: the output's gradient, q, k, v, the output (of q's type), lse [heads, t]."""
 
     @override
@@ -73,8 +67,8 @@ class VarlenKernel(AttentionKernel):
     ) -> tuple[Tensor, Tensor]:
         if q.dtype not in HALF_TYPES:
             return plain_forward(q, k, v, rows, keys, causal, scale)
-        bounds, longest = _bounds(rows, keys, q.device)
-        out, lse = self.run(_packed(q), _packed(k), _packed(v), bounds, longest, causal=causal, scale=scale)
+        documents = _documents(rows, keys, q.device)
+        out, lse = self.run(_packed(q), _packed(k), _packed(v), documents, causal=causal, scale=scale)
         return out.float(), lse.transpose(0, 1).contiguous()
 
     def _backward(
@@ -82,11 +76,10 @@ class VarlenKernel(AttentionKernel):
     ) -> Gradients:
         grad, q, k, v, out, lse = saved
         if q.dtype not in HALF_TYPES:
-            return plain_backward(grad, q, k, v, out, lse, rows, keys, causal, scale)
-        bounds, longest = _bounds(rows, keys, q.device)
+            return plain_backward(saved, rows, keys, causal, scale)
         halves = (grad.to(q.dtype), q, k, v, out.to(q.dtype))
         inputs = (*map(_packed, halves), lse.transpose(0, 1).contiguous())
-        return self.run_backward(inputs, bounds, longest, causal=causal, scale=scale)
+        return self.run_backward(inputs, _documents(rows, keys, q.device), causal=causal, scale=scale)
 
 
 class FlashAttnKernel(VarlenKernel):
@@ -98,25 +91,20 @@ class FlashAttnKernel(VarlenKernel):
         self._interface = flash_attn_interface
 
     @override
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor, Tensor], longest: tuple[int, int], **how: Any
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents, **how: Any) -> tuple[Tensor, Tensor]:
         out, lse, *_ = self._interface._flash_attn_varlen_forward(
-            q, k, v, *bounds, *longest, dropout_p=0.0, softmax_scale=how["scale"], causal=how["causal"]
+            q, k, v, *documents, dropout_p=0.0, softmax_scale=how["scale"], causal=how["causal"]
         )
         return out, lse
 
     @override
-    def run_backward(
-        self, saved: tuple[Tensor, ...], bounds: tuple[Tensor, Tensor], longest: tuple[int, int], **how: Any
-    ) -> Gradients:
+    def run_backward(self, saved: tuple[Tensor, ...], documents: Documents, **how: Any) -> Gradients:
         _, q, k, v, *_ = saved
         gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         self._interface._flash_attn_varlen_backward(
             *saved,
             *gradients,
-            *bounds,
-            *longest,
+            *documents,
             dropout_p=0.0,
             softmax_scale=how["scale"],
             causal=how["causal"],
@@ -140,20 +128,16 @@ class TorchFlashKernel(VarlenKernel):
         self._run_backward = backward or torch.ops.aten._flash_attention_backward
 
     @override
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, bounds: tuple[Tensor, Tensor], longest: tuple[int, int], **how: Any
-    ) -> tuple[Tensor, Tensor]:
-        out, lse, *_ = self._run(q, k, v, *bounds, *longest, 0.0, how["causal"], False, scale=how["scale"])
+    def run(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents, **how: Any) -> tuple[Tensor, Tensor]:
+        out, lse, *_ = self._run(q, k, v, *documents, 0.0, how["causal"], False, scale=how["scale"])
         return out, lse
 
     @override
-    def run_backward(
-        self, saved: tuple[Tensor, ...], bounds: tuple[Tensor, Tensor], longest: tuple[int, int], **how: Any
-    ) -> Gradients:
+    def run_backward(self, saved: tuple[Tensor, ...], documents: Documents, **how: Any) -> Gradients:
         # Without dropout the random state is not read, but the kernel requires a tensor of its shape.
         state = torch.zeros(2, dtype=torch.uint64, device=saved[0].device)
         nothing = torch.empty(0, device=saved[0].device)
-        return self._run_backward(*saved, *bounds, *longest, 0.0, how["causal"], state, nothing, scale=how["scale"])
+        return self._run_backward(*saved, *documents, 0.0, how["causal"], state, nothing, scale=how["scale"])
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -161,11 +145,10 @@ def _packed(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _bounds(rows: list[int], keys: list[int], device: torch.device) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    """int32 bounds on the device, and the longest document, of queries and of keys."""
+def _documents(rows: list[int], keys: list[int], device: torch.device) -> Documents:
     tensors = [torch.tensor(bounds, dtype=torch.int32, device=device) for bounds in (rows, keys)]
     longest = [max(end - start for start, end in itertools.pairwise(bounds)) for bounds in (rows, keys)]
-    return (tensors[0], tensors[1]), (longest[0], longest[1])
+    return tensors[0], tensors[1], longest[0], longest[1]
 
 
 def plain_forward(
@@ -186,18 +169,13 @@ def plain_forward(
 
 
 def plain_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rows: list[int],
-    keys: list[int],
-    causal: bool,
-    scale: float,
+    saved: tuple[Tensor, ...], rows: list[int], keys: list[int], causal: bool, scale: float
 ) -> Gradients:
-    """Gradients of q, k and v for `plain_forward`; out and lse may cover more keys than these."""
+    """Gradients of q, k and v for `plain_forward`; out and lse may cover more keys than these.
+
+    saved: the output's gradient, q, k, v, the output, lse [t, heads].
+    """
+    grad, q, k, v, out, lse = saved
     grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (q, k, v))
     repeats = q.shape[1] // k.shape[1]
     shared = (grad * out).sum(-1)

@@ -19,7 +19,6 @@ from longvita.platforms.pinned_offload import pinned_store
 
 if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
     from longvita.attention.kernel import AttentionKernel
     from longvita.attention.seq_params import LibrarySeqParams
@@ -205,7 +204,7 @@ class CUDAPlatform(Platform):
         return type("KernelAttention", (CoreAttention,), {"kernel": self.kernel()})
 
     @override
-    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
+    def language_layer_spec(self, groups: ParallelGroups | None = None) -> ModuleSpec:
         """Transformer Engine's layers, or megatron-core's local ones around our attention."""
         if self.has_engine():
             from longvita.platforms.cuda import te_layers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 
+import torch
+
 from longvita.platforms.requirements import MachineRequirement, installed_version
 
 APEX = "apex.optimizers"
@@ -15,10 +17,11 @@ INSTALL_ENGINE = "pip install --no-build-isolation -e '.[gpu]' -c constraints.tx
 
 def requirements() -> list[MachineRequirement]:
     """The requirements, each with its installed version. They name versions of torch built for CUDA."""
+    torch_for_cuda = torch.__version__ if torch.version.cuda else None
     return [
         MachineRequirement("driver", shutil.which("nvidia-smi"), "the device", "sudo ubuntu-drivers install --gpgpu"),
         MachineRequirement(
-            "torch for CUDA", _torch_for_cuda(), "everything", "pip install --force-reinstall torch==2.13.0"
+            "torch for CUDA", torch_for_cuda, "everything", "pip install --force-reinstall torch==2.13.0"
         ),
         MachineRequirement(
             "transformer-engine",
@@ -43,9 +46,3 @@ def requirements() -> list[MachineRequirement]:
             required=False,
         ),
     ]
-
-
-def _torch_for_cuda() -> str | None:
-    import torch
-
-    return torch.__version__ if torch.version.cuda else None

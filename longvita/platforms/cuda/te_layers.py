@@ -15,7 +15,6 @@ from megatron.core.extensions.transformer_engine import TEDotProductAttention
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -51,16 +50,14 @@ class EngineAttention(TEDotProductAttention):
         self,
         config: TransformerConfig,
         layer_number: int,
-        attn_mask_type: AttnMaskType,
-        attention_type: str,
-        attention_dropout: float | None = None,
+        *,
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
-        *,
         kernel: AttentionKernel,
-        groups: ParallelGroups | None = None,
-        gathers: bool = False,
+        groups: ParallelGroups | None,
+        gathers: bool,
+        **how: Any,
     ) -> None:
         method = cp_comm_type
         if groups is not None and pg_collection is not None and groups.cp_size > 1:
@@ -72,13 +69,11 @@ class EngineAttention(TEDotProductAttention):
         super().__init__(
             config,
             layer_number,
-            attn_mask_type,
-            attention_type,
-            attention_dropout=attention_dropout,
             softmax_scale=softmax_scale,
             # For a2a+p2p megatron-core would use its global groups; ours are set below.
             cp_comm_type="p2p" if method == "a2a+p2p" else method,
             pg_collection=pg_collection,
+            **how,
         )
         if groups is not None and groups.cp_size > 1 and method == "a2a+p2p":
             both: Any = [groups.cp_ulysses, groups.cp_ring]
@@ -94,10 +89,9 @@ class EngineAttention(TEDotProductAttention):
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None,
-        attn_mask_type: AttnMaskType,
-        attention_bias: Tensor | None = None,
+        *,
         packed_seq_params: PackedSeqParams | None = None,
-        num_splits: int | None = None,
+        **how: Any,
     ) -> Tensor:
         if isinstance(packed_seq_params, LibrarySeqParams):
             packed_seq_params = packed_seq_params.attention
@@ -105,9 +99,7 @@ class EngineAttention(TEDotProductAttention):
             out = attend_split_or_cached(packed_seq_params, self.number, query, key, value, self.scale, self.kernel)
             if out is not None:
                 return out.reshape(len(out), 1, -1)
-        out = super().forward(
-            query, key, value, attention_mask, attn_mask_type, attention_bias, packed_seq_params, num_splits
-        )
+        out = super().forward(query, key, value, attention_mask, packed_seq_params=packed_seq_params, **how)
         return out.reshape(len(out), 1, -1) if packed_seq_params is not None else out
 
 

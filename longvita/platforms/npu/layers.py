@@ -111,11 +111,10 @@ class DocumentAttention(CoreAttention):
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
-        attention_dropout: float | None = None,
         softmax_scale: float | None = None,
         **unused: Any,
     ) -> None:
-        super().__init__(config, layer_number, attn_mask_type, attention_type, attention_dropout, softmax_scale)
+        super().__init__(config, layer_number, attn_mask_type, attention_type, softmax_scale=softmax_scale)
         # Imported here because repatch replaces the class.
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
@@ -133,7 +132,6 @@ class DocumentAttention(CoreAttention):
             layer_number=layer_number,
             attn_mask_type=attn_mask_type,
             attention_type=attention_type,
-            attention_dropout=attention_dropout,
             softmax_scale=softmax_scale,
         )
 

@@ -24,7 +24,6 @@ from megatron_patches.patch import PatchError
 
 if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
     from longvita.attention.seq_params import LibrarySeqParams
     from longvita.config.schema import Config
@@ -192,7 +191,7 @@ class NPUPlatform(Platform):
         return {"variable_seq_lengths": config.layout.pipeline_parallel > 1 and config.layout.context_parallel > 1}
 
     @override
-    def language_layer_spec(self, config: TransformerConfig, groups: ParallelGroups | None = None) -> ModuleSpec:
+    def language_layer_spec(self, groups: ParallelGroups | None = None) -> ModuleSpec:
         from longvita.platforms.npu.layers import language_layer_spec
 
         return language_layer_spec()

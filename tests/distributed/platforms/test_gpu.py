@@ -34,7 +34,7 @@ def test_flash_kernels_equal_plain_products() -> None:
     shapes = (HEADS, HEADS, GROUPS, GROUPS)
     grad, q, k, v = (torch.randn(BOUNDS[-1], n, DIM, device="cuda", generator=generator) for n in shapes)
     out, lse = flash_kernels.plain_forward(q, k, v, BOUNDS, BOUNDS, True, SCALE)
-    wanted = flash_kernels.plain_backward(grad, q, k, v, out, lse, BOUNDS, BOUNDS, True, SCALE)
+    wanted = flash_kernels.plain_backward((grad, q, k, v, out, lse), BOUNDS, BOUNDS, True, SCALE)
     for kernel in kernels():
         halves = [x.bfloat16() for x in (q, k, v)]
         found, found_lse = kernel.causal_forward(*halves, BOUNDS, SCALE)

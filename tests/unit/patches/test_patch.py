@@ -17,7 +17,7 @@ SAMPLE = "tests.unit.patches.sample"
 
 
 def make(name: str, replacement: Any, signature: str, versions: str = "torch>=2.7") -> Patch:
-    return Patch(f"{SAMPLE}:{name}", replacement, "a reason", versions, "never", signature)
+    return Patch(f"{SAMPLE}:{name}", replacement, "a reason", "never", signature, versions)
 
 
 def triple(x: int, times: int = 3) -> int:

@@ -112,7 +112,7 @@ def test_pipeline_messages_are_never_batched(cpu: Platform) -> None:
 def test_the_block_s_own_final_norm_is_not_ours(cpu: Platform) -> None:
     """LayerNormImpl refuses sequence parallel; a block spec with Platform.norm() never gets it."""
     built = config(cpu, pipeline_model_parallel_size=1)
-    spec = cpu.language_layer_spec(built)
+    spec = cpu.language_layer_spec()
     assert transformer_block._get_block_submodules(built, spec, None, 0).layer_norm is WrappedTorchNorm
     ours = transformer_block.TransformerBlockSubmodules(layer_specs=[spec] * 2, layer_norm=cpu.norm())
     assert transformer_block._get_block_submodules(built, ours, None, 0).layer_norm is RMSNorm
