@@ -82,17 +82,10 @@ def plan_ring(layout: SequenceLayout, rank: int) -> RingPlan:
     for shift in range(1, size):
         source, destination = (rank - shift) % size, (rank + shift) % size
         send = _needed(own, _by_document(layout.of_rank(destination)))
-        theirs = _by_document(layout.of_rank(source))
-        arriving = _needed(theirs, own)
-        steps.append(
-            RingStep(
-                source,
-                destination,
-                _joined([(layout.rows[piece], layout.rows[piece] + piece.length) for piece in send]),
-                sum(piece.length for piece in arriving),
-                _blocks(layout, own, arriving),
-            )
-        )
+        rows = _joined([(layout.rows[piece], layout.rows[piece] + piece.length) for piece in send])
+        arriving = _needed(_by_document(layout.of_rank(source)), own)
+        received = sum(piece.length for piece in arriving)
+        steps.append(RingStep(source, destination, rows, received, _blocks(layout, own, arriving)))
     return RingPlan(tuple(bounds), tuple(steps))
 
 

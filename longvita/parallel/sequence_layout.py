@@ -143,9 +143,7 @@ class SequenceLayout:
             positions[rows] = torch.arange(piece.start, piece.end)
         if tp_rank is None:
             return documents, positions
-        slice_length = self.local_length // self.tp_size
-        rows = slice(tp_rank * slice_length, (tp_rank + 1) * slice_length)
-        return documents[rows], positions[rows]
+        return documents.chunk(self.tp_size)[tp_rank], positions.chunk(self.tp_size)[tp_rank]
 
     def rows_of_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`to_rows` for tokens numbered through the packed sequence, documents back to back without padding."""

@@ -37,21 +37,15 @@ def _of_context_parallelism(config: Config) -> Iterator[Problem]:
     if layout.context_parallel == 1:
         return
     if config.training.precision != "bf16":
-        yield Problem(
-            f"has no kernel in Transformer Engine's attention with layout.context_parallel {layout.context_parallel}",
-            "training.precision",
-            config.training.precision,
-            fix="use bf16, or context_parallel 1",
+        message = (
+            f"has no kernel in Transformer Engine's attention with layout.context_parallel {layout.context_parallel}"
         )
+        yield Problem(message, "training.precision", config.training.precision, fix="use bf16, or context_parallel 1")
     heads = language.num_attention_heads // layout.tensor_parallel
     groups, ulysses = language.num_query_groups // layout.tensor_parallel, ulysses_size(config)
     if heads % ulysses or groups % ulysses:
-        yield Problem(
-            f"does not divide the {heads} heads and {groups} groups of a TP rank: Transformer Engine requires it",
-            "layout.ulysses",
-            ulysses,
-            fix="leave layout.ulysses out, or use a divisor of both",
-        )
+        message = f"does not divide the {heads} heads and {groups} groups of a TP rank: Transformer Engine requires it"
+        yield Problem(message, "layout.ulysses", ulysses, fix="leave layout.ulysses out, or use a divisor of both")
 
 
 def _of_fp8(config: Config, engine: bool, capability: tuple[int, int] | None) -> Iterator[Problem]:
@@ -61,12 +55,8 @@ def _of_fp8(config: Config, engine: bool, capability: tuple[int, int] | None) ->
         yield Problem("needs Transformer Engine", "training.fp8", kind, fix=f"install it with {INSTALL_ENGINE}")
     if capability is not None and capability < FP8_CAPABILITY[kind]:
         needed, there = (".".join(map(str, one)) for one in (FP8_CAPABILITY[kind], capability))
-        yield Problem(
-            f"needs a GPU of compute capability {needed}; this one has {there}",
-            "training.fp8",
-            kind,
-            fix="another scaling, or leave fp8 out",
-        )
+        message = f"needs a GPU of compute capability {needed}; this one has {there}"
+        yield Problem(message, "training.fp8", kind, fix="another scaling, or leave fp8 out")
     rows = unit * (tp if config.layout.sequence_parallel else 1)
     # With context parallelism the sequence layout adds padding.
     if config.layout.context_parallel == 1 and config.data.sequence_length % rows:
@@ -83,12 +73,9 @@ def _of_fp8(config: Config, engine: bool, capability: tuple[int, int] | None) ->
     }
     for name, width in widths.items():
         if width % unit:
-            yield Problem(
-                f"gives {width} columns on a TP rank; training.fp8 {kind} requires multiples of {unit}",
-                f"model.language.{name}",
-                getattr(language, name),
-                fix="another layout.tensor_parallel or scaling, or leave fp8 out",
-            )
+            message = f"gives {width} columns on a TP rank; training.fp8 {kind} requires multiples of {unit}"
+            fix = "another layout.tensor_parallel or scaling, or leave fp8 out"
+            yield Problem(message, f"model.language.{name}", getattr(language, name), fix=fix)
 
 
 def _no_multiple(value: int, field: str, kind: str, unit: int) -> Problem:

@@ -118,15 +118,9 @@ class NPUPlatform(Platform):
         found = super().problems(config)
         if config.layout.ulysses in (None, 1):
             return found
-        return [
-            *found,
-            Problem(
-                f"is refused on {self.name}: {adaptor.REFUSED_ALGORITHMS['ulysses_cp_algo']}",
-                "layout.ulysses",
-                config.layout.ulysses,
-                fix="leave layout.ulysses out, or layout.ulysses=1: the ring is correct on packed documents",
-            ),
-        ]
+        message = f"is refused on {self.name}: {adaptor.REFUSED_ALGORITHMS['ulysses_cp_algo']}"
+        fix = "leave layout.ulysses out, or layout.ulysses=1: the ring is correct on packed documents"
+        return [*found, Problem(message, "layout.ulysses", config.layout.ulysses, fix=fix)]
 
     @override
     def configure(self, config: Config) -> None:
