@@ -12,9 +12,9 @@ The folder holds one film (a video file, or a folder of frames) and the needles:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from longvita.data.media.video import VideoFacts, list_frames, probe_video, sele
 from longvita.data.sample import parse_turns
 from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, read_rows
 from longvita.evaluation.needle_picture import draw_grid
-from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt
+from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt, accuracy
 from longvita.inference.limits import LengthError
 from longvita.inference.media_key import MediaKey
 from longvita.inference.prompt import Prompt, token_array
@@ -106,18 +106,13 @@ class NeedleInVideo(EvaluationTask):
     def items(self) -> Sequence[EvaluationItem]:
         return [
             EvaluationItem(f"{length} {depth:g} {number}", f"{length} {depth:g}", float(length))
-            for length in self.lengths
-            for depth in self.depths
-            for number in range(len(self.needles))
+            for length, depth, number in itertools.product(self.lengths, self.depths, range(len(self.needles)))
         ]
 
     @override
-    def prepare(self, item: EvaluationItem) -> None:
-        """Do nothing: needles are not packed."""
-
-    @override
     def encode(self, engine: Engine, item: EvaluationItem) -> ItemPrompt:
-        return self._encode(*_parse(item.key), engine.encoder)
+        length, depth, number = item.key.split()
+        return self._encode(int(length), float(depth), int(number), engine.encoder)
 
     def _encode(self, length: int, depth: float, number: int, encoder: PromptEncoder) -> ItemPrompt:
         prompt, needle = self.prompt(length, depth, number, encoder), self.needles[number]
@@ -135,19 +130,13 @@ class NeedleInVideo(EvaluationTask):
     def ask(self, engine: Engine, item: EvaluationItem, asked: ItemPrompt) -> AnswerRecord:
         # Right if every token is the most probable one after the right ones before it: a greedy answer that ends at
         # its first wrong token.
-        start, answer, generated = time.monotonic(), asked.facts["answer_tokens"], []
-        for token, right in zip(
-            engine.stream(asked.prompt, Sampling(max_new_tokens=len(answer))), answer, strict=False
-        ):
+        answer, generated = asked.facts["answer_tokens"], []
+        stream = engine.stream(asked.prompt, Sampling(max_new_tokens=len(answer)))
+        for token, right in zip(stream, answer, strict=False):
             generated.append(token)
             if token != right:
                 break
-        return {
-            **asked.facts,
-            "right": generated == answer,
-            "response": engine.encoder.template.tokenizer.decode(generated),
-            "seconds": round(time.monotonic() - start, 3),
-        }
+        return {"right": generated == answer, "response": engine.encoder.template.tokenizer.decode(generated)}
 
     def prompt(self, length: int, depth: float, number: int, encoder: PromptEncoder) -> Prompt:
         """Encode the question after `length` frames of the film with the needle among them; no frame is decoded yet.
@@ -169,13 +158,9 @@ class NeedleInVideo(EvaluationTask):
 
     @override
     def score(self, records: Mapping[str, AnswerRecord]) -> dict[str, Any]:
-        cells = self._cells(records)
-        right, asked = (
-            sum(cell[name] for row in cells.values() for cell in row.values()) for name in ("right", "asked")
-        )
         return {
-            "overall": {"right": right, "asked": asked, "accuracy": right / max(asked, 1)},
-            "by_length_and_depth": cells,
+            "overall": accuracy(records.values()),
+            "by_length_and_depth": self._cells(records),
             "failed": sum("error" in record for record in records.values()),
         }
 
@@ -223,11 +208,10 @@ def read_needles(folder: Path) -> list[Needle]:
     if not folder.is_dir():
         raise DataSetError(f"{folder} is not a folder; give one that holds a film and needles with --data")
     path, tables = folder / "needles.jsonl", sorted(folder.glob("*.parquet"))
-    rows: list[Any] = []
     try:
         if path.is_file():
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        elif tables:
+        else:
             rows = read_rows(tables, ("image", "question", "answer"))
         needles = [_needle(folder, row) for row in rows]
     except (ValueError, KeyError, TypeError, OSError, SampleError) as error:
@@ -259,13 +243,6 @@ def _find_film(folder: Path) -> Path:
     films = films or [path for path in entries if path.is_dir() and list_frames(path)]
     if len(films) != 1:
         names = ", ".join(path.name for path in films) or "none"
-        raise DataSetError(
-            f"{folder} must hold one film, a video file or a folder of frames; there is {names} (needles may lie "
-            f"next to needles.jsonl, or in a folder within a folder)"
-        )
+        where = "(needles may lie next to needles.jsonl, or in a folder within a folder)"
+        raise DataSetError(f"{folder} must hold one film, a video file or a folder of frames; there is {names} {where}")
     return films[0]
-
-
-def _parse(key: str) -> tuple[int, float, int]:
-    length, depth, number = key.split()
-    return int(length), float(depth), int(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def _answer(engine: Engine, task: EvaluationTask, item: EvaluationItem, leads: b
         # One process unpacks the files before all read their headers. An error reaches all, so that none waits for it.
         raise_on_all_ranks(lambda: task.prepare(item) if leads else None, *groups)
         asked = raise_on_all_ranks(lambda: task.encode(engine, item), *groups)
-        return task.ask(engine, item, asked)
+        start = time.monotonic()
+        answer = task.ask(engine, item, asked)
+        return {**asked.facts, **answer, "seconds": round(time.monotonic() - start, 3)}
     except UserError as found:
         return {"error": str(found)}
 

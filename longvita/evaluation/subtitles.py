@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,16 +27,13 @@ class Subtitle:
 def read_srt(path: Path) -> list[Subtitle]:
     """Read the subtitles of a file in order of time; anything else in it is skipped."""
     lines = path.read_bytes().decode("utf-8-sig", errors="replace").splitlines()
-    starts = [number for number, line in enumerate(lines) if _TIMES.search(line)]
+    times = [(number, match.groups()) for number, line in enumerate(lines) if (match := _TIMES.search(line))]
     subtitles = []
-    for number, following in itertools.pairwise([*starts, len(lines) + 1]):
-        match = _TIMES.search(lines[number])
-        if match is None:
-            continue
-        # The line before a time line is the subtitle's number.
-        text = " ".join(_MARKUP.sub("", " ".join(lines[number + 1 : following - 1])).split())
+    # The line before a time line is the subtitle's number.
+    ends = [number - 1 for number, _ in times[1:]]
+    for (number, values), end in zip(times, [*ends, len(lines)], strict=False):
+        text = " ".join(_MARKUP.sub("", " ".join(lines[number + 1 : end])).split())
         if text:
-            values = match.groups()
             subtitles.append(Subtitle(_seconds(values[:4]), _seconds(values[4:]), text))
     return sorted(subtitles, key=lambda subtitle: subtitle.start)
 

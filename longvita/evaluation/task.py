@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,19 +54,29 @@ class EvaluationTask(Protocol):
         """List all items in the order of the report."""
 
     def prepare(self, item: EvaluationItem) -> None:
-        """Unpack the item's files. One process calls it before the others read them.
+        """Unpack the item's files if they are packed. One process calls it before the others read them.
 
         Raises UserError where that fails.
         """
+        return
 
     def encode(self, engine: Engine, item: EvaluationItem) -> ItemPrompt:
         """Encode the item, on each process by itself. Raises UserError where its media cannot be used."""
 
     def ask(self, engine: Engine, item: EvaluationItem, asked: ItemPrompt) -> AnswerRecord:
-        """Generate the answer, on all processes of a replica together. Raises the same UserError on all of them."""
+        """Generate the answer, on all processes of a replica together, and judge it.
+
+        Raises the same UserError on all of them.
+        """
 
     def score(self, records: Mapping[str, AnswerRecord]) -> dict[str, Any]:
         """Compute the scores from one record for each item, by key. "overall" and "failed" are among the scores."""
 
     def illustrate(self, records: Mapping[str, AnswerRecord], folder: Path) -> None:
         """Write pictures or pages for people into the folder."""
+
+
+def accuracy(records: Collection[AnswerRecord]) -> dict[str, Any]:
+    """Count right and asked items, and divide them."""
+    right = sum(bool(record.get("right")) for record in records)
+    return {"right": right, "asked": len(records), "accuracy": right / max(len(records), 1)}

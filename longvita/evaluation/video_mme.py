@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from longvita.evaluation.choice import LETTERS, chosen_option
 from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, MediaFiles, read_rows
 from longvita.evaluation.mistakes_page import write_mistakes_page
 from longvita.evaluation.subtitles import read_srt, texts_at
-from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt
+from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt, accuracy
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt_encoder import PromptEncoder, PromptError
 from longvita.inference.sampling import Sampling
@@ -107,8 +106,12 @@ class VideoMME(EvaluationTask):
     def prepare(self, item: EvaluationItem) -> None:
         video = self.questions[item.key].video
         self._videos.path(video, "video")
-        if self._subtitles is not None and video in self._subtitles:
-            self._subtitles.path(video, "subtitle")
+        self._subtitle_file(video)
+
+    def _subtitle_file(self, video: str) -> Path | None:
+        if self._subtitles is None or video not in self._subtitles:
+            return None
+        return self._subtitles.path(video, "subtitle")
 
     @override
     def encode(self, engine: Engine, item: EvaluationItem) -> ItemPrompt:
@@ -122,16 +125,10 @@ class VideoMME(EvaluationTask):
 
     @override
     def ask(self, engine: Engine, item: EvaluationItem, asked: ItemPrompt) -> AnswerRecord:
-        question, start = self.questions[item.key], time.monotonic()
+        question = self.questions[item.key]
         answer = "".join(engine.answer(asked.prompt, Sampling(max_new_tokens=MAX_NEW_TOKENS)))
         chosen = chosen_option(answer, question.options)
-        return {
-            **asked.facts,
-            "response": answer,
-            "chosen": chosen,
-            "right": chosen == question.answer,
-            "seconds": round(time.monotonic() - start, 3),
-        }
+        return {"response": answer, "chosen": chosen, "right": chosen == question.answer}
 
     def _shown(self, video: str, path: Path, encoder: PromptEncoder) -> tuple[list[int], list[str]]:
         """Choose the frames that the model sees of a video, by index, and the subtitles at them.
@@ -142,10 +139,8 @@ class VideoMME(EvaluationTask):
         config = encoder.config
         asked = [question for question in self.questions.values() if question.video == video]
         try:
-            facts = probe_video(path)
-            subtitles = []
-            if self._subtitles is not None and video in self._subtitles:
-                subtitles = read_srt(self._subtitles.path(video, "subtitle"))
+            facts, own = probe_video(path), self._subtitle_file(video)
+            subtitles = read_srt(own) if own else []
         except (SampleError, OSError) as error:
             raise PromptError(str(error)) from error
 
@@ -231,15 +226,10 @@ def prompt_text(question: VideoQuestion, subtitles: Sequence[str]) -> str:
 
 def score(records: Sequence[AnswerRecord]) -> dict[str, Any]:
     """Count right and asked questions, over all and by each of BREAKDOWNS, and `failed` and `unclear` ones."""
-
-    def part(chosen: Sequence[AnswerRecord]) -> dict[str, Any]:
-        right = sum(bool(record.get("right")) for record in chosen)
-        return {"right": right, "asked": len(chosen), "accuracy": right / max(len(chosen), 1)}
-
-    scores: dict[str, Any] = {"overall": part(records)}
+    scores: dict[str, Any] = {"overall": accuracy(records)}
     for column in BREAKDOWNS:
         values = dict.fromkeys(record[column] for record in records)
-        scores[column] = {value: part([r for r in records if r[column] == value]) for value in values}
+        scores[column] = {value: accuracy([r for r in records if r[column] == value]) for value in values}
     scores["failed"] = sum("error" in record for record in records)
     scores["unclear"] = sum("error" not in record and record["chosen"] is None for record in records)
     return scores

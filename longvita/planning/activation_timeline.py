@@ -10,6 +10,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class PlannedStorage:
@@ -28,6 +29,10 @@ class PlannedTensor:
 
     def __init__(self, storage: PlannedStorage, size: int, differentiable: bool):
         self.storage, self.size, self.differentiable = storage, size, differentiable
+
+
+Layers = Callable[[PlannedTensor], PlannedTensor]
+"""Operators that release a hidden state and return the next one."""
 
 
 @dataclass(slots=True)
@@ -162,6 +167,17 @@ class ActivationTimeline:
         self.drop(*(inputs if drops is None else drops))
         return made
 
+    def linear(
+        self, x: PlannedTensor, size: int, weight: int, trained: bool, copy: int = 0, **options: Any
+    ) -> PlannedTensor:
+        """Call a linear layer that makes `size` bytes; options: those of `operator`.
+
+        A trained one keeps its input, or `copy` bytes instead, for the gradient of its weight of `weight` bytes.
+        """
+        if trained:
+            options |= {"keeps_new": copy} if copy else {"keeps": [x]}
+        return self.operator([x], size, weight_gradient=weight if trained else 0, trained=trained, **options)
+
     def views(self, tensor: PlannedTensor, sizes: Sequence[int]) -> list[PlannedTensor]:
         """Split a tensor into views, which replace it; their gradients are joined in a new tensor."""
         parts = [PlannedTensor(self.hold(tensor.storage), size, tensor.differentiable) for size in sizes]
@@ -246,12 +262,7 @@ class ActivationTimeline:
         yield
         self._recording = before
 
-    def checkpoint(
-        self,
-        function: Callable[[PlannedTensor], PlannedTensor],
-        source: PlannedTensor,
-        offload: bool = False,
-    ) -> PlannedTensor:
+    def checkpoint(self, function: Layers, source: PlannedTensor, offload: bool = False) -> PlannedTensor:
         """Call `function` on `source` and keep only `source`; the backward pass calls `function` again.
 
         offload: `source` is freed, and copied back for the backward pass; that of the function before is then already
@@ -271,9 +282,7 @@ class ActivationTimeline:
         self._record([source], [output], [kept], lambda node: self._recompute(node, function, offload))
         return output
 
-    def _recompute(
-        self, node: _OperatorNode, function: Callable[[PlannedTensor], PlannedTensor], offload: bool
-    ) -> None:
+    def _recompute(self, node: _OperatorNode, function: Layers, offload: bool) -> None:
         (source,), (output,) = node.inputs, node.outputs
         gradient = self._gradients.pop(id(output))
         held = [self.hold(PlannedStorage(source.size, node.kind)) for _ in range(2)] if offload else list(node.kept)

@@ -35,9 +35,11 @@ class DecoderOperators:
         self.element = ELEMENT_BYTES[config.training.precision]
         self.trained = "language" in config.training.trainable
         self.fp8 = config.training.fp8 is not None
-        self.sequence_parallel = config.layout.sequence_parallel
+        self.copies = 2 if layer_memory.copying_collectives else 1
+        """Tensors of all rows that a collective over TP takes."""
         self.hidden = rows.residual * language.hidden_size * self.element
-        self.full_hidden = rows.attention * language.hidden_size * self.element
+        self.gathered = rows.attention * language.hidden_size * self.element if config.layout.sequence_parallel else 0
+        """Rows that sequence parallelism gathers from the TP ranks."""
         self.query = rows.attention * language.query_width // self.tp * self.element
         self.key = rows.attention * local_query_groups(config) * language.head_dim * self.element
         self.angles = rows.attention * language.head_dim * self.element
@@ -60,7 +62,8 @@ class DecoderOperators:
         timeline = self.timeline
         with timeline.part("attention"):
             normed = self.norm(x)
-            mixed = self._column(normed, self.query + 2 * self.key, "qkv", bias=True)
+            width = self.query + 2 * self.key
+            mixed = self._column(normed, width, "qkv", bias=width)
             query, key, value = timeline.views(mixed, [self.query, self.key, self.key])
             if self.query != self.key:
                 query = timeline.operator([query], self.query, passes_gradient=True)
@@ -74,16 +77,15 @@ class DecoderOperators:
         timeline, cp = self.timeline, self.config.layout.context_parallel
         statistics = self.rows.attention * self.heads * self.layer_memory.statistics_bytes
         selective = self.config.training.recompute.granularity == "selective"
-        inputs = [query, key, value]
-        pairs = 2 * self.key
+        inputs, pairs = [query, key, value], 2 * self.key if cp > 1 else 0
         return timeline.operator(
             inputs,
             self.query,
             keeps=inputs,
             keeps_output=not selective,
             keeps_new=0 if selective else statistics,
-            scratch=3 * pairs if cp > 1 else 0,
-            backward_scratch=(5 * pairs if cp > 1 else 0) + (self.query + statistics if selective else 0),
+            scratch=3 * pairs,
+            backward_scratch=5 * pairs + (self.query + statistics if selective else 0),
             drops=(),
         )
 
@@ -125,24 +127,23 @@ class DecoderOperators:
 
     def _chunked_mlp(self, normed: PlannedTensor, fraction: float) -> PlannedTensor:
         """Call longvita.model.chunked_mlp: the input is kept; the backward pass computes each chunk again."""
-        timeline = self.timeline
-        inner = ActivationTimeline(gathered=timeline.gathered)
-        part = DecoderOperators(inner, self.config, self.layer_memory, self.rows)
-        size = int(self.hidden * fraction)
-        with inner.without_gradients():
-            inner.drop(part._plain_mlp(inner.tensor(size), fraction))
-        forward = inner.peak - size
-        inner = ActivationTimeline(gathered=timeline.gathered)
-        part = DecoderOperators(inner, self.config, self.layer_memory, self.rows)
-        inner.backward(part._plain_mlp(inner.tensor(size), fraction))
-        sums = self._weight_gradient("fc1") + self._weight_gradient("fc2")
+        timeline, size = self.timeline, int(self.hidden * fraction)
+
+        def scratch(backward: bool) -> int:
+            inner = ActivationTimeline(gathered=timeline.gathered, _recording=backward)
+            part = DecoderOperators(inner, self.config, self.layer_memory, self.rows)
+            out = part._plain_mlp(inner.tensor(size), fraction)
+            if backward:
+                inner.backward(out)
+            return inner.peak - size
+
         return timeline.operator(
             [normed],
             self.hidden,
             keeps=[normed],
-            scratch=forward,
-            backward_scratch=inner.peak - size,
-            weight_gradient=sums,
+            scratch=scratch(backward=False),
+            backward_scratch=scratch(backward=True),
+            weight_gradient=self._weight_bytes("fc1") + self._weight_bytes("fc2") if self.trained else 0,
             trained=self.trained,
             drops=(),
         )
@@ -157,58 +158,36 @@ class DecoderOperators:
             [x], self.hidden, keeps_new=self.hidden, backward_scratch=self.hidden, trained=self.trained, drops=()
         )
 
-    def _kept_input(self, x: PlannedTensor) -> dict[str, Any]:
-        """What a linear layer keeps for its weight's gradient, as arguments of `operator`.
-
-        It is the input, or with FP8 a copy of one byte an element (Transformer Engine, pytorch/module/linear.py and
-        layernorm_linear.py, 2.x).
-        """
-        if not self.trained:
-            return {}
-        return {"keeps_new": x.size // self.element} if self.fp8 else {"keeps": [x]}
-
     def fp8_weights(self, layers: int) -> int:
         """Return the bytes of the FP8 copies of `layers` layers' weights, kept from one micro batch to the next: plain
         and transposed, one byte an element each.
         """
         return 2 * layers * sum(self.weights.values()) // self.tp if self.fp8 else 0
 
-    def _weight_gradient(self, name: str) -> int:
-        return self.weights[name] // self.tp * self.element if self.trained else 0
+    def _weight_bytes(self, name: str) -> int:
+        return self.weights[name] // self.tp * self.element
 
-    def _column(
-        self, x: PlannedTensor, size: int, name: str, bias: bool = False, fraction: float = 1.0
-    ) -> PlannedTensor:
-        """Call ColumnParallelLinear; the caller still holds x."""
-        gathered = int(self.full_hidden * fraction) if self.sequence_parallel else 0
-        scratch, backward_scratch = (size if bias else 0), 0
+    def _linear(self, x: PlannedTensor, size: int, name: str, **options: Any) -> PlannedTensor:
+        """Call a linear layer.
+
+        For its weight's gradient it keeps the input, or with FP8 a copy of one byte an element (Transformer Engine,
+        pytorch/module/linear.py and layernorm_linear.py, 2.x).
+        """
+        copy = x.size // self.element if self.fp8 else 0
+        return self.timeline.linear(x, size, self._weight_bytes(name), self.trained, copy, **options)
+
+    def _column(self, x: PlannedTensor, size: int, name: str, bias: int = 0, fraction: float = 1.0) -> PlannedTensor:
+        """Call ColumnParallelLinear; the caller still holds x. bias: bytes of the output before its bias is added."""
+        gathered = int(self.gathered * fraction)
+        # The gradient of all rows, before reduce-scatter; gloo copies it first.
+        scratch, backward_scratch = bias, gathered * self.copies
         if gathered and self.layer_memory.gather_buffer:
             self.timeline.gather_buffer(gathered)
-        elif gathered:
-            scratch, backward_scratch = max(scratch, gathered), gathered
-        if gathered:  # the gradient of all rows, before reduce-scatter; gloo copies it first
-            backward_scratch += gathered * (2 if self.layer_memory.copying_collectives else 1)
-        return self.timeline.operator(
-            [x],
-            size,
-            **self._kept_input(x),
-            scratch=scratch,
-            backward_scratch=backward_scratch,
-            weight_gradient=self._weight_gradient(name),
-            trained=self.trained,
-            drops=(),
-        )
+        else:
+            scratch, backward_scratch = max(scratch, gathered), backward_scratch + gathered
+        return self._linear(x, size, name, scratch=scratch, backward_scratch=backward_scratch, drops=())
 
     def _row(self, x: PlannedTensor, name: str, fraction: float = 1.0) -> PlannedTensor:
         """Call RowParallelLinear, with its reduction over TP."""
-        gathered = int(self.full_hidden * fraction) if self.sequence_parallel else 0
-        copies = 2 if self.layer_memory.copying_collectives else 1
-        return self.timeline.operator(
-            [x],
-            int(self.hidden * fraction),
-            **self._kept_input(x),
-            scratch=gathered * copies,
-            backward_scratch=gathered * copies,
-            weight_gradient=self._weight_gradient(name),
-            trained=self.trained,
-        )
+        scratch = int(self.gathered * fraction) * self.copies
+        return self._linear(x, int(self.hidden * fraction), name, scratch=scratch, backward_scratch=scratch)

@@ -72,33 +72,28 @@ def _gib(number: float) -> int:
     return round(number * GIB)
 
 
-HARDWARE = {
+_DEVICES = [
     # NVIDIA A100 80GB, H100, H200 and H20 datasheets (SXM): dense bf16 and FP8, HBM, half of NVLink's both directions;
     # one 200 or 400 Gb/s adapter a device, as in DGX systems. An "80 GB" device has 80 GiB, less ECC and firmware: the
     # memory is the "total capacity" in torch's messages, about half a GiB under nvidia-smi's (81,920 and 81,559 MiB for
     # A100 and H100, modal-labs/modal-client pull 2797; 143,771 MiB for H200 and 97,871 MiB for H20). A100: 79.25 GiB in
     # levihsu/OOTDiffusion issue 235; H100: 79.11 in vllm-project/vllm 27508, 79.10 in huggingface/trl 2688; H20: 95.00
     # in modelscope/DiffSynth-Studio 1238; H200: 139.72 to 139.81 in several logs.
-    "a100-80": Hardware("a100-80", _gib(79.2), 312e12, 2.04e12, 300e9, 25e9, NVIDIA),
-    "h100-80": Hardware(
-        "h100-80", _gib(79.1), 989e12, 3.35e12, 450e9, 50e9, NVIDIA, host_link=50e9, fp8_flops=1979e12
-    ),
-    "h200-141": Hardware(
-        "h200-141", _gib(139.7), 989e12, 4.8e12, 450e9, 50e9, NVIDIA, host_link=50e9, fp8_flops=1979e12
-    ),
-    "h20-96": Hardware(
-        "h20-96", _gib(95.0), 148e12, 4.0e12, 450e9, 50e9, NVIDIA, host_link=50e9, fp8_flops=296e12
-    ),
+    Hardware("a100-80", _gib(79.2), 312e12, 2.04e12, 300e9, 25e9, NVIDIA),
+    Hardware("h100-80", _gib(79.1), 989e12, 3.35e12, 450e9, 50e9, NVIDIA, host_link=50e9, fp8_flops=1979e12),
+    Hardware("h200-141", _gib(139.7), 989e12, 4.8e12, 450e9, 50e9, NVIDIA, host_link=50e9, fp8_flops=1979e12),
+    Hardware("h20-96", _gib(95.0), 148e12, 4.0e12, 450e9, 50e9, NVIDIA, host_link=50e9, fp8_flops=296e12),
     # Atlas 800T A2 server, as described by Huawei: 8 devices, 392 GB/s HCCS in both directions, 200 Gb/s RoCE each. Of
     # 64 GB torch reports 60.96 or 60.97 GiB (vllm-project/vllm-ascend issues 19 and 1127).
-    "ascend-910b-64": Hardware("ascend-910b-64", _gib(60.9), 313e12, 1.6e12, 196e9, 25e9, ASCEND),
+    Hardware("ascend-910b-64", _gib(60.9), 313e12, 1.6e12, 196e9, 25e9, ASCEND),
     # A processor core, for tests and for tools/benchmark/plan_accuracy.py, which measures the rates itself.
-    "local": Hardware(
+    Hardware(
         "local", 16 * GIB, 60e9, 8e9, 1.5e9, 1e9, LOCAL, host_memory=None, host_link=0.5e9, reserved=0,
         fragmentation=0.0,
         matmul_efficiency=1.0, attention_efficiency=1.0, link_efficiency=1.0,
     ),
-}  # fmt: skip
+]  # fmt: skip
+HARDWARE = {device.name: device for device in _DEVICES}
 
 
 def hardware_of(platform: str) -> Hardware:
@@ -112,17 +107,14 @@ def find_hardware(name: str, memory: str | None = None, host_memory: str | None 
     Raises PlanError for an unknown name, or memory that is no size or too small.
     """
     if name not in HARDWARE:
-        known = ", ".join(HARDWARE)
-        raise PlanError(
-            f"--hardware {name} is not known; one of {known}, the nearest with its own --memory for another"
-        )
+        known = f"one of {', '.join(HARDWARE)}, the nearest with its own --memory for another"
+        raise PlanError(f"--hardware {name} is not known; {known}")
     hardware = HARDWARE[name]
     if memory is not None:
         hardware = replace(hardware, memory=parse_bytes(memory, "--memory"))
     if hardware.usable() <= 0:
-        raise PlanError(
-            f"--memory {memory}: {hardware.reserved / GIB:.0f} GiB of it are reserved for software; give more"
-        )
+        reserved = f"{hardware.reserved / GIB:.0f} GiB"
+        raise PlanError(f"--memory {memory}: {reserved} of it are reserved for software; give more")
     if host_memory is not None:
         hardware = replace(hardware, host_memory=parse_bytes(host_memory, "--host-memory"))
     return hardware

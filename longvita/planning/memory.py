@@ -6,20 +6,19 @@ of the platform's libraries is an assumption of longvita.planning.hardware.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from longvita.config.checks import check_world_size
 from longvita.config.schema import Config
 from longvita.config.sizes import layers_per_stage, local_query_groups, replica_size
 from longvita.planning.activation_timeline import Moment
-from longvita.planning.activations import Activations, MicroBatchTimeline, micro_batch_timeline, rows_of_a_rank
+from longvita.planning.activations import Activations, MicroBatchTimeline, rows_of_a_rank
 from longvita.planning.batch_contents import BatchContents, worst_contents
 from longvita.planning.hardware import Hardware, hardware_of
 from longvita.planning.parameters import ELEMENT_BYTES, StateBytes, state_bytes
 
-HEAD, FEATURES, COMMUNICATION = "head", "vision features", "communication"
 KV_PAGE = 2048
 """Rows of a page of the KV cache (longvita.attention.kv_cache)."""
 
@@ -71,20 +70,21 @@ class StageMemory:
         return state + self.activations + self.kv_cache + self.reserved
 
 
+def with_values(config: Config, section: str, **values: Any) -> Config:
+    """Return a copy of a config with other values in one of its sections."""
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
 def plan_memory(
-    config: Config,
-    world_size: int,
-    hardware: Hardware | None = None,
-    contents: Sequence[BatchContents] | None = None,
+    config: Config, world_size: int, hardware: Hardware, contents: Sequence[BatchContents] | None = None
 ) -> list[StageMemory]:
     """Plan the memory of each pipeline stage of a training run over `world_size` processes.
 
-    hardware: the device; the default one of the config's platform when absent.
     contents: possible contents of a micro batch; each stage is planned for those that take most memory. worst_contents
     when absent.
     Raises ConfigError when `world_size` is not a multiple of a replica or does not divide the batch.
     """
-    return list(stage_memories(config, world_size, hardware or hardware_of(config.platform), contents))
+    return list(stage_memories(config, world_size, hardware, contents))
 
 
 def stage_memories(
@@ -105,13 +105,12 @@ def stage_memories(
             # The stages between the ends differ only in the number of micro batches that wait.
             key = (stage == 0, stage == len(layers) - 1, layers[stage], each)
             if key not in timelines:
-                timelines[key] = micro_batch_timeline(config, hardware.layer_memory, each, stage)
-            found.append((timelines[key].in_pipeline(config, stage, micro_batches), each.name))
+                timelines[key] = MicroBatchTimeline(config, hardware.layer_memory, each, stage)
+            found.append((timelines[key].in_pipeline(stage, micro_batches), each.name))
         worst, name = max(found, key=lambda item: item[0].peak)
-        memory = _stage(stage, layers[stage], state_bytes(config, world_size, stage), worst, name, hardware)
-        if training.recompute.offload:
-            memory = dataclasses.replace(memory, offloaded=_offloaded(config, hardware, layers[stage], worst.waiting))
-        yield memory
+        offloaded = _offloaded(config, hardware, layers[stage], worst.waiting) if training.recompute.offload else 0
+        state = state_bytes(config, world_size, stage)
+        yield _stage(stage, layers[stage], state, worst, name, hardware, offloaded=offloaded)
 
 
 def _offloaded(config: Config, hardware: Hardware, layers: int, waiting: float) -> int:
@@ -129,25 +128,23 @@ def _offloaded(config: Config, hardware: Hardware, layers: int, waiting: float) 
 
 
 def _stage(
-    stage: int, layers: int, state: StateBytes, worst: Activations, contents: str, hardware: Hardware
+    stage: int, layers: int, state: StateBytes, worst: Activations, contents: str, hardware: Hardware, **others: int
 ) -> StageMemory:
     return StageMemory(
         stage=stage,
         layers=layers,
-        parameter_count=state.parameter_count,
-        parameters=state.parameters,
-        gradients=state.gradients,
-        optimizer=state.optimizer,
+        **vars(state),
         activations=worst.peak,
-        vision_features=worst.by_kind.get(FEATURES, 0),
-        loss_head=worst.by_kind.get(HEAD, 0),
-        communication=worst.by_kind.get(COMMUNICATION, 0),
+        vision_features=worst.by_kind.get("vision features", 0),
+        loss_head=worst.by_kind.get("head", 0),
+        communication=worst.by_kind.get("communication", 0),
         by_kind=worst.by_kind,
         contents=contents,
         reserved=hardware.reserved + int(hardware.fragmentation * worst.peak),
         moments=tuple(worst.moments),
         waiting=worst.waiting,
         traffic=worst.allocated,
+        **others,
     )
 
 
@@ -157,28 +154,22 @@ def plan_generation(config: Config, hardware: Hardware | None = None) -> list[St
     """
     hardware = hardware or hardware_of(config.platform)
     inference = config.inference
-    prefilling = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"sequence_length": inference.prefill_chunk_size}),
-            "training": config.training.model_copy(
-                update={"trainable": ["language"], "micro_batch_size": 1, "mlp_chunk_size": None}
-            ),
-        }
-    )
+    prefilling = with_values(config, "data", sequence_length=inference.prefill_chunk_size)
+    prefilling = with_values(prefilling, "training", trainable=["language"], micro_batch_size=1, mlp_chunk_size=None)
     rows = -(-inference.max_seq_len // (config.layout.context_parallel * KV_PAGE)) * KV_PAGE
     element = ELEMENT_BYTES[config.training.precision]
     stages = []
     for stage, layers in enumerate(layers_per_stage(config)):
-        state = state_bytes(prefilling, replica_size(config), stage)
+        count = state_bytes(prefilling, replica_size(config), stage).parameter_count
+        state = StateBytes(parameter_count=count, parameters=count * element, gradients=0, optimizer=0)
         passes = [
-            (micro_batch_timeline(prefilling, hardware.layer_memory, each, stage, forward_only=True), each.name)
+            (MicroBatchTimeline(prefilling, hardware.layer_memory, each, stage, forward_only=True), each.name)
             for each in worst_contents(prefilling)
         ]
         worst, name = max(passes, key=lambda item: item[0].timeline.peak)
-        memory = _stage(stage, layers, state, worst.with_waiting([]), name, hardware)
         each = 2 * layers * local_query_groups(config) * config.model.language.head_dim * element
-        weights = state.parameter_count * element
-        stages.append(dataclasses.replace(memory, parameters=weights, gradients=0, optimizer=0, kv_cache=rows * each))
+        memory = _stage(stage, layers, state, worst.with_waiting([]), name, hardware, kv_cache=rows * each)
+        stages.append(memory)
     return stages
 
 

@@ -198,8 +198,6 @@ class StateBytes:
 
     parameter_count: int
     """Parameters of the rank, trained or frozen."""
-    trained_count: int
-    """Trained parameters of the rank."""
     parameters: int
     """Bytes of the weights: buffers with their padding, and frozen weights."""
     gradients: int
@@ -217,12 +215,12 @@ def state_bytes(config: Config, world_size: int, stage: int, dp_cp_rank: int | N
     layout, training = config.layout, config.training
     data_parallel = world_size // (layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel)
     shards = data_parallel * layout.context_parallel
-    count = trained = elements = 0
+    count = frozen = elements = 0
     held = [0] * shards
     for number, parameters in enumerate(stage_parameters(config, stage)):
         count += sum(parameter.elements for parameter in parameters)
         own = tuple(parameter for parameter in parameters if parameter.part in training.trainable)
-        trained += sum(parameter.elements for parameter in own)
+        frozen += sum(parameter.elements for parameter in parameters if parameter.part not in training.trainable)
         # A vision tower that is recomputed reduces without overlap (longvita.training.state), and so in one bucket.
         vision_recomputed = training.recompute.vision and "vision" in training.trainable
         bucketed = training.overlap_grad_reduce and not vision_recomputed and stage == 0 and number == 0
@@ -235,8 +233,7 @@ def state_bytes(config: Config, world_size: int, stage: int, dp_cp_rank: int | N
     copies = 2 if training.precision == "fp32" else 3
     return StateBytes(
         parameter_count=count,
-        trained_count=trained,
-        parameters=weight * (elements + count - trained),
+        parameters=weight * (elements + frozen),
         gradients=MAIN_BYTES * elements,
         optimizer=MAIN_BYTES * copies * mine,
     )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from longvita.pages import write_page
+from longvita.planning import plan_text
 from longvita.planning.activation_timeline import Moment
 from longvita.planning.memory import StageMemory
 from longvita.planning.plan import RunPlan
-from longvita.planning.plan_text import describe, duration, gib, heading, time_text, verdict
-from longvita.planning.search import Candidate
+from longvita.planning.plan_text import gib
 
 COLOURS = {
     "weights": "#4e79a7",
@@ -41,36 +41,34 @@ _STYLE = "svg { font: 12px system-ui, sans-serif; } .key { display: inline-block
 def write_plan(path: Path, plan: RunPlan) -> None:
     """Write the page."""
     parts = [f"<p>{plan.world_size} devices, {html.escape(plan.hardware.name)} of {gib(plan.hardware.memory)}: "
-             f"{html.escape(describe(plan.config))}.</p>"]  # fmt: skip
+             f"{html.escape(plan_text.describe(plan.config))}.</p>"]  # fmt: skip
     if plan.refusal:
         parts.append(f"<p>{html.escape(str(plan.refusal))}</p>")
     if plan.stages:
         fullest = max(plan.stages, key=lambda stage: stage.total)
         parts += [
-            f"<p><b>{html.escape(verdict(plan))}</b></p>",
-            f"<p>{html.escape(time_text(plan.time))}</p>" if plan.time else "",
+            f"<p><b>{html.escape(plan_text.verdict(plan))}</b></p>",
+            f"<p>{html.escape(plan_text.time_text(plan.time))}</p>" if plan.time else "",
             "<h2>One rank of each stage</h2>",
             _key(),
             _bars(plan.stages, plan.hardware.memory),
-            _table(plan.stages),
+            _stage_table(plan.stages),
             f"<h2>One micro batch on stage {fullest.stage}, the fullest</h2>",
             _curve(fullest, plan.hardware.memory),
         ]
     if plan.candidates:
-        parts += ["<h2>Layouts that fit</h2>", f"<p>{heading(plan)}</p>", _candidates(plan.candidates)]
+        rows = [map(html.escape, plan_text.candidate_cells(one, plan.candidates[0])) for one in plan.candidates]
+        table = _table(plan_text.CANDIDATE_COLUMNS, rows)
+        parts += ["<h2>Layouts that fit</h2>", f"<p>{plan_text.heading(plan)}</p>", table]
     write_page(path, f"Plan of {plan.config.name}", parts, _STYLE)
 
 
-def _parts(stage: StageMemory) -> dict[str, int]:
-    state = {"weights": stage.parameters, "gradients": stage.gradients, "optimizer": stage.optimizer}
-    return {**state, **stage.by_kind, "KV cache": stage.kv_cache, "reserved": stage.reserved}
-
-
 def _key() -> str:
-    return "<p>" + "".join(
+    names = "".join(
         f"<span class='key'><span style='background:{colour}'>&emsp;</span> {name}</span>"
         for name, colour in COLOURS.items()
-    ) + "</p>"  # fmt: skip
+    )
+    return f"<p>{names}</p>"
 
 
 def _bars(stages: Sequence[StageMemory], memory: int) -> str:
@@ -79,7 +77,9 @@ def _bars(stages: Sequence[StageMemory], memory: int) -> str:
     for row, stage in enumerate(stages):
         x, y = 70.0, row * ROW
         shapes.append(f"<text x='0' y='{y + 17}'>stage {stage.stage}</text>")
-        for name, size in _parts(stage).items():
+        parts = {"weights": stage.parameters, "gradients": stage.gradients, "optimizer": stage.optimizer}
+        parts |= {**stage.by_kind, "KV cache": stage.kv_cache, "reserved": stage.reserved}
+        for name, size in parts.items():
             title = f"<title>{name}: {gib(size)}</title>"
             shapes.append(
                 f"<rect x='{x:.1f}' y='{y}' width='{size * scale:.1f}' height='{ROW - 4}' "
@@ -93,16 +93,18 @@ def _bars(stages: Sequence[StageMemory], memory: int) -> str:
     return f"<svg width='{WIDTH}' height='{height + 20}'>{''.join(shapes)}</svg>"
 
 
-def _table(stages: Sequence[StageMemory]) -> str:
-    head = "<tr><th>stage</th><th>layers</th><th>parameters</th><th>weights</th><th>gradients</th><th>optimizer</th>"
-    head += "<th>activations</th><th>KV cache</th><th>reserved</th><th>in the host</th><th>total</th></tr>"
+def _stage_table(stages: Sequence[StageMemory]) -> str:
+    shown = {field: title for field, title in plan_text.COLUMNS.items() if not title.startswith("incl. ")}
     rows = []
     for stage in stages:
-        sizes = [stage.parameters, stage.gradients, stage.optimizer, stage.activations, stage.kv_cache]
-        sizes += [stage.reserved, stage.offloaded, stage.total]
-        cells = [str(stage.stage), str(stage.layers), f"{stage.parameter_count:,}", *map(gib, sizes)]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<table>{head}{''.join(rows)}</table>"
+        sizes = [gib(getattr(stage, field)) for field in shown]
+        rows.append([str(stage.stage), str(stage.layers), f"{stage.parameter_count:,}", *sizes])
+    return _table(["stage", "layers", "parameters", *shown.values()], rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return "<table><tr>" + "".join(f"<th>{name}</th>" for name in head) + f"</tr>{lines}</table>"
 
 
 def _curve(stage: StageMemory, memory: int) -> str:
@@ -134,13 +136,3 @@ def _thinned(moments: Sequence[Moment]) -> list[Moment]:
     size = max(1, len(moments) // POINTS)
     runs = (moments[start : start + size] for start in range(0, len(moments), size))
     return [max(run, key=lambda moment: moment.size) for run in runs]
-
-
-def _candidates(candidates: Sequence[Candidate]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(describe(one.config))}</td><td>{gib(one.fullest.total)}</td>"
-        f"<td>{duration(one.time.seconds)}</td><td>{one.time.mfu:.0%}</td>"
-        f"<td>{html.escape(one.reason(candidates[0]))}</td></tr>"
-        for one in candidates
-    )
-    return f"<table><tr><th>layout</th><th>memory</th><th>step</th><th>MFU</th><th>why</th></tr>{rows}</table>"

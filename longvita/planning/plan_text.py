@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from longvita.config.schema import Config
 from longvita.planning.plan import RunPlan
+from longvita.planning.search import Candidate
 from longvita.planning.throughput import StepTime
+
+COLUMNS = {
+    "parameters": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations",
+    "vision_features": "incl. features",
+    "loss_head": "incl. head",
+    "communication": "incl. buffers",
+    "kv_cache": "KV cache",
+    "reserved": "reserved",
+    "offloaded": "in the host",
+    "total": "total",
+}
+"""Fields of StageMemory and their titles."""
+CANDIDATE_COLUMNS = ("layout", "memory", "step", "MFU", "why")
 
 
 def gib(size: float) -> str:
@@ -67,3 +84,9 @@ def time_text(time: StepTime) -> str:
         f"A step takes {duration(time.seconds)} by assumption ({shown}): {time.tokens_per_second:,.0f} tokens/s, "
         f"MFU {time.mfu:.0%}."
     )
+
+
+def candidate_cells(one: Candidate, first: Candidate) -> list[str]:
+    """Return the entries of CANDIDATE_COLUMNS for a layout, next to the first one of the list."""
+    time = one.time
+    return [describe(one.config), gib(one.fullest.total), duration(time.seconds), f"{time.mfu:.0%}", one.reason(first)]

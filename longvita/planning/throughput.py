@@ -62,10 +62,10 @@ class StepTime:
 class _MicroBatchTime:
     """Seconds of one micro batch on one stage."""
 
-    compute: float = 0.0
-    tensor: float = 0.0
-    context: float = 0.0
-    offload: float = 0.0
+    compute: float
+    tensor: float
+    context: float
+    offload: float
 
     @property
     def total(self) -> float:
@@ -122,10 +122,11 @@ def _micro_batch(config: Config, hardware: Hardware, stage: StageMemory, content
     fraction = stage.layers / config.model.language.num_layers
     trained = "language" in training.trainable
     recomputed = _recomputed(config, stage.layers)
-    chunked = training.mlp_chunk_size is not None
     linear = language["language_linear"] * fraction * (2 + trained + recomputed)
-    if chunked:
-        linear += language["language_linear"] * fraction * _mlp_fraction(config)
+    if training.mlp_chunk_size is not None:
+        sizes = config.model.language
+        mlp_fraction = 3 * sizes.hidden_size * sizes.ffn_hidden_size / sizes.layer_weights
+        linear += language["language_linear"] * fraction * mlp_fraction
     attends = language["language_attention"] * fraction
     attention = attends * (3 + (1 if recompute.granularity == "selective" else recomputed))
     head = language["head"] * (2 + trained) if stage.stage == layout.pipeline_parallel - 1 else 0
@@ -139,15 +140,12 @@ def _micro_batch(config: Config, hardware: Hardware, stage: StageMemory, content
     traffic = 2 * stage.traffic / hardware.bandwidth
     compute = arithmetic + traffic
     ring = _ring(config, hardware, contents, stage.layers)
-    offload = 0.0
-    if recompute.offload:
-        moved = 2 * stage.layers * _hidden_bytes(config, contents, local=True) / hardware.host_link
-        offload = max(0.0, moved - compute)
+    moved = 2 * stage.layers * _hidden_bytes(config, contents, local=True) / hardware.host_link
     return _MicroBatchTime(
         compute=compute,
         tensor=_tensor_parallel(config, hardware, contents, stage.layers, recomputed),
         context=max(0.0, ring - attending),
-        offload=offload,
+        offload=max(0.0, moved - compute) if recompute.offload else 0.0,
     )
 
 
@@ -159,12 +157,6 @@ def _recomputed(config: Config, layers: int) -> float:
     if recompute.method == "uniform":
         return 1.0
     return min(recompute.num_layers * config.layout.virtual_pipeline / layers, 1)
-
-
-def _mlp_fraction(config: Config) -> float:
-    """Fraction of a layer's linear weights that the MLP has."""
-    language = config.model.language
-    return 3 * language.hidden_size * language.ffn_hidden_size / language.layer_weights
 
 
 def _vision_flops(config: Config, contents: BatchContents) -> float:

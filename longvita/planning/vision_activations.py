@@ -1,13 +1,14 @@
-"""Operators of vision encoder and projector, and of the exchange of feature rows, as calls on an activation timeline.
+"""Operators of vision encoder and projector, as calls on an activation timeline.
 
-They follow longvita/model/vision.py, layer_specs.py, projector.py and LongVITA._embed.
+They follow longvita/model/vision.py, layer_specs.py and projector.py.
 """
 
 from __future__ import annotations
 
+import contextlib
+
 from longvita.config.schema import Config
 from longvita.planning.activation_timeline import ActivationTimeline, PlannedTensor
-from longvita.planning.batch_contents import BatchContents
 from longvita.planning.parameters import ELEMENT_BYTES
 from longvita.platforms.layer_memory import LayerMemory
 
@@ -28,12 +29,8 @@ class VisionOperators:
     def encode(self) -> PlannedTensor:
         """Compute the feature rows of the tiles."""
         timeline = self.timeline
-        with timeline.part("vision"):
-            if self.trained:
-                hidden = self._encoder()
-            else:
-                with timeline.without_gradients():
-                    hidden = self._encoder()
+        with timeline.part("vision"), contextlib.nullcontext() if self.trained else timeline.without_gradients():
+            hidden = self._encoder()
         with timeline.part("vision features"):
             return self._project(hidden)
 
@@ -52,15 +49,9 @@ class VisionOperators:
         """Patch convolution, class token, position embeddings."""
         timeline, vision = self.timeline, self.config.model.vision
         timeline.label = "patches"
-        cast = self.tiles * 3 * vision.image_size**2 * self.element
-        if self.element != 4:
-            tiles = timeline.tensor(cast, differentiable=False)
-        else:
-            tiles = timeline.tensor(0, differentiable=False)  # those of the batch
+        cast = self.tiles * 3 * vision.image_size**2 * self.element if self.element != 4 else 0  # the batch is in fp32
         weight = 3 * vision.patch_size**2 * vision.hidden_size * self.element
-        patches = timeline.operator(
-            [tiles], self.hidden, keeps=[tiles], weight_gradient=weight if self.trained else 0, trained=self.trained
-        )
+        patches = timeline.linear(timeline.tensor(cast, differentiable=False), self.hidden, weight, self.trained)
         with_class = timeline.operator([patches], self.hidden)
         placed = timeline.operator([with_class], self.hidden, passes_gradient=True)
         return timeline.operator([placed], self.hidden, passes_gradient=True)
@@ -68,12 +59,13 @@ class VisionOperators:
     def _layer(self, x: PlannedTensor) -> PlannedTensor:
         timeline = self.timeline
         normed = self._norm(x)
-        mixed = self._linear(normed, 3 * self.hidden, bias=True)
+        mixed = self._linear(normed, 3 * self.hidden, scratch=3 * self.hidden)
         parts = timeline.views(mixed, [self.hidden] * 3)
         vision = self.config.model.vision
         statistics = self.positions * vision.num_attention_heads * self.layer_memory.statistics_bytes
         out = timeline.operator(parts, self.hidden, keeps=parts, keeps_output=True, keeps_new=statistics, drops=())
-        projected = self._linear(out, self.hidden, copies=self.hidden)
+        # Its rows are copied to be contiguous.
+        projected = self._linear(out, self.hidden, scratch=self.hidden, backward_scratch=self.hidden)
         timeline.drop(out, normed, *parts)
         middle = self._scale_and_add(projected, x)
         normed = self._norm(middle)
@@ -87,19 +79,10 @@ class VisionOperators:
     def _norm(self, x: PlannedTensor) -> PlannedTensor:
         return self.timeline.operator([x], self.hidden, keeps=[x], trained=self.trained, drops=())
 
-    def _linear(self, x: PlannedTensor, size: int, bias: bool = False, copies: int = 0) -> PlannedTensor:
-        """Call a linear layer; the caller still holds x. copies: bytes of rows that are copied to be contiguous."""
-        weight = x.size // max(self.positions, 1) * size // max(self.positions, 1) // self.element
-        return self.timeline.operator(
-            [x],
-            size,
-            keeps=[x] if self.trained else [],
-            scratch=max(size if bias else 0, copies),
-            backward_scratch=copies,
-            weight_gradient=weight if self.trained else 0,
-            trained=self.trained,
-            drops=(),
-        )
+    def _linear(self, x: PlannedTensor, size: int, **scratch: int) -> PlannedTensor:
+        """Call a linear layer; the caller still holds x."""
+        weight = x.size // self.positions * size // self.positions // self.element
+        return self.timeline.linear(x, size, weight, self.trained, drops=(), **scratch)
 
     def _scale_and_add(self, output: PlannedTensor, residual: PlannedTensor) -> PlannedTensor:
         """Bias, layer scale and residual sum; the biased output is kept for the scale's gradient."""
@@ -116,65 +99,8 @@ class VisionOperators:
         width = model.vision.hidden_size * model.projector.downsample**2
         wide, middle = rows * width * self.element, rows * model.projector.hidden_size * self.element
         shuffled = timeline.operator([hidden], wide, scratch=wide, backward_scratch=2 * wide)
-        trained, weight = self.projector_trained, 0
+        trained, out = self.projector_trained, model.language.hidden_size * self.element
         normed = timeline.operator([shuffled], wide, keeps=[shuffled], trained=trained)
-        weight = width * model.projector.hidden_size * self.element if trained else 0
-        first = timeline.operator(
-            [normed], middle, keeps=[normed] if trained else [], weight_gradient=weight, trained=trained
-        )
+        first = timeline.linear(normed, middle, width * model.projector.hidden_size * self.element, trained)
         activated = timeline.operator([first], middle, keeps=[first])
-        weight = model.projector.hidden_size * model.language.hidden_size * self.element if trained else 0
-        return timeline.operator(
-            [activated],
-            rows * model.language.hidden_size * self.element,
-            keeps=[activated] if trained else [],
-            weight_gradient=weight,
-            trained=trained,
-        )
-
-
-def tiles_of_a_rank(config: Config, contents: BatchContents) -> int:
-    """Return the most tiles that one rank encodes: those of a micro batch are split over TP x CP ranks."""
-    return -(-contents.tiles // (config.layout.tensor_parallel * config.layout.context_parallel))
-
-
-def place_features(
-    timeline: ActivationTimeline,
-    config: Config,
-    layer_memory: LayerMemory,
-    contents: BatchContents,
-    embeddings: PlannedTensor,
-) -> PlannedTensor:
-    """Encode the rank's tiles chunk by chunk, send their rows to the ranks of their positions and insert them there.
-
-    A micro batch without tiles encodes a blank one, times zero, where encoder or projector are trained.
-    """
-    if not contents.tiles:
-        return _with_blank_tile(timeline, config, layer_memory, embeddings)
-    left, chunk = tiles_of_a_rank(config, contents), config.training.vision_chunk_size
-    ranks = config.layout.tensor_parallel * config.layout.context_parallel
-    row = config.model.tokens_per_tile * config.model.language.hidden_size * ELEMENT_BYTES[config.training.precision]
-    copies = 1 if config.layout.sequence_parallel else config.layout.tensor_parallel
-    while left > 0:
-        tiles = min(left, chunk)
-        left -= tiles
-        rows = VisionOperators(timeline, config, layer_memory, tiles).encode()
-        with timeline.part("vision features"):
-            received = tiles * row * copies
-            if ranks > 1:
-                sent = timeline.operator([rows], received)
-                rows = timeline.operator([sent], received, backward_scratch=tiles * row)
-            embeddings = timeline.operator([embeddings, rows], embeddings.size)
-    return embeddings
-
-
-def _with_blank_tile(
-    timeline: ActivationTimeline, config: Config, layer_memory: LayerMemory, embeddings: PlannedTensor
-) -> PlannedTensor:
-    """LongVITA._embed without tiles: because of the blank tile, the embeddings get gradients."""
-    if not {"vision", "projector"} & set(config.training.trainable):
-        return embeddings
-    rows = VisionOperators(timeline, config, layer_memory, 1).encode()
-    with timeline.part("vision features"):
-        nothing = timeline.operator([rows], 0)
-        return timeline.operator([embeddings, nothing], embeddings.size, passes_gradient=True)
+        return timeline.linear(activated, rows * out, model.projector.hidden_size * out, trained)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from longvita.planning.dry_run.plan_comparison import Comparison
-from longvita.planning.dry_run.rank_counts import Collective, RankDryRun
+from longvita.planning.dry_run.rank_counts import RankDryRun
 from longvita.planning.dry_run.run import DryRun
 
 GIB = 2**30
@@ -62,12 +64,7 @@ def _rank_json(rank: RankDryRun) -> dict[str, Any]:
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(title=title)
-    for name in left:
-        table.add_column(name)
-    for name in right:
-        table.add_column(name, justify="right")
-    return table
+    return Table(*left, *(Column(name, justify="right") for name in right), title=title)
 
 
 def _ranks(found: DryRun) -> Table:
@@ -75,8 +72,9 @@ def _ranks(found: DryRun) -> Table:
     table = _table(f"Ranks of {found.world_size}, by shape", ("rank", "stage", "place"), numbers)
     for rank in found.ranks:
         place = " ".join(f"{name}{number}" for name, number in rank.places.items() if name != "pp")
-        counts = [f"{rank.parameters:,}", f"{rank.trained:,}", *(_gib(getattr(rank, name)) for name in BYTES)]
-        table.add_row(str(rank.rank), str(rank.stage), place, *counts, f"{rank.seconds:.0f}")
+        sizes = [getattr(rank, name) for name in BYTES]
+        counts = (f"{rank.parameters:,}", f"{rank.trained:,}", *map(_gib, sizes), f"{rank.seconds:.0f}")
+        table.add_row(str(rank.rank), str(rank.stage), place, *counts)
     return table
 
 
@@ -87,7 +85,7 @@ def _activations(found: DryRun) -> Table:
         for each in rank.activations:
             contents = each.contents
             counts = [f"{count:,}" for count in (contents.tokens, contents.tiles, contents.loss_tokens)]
-            sizes = [_gib(each.saved), _gib(each.peak), str(each.waiting), _gib(each.total), _gib(each.offloaded)]
+            sizes = (_gib(each.saved), _gib(each.peak), str(each.waiting), _gib(each.total), _gib(each.offloaded))
             table.add_row(str(rank.rank), contents.name, *counts, *sizes)
     return table
 
@@ -97,23 +95,18 @@ def _collectives(found: DryRun) -> Table:
     table = _table(
         "Collectives of an optimizer step", ("rank", "phase", "kind", "group"), ("ranks", "calls", "largest", "GiB")
     )
+    order = ("forward", "backward", "pipeline", "gradients", "optimizer", "step")
+    alike = operator.attrgetter("phase", "kind", "group", "size")
     for rank in found.ranks:
-        for (phase, kind, group, size), (calls, most, total) in _gathered(rank.collectives).items():
+        calls = sorted(rank.collectives.items(), key=lambda item: (order.index(item[0].phase), item[0]))
+        for (phase, kind, group, size), group_of_calls in itertools.groupby(calls, key=lambda item: alike(item[0])):
+            those = list(group_of_calls)
+            most, total = those[-1][0].bytes, sum(call.bytes * count for call, count in those)
             largest = f"{most / 2**20:,.1f} MiB" if most >= 2**20 else f"{most:,} B"
-            table.add_row(str(rank.rank), phase, kind, group, str(size), f"{calls:,}", largest, f"{total / GIB:,.2f}")
+            count = f"{sum(count for _, count in those):,}"
+            table.add_row(str(rank.rank), phase, kind, group, str(size), count, largest, f"{total / GIB:,.2f}")
         table.add_section()
     return table
-
-
-def _gathered(calls: Mapping[Collective, int]) -> dict[tuple[str, str, str, int], tuple[int, int, int]]:
-    """(calls, largest bytes, bytes in all) by phase, kind, group and its size."""
-    gathered: dict[tuple[str, str, str, int], tuple[int, int, int]] = {}
-    order = ("forward", "backward", "pipeline", "gradients", "optimizer", "step")
-    for call, count in sorted(calls.items(), key=lambda item: (order.index(item[0].phase), item[0])):
-        key = (call.phase, call.kind, call.group, call.size)
-        number, largest, total = gathered.get(key, (0, 0, 0))
-        gathered[key] = (number + count, max(largest, call.bytes), total + count * call.bytes)
-    return gathered
 
 
 def _comparison(comparisons: Sequence[Comparison]) -> Table:

@@ -20,27 +20,14 @@ from longvita.parallel.groups import ParallelGroups
 from longvita.planning.dry_run.rank_counts import Collective
 
 KINDS = {
-    "allreduce_": "all-reduce",
-    "allreduce_coalesced_": "all-reduce",
-    "allgather_": "all-gather",
-    "_allgather_base_": "all-gather",
-    "allgather_into_tensor_coalesced_": "all-gather",
-    "reduce_scatter_": "reduce-scatter",
-    "_reduce_scatter_base_": "reduce-scatter",
-    "reduce_scatter_tensor_coalesced_": "reduce-scatter",
-    "alltoall_": "all-to-all",
-    "alltoall_base_": "all-to-all",
-    "broadcast_": "broadcast",
-    "send": "send",
-    "recv_": "receive",
-    "recv_any_source_": "receive",
-    "reduce_": "reduce",
-    "gather_": "gather",
-    "scatter_": "scatter",
-    "barrier": "barrier",
-    "monitored_barrier_": "barrier",
+    "allreduce": "all-reduce",
+    "allgather": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "alltoall": "all-to-all",
+    "recv": "receive",
+    "monitored_barrier": "barrier",
 }
-"""Kind of collective by the name of its operator in c10d."""
+"""Kind of collective by the first words of its operator in c10d; the others have the operator's own name."""
 _OUTPUT_IS_FIRST = ("_allgather_base_", "_reduce_scatter_base_", "alltoall_base_", "allgather_", "reduce_scatter_")
 """Operators whose first argument is the output, and the second the input."""
 WORLD = "world"
@@ -91,7 +78,8 @@ class CollectiveRecorder(TorchDispatchMode):
 
     def _record(self, func: Any, args: Any) -> None:
         name = func._schema.name.removeprefix("c10d::")
-        kind = KINDS.get(name, name)
+        own = name.strip("_")
+        kind = next((kind for words, kind in KINDS.items() if own.startswith(words)), own)
         group = _group_of(args)
         if group is None or group.size() == 1 or kind == "barrier":
             return

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from longvita.config.errors import Problem, ValueOrigin
 from longvita.config.schema import Config, DatasetConfig
@@ -37,8 +38,9 @@ def find_problems(config: Config) -> list[Problem]:
     """
     template, problems = _template(config)
     lengths: list[int] = []
+    add_lengths = functools.partial(_add_lengths, config, template, lengths)
     for name, dataset in config.data.dataset.items():
-        problems += _source_problems(config, "dataset", name, dataset, _SampleLengths(config, template, lengths))
+        problems += _source_problems(config, "dataset", name, dataset, add_lengths)
     for name, dataset in config.data.validation.items():
         problems += _source_problems(config, "validation", name, dataset, None)
     if config.data.dataset and all(dataset.ratio == 0 for dataset in config.data.dataset.values()):
@@ -63,27 +65,28 @@ def _template(config: Config) -> tuple[ChatTemplate | None, list[Problem]]:
         return None, [Problem(str(error), "data.tokenizer", config.data.tokenizer, related=(vocabulary,))]
 
 
-class _SampleLengths:
-    """Collect the lengths of samples, with one frame of each video, until one sample fits a sequence."""
-
-    def __init__(self, config: Config, template: ChatTemplate | None, found: list[int]):
-        self.template, self.found, self.limit = template, found, config.data.sequence_length
-        self.settings = media_settings(config)
-
-    def add(self, samples: Sequence[Sample], media_root: str) -> None:
-        """Add the lengths of samples, in tokens; those whose media cannot be opened are skipped."""
-        for sample in samples:
-            if self.template is None or (self.found and min(self.found) <= self.limit):
-                return
-            with contextlib.suppress(SampleError):
-                facts = probe_sample(sample, media_root, self.settings.max_fps)
-                frames = facts.frame_counts(self.settings, 1)
-                encoded = self.template.encode(sample.turns, facts.grids(self.settings), frames)
-                self.found.append(len(encoded.input_ids))
+def _add_lengths(
+    config: Config, template: ChatTemplate | None, lengths: list[int], samples: Sequence[Sample], media_root: str
+) -> None:
+    """Add the lengths of samples in tokens, with one frame of each video, until one fits a sequence; samples whose
+    media cannot be opened are skipped.
+    """
+    settings = media_settings(config)
+    for sample in samples:
+        if template is None or (lengths and min(lengths) <= config.data.sequence_length):
+            return
+        with contextlib.suppress(SampleError):
+            facts = probe_sample(sample, media_root, settings.max_fps)
+            frames = facts.frame_counts(settings, 1)
+            lengths.append(len(template.encode(sample.turns, facts.grids(settings), frames).input_ids))
 
 
 def _source_problems(
-    config: Config, mix: str, name: str, dataset: DatasetConfig, lengths: _SampleLengths | None
+    config: Config,
+    mix: str,
+    name: str,
+    dataset: DatasetConfig,
+    use_samples: Callable[[Sequence[Sample], str], None] | None,
 ) -> Iterator[Problem]:
     """Yield one problem for all unusable files of a source, and one if none of its media can be opened."""
     field = f'data.{mix}."{name}"' if "." in name else f"data.{mix}.{name}"
@@ -91,13 +94,13 @@ def _source_problems(
         files = [data_file(config.data, path) for _, _, path in files_of_mix(config, {name: dataset})]
     except DataError:
         return  # a pattern without files, which find_training_problems reports
-    media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
+    media_root, root = dataset.media_root, f"{field}.media_root"
+    if media_root is None:
+        media_root, root = config.data.media_root, "data.media_root"
     wrong: list[str] = []
     unopened: list[str] = []
     opened = 0
-    for path in files:
-        if not remote.exists(path):
-            continue
+    for path in filter(remote.exists, files):
         try:
             samples = first_samples(path, dataset)
         except (DataError, SampleError, OSError, tarfile.TarError, ValueError) as error:
@@ -106,26 +109,20 @@ def _source_problems(
         found = _media_errors(samples, media_root, config.data.max_fps)
         unopened += found[:1]
         opened += not found
-        if lengths is not None:
-            lengths.add(samples, media_root)
+        if use_samples is not None:
+            use_samples(samples, media_root)
     if wrong:
         yield Problem(f"cannot be used: {joined(wrong, MAX_NAMED)}", f"{field}.data_paths")
     if unopened and not opened:
-        root = f"{field}.media_root" if dataset.media_root is not None else "data.media_root"
-        yield Problem(
-            f"no picture or video of source {name} can be opened: {joined(unopened, MAX_NAMED)}", root, media_root
-        )
+        message = f"no picture or video of source {name} can be opened: {joined(unopened, MAX_NAMED)}"
+        yield Problem(message, root, media_root)
 
 
 def first_samples(path: str, dataset: DatasetConfig) -> list[Sample]:
     """Return the usable ones of a file's first samples. Raises DataError, SampleError or OSError if there are none."""
     options = FormatOptions.of(dataset.columns, dataset.prompt)
     format = make_format(format_of(path, dataset.format), options)
-    found = [
-        sample
-        for _, sample in itertools.islice(format.samples(path, _first_part(path, format)), MAX_SAMPLES)
-        if sample is not None
-    ]
+    found = [sample for _, sample in itertools.islice(format.samples(path, _first_part(path, format)), MAX_SAMPLES)]
     usable = [sample for sample in found if isinstance(sample, Sample)]
     errors = [sample for sample in found if isinstance(sample, SampleError)]
     if not usable:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from longvita.config.schema import Config
 from longvita.planning.dry_run.rank_counts import RankDryRun
 from longvita.planning.hardware import Hardware
-from longvita.planning.memory import stage_memories
+from longvita.planning.memory import stage_memories, with_values
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def compare_with_plan(
 ) -> list[Comparison]:
     """Compare ranks with the plan: parameters, bytes of state, and the peak of activations for each of the contents."""
     # A dry run computes in bf16.
-    config = config.model_copy(update={"training": config.training.model_copy(update={"fp8": None})})
+    config = with_values(config, "training", fp8=None)
     found = []
     for rank in ranks:
         figures: dict[str, tuple[int, int]] = {}

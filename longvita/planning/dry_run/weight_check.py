@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from longvita.checkpoint import manifest
 from longvita.checkpoint.errors import CheckpointError
@@ -19,11 +20,7 @@ from longvita.training.launch_check import check
 Shape = tuple[int, ...]
 MAX_NAMED = 4
 """Wrong tensors or files that a problem names."""
-_SOURCES: dict[str, Sequence[str]] = {
-    "initial": PARTS,
-    "initial_language": ("language",),
-    "initial_vision": ("vision",),
-}
+_SOURCES = {"initial": PARTS, "initial_language": ("language",), "initial_vision": ("vision",)}
 """Fields of config.checkpoint, and the parts that are read from a Hugging Face folder that they name."""
 
 
@@ -64,12 +61,10 @@ def _another_run(root: Path, config: Config) -> Iterator[Problem]:
         yield Problem(str(error), "output", config.output)
         return
     for field, saved in fields.items():
-        value = functools.reduce(lambda section, step: section[step], field.split("."), values)
-        # A mix is too long for one line.
-        message = (
-            "differs from that of the checkpoint" if isinstance(saved, dict) else f"is {saved!r} in the checkpoint"
-        )
-        shown = ABSENT if isinstance(saved, dict) else value
+        shown: Any = functools.reduce(lambda section, step: section[step], field.split("."), values)
+        message = f"is {saved!r} in the checkpoint"
+        if isinstance(saved, dict):  # a mix, which is too long for one line
+            message, shown = "differs from that of the checkpoint", ABSENT
         fix = f"keep the old value, or choose another output (checkpoint.initial={newest} starts from these weights)"
         yield Problem(f"{message} {newest}, from which the run would resume", field, shown, fix=fix)
 
