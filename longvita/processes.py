@@ -378,6 +378,15 @@ def init_distributed(
     return place.rank, place.world_size
 
 
+def from_all_ranks(value: _T) -> list[_T]:
+    """The values of all ranks of the world, by rank. Collective."""
+    import torch.distributed as dist
+
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def raise_on_all_ranks(
     work: Callable[[], _T],
     *groups: dist.ProcessGroup | None,

@@ -10,13 +10,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch.distributed as dist
-
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config import dump
 from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
+from longvita.processes import from_all_ranks
 
 FULLY_RESHARDABLE = "fully_reshardable"
 """Megatron's optimizer format that stores each parameter's complete state, for any layout."""
@@ -60,8 +59,6 @@ def sharded_state(state: TrainingState, sharding_type: str, loading: bool = Fals
 
 def _run_facts(state: TrainingState) -> dict[str, Any]:
     """Everything that is not a tensor of model or optimizer: identical on every rank, stored once."""
-    random_states: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(random_states, state.platform.rng_state())
     return {
         "iteration": state.iteration,
         "consumed_sequences": state.consumed_sequences,
@@ -69,7 +66,7 @@ def _run_facts(state: TrainingState) -> dict[str, Any]:
         "scheduler": state.scheduler.state_dict(),
         "layout": layout_sizes(state.groups),
         "platform": state.platform.name,
-        "random_states": random_states,
+        "random_states": from_all_ranks(state.platform.rng_state()),
         "config": dump(state.config),
     }
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.manifest import find_damage
 from longvita.checkpoint.step_folders import numbered_root, step_folders
+from longvita.processes import from_all_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,5 @@ def intact_checkpoint(folder: Path) -> Path:
 
 def _damage_found_by_all(folder: Path) -> list[str]:
     """Damage of a folder; each file is read by one rank only."""
-    damage: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(damage, find_damage(folder, dist.get_rank(), dist.get_world_size()))
+    damage = from_all_ranks(find_damage(folder, dist.get_rank(), dist.get_world_size()))
     return sorted({sentence for sentences in damage for sentence in sentences})

@@ -27,6 +27,7 @@ from longvita.config import dump
 from longvita.config.schema import Config
 from longvita.model.long_vita import LongVITA
 from longvita.platforms.base import Platform
+from longvita.processes import from_all_ranks
 
 _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
@@ -102,10 +103,9 @@ class Checkpointer:
         if pending is None or not (wait or self._on_all_ranks(pending.written.done())):
             return None
         self._pending = None
-        outcomes: list[Any] = [None] * dist.get_world_size()
         failure = pending.written.exception()
         own = (None, pending.written.result()) if failure is None else (f"{type(failure).__name__}: {failure}", {})
-        dist.all_gather_object(outcomes, own)
+        outcomes: list[Any] = from_all_ranks(own)
         errors = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(outcomes) if error]
         if errors:
             raise CheckpointError(f"the checkpoint of step {pending.step} was not written: {'; '.join(errors)}")

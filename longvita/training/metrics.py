@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 """One JSON object a line, for steps ("loss" ...) and for evaluations ("validation")."""
-TENSORBOARD = "tensorboard"
-"""Folder of the TensorBoard files."""
 _SMOOTHING = 0.1
 
 
@@ -45,7 +43,7 @@ class Metrics:
         if config.logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(output / TENSORBOARD), purge_step=iteration + 1)
+            self._board = SummaryWriter(str(output / "tensorboard"), purge_step=iteration + 1)
         self._console = Console(stderr=True, soft_wrap=True)
         self._seconds_a_step: float | None = None
         self._bar = Progress(

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from rich.table import Table
 
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.data.audit.sample_accounting import FILE_NAME as ACCOUNTING_FILE
-from longvita.data.audit.sample_accounting import OutcomeCounts, SampleAccounting
 from longvita.data.loader import Loader
 from longvita.data.quarantine import FILE_NAME as QUARANTINE_FILE
 from longvita.data.quarantine import count_reasons, read_quarantine, reasons_text
@@ -64,13 +62,6 @@ def finish_report(state: TrainingState, reason: StopReason, loader: Loader | Non
             f"stopped by {word.replace('_', ' ')} after step {state.iteration}, saved; "
             f"the same command resumes from there (exit code {reason.exit_code})"
         )
-
-
-def add_up(accounting: SampleAccounting, own: OutcomeCounts) -> SampleAccounting:
-    """Add the counts of all processes; a collective over the whole world."""
-    counts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(counts, own)
-    return accounting.plus(counts)
 
 
 def sample_accounting_table(report: dict[str, Any]) -> Table:

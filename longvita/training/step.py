@@ -244,8 +244,7 @@ def _gather_figures(
     counts = torch.zeros(5 + len(sources), dtype=torch.int64, device=device)
     if groups.tp_rank == 0 and groups.cp_rank == 0 and groups.is_first_stage:
         work = counter.work
-        content = [work.tokens, work.attention_pairs, work.tiles, counter.padding_tokens]
-        counts[:4] = torch.tensor(content, dtype=torch.int64)
+        counts[:4] = torch.tensor([work.tokens, work.attention_pairs, work.tiles, counter.padding_tokens])
     if groups.tp_rank == 0 and groups.is_last_stage:
         # Each CP rank has the losses of its own rows. Micro batches are summed in double precision, so that how many
         # there are does not change the loss.

@@ -20,7 +20,7 @@ from longvita.data.loader import Loader, LoaderRanks, build_loader
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
 from longvita.training.metrics import open_metrics
-from longvita.training.run_report import add_up, data_change_text, finish_report, start_text
+from longvita.training.run_report import data_change_text, finish_report, start_text
 from longvita.training.signals import StopReason, StopRequests
 from longvita.training.state import start_or_resume
 from longvita.training.step import TimedBatches, TrainingError, train_step
@@ -127,7 +127,8 @@ class TrainingRun:
         if self.state.iteration == self.saved_iteration:
             return
         if self.loader is not None:
-            self.state.sample_accounting = add_up(self.counted_before, self.loader.outcome_counts())
+            counts = processes.from_all_ranks(self.loader.outcome_counts())
+            self.state.sample_accounting = self.counted_before.plus(counts)
         self.checkpointer.save(self.state)
         self.saved_iteration = self.state.iteration
         if not self.config.checkpoint.asynchronous:

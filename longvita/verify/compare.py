@@ -28,6 +28,7 @@ from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.parallel.sequence_layout import schedule_length
 from longvita.platforms.base import Platform
+from longvita.processes import from_all_ranks
 from longvita.training.state import build_state
 from longvita.training.step import forward_backward
 from longvita.verify.golden import Golden
@@ -66,9 +67,7 @@ def compare(source: str, golden: Golden, config: Config, groups: ParallelGroups,
     gather_gradients(state)
     loss = None if golden.loss is None else abs(losses.loss - golden.loss)
     checks.append(Check("loss", loss, TOLERANCES["loss"], _ABSENT if loss is None else ""))
-    checks += _gradients(models, golden, config, groups)
-    checks.append(_tokens(models, golden, config, groups, platform))
-    return checks
+    return [*checks, *_gradients(state, golden), _tokens(state, golden)]
 
 
 def gather_gradients(state: TrainingState) -> None:
@@ -92,9 +91,8 @@ def _features(models: Sequence[LongVITA], golden: Golden, tiles: Tensor, groups:
     if groups.is_first_stage:
         with torch.no_grad():
             own = models[0].encode_tiles(tiles).cpu()
-    everyone: list[Tensor | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, own)
-    return Check(name, _largest(torch.cat([x for x in everyone if x is not None]), golden.features), TOLERANCES[name])
+    found = torch.cat([x for x in from_all_ranks(own) if x is not None])
+    return Check(name, _largest(found, golden.features), TOLERANCES[name])
 
 
 def _logits(models: Sequence[LongVITA], golden: Golden, batch: Any, groups: ParallelGroups) -> Check:
@@ -102,9 +100,8 @@ def _logits(models: Sequence[LongVITA], golden: Golden, batch: Any, groups: Para
         return Check("logits", None, TOLERANCES["logits"], _ABSENT)
     found = pipeline_logits(models, batch, groups)
     difference = None if found is None else _largest(found[: len(golden.logits)].cpu(), golden.logits)
-    everyone: list[float | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, difference)
-    return Check("logits", _worst(x for x in everyone if x is not None), TOLERANCES["logits"])
+    differences = [x for x in from_all_ranks(difference) if x is not None]
+    return Check("logits", _worst(differences), TOLERANCES["logits"])
 
 
 @torch.no_grad()
@@ -132,15 +129,16 @@ def pipeline_logits(models: Sequence[LongVITA], batch: Any, groups: ParallelGrou
     return outputs[0] if groups.is_last_stage else None
 
 
-def _gradients(models: Sequence[LongVITA], golden: Golden, config: Config, groups: ParallelGroups) -> list[Check]:
+def _gradients(state: TrainingState, golden: Golden) -> list[Check]:
     """The optimizer's gradients, gathered from all ranks under the published names."""
     tolerance = TOLERANCES["gradients"]
     if not golden.gradients:
         return [Check("gradients", None, tolerance, _ABSENT)]
-    mapper = Mapper(config.model, LONG_VITA, groups.tp_rank, groups.tp_size)
+    model, groups = state.config.model, state.groups
+    mapper = Mapper(model, LONG_VITA, groups.tp_rank, groups.tp_size)
     # DDP keeps the reduced gradient there, in fp32.
-    gatherer = Gatherer(models, mapper, groups, value=operator.attrgetter("main_grad"))
-    known = {tensor.name: tensor for tensor in hf_tensors(config.model, LONG_VITA)}
+    gatherer = Gatherer(state.models, mapper, groups, value=operator.attrgetter("main_grad"))
+    known = {tensor.name: tensor for tensor in hf_tensors(model, LONG_VITA)}
     checks = []
     for name, wanted in sorted(golden.gradients.items()):
         if name not in known:
@@ -154,16 +152,14 @@ def _gradients(models: Sequence[LongVITA], golden: Golden, config: Config, group
     return checks
 
 
-def _tokens(
-    models: Sequence[LongVITA], golden: Golden, config: Config, groups: ParallelGroups, platform: Platform
-) -> Check:
+def _tokens(state: TrainingState, golden: Golden) -> Check:
     """Greedy tokens from chunked prefill and KV cache; the difference is the number of tokens that differ."""
     name, wanted = "greedy tokens", golden.greedy_tokens
     if wanted is None or golden.rows != 1:
         return Check(name, None, 0.0, _ABSENT)
-    if len(models) > 1:
+    if len(state.models) > 1:
         return Check(name, None, 0.0, "not run: generation has no interleaved schedule")
-    engine = Engine(list(models), config, None, groups, platform)
+    engine = Engine(state.models, state.config, None, state.groups, state.platform)
     found = engine.generate_tokens(golden.input_ids, golden.images, golden.tile_starts, len(wanted))
     different = sum(a != b for a, b in zip(found, wanted, strict=False)) + abs(len(wanted) - len(found))
     return Check(name, float(different), 0.0, f"{len(wanted)} tokens" if not different else f"{found} for {wanted}")

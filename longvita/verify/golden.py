@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from longvita.parallel.groups import ParallelGroups
 
 _INPUTS = ("input_ids", "labels", "images", "image_indices")
-_GRADIENT = "grad."
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,7 @@ def load_golden(folder: str | Path) -> Golden:
         features=tensors.get("image_features"),
         logits=None if logits is None else logits.reshape(-1, logits.shape[-1]),
         loss=None if loss is None else float(loss.reshape(-1)[0]),
-        gradients={
-            name.removeprefix(_GRADIENT): value for name, value in tensors.items() if name.startswith(_GRADIENT)
-        },
+        gradients={name.removeprefix("grad."): x for name, x in tensors.items() if name.startswith("grad.")},
         greedy_tokens=notes.get("greedy_tokens"),
     )
 

@@ -105,12 +105,11 @@ def _internvl(folder: Path, config: dict[str, Any]) -> ModelConfig:
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     language = language_config({**text, "tie_word_embeddings": tied})
     middle = int(config.get("projector_hidden_size", language.hidden_size))
-    ratio = float(config.get("downsample_ratio", 0.5))
     return ModelConfig(
         name=folder.resolve().name,
         vision=vision_config(config.get("vision_config") or _missing(folder, "vision_config")),
         language=language,
-        projector=ProjectorConfig(hidden_size=middle, downsample=round(1 / ratio)),
+        projector=ProjectorConfig(hidden_size=middle, downsample=round(1 / float(config.get("downsample_ratio", 0.5)))),
     )
 
 

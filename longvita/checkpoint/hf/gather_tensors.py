@@ -21,6 +21,7 @@ from longvita.checkpoint.hf.tensor_map import HFTensor, Mapper, ParameterMap, Te
 from longvita.config.schema import ModelConfig
 from longvita.model.build import global_names
 from longvita.parallel.groups import ParallelGroups
+from longvita.processes import from_all_ranks
 
 
 def named_parameters(models: Iterable[torch.nn.Module]) -> dict[str, torch.nn.Parameter]:
@@ -61,9 +62,7 @@ class Gatherer:
             check_shape(item, parameter)
             if groups.dp_rank == 0 and groups.cp_rank == 0:
                 pieces += [_TensorPiece(self.rank, name, item.axis, block) for block in item.blocks]
-        everyone: list[list[_TensorPiece]] = [[]] * dist.get_world_size()
-        dist.all_gather_object(everyone, pieces)
-        self.plan = _one_sender_each(itertools.chain.from_iterable(everyone))
+        self.plan = _one_sender_each(itertools.chain.from_iterable(from_all_ranks(pieces)))
 
     def tensor(self, wanted: HFTensor) -> Tensor | None:
         """A complete tensor on the host of rank 0, None on the other ranks."""

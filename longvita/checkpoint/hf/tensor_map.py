@@ -157,9 +157,8 @@ class Mapper:
         length = shape[axis] // self.tp_size
         blocks = tuple(TensorBlock(name, self.tp_rank * length, i * length, length) for i, name in enumerate(names))
         local = shape[:axis] + (length * len(names),) + shape[axis + 1 :]
-        return ParameterMap(
-            parameter, local, axis, blocks, {n: HFTensor(n, shape, part_of_parameter(parameter)) for n in names}
-        )
+        tensors = {name: HFTensor(name, shape, "language") for name in names}
+        return ParameterMap(parameter, local, axis, blocks, tensors)
 
     # ---- parts
 
@@ -187,9 +186,8 @@ class Mapper:
             "pre_mlp_layernorm": (width,),
         }
         shape = self._known(parameter, owner, weights)
-        return self._replicated(
-            parameter, f"{prefix}{names.modules[owner]}.{kind}", shape[:1] if kind == "bias" else shape
-        )
+        name = f"{prefix}{names.modules[owner]}.{kind}"
+        return self._replicated(parameter, name, shape[:1] if kind == "bias" else shape)
 
     def _vision_qkv(self, parameter: str, prefix: str, kind: str) -> ParameterMap:
         """Megatron's rows are q, k, v of head 0, then of head 1, ...; the published ones all q, all k, all v."""

@@ -44,11 +44,10 @@ def write_weights(
     model = model_settings(models)
     if tokenizer is not None:
         tokenizer = tokenizer_files.transformers_tokenizer(tokenizer)
+        tokenizer_files.check_vocabulary(tokenizer, model.language.vocab_size)
     if names is INTERNVL:
         check_internvl(model)
         tokenizer_files.token_id(tokenizer, IMAGE_TOKEN)
-    if tokenizer is not None:
-        tokenizer_files.check_vocabulary(tokenizer, model.language.vocab_size)
     gatherer = Gatherer(models, Mapper(model, names, groups.tp_rank, groups.tp_size), groups)
     wanted = hf_tensors(model, names)
     written = dtype or next(iter(gatherer.parameters.values())).dtype
