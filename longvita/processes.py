@@ -24,8 +24,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -71,6 +70,7 @@ KNOWN_WARNINGS = (
 )
 
 _FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_WATCHED_SIGNALS = {*_FORWARDED_SIGNALS, signal.SIGCHLD}
 _SI_KERNEL = 0x80
 _PR_SET_PDEATHSIG = 1
 _T = TypeVar("_T")
@@ -110,28 +110,20 @@ def with_defaults(defaults: Mapping[str, str]) -> dict[str, str]:
 
 
 def _run_processes(command: list[str], count: int, variables: Mapping[str, str]) -> int:
-    with _blocked_signals():
-        environment = _environment(count, variables)
-        workers = []
-        try:
-            for rank in range(count):
-                place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                workers.append(subprocess.Popen(command, env={**environment, **place}))
-            return _watch(workers)
-        finally:
-            for worker in workers:
-                if worker.poll() is None:
-                    worker.kill()
-                worker.wait()
-
-
-@contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Hold signals back so that `_watch` takes them one by one; the children unblock them for themselves."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED_SIGNALS, signal.SIGCHLD})
+    # `_watch` takes the signals one by one; the children unblock them for themselves.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED_SIGNALS)
+    workers = []
     try:
-        yield
+        environment = _environment(count, variables)
+        for rank in range(count):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            workers.append(subprocess.Popen(command, env={**environment, **place}))
+        return _watch(workers)
     finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -165,8 +157,9 @@ def _watch(workers: list[subprocess.Popen]) -> int:
             deadline = time.monotonic() + FAILURE_GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             return code
-        received = signal.sigtimedwait({*_FORWARDED_SIGNALS, signal.SIGCHLD}, 0.5)
-        if received is not None and received.si_signo in _FORWARDED_SIGNALS and not _from_terminal(received):
+        received = signal.sigtimedwait(_WATCHED_SIGNALS, 0.5)
+        # For a key press the kernel sends the signal, to the children as well.
+        if received and received.si_signo in _FORWARDED_SIGNALS and received.si_code != _SI_KERNEL:
             for worker in running:
                 worker.send_signal(received.si_signo)
 
@@ -175,18 +168,13 @@ def _exit_code(returncode: int) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
 
-def _from_terminal(received: signal.struct_siginfo) -> bool:
-    """Whether the kernel sent the signal for a key press, which the children have then received as well."""
-    return received.si_code == _SI_KERNEL
-
-
 # ---- a rank starts
 
 
 def _run_child(call: str, parent: int) -> int:
     """The life of a process that `launch` started; its exit code."""
     die_with_parent(parent)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_FORWARDED_SIGNALS, signal.SIGCHLD})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED_SIGNALS)
     # Before the target is imported: a script of tools/ finds its neighbours through its own folder on the path.
     sys.path, target, payload = pickle.loads(Path(call).read_bytes())
     code = _run_rank(target, payload)

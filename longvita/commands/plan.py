@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -16,8 +17,6 @@ from longvita.processes import EXIT_COMPLETE, EXIT_REFUSED
 if TYPE_CHECKING:
     from longvita.config.loader import Loaded
     from longvita.config.schema import Config
-    from longvita.planning.hardware import Hardware
-    from longvita.planning.plan import RunPlan
 
 EXIT_DOES_NOT_FIT = 1
 
@@ -111,16 +110,21 @@ def print_dry_run(
     from rich.console import Console
 
     from longvita.commands.support import dry_run_tables, plan_options
+    from longvita.config import ConfigError
     from longvita.config.loader import locate
     from longvita.planning.dry_run.plan_comparison import compare_with_plan
     from longvita.planning.dry_run.run import dry_run
+    from longvita.planning.memory import plan_memory
+    from longvita.planning.plan import RunPlan
     from longvita.planning.plan_text import gib, verdict
 
     _refuse_generation(loaded.config, "--dry-run")
     config = loaded.config
     hardware, world_size = plan_options.device(options, config), plan_options.world_size(options, config)
     found = dry_run(config, world_size, ranks or None, with_files, hardware)
-    memory = _memory_plan(config, world_size, hardware)
+    memory = None
+    with contextlib.suppress(ConfigError):  # a layout that does not fit the processes, which the dry run reports itself
+        memory = RunPlan(config, world_size, hardware, plan_memory(config, world_size, hardware))
     note = [f"by plan, on {hardware.name} of {gib(hardware.memory)}: {verdict(memory)}"] if memory else []
     problems = tuple(locate(problem, loaded) for problem in found.problems)
     found = dataclasses.replace(found, problems=problems, notes=(*found.notes, *note))
@@ -132,18 +136,6 @@ def print_dry_run(
     if problems:
         return EXIT_REFUSED
     return EXIT_DOES_NOT_FIT if memory is not None and not memory.fits else EXIT_COMPLETE
-
-
-def _memory_plan(config: Config, world_size: int, hardware: Hardware) -> RunPlan | None:
-    """Plan the memory only; None where the layout does not fit the processes, which the dry run reports itself."""
-    from longvita.config import ConfigError
-    from longvita.planning.memory import plan_memory
-    from longvita.planning.plan import RunPlan
-
-    try:
-        return RunPlan(config, world_size, hardware, plan_memory(config, world_size, hardware))
-    except ConfigError:
-        return None
 
 
 def _refuse_generation(config: Config, option: str) -> None:

@@ -72,7 +72,7 @@ class ChatSession:
         if show is not None:
             if not path:
                 raise UserError(f"{command} needs a path")
-            self._on_all_ranks(lambda: show(path))
+            raise_on_all_ranks(lambda: show(path), self.control)
             self._say(f"{path} is shown with the next question", "dim")
         elif command == "/reset":
             conversation.reset()
@@ -86,7 +86,8 @@ class ChatSession:
     def _ask(self, question: str) -> None:
         conversation = self.conversation
         messages = conversation.with_question(question)
-        prompt = self._on_all_ranks(lambda: self.engine.encode(messages, conversation.images, conversation.videos))
+        images, videos = conversation.images, conversation.videos
+        prompt = raise_on_all_ranks(lambda: self.engine.encode(messages, images, videos), self.control)
         answer = ""
         with prefill_progress(len(prompt), visible=is_first_process()) as progress, self._stoppable() as stopped:
             for piece in self.engine.answer(prompt, progress=progress):
@@ -127,9 +128,6 @@ class ChatSession:
             yield stopped
         finally:
             signal.signal(signal.SIGINT, previous)
-
-    def _on_all_ranks(self, work: Callable[[], Any]) -> Any:
-        return raise_on_all_ranks(work, self.control)
 
     def _say(self, text: str, style: str) -> None:
         self.console.print(text, style=style, markup=False, highlight=False)

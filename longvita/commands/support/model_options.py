@@ -7,7 +7,8 @@ megatron-core, so what cannot run is refused at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from longvita.checkpoint.hf.config_json import model_config_from_folder
 from longvita.checkpoint.hf.hub import local_folder
@@ -68,19 +69,15 @@ def _from_model(model: str) -> tuple[Config, str]:
     folder = Path(model).expanduser()
     if is_checkpoint(folder):
         config = training_config(folder)
-        return config.model_copy(update={"inference": _capped(config)}), config.data.tokenizer
-    place = local_folder(model)
-    config = Config(
-        name=Path(model).resolve().name, model=model_config_from_folder(place), data=read_media_limits(place)
-    )
-    return config.model_copy(update={"inference": _capped(config)}), str(place)
-
-
-def _capped(config: Config) -> InferenceConfig:
-    """The inference section, its default length limited to the positions of a small model."""
-    inference = config.inference
-    limit = min(inference.max_seq_len, config.model.language.max_position_embeddings)
-    return inference.model_copy(update={"max_seq_len": limit})
+        tokenizer = config.data.tokenizer
+    else:
+        place = local_folder(model)
+        tokenizer, name = str(place), Path(model).resolve().name
+        config = Config(name=name, model=model_config_from_folder(place), data=read_media_limits(place))
+    # The default length is limited to the positions of a small model.
+    limit = min(config.inference.max_seq_len, config.model.language.max_position_embeddings)
+    inference = config.inference.model_copy(update={"max_seq_len": limit})
+    return config.model_copy(update={"inference": inference}), tokenizer
 
 
 def _layout(base: Config, options: EngineOptions, processes: int | None) -> LayoutConfig:
@@ -95,20 +92,14 @@ def _layout(base: Config, options: EngineOptions, processes: int | None) -> Layo
 
 
 def _inference(base: Config, options: EngineOptions) -> InferenceConfig:
-    given = {
-        name: getattr(options, name)
-        for name in InferenceConfig.model_fields
-        if getattr(options, name, None) is not None
-    }
+    values = {name: getattr(options, name, None) for name in InferenceConfig.model_fields}
+    given = {name: value for name, value in values.items() if value is not None}
     try:
         return InferenceConfig.model_validate(base.inference.model_dump() | given)
-    except ValueError as error:
-        raise OptionError(_first_problem(error)) from error
-
-
-def _first_problem(error: Any) -> str:
-    problem = error.errors()[0]
-    return f"--{'.'.join(map(str, problem['loc']))} is {problem['input']}: {problem['msg']}"
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        raise OptionError(f"--{name} is {problem['input']}: {problem['msg']}") from error
 
 
 def open_tokenizer(folder: str) -> LongVITATokenizer:

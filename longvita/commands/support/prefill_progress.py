@@ -16,16 +16,8 @@ def prefill_progress(tokens: int, visible: bool) -> Iterator[Callable[[int], Non
     Nothing is drawn unless `visible` and the error stream is a terminal.
     """
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("reading"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tokens"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (visible and console.is_terminal),
-    )
+    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not (visible and console.is_terminal))
     task = bar.add_task("", total=tokens)
 
     def show(done: int) -> None:
@@ -33,8 +25,5 @@ def prefill_progress(tokens: int, visible: bool) -> Iterator[Callable[[int], Non
         if done >= tokens:
             bar.stop()
 
-    bar.start()
-    try:
+    with bar:
         yield show
-    finally:
-        bar.stop()

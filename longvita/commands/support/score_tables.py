@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,14 +13,18 @@ from longvita.evaluation.video_mme import BREAKDOWNS
 def show_scores(scores: dict[str, Any], console: Console) -> None:
     """Print the scores as tables."""
     if "by_length_and_depth" in scores:
-        console.print(_grid(scores["by_length_and_depth"]))
+        cells = scores["by_length_and_depth"]
+        table = Table("frames", *(f"depth {float(depth):.0%}" for depth in next(iter(cells.values()))))
+        table.title = "needles found"
+        for length, by_depth in cells.items():
+            table.add_row(length, *(f"{cell['right']} of {cell['asked']}" for cell in by_depth.values()))
     else:
         table = Table("", "right", "asked", "accuracy", title=scores["task"])
         rows = [("overall", scores["overall"])]
         rows += [(f"{column}: {value}", part) for column in BREAKDOWNS[:3] for value, part in scores[column].items()]
         for name, part in rows:
             table.add_row(name, str(part["right"]), str(part["asked"]), f"{part['accuracy']:.1%}")
-        console.print(table)
+    console.print(table)
     overall = scores["overall"]
     console.print(f"accuracy {overall['accuracy']:.4f} ({overall['right']} of {overall['asked']})", highlight=False)
     if scores.get("unclear"):
@@ -32,11 +35,3 @@ def show_scores(scores: dict[str, Any], console: Console) -> None:
             f'"error"; the same command asks them again',
             highlight=False,
         )
-
-
-def _grid(cells: dict[str, dict[str, dict[str, int]]]) -> Table:
-    depths: Sequence[str] = list(next(iter(cells.values())))
-    table = Table("frames", *(f"depth {float(depth):.0%}" for depth in depths), title="needles found")
-    for length, by_depth in cells.items():
-        table.add_row(length, *(f"{cell['right']} of {cell['asked']}" for cell in by_depth.values()))
-    return table

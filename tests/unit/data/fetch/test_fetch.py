@@ -14,7 +14,7 @@ from huggingface_hub import close_session, constants
 from typer.testing import CliRunner
 
 from longvita.cli import app
-from longvita.commands.data.fetch import fetch_files
+from longvita.commands.data.fetch import FetchOptions, fetch_files
 from longvita.data.errors import DataError
 from longvita.data.fetch import download
 from longvita.data.fetch.download import Downloader, FetchStopped
@@ -86,7 +86,7 @@ def run(hub, tmp_path, capsys):
 
     def call(of=None, **options):
         options = {"folder": str(tmp_path / "data"), "endpoint": hub.endpoint, "as_json": True, **options}
-        code = fetch_files(of or config(), **options)
+        code = fetch_files(of or config(), FetchOptions(**options))
         return code, {file["target"]: file for file in json.loads(capsys.readouterr().out)["files"]}
 
     return call
