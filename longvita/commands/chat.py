@@ -14,11 +14,10 @@ def chat(model: ModelArgument, options: ModelOptions) -> int:
     from longvita.commands.support.engine_ranks import launch_engines, quiet_libraries
 
     quiet_libraries()
-    from longvita.commands.support.model_options import engine_settings, open_tokenizer
-    from longvita.inference.prompt_encoder import PromptEncoder
+    from longvita.commands.support.model_options import engine_settings, prompt_encoder
 
     settings = engine_settings(model, options, world_size_of_launcher())
-    PromptEncoder(settings.config, open_tokenizer(settings.tokenizer))
+    prompt_encoder(settings)
     return launch_engines("longvita.commands.chat:chat_rank", settings, options, {})
 
 

@@ -16,13 +16,12 @@ def evaluate(model: ModelArgument, request: EvaluationRequest, options: EngineOp
 
     quiet_libraries()
     from longvita.commands.support.evaluation_request import build_task, model_identity, replica_settings
-    from longvita.commands.support.model_options import open_tokenizer
+    from longvita.commands.support.model_options import prompt_encoder
     from longvita.evaluation.answer_log import claim
-    from longvita.inference.prompt_encoder import PromptEncoder
 
     settings, count = replica_settings(model, request, options)
     work = build_task(request)
-    work.check(PromptEncoder(settings.config, open_tokenizer(settings.tokenizer)))
+    work.check(prompt_encoder(settings))
     # Answers depend on these, not on the layout; a stopped run resumes only with the same.
     identity = {"model": model_identity(settings.model), "precision": settings.precision}
     identity = {"task": work.name, **work.identity(settings.config), **identity}

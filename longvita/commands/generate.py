@@ -28,16 +28,15 @@ def generate(
 
     quiet_libraries()
     from longvita.commands.support.frame_page import check_page
-    from longvita.commands.support.model_options import engine_settings, open_tokenizer
+    from longvita.commands.support.model_options import engine_settings, prompt_encoder
     from longvita.commands.support.question import read_question, with_marks
-    from longvita.inference.prompt_encoder import PromptEncoder
 
     images, videos = image or [], video or []
     if show_frames is not None:
         check_page(show_frames)
     settings = engine_settings(model, options, world_size_of_launcher())
     messages = [{"role": "user", "content": with_marks(read_question(question), len(images), len(videos))}]
-    PromptEncoder(settings.config, open_tokenizer(settings.tokenizer)).encode(messages, images, videos)
+    prompt_encoder(settings).encode(messages, images, videos)
     payload = {"messages": messages, "images": list(images), "videos": list(videos), "show_frames": show_frames}
     return launch_engines("longvita.commands.generate:generate_rank", settings, options, payload)
 

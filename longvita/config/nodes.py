@@ -38,16 +38,14 @@ class Node:
 
     def find(self, path: Iterable[str | int]) -> Node | None:
         """Return the node at `path` (names and list positions), or None if nothing is written there."""
-        node: Node | None = self
+        node = self
         for step in path:
-            if node is None:
+            value = node.value
+            if isinstance(value, list):
+                value = dict(enumerate(value))
+            if not isinstance(value, dict) or step not in value:
                 return None
-            if isinstance(node.value, dict):
-                node = node.value.get(step)
-            elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
-                node = node.value[step]
-            else:
-                return None
+            node = value[step]
         return node
 
     def origin_of(self, path: Iterable[str | int]) -> ValueOrigin:

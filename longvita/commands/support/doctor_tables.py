@@ -81,24 +81,20 @@ def print_missing(console: Console, missing: Sequence[Component]) -> None:
         state = f" ({component.installed} installed, {component.wanted} wanted)" if component.installed else ""
         needed = component.needed_for if component.required else f"{component.needed_for}, optional"
         by_remedy.setdefault((needed, component.remedy, component.required), []).append(f"{component.name}{state}")
-    _print_title(console, "Missing" if missing else "Nothing is missing")
+    console.print(Text("Missing" if missing else "Nothing is missing", style="bold"))
     for (needed, remedy, required), names in by_remedy.items():
         _print_lack(console, f"{', '.join(names)}: missing ({needed})", remedy, "red" if required else "yellow")
 
 
 def print_requirements(console: Console, maker: str, requirements: Sequence[MachineRequirement]) -> None:
     """Print what a machine with a maker's devices needs, found or missing."""
-    _print_title(console, f"What a machine with {maker}'s devices needs")
+    console.print(Text(f"What a machine with {maker}'s devices needs", style="bold"))
     for one in requirements:
         purpose = one.purpose if one.required else f"{one.purpose}, optional"
         if one.found:
             console.print(Text(f"{one.name}: {one.found} ({purpose})"))
         else:
             _print_lack(console, f"{one.name}: missing ({purpose})", one.remedy, "")
-
-
-def _print_title(console: Console, title: str) -> None:
-    console.print(Text(title, style="bold"))
 
 
 def _print_lack(console: Console, what: str, remedy: str, style: str) -> None:

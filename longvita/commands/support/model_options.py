@@ -19,9 +19,10 @@ from longvita.commands.support.config_file import load_config
 from longvita.commands.support.options import EngineOptions, ModelOptions, OptionError
 from longvita.config.layout_text import parse_layout
 from longvita.config.schema import Config, InferenceConfig, LayoutConfig
-from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
+from longvita.data.tokenizer import load_tokenizer
 from longvita.inference.default_layout import check_layout, default_layout
 from longvita.inference.limits import check_max_seq_len
+from longvita.inference.prompt_encoder import PromptEncoder
 from longvita.inference.settings import EngineSettings
 
 
@@ -40,23 +41,16 @@ def engine_settings(model: str, options: EngineOptions, processes: int | None) -
         chosen = load_config(options.config)
         # Tiling and frame rate are those that the model was trained with; a file without them leaves them as they are.
         limits = chosen.data.model_dump(include=FIELDS, exclude_unset=True)
-        base = base.model_copy(
-            update={
-                "layout": chosen.layout,
-                "inference": chosen.inference,
-                "platform": chosen.platform,
-                "data": base.data.model_copy(update=limits),
-            }
-        )
+        update = {name: getattr(chosen, name) for name in ("layout", "inference", "platform")}
+        base = base.model_copy(update=update | {"data": base.data.model_copy(update=limits)})
     seed = options.seed if isinstance(options, ModelOptions) else None
-    config = base.model_copy(
-        update={
-            "layout": _layout(base, options, processes),
-            "inference": _inference(base, options),
-            "platform": base.platform if options.platform == "auto" else options.platform,
-            "seed": base.seed if seed is None else seed,
-        }
-    )
+    update = {
+        "layout": _layout(base, options, processes),
+        "inference": _inference(base, options),
+        "platform": base.platform if options.platform == "auto" else options.platform,
+        "seed": base.seed if seed is None else seed,
+    }
+    config = base.model_copy(update=update)
     check_max_seq_len(config)
     folder = options.tokenizer or tokenizer
     if not folder:
@@ -102,9 +96,10 @@ def _inference(base: Config, options: EngineOptions) -> InferenceConfig:
         raise OptionError(f"--{name} is {problem['input']}: {problem['msg']}") from error
 
 
-def open_tokenizer(folder: str) -> LongVITATokenizer:
-    """The tokenizer of a folder. Raises OptionError when there is none that fits."""
+def prompt_encoder(settings: EngineSettings) -> PromptEncoder:
+    """The encoder of prompts. Raises OptionError when the tokenizer's folder holds none that fits."""
     try:
-        return load_tokenizer(folder)
+        tokenizer = load_tokenizer(settings.tokenizer)
     except (ValueError, FileNotFoundError) as error:
         raise OptionError(f"{error}; name the tokenizer's folder with --tokenizer") from error
+    return PromptEncoder(settings.config, tokenizer)

@@ -30,8 +30,5 @@ def show_scores(scores: dict[str, Any], console: Console) -> None:
     if scores.get("unclear"):
         console.print(f"{scores['unclear']} answers name no single option and count as wrong", highlight=False)
     if scores["failed"]:
-        console.print(
-            f"{scores['failed']} items could not be asked and count as wrong: their reasons are in the answers under "
-            f'"error"; the same command asks them again',
-            highlight=False,
-        )
+        text = f"{scores['failed']} items could not be asked and count as wrong: their reasons are in the answers"
+        console.print(f'{text} under "error"; the same command asks them again', highlight=False)
