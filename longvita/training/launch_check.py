@@ -25,9 +25,7 @@ def check(config: Config, made_before: Sequence[str] = ()) -> None:
     problems = []
     for field in ("initial", "initial_language", "initial_vision"):
         name = getattr(config.checkpoint, field)
-        if name in (None, *made_before):
-            continue
-        if not Path(name).is_dir() and not _is_hub_id(name):
+        if name not in (None, *made_before) and not Path(name).is_dir() and not _is_hub_id(name):
             message = "is neither a folder here nor a Hub id (OWNER/NAME)"
             problems.append(Problem(message, f"checkpoint.{field}", name, fix="check the path"))
     data = config.data

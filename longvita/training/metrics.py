@@ -91,8 +91,7 @@ class Metrics:
         self._tokens += work.tokens
         self._tiles += work.tiles
         self._flops += training_flops(self.config.model, work, self.config.training.trainable)
-        last = iteration >= self.config.training.train_iterations
-        if last or iteration % self.config.logging.interval == 0:
+        if iteration >= self.config.training.train_iterations or iteration % self.config.logging.interval == 0:
             self._write_step(figures)
             self._reset()
 
