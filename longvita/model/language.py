@@ -70,11 +70,8 @@ class LanguageModel(GPTModel):
         decoder_input: from `embedding`, on the first stage; None elsewhere (see set_input_tensor).
         positions: [t], each row's position in its document; None where the rows are whole documents in order.
         """
-        if positions is None:
-            rotary = self.rotary_pos_emb(packed_seq_params.max_seqlen_q, packed_seq=True)
-        else:
-            rotary = self._rotary_at(positions)
-        hidden_size = self.config.hidden_size
+        longest, hidden_size = packed_seq_params.max_seqlen_q, self.config.hidden_size
+        rotary = self.rotary_pos_emb(longest, packed_seq=True) if positions is None else self._rotary_at(positions)
         with offloaded_inputs(self._offload, hidden_size) if self._offload else contextlib.nullcontext():
             return self.decoder(
                 hidden_states=decoder_input,

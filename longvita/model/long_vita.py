@@ -55,6 +55,8 @@ class LongVITA(MegatronModule):
         super().__init__(config=transformer)
         self.settings, self.groups, self.platform = config, groups, platform
         self.tokens_per_tile = config.model.tokens_per_tile
+        self.row_ranks = groups.tp_size if transformer.sequence_parallel else 1
+        """TP ranks that divide the rows of hidden states."""
         # Megatron's schedules read it.
         self.model_type = ModelType.encoder_or_decoder
         self.tp_group = groups.tp
@@ -126,13 +128,12 @@ class LongVITA(MegatronModule):
         if self.groups.cp_size == 1:
             return None
         lengths = tuple(batch.cu_seqlens.diff().tolist())
-        tp_size = self.groups.tp_size if self.config.sequence_parallel else 1
-        library_layout = self.platform.library_layout(lengths, self.groups.cp_size, tp_size)
+        library_layout = self.platform.library_layout(lengths, self.groups.cp_size, self.row_ranks)
         if library_layout is not None:
             ring_layout = layout = library_layout
         else:
             ring, ulysses = self.groups.cp_ring.size(), self.groups.cp_ulysses.size()
-            ring_layout, layout = compact_layouts(lengths, ring, ulysses, tp_size)
+            ring_layout, layout = compact_layouts(lengths, ring, ulysses, self.row_ranks)
         return CPShard(layout, ring_layout, layout.tokens(self.groups.cp_rank).to(batch.input_ids.device))
 
     def _hidden_states(self, batch: LocalBatch, shard: CPShard | None) -> Tensor:
@@ -159,8 +160,7 @@ class LongVITA(MegatronModule):
         embeddings = self.language_model.embedding(input_ids=ids, position_ids=None)
         if not len(batch.tile_owners):
             return embeddings + self._blank_rows(batch.tiles).sum() * 0.0 if self._trains_vision() else embeddings
-        tp_size = self.groups.tp_size if self.config.sequence_parallel else 1
-        layout = undivided(ids.shape[1], tp_size) if shard is None else shard.layout
+        layout = undivided(ids.shape[1], self.row_ranks) if shard is None else shard.layout
         chunk = self.settings.training.vision_chunk_size
         rounds = tile_rounds(batch.tile_owners, chunk)
         # Rows of a rank without tiles. In training they have the graph of encoder and projector: the exchange is a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -63,9 +63,7 @@ class PinnedTensor(OffloadedTensor):
     def fetch(self) -> Tensor:
         """Return the tensor on the device. Its next user waits for the copy on the device; the caller does not wait."""
         self.start()
-        back, current = self._back, self._store.api.current_stream()
-        if back is None:
-            raise RuntimeError("the copy back was not started")
+        back, current = cast(Tensor, self._back), self._store.api.current_stream()
         current.wait_stream(self._store.stream)
         if self._store.pinned:
             back.record_stream(current)

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -93,9 +93,7 @@ class DiskTensor(OffloadedTensor):
     def fetch(self) -> Tensor:
         self.start()
         _result(self._writing)
-        if self._reading is None:
-            raise RuntimeError("nothing is being read")
-        reading, self._reading = self._reading, None
+        reading, self._reading = cast("Future[Tensor]", self._reading), None
         return _result(reading)
 
     def __del__(self) -> None:
