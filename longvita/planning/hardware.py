@@ -89,8 +89,7 @@ _DEVICES = [
     # A processor core, for tests and for tools/benchmark/plan_accuracy.py, which measures the rates itself.
     Hardware(
         "local", 16 * GIB, 60e9, 8e9, 1.5e9, 1e9, LOCAL, host_memory=None, host_link=0.5e9, reserved=0,
-        fragmentation=0.0,
-        matmul_efficiency=1.0, attention_efficiency=1.0, link_efficiency=1.0,
+        fragmentation=0.0, matmul_efficiency=1.0, attention_efficiency=1.0, link_efficiency=1.0,
     ),
 ]  # fmt: skip
 HARDWARE = {device.name: device for device in _DEVICES}

@@ -62,7 +62,10 @@ def dry_run(
         folder = Path(name)
         process = None
         if not problems:
-            wanted = _checked_ranks(config, world_size, ranks)
+            wanted = chosen_ranks(config, world_size) if ranks is None else list(ranks)
+            beyond = ", ".join(str(rank) for rank in wanted if not 0 <= rank < world_size)
+            if beyond:
+                raise ConfigError(f"--rank: {beyond} not among the ranks 0 to {world_size - 1}")
             process = rank_process.start(config, world_size, wanted, hardware.layer_memory, folder)
         problems += platform_problems(config, hardware)
         if with_files:
@@ -94,11 +97,3 @@ def chosen_ranks(config: Config, world_size: int) -> list[int]:
     stages = config.layout.pipeline_parallel
     middle = [stages // 2 * (world_size // stages)] if stages > 2 else []
     return sorted({0, *middle, world_size - 1})
-
-
-def _checked_ranks(config: Config, world_size: int, ranks: Sequence[int] | None) -> list[int]:
-    wanted = list(ranks) if ranks is not None else chosen_ranks(config, world_size)
-    beyond = [rank for rank in wanted if not 0 <= rank < world_size]
-    if beyond:
-        raise ConfigError(f"--rank: {', '.join(map(str, beyond))} not among the ranks 0 to {world_size - 1}")
-    return wanted
