@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +10,6 @@ from torch import Tensor
 
 from longvita.data.chat_template import IGNORED_LABEL
 from longvita.parallel.sequence_layout import SequenceLayout
-
-__all__ = ["IGNORED_LABEL", "CPShard", "LocalBatch"]
 
 
 @dataclasses.dataclass
@@ -45,14 +42,12 @@ class LocalBatch:
 
     def to(self, device: torch.device | str) -> LocalBatch:
         """Return a copy of the batch with its tensors on `device`."""
-        return dataclasses.replace(self, **_on_device(vars(self), device))
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return dataclasses.replace(self, **moved)
 
 
-def _on_device(fields: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
-    return {name: value.to(device, non_blocking=True) for name, value in fields.items() if isinstance(value, Tensor)}
-
-
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class CPShard:
     """The rows of a micro batch that this process's context-parallel rank holds."""
 

@@ -12,19 +12,19 @@ never those of a tile.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from longvita.config.schema import TILE_MARKERS
 from longvita.data.media.image import Grid
-from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Turn, check_marks
+from longvita.data.sample import IMAGE_MARK, ROLES, VIDEO_MARK, Turn, check_marks
 from longvita.data.tokenizer import LongVITATokenizer
 
 IGNORED_LABEL = -100
 """Label of a position without loss."""
-MARKS = re.compile(f"({re.escape(IMAGE_MARK)}|{re.escape(VIDEO_MARK)})")
+MARKS = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class ChatTemplate:
         self._thumbnail = self._tile_block("<img>", "<IMG_CONTEXT>", "</img>")
         self._patch = self._tile_block("<patch>", "<PATCH_CONTEXT>", "</patch>")
         self._frame = self._tile_block("<vid>", "<VID_CONTEXT>", "</vid>")
-        self._roles: dict[str, list[int]] = {}
+        self._openings = {
+            role: [tokenizer.start_of_turn, *tokenizer.encode(role), *self.newline] for role in ROLES.values()
+        }
 
     @property
     def tokens_per_frame(self) -> int:
@@ -73,7 +75,7 @@ class ChatTemplate:
 
     def text_length(self, turns: Sequence[Turn]) -> int:
         """Return the tokens of a conversation without its pictures and videos."""
-        control = sum(len(self._opening(turn.role)) + 1 + len(self.newline) for turn in turns)
+        control = sum(len(self._openings[turn.role]) + 1 + len(self.newline) for turn in turns)
         pieces = (piece for turn in turns for piece in MARKS.split(turn.text)[::2] if piece)
         return control + sum(len(self.tokenizer.encode(piece)) for piece in pieces)
 
@@ -84,7 +86,7 @@ class ChatTemplate:
         Raises SampleError(mark_count) if the marks do not match.
         """
         check_marks(turns, len(grids), len(frame_counts))
-        return self._build(turns, grids, frame_counts, self.tokenizer.encode).finish()
+        return self._build(turns, grids, frame_counts).finish()
 
     def encode_prompt(self, turns: Sequence[Turn], grids: Sequence[Grid], frame_counts: Sequence[int]) -> EncodedSample:
         """Encode a prompt that ends where the assistant's answer begins.
@@ -92,33 +94,25 @@ class ChatTemplate:
         The text is untrusted: names of control tokens in it stay text, and marks are only read if pictures (or videos)
         are given. Raises SampleError(mark_count) if some are given and the marks do not match.
         """
-        images, videos = len(grids), len(frame_counts)
-        if not images:
-            images = sum(turn.text.count(IMAGE_MARK) for turn in turns)
-        if not videos:
-            videos = sum(turn.text.count(VIDEO_MARK) for turn in turns)
-        check_marks(turns, images, videos)
-        builder = self._build(turns, grids, frame_counts, self.tokenizer.encode_untrusted)
-        builder.add(self._opening("assistant"))
+        check_marks(turns, len(grids) or None, len(frame_counts) or None)
+        builder = self._build(turns, grids, frame_counts, untrusted=True)
+        builder.add(self._openings["assistant"])
         return builder.finish()
 
     def _build(
-        self,
-        turns: Sequence[Turn],
-        grids: Sequence[Grid],
-        frame_counts: Sequence[int],
-        encode_text: Callable[[str], list[int]],
+        self, turns: Sequence[Turn], grids: Sequence[Grid], frame_counts: Sequence[int], untrusted: bool = False
     ) -> _Builder:
         builder = _Builder()
+        encode_text = self.tokenizer.encode_untrusted if untrusted else self.tokenizer.encode
         pictures, videos = iter(grids), iter(frame_counts)
         for turn in turns:
             answer = turn.role == "assistant"
-            builder.add(self._opening(turn.role))
+            builder.add(self._openings[turn.role])
             for piece in self._pieces(turn.text, bool(grids), bool(frame_counts)):
                 if piece == IMAGE_MARK and grids:
                     self._add_picture(builder, next(pictures))
                 elif piece == VIDEO_MARK and frame_counts:
-                    self._add_video(builder, next(videos))
+                    builder.add_tiles(self._frame, next(videos))
                 elif piece:
                     builder.add(encode_text(piece), loss=answer)
             builder.add([self.tokenizer.end_of_turn, *self.newline], loss=answer)
@@ -127,16 +121,8 @@ class ChatTemplate:
     @staticmethod
     def _pieces(text: str, has_pictures: bool, has_videos: bool) -> list[str]:
         """Split text at the marks of given media; other marks stay part of the text."""
-        if has_pictures and has_videos:
-            return MARKS.split(text)
-        if has_pictures or has_videos:
-            return re.split(f"({re.escape(IMAGE_MARK if has_pictures else VIDEO_MARK)})", text)
-        return [text]
-
-    def _opening(self, role: str) -> list[int]:
-        if role not in self._roles:
-            self._roles[role] = [self.tokenizer.start_of_turn, *self.tokenizer.encode(role), *self.newline]
-        return self._roles[role]
+        marks = [mark for mark, given in ((IMAGE_MARK, has_pictures), (VIDEO_MARK, has_videos)) if given]
+        return re.split(f"({'|'.join(marks)})", text) if marks else [text]
 
     def _tile_block(self, start: str, context: str, end: str) -> np.ndarray:
         ids = [self.tokenizer.id_of(token) for token in (start, context, end)]
@@ -149,18 +135,13 @@ class ChatTemplate:
                 builder.add(self.newline)
                 builder.add_tiles(self._patch, grid.columns)
 
-    def _add_video(self, builder: _Builder, num_frames: int) -> None:
-        builder.add_tiles(self._frame, num_frames)
-
 
 class _Builder:
     """Collects ids, labels and the positions of tiles."""
 
     def __init__(self) -> None:
         self.length = 0
-        self.ids: list[np.ndarray] = []
-        self.labels: list[np.ndarray] = []
-        self.starts: list[np.ndarray] = []
+        self.ids, self.labels, self.starts = ([np.zeros(0, np.int64)] for _ in range(3))
 
     def add(self, ids: Sequence[int] | np.ndarray, loss: bool = False) -> None:
         piece = np.asarray(ids, np.int64)
@@ -174,9 +155,4 @@ class _Builder:
         self.add(np.tile(block, count))
 
     def finish(self) -> EncodedSample:
-        empty = np.zeros(0, np.int64)
-        return EncodedSample(
-            np.concatenate(self.ids or [empty]),
-            np.concatenate(self.labels or [empty]),
-            np.concatenate(self.starts or [empty]),
-        )
+        return EncodedSample(np.concatenate(self.ids), np.concatenate(self.labels), np.concatenate(self.starts))

@@ -8,22 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longvita.config.schema import Config
 from longvita.data.chat_template import ChatTemplate, EncodedSample, mark_order
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Place
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
-from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
+from longvita.data.media.item import MediaFacts, MediaItem, MediaSettings, decode_tiles, order_media, probe_media
 from longvita.data.media.media_file import resolve
 from longvita.data.sample import Sample, hash_media_names
 from longvita.data.storage.retries import WAITS, with_retries
-
-if TYPE_CHECKING:
-    from longvita.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -95,22 +92,12 @@ class DocumentReader:
         encoded = self.template.encode(sample.turns, request.facts.grids(self.settings), counts)
         if len(encoded.input_ids) != request.length or encoded.num_tiles != request.num_tiles:
             raise _changed(request, f"{len(encoded.input_ids)} tokens, {request.length} in the index")
-        return Document(encoded, self._decode(sample, request, heartbeat, out))
-
-    def _decode(
-        self, sample: Sample, request: DocumentRequest, heartbeat: Callable[[], None], out: np.ndarray | None
-    ) -> np.ndarray:
-        """Decode the wanted tiles of a sample, uint8 [k, S, S, 3]. Raises MediaError."""
-        items = order_media(
-            mark_order(sample.turns),
-            [resolve(path, request.media_root) for path in sample.images],
-            [resolve(path, request.media_root) for path in sample.videos],
-            request.facts,
-        )
+        items = media_items(sample, request.media_root, request.facts)
         limit, wanted = request.max_num_frames, request.wanted
-        return with_retries(
+        pixels = with_retries(
             lambda: decode_tiles(items, self.settings, limit, wanted, heartbeat, out), request.name, heartbeat
         )
+        return Document(encoded, pixels)
 
 
 def _read_sample(request: DocumentRequest, heartbeat: Callable[[], None]) -> Sample:
@@ -154,6 +141,15 @@ def media_settings(config: Config) -> MediaSettings:
 
 def probe_sample(sample: Sample, media_root: str | os.PathLike, max_fps: float) -> MediaFacts:
     """Read the headers of a sample's media. Raises MediaError."""
-    pictures: Sequence = [resolve(path, media_root) for path in sample.images]
-    videos: Sequence = [resolve(path, media_root) for path in sample.videos]
-    return probe_media(pictures, videos, max_fps)
+    return probe_media(*_media_files(sample, media_root), max_fps)
+
+
+def media_items(sample: Sample, media_root: str | os.PathLike, facts: MediaFacts) -> list[MediaItem]:
+    """Order a sample's media by its marks. Raises MediaError for a path that leads outside the media root."""
+    return order_media(mark_order(sample.turns), *_media_files(sample, media_root), facts)
+
+
+def _media_files(sample: Sample, media_root: str | os.PathLike) -> tuple[Sequence, Sequence]:
+    """Return the files of a sample's pictures and those of its videos."""
+    pictures = [resolve(path, media_root) for path in sample.images]
+    return pictures, [resolve(path, media_root) for path in sample.videos]

@@ -53,12 +53,9 @@ class MediaError(SampleError):
     """A picture or video that cannot be read; the message names the file."""
 
 
-OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
-
-
 def one_line(error: Exception) -> str:
     """Shorten an error of a decoding library to one line."""
     if isinstance(error, MemoryError):
         return "it needs more memory than data.decode_memory_bytes allows a decoding process"
-    lines = [OBJECT.sub("it", line) for line in str(error).splitlines() if line.strip()]
+    lines = [re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "it", line) for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip()[:200] if lines else ''}"

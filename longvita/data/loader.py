@@ -9,13 +9,14 @@ Within a step the sequences are divided among the replicas so that each has the 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import logging
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch.distributed as dist
 
 from longvita.config.schema import Config, DatasetConfig
@@ -25,8 +26,8 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentReader, DocumentRequest
 from longvita.data.errors import DataError, SampleError
 from longvita.data.loading.assemble import assemble
-from longvita.data.loading.broken_documents import Findings, LocalFindings, ReplicaFindings, SharedFindings
-from longvita.data.loading.micro_batch import MicroBatch, ReadMicroBatch, owners_of_tiles, request_tiles
+from longvita.data.loading.broken_documents import Findings, SharedFindings
+from longvita.data.loading.micro_batch import MicroBatch, ReadMicroBatch, owners_of_tiles
 from longvita.data.loading.tile_memory import TilePool
 from longvita.data.loading.worker import WorkerSetup
 from longvita.data.loading.worker_pool import InlineReader, WorkerPool
@@ -51,7 +52,7 @@ MIN_HISTORY = 256
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LoaderRanks:
     """The ranks of a process that decide which data it loads."""
 
@@ -63,11 +64,6 @@ class LoaderRanks:
     stage: int = 0
     """Pipeline stage; only stage 0 decodes tiles."""
     num_stages: int = 1
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether this process is a replica of its own."""
-        return self.vision_size * self.num_stages == 1
 
     @property
     def leads_replica(self) -> bool:
@@ -96,25 +92,29 @@ class Loader(Iterator[LocalBatch]):
         ranks: LoaderRanks,
         catalog: Catalog,
         template: ChatTemplate,
-        stream: SequenceStream,
-        findings: ReplicaFindings,
+        findings: SharedFindings | None,
         start_sequence: int,
         end_sequence: int | None = None,
     ):
         """Start reading; see build_loader. Sequences from `end_sequence` on are empty: batches of padding."""
-        self.config, self.ranks, self.catalog, self.stream = config, ranks, catalog, stream
+        self.config, self.ranks, self.catalog = config, ranks, catalog
+        self.stream = SequenceStream(lambda epoch: plan_epoch(catalog, config, epoch))
         self._template, self._findings = template, findings
         self._start_sequence, self._end_sequence = start_sequence, end_sequence
-        self._schedule = _make_schedule(config, ranks, catalog, stream, start_sequence, end_sequence is None)
+        self._schedule = _make_schedule(config, ranks, catalog, self.stream, start_sequence, end_sequence is None)
         self._quarantine = QuarantineFile(Path(config.output) / FILE_NAME) if ranks.leads_replica else None
-        self._reader = _start_reader(config, catalog, template)
+        self._reader: InlineReader | WorkerPool
+        if config.data.num_workers:
+            self._reader = WorkerPool(WorkerSetup.of(config, template), config.data.num_workers)
+        else:
+            self._reader = InlineReader(DocumentReader(template, catalog.settings))
         self._closer = weakref.finalize(self, self._reader.close)
         self._pool = TilePool()
         self._max_ahead = max(1, 2 * config.data.num_workers)
         self._ahead: collections.deque[MicroBatch] = collections.deque()
         self._num_taken = 0
         self._counts = OutcomeCounts()
-        self._planned = PlannedSamples(catalog, stream, start_sequence)
+        self._planned = PlannedSamples(catalog, self.stream, start_sequence)
         if ranks.leads_run:
             self._report_quarantined()
             if catalog.missing:
@@ -128,7 +128,15 @@ class Loader(Iterator[LocalBatch]):
         self._num_taken += 1
         if self.ranks.leads_replica:
             self._counts.update(count_outcomes(attempts))
-        return self._assemble(attempts[-1])
+        data = self.config.data
+        return assemble(
+            list(attempts[-1].usable_documents()),
+            length=data.sequence_length * self.config.training.micro_batch_size,
+            padding_id=self._template.tokenizer.padding,
+            isolate=data.isolate_documents,
+            image_size=self.config.model.vision.image_size,
+            pool=self._pool,
+        )
 
     @property
     def consumed_sequences(self) -> int:
@@ -183,7 +191,8 @@ class Loader(Iterator[LocalBatch]):
                 sequences += [position] * len(documents)
         owners = owners_of_tiles(requests, self.ranks.vision_size)
         if self.ranks.stage == 0:
-            requests = [request_tiles(one, ranks == self.ranks.vision_rank) for one, ranks in zip(requests, owners)]
+            own = [tuple(np.flatnonzero(ranks == self.ranks.vision_rank).tolist()) for ranks in owners]
+            requests = [dataclasses.replace(request, wanted=tiles) for request, tiles in zip(requests, own)]
         self._reader.submit(task, requests)
         return MicroBatch(task, numbers, requests, sequences, owners)
 
@@ -191,7 +200,8 @@ class Loader(Iterator[LocalBatch]):
         """Wait for the documents of a micro batch, and for the other ranks' findings which of them are broken."""
         results = self._reader.result(micro_batch.task)
         own = {position: result for position, result in enumerate(results) if isinstance(result, SampleError)}
-        broken = self._findings.collect(micro_batch.task, own, micro_batch.decoders)
+        # A replica of one process has no others to ask.
+        broken = self._findings.collect(micro_batch.task, own, micro_batch.decoders) if self._findings else own
         self._write_to_quarantine(micro_batch, broken)
         return ReadMicroBatch(micro_batch, results, broken)
 
@@ -203,17 +213,6 @@ class Loader(Iterator[LocalBatch]):
             entry = QuarantinedSample.because(error, request.source, request.path, request.place.line)
             if self._quarantine.add([entry]):
                 logger.warning("%s is quarantined: %s", request.name, error.detail)
-
-    def _assemble(self, read: ReadMicroBatch) -> LocalBatch:
-        data = self.config.data
-        return assemble(
-            list(read.usable_documents()),
-            length=data.sequence_length * self.config.training.micro_batch_size,
-            padding_id=self._template.tokenizer.padding,
-            isolate=data.isolate_documents,
-            image_size=self.config.model.vision.image_size,
-            pool=self._pool,
-        )
 
     def _report_quarantined(self) -> None:
         """Write the samples that the catalog leaves out to the quarantine file and log how many they are."""
@@ -242,9 +241,8 @@ def build_loader(
     end = None
     if split.startswith(VALIDATION):
         end = min(config.training.validation_sequences, plan_epoch(catalog, config, 0).num_sequences)
-    stream = SequenceStream(lambda epoch: plan_epoch(catalog, config, epoch))
     findings = _make_findings(config, ranks, split, store)
-    return Loader(config, ranks, catalog, template, stream, findings, start_sequence, end)
+    return Loader(config, ranks, catalog, template, findings, start_sequence, end)
 
 
 def _sources(config: Config, split: str) -> dict[str, DatasetConfig]:
@@ -261,28 +259,17 @@ def _make_schedule(
     config: Config, ranks: LoaderRanks, catalog: Catalog, stream: SequenceStream, start: int, is_training: bool
 ) -> ReplicaSchedule:
     """A round is a step in training, and one micro batch of each replica in validation."""
-    training = config.training
-    step = training.global_batch_size if is_training else 0
-    division = StepDivision(catalog, stream, WorkModel.of(config), config.data.isolate_documents)
-    return ReplicaSchedule(
-        ranks.dp_rank,
-        ranks.dp_size,
-        training.micro_batch_size,
-        round_size=max(step, ranks.dp_size * training.micro_batch_size),
-        first_sequence=start,
-        division=division if is_training else None,
-    )
+    size = config.training.micro_batch_size
+    round_size, division = ranks.dp_size * size, None
+    if is_training:
+        round_size = max(round_size, config.training.global_batch_size)
+        division = StepDivision(catalog, stream, WorkModel.of(config), config.data.isolate_documents)
+    return ReplicaSchedule(ranks.dp_rank, ranks.dp_size, size, round_size, start, division)
 
 
-def _start_reader(config: Config, catalog: Catalog, template: ChatTemplate) -> InlineReader | WorkerPool:
-    if config.data.num_workers == 0:
-        return InlineReader(DocumentReader(template, catalog.settings))
-    return WorkerPool(WorkerSetup.of(config, template), config.data.num_workers)
-
-
-def _make_findings(config: Config, ranks: LoaderRanks, split: str, store: dist.Store | None) -> ReplicaFindings:
-    if ranks.is_alone:
-        return LocalFindings()
+def _make_findings(config: Config, ranks: LoaderRanks, split: str, store: dist.Store | None) -> SharedFindings | None:
+    if ranks.vision_size * ranks.num_stages == 1:
+        return None
     if store is None:
         if not dist.is_initialized():
             raise RuntimeError("a replica of several processes needs torch.distributed, or a store, for its findings")

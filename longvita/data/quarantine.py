@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,14 +74,11 @@ class QuarantineFile:
                 new.append(entry)
         if new:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
+            with open(self.path, "ab", buffering=0) as file:
                 if _ends_with_partial_line(self.path):
-                    os.write(descriptor, b"\n")
+                    file.write(b"\n")
                 for entry in new:
-                    os.write(descriptor, (entry.to_json() + "\n").encode())
-            finally:
-                os.close(descriptor)
+                    file.write(f"{entry.to_json()}\n".encode())
         return len(new)
 
 
@@ -120,11 +116,8 @@ def write_quarantine(path: str | Path, entries: Iterable[QuarantinedSample], oth
 def _ends_with_partial_line(path: Path) -> bool:
     """Return whether a crash cut the last write to the file."""
     with open(path, "rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        if end == 0:
-            return False
-        file.seek(end - 1)
-        return file.read() != b"\n"
+        file.seek(max(path.stat().st_size - 1, 0))
+        return file.read() not in (b"", b"\n")
 
 
 def count_reasons(entries: Iterable[QuarantinedSample]) -> dict[str, int]:

@@ -119,11 +119,14 @@ def is_path(text: str) -> bool:
         return False
 
 
-def check_marks(turns: Sequence[Turn], num_images: int, num_videos: int) -> None:
-    """Raises SampleError(mark_count) unless the text has one mark for each picture and for each video."""
+def check_marks(turns: Sequence[Turn], num_images: int | None, num_videos: int | None) -> None:
+    """Raises SampleError(mark_count) unless the text has one mark for each picture and for each video.
+
+    Marks whose number is None are not checked.
+    """
     for mark, given, noun in ((IMAGE_MARK, num_images, "pictures"), (VIDEO_MARK, num_videos, "videos")):
         marks = sum(turn.text.count(mark) for turn in turns)
-        if marks != given:
+        if given is not None and marks != given:
             raise SampleError(
                 Reason.MARK_COUNT,
                 f"the text has {marks} {mark} marks for {given} {noun}; write one where each of the {noun} belongs",

@@ -15,28 +15,14 @@ from longvita.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+GROUNDING_TOKENS = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+"""Added tokens that users write in a question to refer to a region of a picture."""
 ADDED_TOKENS = (
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "<vid>",
-    "</vid>",
-    "<VID_CONTEXT>",
-    "<patch>",
-    "</patch>",
-    "<PATCH_CONTEXT>",
-    "<quad>",
-    "</quad>",
-    "<ref>",
-    "</ref>",
-    "<box>",
-    "</box>",
-    "<image>",
-    "<video>",
+    *("<img>", "</img>", "<IMG_CONTEXT>", "<vid>", "</vid>", "<VID_CONTEXT>", "<patch>", "</patch>", "<PATCH_CONTEXT>"),
+    *GROUNDING_TOKENS,
+    *("<image>", "<video>"),
 )
 """The tokens that Long-VITA adds to those of Qwen2.5, in the order of their ids."""
-GROUNDING_TOKENS = frozenset(ADDED_TOKENS[9:15])
-"""Added tokens that users write in a question to refer to a region of a picture."""
 START_OF_TURN, END_OF_TURN, PADDING = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 
@@ -55,8 +41,7 @@ class LongVITATokenizer:
                 f"the tokenizer has no {' and no '.join(missing)}; Long-VITA's chat template needs a ChatML tokenizer "
                 "such as Qwen2.5's"
             )
-        absent = [token for token in ADDED_TOKENS if backend.token_to_id(token) is None]
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in absent])
+        backend.add_special_tokens(_absent_tokens(backend))
         self.backend = backend
         self.start_of_turn = self.id_of(START_OF_TURN)
         self.end_of_turn = self.id_of(END_OF_TURN)
@@ -118,8 +103,7 @@ def load_tokenizer(folder: str | Path) -> LongVITATokenizer:
 
     Raises TokenizerError if there is no such folder or it has no fast ChatML tokenizer.
     """
-    tokenizer = load_transformers_tokenizer(folder)
-    return LongVITATokenizer(tokenizer.backend_tokenizer)
+    return LongVITATokenizer(load_transformers_tokenizer(folder).backend_tokenizer)
 
 
 def load_transformers_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -136,6 +120,10 @@ def load_transformers_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise TokenizerError(f"{folder} has no tokenizer that transformers can load: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(f"{folder} has a tokenizer without a fast version; a tokenizer.json is required")
-    absent = [token for token in ADDED_TOKENS if tokenizer.backend_tokenizer.token_to_id(token) is None]
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in absent], special_tokens=True)
+    tokenizer.add_tokens(_absent_tokens(tokenizer.backend_tokenizer), special_tokens=True)
     return tokenizer
+
+
+def _absent_tokens(backend: Tokenizer) -> list[AddedToken]:
+    absent = [token for token in ADDED_TOKENS if backend.token_to_id(token) is None]
+    return [AddedToken(token, special=True, normalized=False) for token in absent]

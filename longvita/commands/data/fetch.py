@@ -43,8 +43,7 @@ def fetch_files(config: Config, options: FetchOptions) -> int:
     Raises DataError if a file would lie outside the folder, the disk is too small, or another fetch fills the folder.
     """
     from longvita.commands.support.fetch_tables import PROBLEMS, download_with_progress, print_report
-    from longvita.data.fetch.download import Downloader
-    from longvita.data.fetch.folder_lock import only_fetch
+    from longvita.data.fetch.download import Downloader, only_fetch
     from longvita.data.fetch.wanted import FetchState, choose_sources, wanted_files
 
     chosen = choose_sources(config, options.sources or ())

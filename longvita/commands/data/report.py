@@ -30,7 +30,7 @@ def report(
 
     from longvita.commands.support.config_file import load_config
     from longvita.commands.support.data_tables import show_mix
-    from longvita.data.report.mix import ReportOptions, collect
+    from longvita.data.report.mix import collect
     from longvita.data.report.page import check_page, write_report
 
     loaded = load_config(config, with_missing(overrides, allow_missing))
@@ -38,9 +38,9 @@ def report(
     page = output or folder / PAGE
     if not text:
         check_page(page, "--output", made=folder if page == folder / PAGE else None)
-    options = ReportOptions(replicas, 0 if text else examples)
     mixes = {"training": loaded.data.dataset, "held out": loaded.data.validation}
-    found = [collect(title, sources, loaded, options) for title, sources in mixes.items() if sources]
+    shown = 0 if text else examples
+    found = [collect(title, sources, loaded, replicas, shown) for title, sources in mixes.items() if sources]
     if text:
         console = Console(width=max(Console().width, 100))
         for mix in found:

@@ -32,8 +32,8 @@ from longvita.data.mix.progress import counting
 from longvita.data.quarantine import QuarantinedSample, read_lines, write_quarantine
 from longvita.data.sample import Sample, hash_media_names
 
-RetryOutcome = tuple[QuarantinedSample, SampleError | None]
-"""An entry and why it still can't be used; None if it can."""
+FileKey = tuple[str, str]
+"""Source name and path of a data file, as in quarantine files."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,8 @@ class Retried:
     usable: list[QuarantinedSample]
     left: list[QuarantinedSample]
     """With their errors of today."""
-    unknown: Set[tuple[str, str]]
-    """(source, path) of entries whose file is none of the config's."""
-
-
-@dataclass(frozen=True)
-class _File:
-    """A data file of the config."""
-
-    source: str
-    path: str
-    job: IndexJob
+    unknown: Set[FileKey]
+    """Keys of entries whose file is none of the config's."""
 
 
 def retry_quarantined(quarantine: str | Path, config: Config) -> Retried:
@@ -71,28 +62,33 @@ def retry_quarantined(quarantine: str | Path, config: Config) -> Retried:
         raise DataError(f"{quarantine} is no quarantine file: it has {len(others)} lines, and none of them is an entry")
     template = make_template(config)
     with IndexProcessPool.of(config, template) as processes:
-        files = _files(config, processes)
-        usable, left = _check_all(entries, files, config, template)
-        for key, file in files.items():
+        # The data files of the mix and of the held-out sources.
+        jobs = {
+            (source, data_file(config.data, path)): index_job(config, source, dataset, path, processes)
+            for sources in (config.data.dataset, config.data.validation)
+            for source, dataset, path in files_of(config, sources)
+        }
+        usable, left = _check_all(entries, jobs, config, template)
+        for key, job in jobs.items():
             lines = {entry.line for entry in usable if (entry.source, entry.path) == key}
             if lines:
-                renew_index(file.path, file.job, lines)
+                renew_index(key[1], job, lines)
     write_quarantine(quarantine, left, others)
-    unknown = {(entry.source, entry.path) for entry in left} - files.keys()
+    unknown = {(entry.source, entry.path) for entry in left} - jobs.keys()
     return Retried(usable, left, unknown)
 
 
 def _check_all(
-    entries: Sequence[QuarantinedSample], files: dict[tuple[str, str], _File], config: Config, template: ChatTemplate
+    entries: Sequence[QuarantinedSample], jobs: dict[FileKey, IndexJob], config: Config, template: ChatTemplate
 ) -> tuple[list[QuarantinedSample], list[QuarantinedSample]]:
     """The entries that can be used now, and those that can't with their errors of today."""
-    of_file: dict[tuple[str, str], list[QuarantinedSample]] = {}
+    of_file: dict[FileKey, list[QuarantinedSample]] = {}
     for entry in entries:
         of_file.setdefault((entry.source, entry.path), []).append(entry)
-    usable, left = [], [entry for key, own in of_file.items() if key not in files for entry in own]
+    usable, left = [], [entry for key, own in of_file.items() if key not in jobs for entry in own]
     with open_pool(config, template) as pool, counting("checking", len(entries)) as show:
         for key, own in of_file.items():
-            for entry, error in _check_file(files[key], own, config, pool) if key in files else ():
+            for entry, error in _check_file(key, jobs[key], own, config, pool) if key in jobs else ():
                 if error is None:
                     usable.append(entry)
                 else:
@@ -101,38 +97,26 @@ def _check_all(
     return usable, left
 
 
-def _files(config: Config, processes: IndexProcessPool) -> dict[tuple[str, str], _File]:
-    """The data files of the mix and of the held-out sources, by source name and path as in quarantine files."""
-    places = [*files_of(config, config.data.dataset), *files_of(config, config.data.validation)]
-    files = [
-        _File(source, data_file(config.data, path), index_job(config, source, dataset, path, processes))
-        for source, dataset, path in places
-    ]
-    return {(file.source, file.path): file for file in files}
-
-
 def _check_file(
-    file: _File, entries: Sequence[QuarantinedSample], config: Config, pool: WorkerPool
-) -> Iterator[RetryOutcome]:
-    """The outcome of each entry of a file, in any order."""
+    key: FileKey, job: IndexJob, entries: Sequence[QuarantinedSample], config: Config, pool: WorkerPool
+) -> Iterator[tuple[QuarantinedSample, SampleError | None]]:
+    """Each entry of a file, in any order, and why it still can't be used; None if it can."""
     errors: dict[int, SampleError] = {}
     builder = IndexBuilder()
     of_line = {entry.line: entry for entry in entries}
-    for line, (place, sample) in _samples_at(file, of_line.keys()).items():
+    for line, (place, sample) in _samples_at(key[1], job, of_line.keys()).items():
         try:
             if isinstance(sample, SampleError):
                 raise sample
-            facts = file.job.processes.probe(sample, file.job.settings)
-            length = file.job.processes.template.text_length(sample.turns)
+            facts = job.processes.probe(sample, job.settings)
+            length = job.processes.template.text_length(sample.turns)
             builder.add(dataclasses.replace(place, line=line), hash_media_names(sample), length, facts)
         except SampleError as error:
             errors[line] = error
     settings, index = media_settings(config), builder.index()
-    measured = measure(
-        index, file.job.processes.template, settings, config.data.sequence_length, file.source, file.path
-    )
+    measured = measure(index, job.processes.template, settings, config.data.sequence_length, *key)
     errors |= {entry.line: SampleError(entry.reason, entry.detail) for entry in measured.too_long}
-    part = CatalogFile(file.source, file.path, file.job.settings, index, measured, measured.usable)
+    part = CatalogFile(*key, job.settings, index, measured, measured.usable)
     catalog = Catalog([part], settings)
     requests = [catalog.request(number) for number in measured.usable.tolist()]
     yield from ((of_line[line], error) for line, error in errors.items())
@@ -140,14 +124,14 @@ def _check_file(
         yield of_line[request.place.line], found
 
 
-def _samples_at(file: _File, lines: Set[int]) -> dict[int, tuple[Place, Sample | SampleError]]:
+def _samples_at(path: str, job: IndexJob, lines: Set[int]) -> dict[int, tuple[Place, Sample | SampleError]]:
     """Place and sample of each line; of the parts that hold one, all lines are read."""
     gone = SampleError(Reason.INVALID_SAMPLE, "the file has no sample at this line any more")
     found: dict[int, tuple[Place, Sample | SampleError]] = {line: (Place(0, 0, line), gone) for line in lines}
-    for part, numbers in lines_of_parts(file.path, file.job):
+    for part, numbers in lines_of_parts(path, job):
         if lines.isdisjoint(numbers):
             continue
-        for place, sample in file.job.settings.make_format().samples(file.path, part):
+        for place, sample in job.settings.make_format().samples(path, part):
             line = numbers.start + place.line - 1
             if line in found and sample is not None:
                 found[line] = (place, sample)

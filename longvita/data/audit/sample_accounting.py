@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from longvita.data.loading.micro_batch import ReadMicroBatch
-from longvita.data.mix.catalog import Catalog
+from longvita.data.mix.catalog import Catalog, by_source
 from longvita.data.packing.packer import SequenceStream
 from longvita.data.quarantine import FILE_NAME as QUARANTINE
 from longvita.data.quarantine import count_reasons
@@ -68,9 +68,8 @@ class SampleAccounting:
 
     def of_source(self, source: str) -> dict[str, Any]:
         """Return the counts of one source: each of OUTCOMES, and `quarantined` by reason word."""
-        reasons = {
-            word: n for (name, word), n in sorted(self.counts.items()) if name == source and word not in OUTCOMES
-        }
+        own = {word: number for (name, word), number in sorted(self.counts.items()) if name == source}
+        reasons = {word: number for word, number in own.items() if word not in OUTCOMES}
         return {**{word: self.counts[source, word] for word in OUTCOMES}, "quarantined": reasons}
 
     def report(self, catalog: Catalog, consumed_sequences: int) -> dict[str, Any]:
@@ -78,13 +77,10 @@ class SampleAccounting:
 
         `quarantine` names the file that lists each sample that is not trained on, quarantined or unusable.
         """
-        unusable: dict[str, list] = {file.source: [] for file in catalog.files}
-        for entry in catalog.quarantined:
-            unusable[entry.source].append(entry)
-        sources = {
-            source: {**self.of_source(source), "unusable": count_reasons(entries)}
-            for source, entries in unusable.items()
-        }
+        sources: dict[str, dict[str, Any]] = {}
+        for source, files in by_source(catalog.files).items():
+            unusable = count_reasons(entry for file in files for entry in file.quarantined)
+            sources[source] = {**self.of_source(source), "unusable": unusable}
         sums: dict[str, int] = {word: sum(one[word] for one in sources.values()) for word in OUTCOMES}
         for word in ("quarantined", "unusable"):
             sums[word] = sum(sum(one[word].values()) for one in sources.values())
@@ -150,25 +146,12 @@ def count_outcomes(attempts: Sequence[ReadMicroBatch]) -> OutcomeCounts:
     planned = attempts[0].micro_batch.numbers
     quarantined: dict[int, OutcomeCounts] = {}
     for attempt in attempts:
-        quarantined |= _quarantined_by_sequence(attempt, planned)
-    return sum(quarantined.values(), _delivered(attempts[-1], planned))
-
-
-def _quarantined_by_sequence(attempt: ReadMicroBatch, planned: list[int]) -> dict[int, OutcomeCounts]:
-    """Count, by reason, the broken documents of each planned sequence that an attempt read."""
-    micro_batch = attempt.micro_batch
-    counts: dict[int, OutcomeCounts] = {position: Counter() for position in micro_batch.positions_of(planned)}
-    for document, error in attempt.broken.items():
-        if (position := micro_batch.sequences[document]) in counts:
-            counts[position][micro_batch.requests[document].source, str(error.reason)] += 1
-    return counts
-
-
-def _delivered(attempt: ReadMicroBatch, planned: list[int]) -> OutcomeCounts:
-    """Count the documents that the batch is made of, those of planned sequences and those of substitutes apart."""
-    micro_batch, counts = attempt.micro_batch, OutcomeCounts()
-    own = micro_batch.positions_of(planned)
-    for document, (request, position) in enumerate(zip(micro_batch.requests, micro_batch.sequences)):
-        if document not in attempt.broken:
-            counts[request.source, DELIVERED if position in own else SUBSTITUTED] += 1
-    return counts
+        delivered, own = OutcomeCounts(), attempt.micro_batch.positions_of(planned)
+        quarantined |= {position: OutcomeCounts() for position in own}
+        documents = zip(attempt.micro_batch.requests, attempt.micro_batch.sequences)
+        for document, (request, position) in enumerate(documents):
+            if document not in attempt.broken:
+                delivered[request.source, DELIVERED if position in own else SUBSTITUTED] += 1
+            elif position in own:
+                quarantined[position][request.source, str(attempt.broken[document].reason)] += 1
+    return sum(quarantined.values(), delivered)  # The batch is made of the documents of the last attempt.

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, silent_tqdm
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, silent_tqdm
 from huggingface_hub.utils._xet import abort_xet_session
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
@@ -33,12 +33,25 @@ from longvita.data.fetch.wanted import FetchState, WantedFile, matching
 HUB_ERRORS = (HTTPError, OSError, ValueError)
 """What a request of huggingface_hub may raise."""
 OnBytes = Callable[[int], Any]
+
 OnFile = Callable[[WantedFile], None]
-_TIMEOUT_SECONDS = 30
 
 
 class FetchStopped(Exception):
     """Raised in the threads that download when the run ends early; partial files stay."""
+
+
+@contextmanager
+def only_fetch(folder: Path) -> Iterator[None]:
+    """Lock a folder against other fetches. Raises DataError if one is running."""
+    lock = folder / ".cache" / "huggingface" / "fetch.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=0.1))
+        except TimeoutError as error:
+            raise DataError(f"another `longvita data fetch` is filling {folder}; wait for it, or end it") from error
+        yield
 
 
 class Downloader:
@@ -61,7 +74,7 @@ class Downloader:
         for repository in dict.fromkeys(item.repository for item in wanted):
             own = [item for item in wanted if item.repository == repository]
             try:
-                revision = str(self._api.dataset_info(repository, timeout=_TIMEOUT_SECONDS, expand=["sha"]).sha)
+                revision = str(self._api.dataset_info(repository, timeout=30, expand=["sha"]).sha)
                 tree = self._api.list_repo_tree(repository, recursive=True, revision=revision, repo_type="dataset")
                 entries = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
             except HUB_ERRORS as error:

@@ -16,14 +16,10 @@ import collections
 import json
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
 
-from typing_extensions import override
+from torch.distributed import Store
 
 from longvita.data.errors import Reason, SampleError
-
-if TYPE_CHECKING:
-    from torch.distributed import Store
 
 TIMEOUT_SECONDS = 1800.0
 """Longest wait for another rank's findings, seconds."""
@@ -34,22 +30,7 @@ Findings = dict[int, SampleError]
 """Broken documents: number in the micro batch -> why it could not be decoded."""
 
 
-class ReplicaFindings(Protocol):
-    """Collects the findings of all ranks of a replica."""
-
-    def collect(self, micro_batch: int, own: Findings, decoders: Sequence[int]) -> Findings:
-        """Return the findings of all `decoders` (vision ranks) on one micro batch, this rank's `own` included."""
-
-
-class LocalFindings(ReplicaFindings):
-    """The findings of a replica of one process."""
-
-    @override
-    def collect(self, micro_batch: int, own: Findings, decoders: Sequence[int]) -> Findings:
-        return own
-
-
-class SharedFindings(ReplicaFindings):
+class SharedFindings:
     """The findings of a replica of several processes, exchanged through a store that all of them reach."""
 
     def __init__(self, store: Store, name: str, process: str, vision_rank: int | None, history: int):
@@ -66,9 +47,11 @@ class SharedFindings(ReplicaFindings):
         self._vision_rank, self._history = vision_rank, history
         self._written: collections.deque[int] = collections.deque()
 
-    @override
     def collect(self, micro_batch: int, own: Findings, decoders: Sequence[int]) -> Findings:
-        """Raise TimeoutError, with the rank that is waited for, if its findings do not come."""
+        """Return the findings of all `decoders` (vision ranks) on one micro batch, this rank's `own` included.
+
+        Raises TimeoutError, with the rank that is waited for, if its findings do not come.
+        """
         if self._vision_rank is not None and self._vision_rank in decoders:
             self._write(micro_batch, self._vision_rank, own)
         findings = dict(own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,9 +52,8 @@ class ReadMicroBatch:
     def empty_sequences(self) -> set[int]:
         """Sequences of the micro batch, from 0, without a usable document."""
         sequences = enumerate(self.micro_batch.sequences)
-        return set(range(len(self.micro_batch.numbers))) - {
-            sequence for document, sequence in sequences if document not in self.broken
-        }
+        usable = {sequence for document, sequence in sequences if document not in self.broken}
+        return set(range(len(self.micro_batch.numbers))) - usable
 
     def usable_documents(self) -> Iterator[PlacedDocument]:
         """Yield the documents that the batch is made of, in order."""
@@ -70,8 +68,3 @@ def owners_of_tiles(requests: Sequence[DocumentRequest], vision_size: int) -> li
     counts = np.asarray([request.num_tiles for request in requests], np.int64)
     owner_of_tile = assign_tiles(int(counts.sum()), vision_size).numpy()
     return np.split(owner_of_tile, np.cumsum(counts)[:-1]) if requests else []
-
-
-def request_tiles(request: DocumentRequest, selected: np.ndarray) -> DocumentRequest:
-    """Return the request for the tiles where `selected` [n] bool is true."""
-    return dataclasses.replace(request, wanted=tuple(np.flatnonzero(selected).tolist()))

@@ -17,10 +17,10 @@ import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longvita.config.schema import Config
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentReader, DocumentRequest, media_settings
 from longvita.data.errors import SampleError, one_line
@@ -29,9 +29,6 @@ from longvita.data.media.item import MediaSettings
 from longvita.data.tokenizer import LongVITATokenizer
 from longvita.process_limits import limit_memory
 from longvita.processes import die_with_parent
-
-if TYPE_CHECKING:
-    from longvita.config.schema import Config
 
 BEAT_SECONDS = 1.0
 """Shortest time between two signs of life, seconds."""
@@ -72,18 +69,8 @@ class WorkerSetup:
     @classmethod
     def of(cls, config: Config, template: ChatTemplate) -> WorkerSetup:
         """Return the setup of the workers of a config's loader."""
-        return cls(
-            template.tokenizer.to_json(),
-            template.tokens_per_tile,
-            media_settings(config),
-            config.data.sample_timeout_seconds,
-            config.data.decode_memory_bytes,
-        )
-
-    def reader(self) -> DocumentReader:
-        """Make the reader of documents."""
-        template = ChatTemplate(LongVITATokenizer.from_json(self.tokenizer), self.tokens_per_tile)
-        return DocumentReader(template, self.settings)
+        limits = config.data.sample_timeout_seconds, config.data.decode_memory_bytes
+        return cls(template.tokenizer.to_json(), template.tokens_per_tile, media_settings(config), *limits)
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -96,7 +83,8 @@ def main(descriptor: int, parent: int) -> None:
     try:
         connection.send(("hello",))
         setup: WorkerSetup = connection.recv()
-        reader = setup.reader()
+        template = ChatTemplate(LongVITATokenizer.from_json(setup.tokenizer), setup.tokens_per_tile)
+        reader = DocumentReader(template, setup.settings)
         keep_freed_memory()
         limit_memory(KEPT_MEMORY + setup.memory_bytes)
         connection.send(("ready",))

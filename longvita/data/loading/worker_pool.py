@@ -20,21 +20,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from longvita.config.schema import Config
 from longvita.data.chat_template import ChatTemplate, EncodedSample
 from longvita.data.document import Document, DocumentReader, DocumentRequest
 from longvita.data.errors import SampleError
 from longvita.data.loading.tile_memory import SharedBlock, TilePool
 from longvita.data.loading.worker import WorkerSetup, WorkItem
-
-if TYPE_CHECKING:
-    from longvita.config.schema import Config
 
 GRACE_SECONDS = 15.0
 """Added to the time limit of one frame before a worker without a sign of life is replaced, seconds."""
@@ -63,16 +61,16 @@ class InlineReader:
 
     def result(self, task: int) -> list[Result]:
         """Read the documents of a task, or why one cannot be used, in the order of its requests."""
-        return [self._read(request) for request in self._tasks.pop(task)]
+        results: list[Result] = []
+        for request in self._tasks.pop(task):
+            try:
+                results.append(self._reader.read(request))
+            except SampleError as error:
+                results.append(error)
+        return results
 
     def close(self) -> None:
         """Do nothing."""
-
-    def _read(self, request: DocumentRequest) -> Result:
-        try:
-            return self._reader.read(request)
-        except SampleError as error:
-            return error
 
 
 class _Task:
@@ -88,10 +86,6 @@ class _Task:
         self.results: dict[int, Result] = {}
         self.tried: set[int] = set()
         """Documents at which a worker has ended once."""
-
-    @property
-    def is_complete(self) -> bool:
-        return len(self.results) == len(self.work)
 
     def add(self, number: int, result: EncodedSample | SampleError) -> None:
         """Store the outcome of a document; its tiles are already in memory."""
@@ -122,11 +116,9 @@ class _Worker:
     """When it started that document, by time.monotonic."""
 
 
-@contextlib.contextmanager
-def open_pool(config: Config, template: ChatTemplate) -> Iterator[WorkerPool]:
+def open_pool(config: Config, template: ChatTemplate) -> contextlib.closing[WorkerPool]:
     """Start the workers of a config, at least one, for a command that reads single samples."""
-    with contextlib.closing(WorkerPool(WorkerSetup.of(config, template), max(config.data.num_workers, 1))) as pool:
-        yield pool
+    return contextlib.closing(WorkerPool(WorkerSetup.of(config, template), max(config.data.num_workers, 1)))
 
 
 class WorkerPool:
@@ -162,7 +154,7 @@ class WorkerPool:
         """
         with self._changed:
             entry = self._tasks[task]
-            self._changed.wait_for(lambda: self._error is not None or entry.is_complete)
+            self._changed.wait_for(lambda: self._error is not None or len(entry.results) == len(entry.work))
             if self._error is not None:
                 raise RuntimeError(self._error)
             del self._tasks[task]
@@ -234,10 +226,9 @@ class WorkerPool:
             if worker.ready and worker.task is None and self._waiting:
                 worker.task, worker.work = self._waiting.popleft()
                 worker.last_sign = time.monotonic()
-                try:
+                # A worker that has ended is replaced when its closed connection is read.
+                with contextlib.suppress(OSError):
                     self._tasks[worker.task].send(worker.connection, worker.work)
-                except OSError:
-                    continue  # It has ended; its closed connection is read next, and it is replaced.
 
     def _receive(self, position: int) -> None:
         worker = self._workers[position]

@@ -6,7 +6,7 @@ It is built from the indexes of the files alone.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,14 @@ class CatalogFile:
         return [*self.index.quarantined, *self.measured.too_long]
 
 
+def by_source(files: Iterable[CatalogFile]) -> dict[str, list[CatalogFile]]:
+    """Group files by their source."""
+    groups: dict[str, list[CatalogFile]] = {}
+    for file in files:
+        groups.setdefault(file.source, []).append(file)
+    return groups
+
+
 class Catalog:
     """The files of a mix. Samples are numbered consecutively over all files, in the order of the config."""
 
@@ -62,8 +70,7 @@ class Catalog:
         self.settings = settings
         self.missing = missing or {}
         """Missing data files, which are left out, by source."""
-        sizes = [len(file.index) for file in self.files]
-        self._starts = np.cumsum([0, *sizes]).tolist()
+        self._starts = np.cumsum([0, *(len(file.index) for file in self.files)]).tolist()
         self.lengths = np.concatenate([file.measured.lengths for file in self.files])
         self.tiles = np.concatenate([file.measured.tiles for file in self.files])
         self.selected = np.concatenate([file.selected + start for file, start in zip(self.files, self._starts)])
@@ -181,8 +188,6 @@ def open_file(
     file = data_file(config.data, path)
     job = index_job(config, source, dataset, path, processes)
     index = load_index(file, job, progress)
-    template = processes.template
-    measured = measure(index, template, media_settings(config), config.data.sequence_length, source, file)
-    name = f"{source}/{path}"
-    selected = select_samples(len(measured.usable), dataset.ratio, dataset.num, config.seed, name)
+    measured = measure(index, processes.template, media_settings(config), config.data.sequence_length, source, file)
+    selected = select_samples(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{path}")
     return CatalogFile(source, file, job.settings, index, measured, measured.usable[selected])

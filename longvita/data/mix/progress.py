@@ -5,18 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.formats.paths import data_file
@@ -28,7 +18,7 @@ from longvita.data.mix.catalog import CatalogFile, open_file
 @contextlib.contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar; yields the function to call with the number of things done, of `total`."""
-    with _bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
+    with _bar(bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), bars.TimeRemainingColumn()) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 
@@ -36,18 +26,13 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextlib.contextmanager
 def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
     """Show a bar of the bytes indexed, speed, quarantined samples and time left; yields `open_file` with it."""
-    with _bar(
-        DownloadColumn(), TransferSpeedColumn(), TextColumn("{task.fields[found]}"), TimeRemainingColumn()
-    ) as bar:
+    found = bars.TextColumn("{task.fields[found]}")
+    with _bar(bars.DownloadColumn(), bars.TransferSpeedColumn(), found, bars.TimeRemainingColumn()) as bar:
         task = bar.add_task("indexing", total=total_bytes, found="")
         before, quarantined = 0, 0
 
         def open_one(
-            config: Config,
-            source: str,
-            dataset: DatasetConfig,
-            path: str,
-            processes: IndexProcessPool,
+            config: Config, source: str, dataset: DatasetConfig, path: str, processes: IndexProcessPool
         ) -> CatalogFile:
             nonlocal before, quarantined
             size = size_of(data_file(config.data, path))
@@ -65,7 +50,6 @@ def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
         yield open_one
 
 
-def _bar(*columns: ProgressColumn) -> Progress:
-    console = Console(stderr=True)
-    text = TextColumn("{task.description}")
-    return Progress(text, BarColumn(), *columns, console=console, transient=True, disable=not console.is_terminal)
+def _bar(*columns: bars.ProgressColumn) -> bars.Progress:
+    console, shown = Console(stderr=True), (bars.TextColumn("{task.description}"), bars.BarColumn(), *columns)
+    return bars.Progress(*shown, console=console, transient=True, disable=not console.is_terminal)

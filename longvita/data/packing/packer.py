@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 
@@ -25,24 +25,6 @@ WINDOW_SEQUENCES = 1024
 """Sequences that the tokens of a window would fill."""
 LONG_FRACTION = 1 / 8
 """Fraction of a sequence above which a document counts as long."""
-
-
-class PackingPlan(Protocol):
-    """The sequences of one epoch."""
-
-    @property
-    def fill(self) -> float:
-        """Fraction of the epoch's positions that hold a token of a document."""
-
-    @property
-    def num_sequences(self) -> int:
-        """Sequences of the epoch."""
-
-    def sequence(self, number: int) -> np.ndarray | None:
-        """Return the samples [k] int64 of sequence `number` of the epoch, in order; None past its end."""
-
-    def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the samples [d] int64 of all n sequences, one after the other, and their bounds [n + 1]."""
 
 
 class EpochPlan:
@@ -77,9 +59,8 @@ class EpochPlan:
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples [d] of all n sequences, one after the other, and their bounds [n + 1]."""
-        bounds = np.zeros(self.num_sequences + 1, np.int64)
-        np.cumsum([len(samples) for samples in self._sequences], out=bounds[1:])
-        return np.concatenate([np.zeros(0, np.int64), *self._sequences]), bounds
+        sizes = [len(self._sequences[number]) for number in range(self.num_sequences)]
+        return np.concatenate([np.zeros(0, np.int64), *self._sequences]), np.cumsum([0, *sizes], dtype=np.int64)
 
     @property
     def num_sequences(self) -> int:
@@ -144,6 +125,29 @@ def best_fit(lengths: list[int], room: int) -> list[np.ndarray]:
     return [np.asarray(documents, np.int64) for documents in bins]
 
 
+class StoredPlan:
+    """The plan of an epoch, mapped from files. The ranks of a machine use the same memory pages."""
+
+    def __init__(self, path: Path):
+        self._samples = np.load(path / "samples.npy", mmap_mode="r")
+        self._starts = np.load(path / "starts.npy", mmap_mode="r")
+        self.fill = float(np.load(path / "fill.npy"))
+        self.num_sequences = len(self._starts) - 1
+
+    def sequence(self, number: int) -> np.ndarray | None:
+        """Return the samples [k] of sequence `number` of the epoch, in order; None past its end."""
+        if number >= self.num_sequences:
+            return None
+        return np.asarray(self._samples[self._starts[number] : self._starts[number + 1]])
+
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples [d] of all n sequences, one after the other, and their bounds [n + 1]."""
+        return self._samples, self._starts
+
+
+PackingPlan = EpochPlan | StoredPlan
+
+
 class SequenceStream:
     """The endless stream of training sequences: epoch after epoch, each with its own plan."""
 
@@ -157,7 +161,9 @@ class SequenceStream:
         """Return the samples [k] int64 of sequence `number` of the stream, counted from the start of training."""
         epoch = bisect.bisect_right(self._starts, number) - 1
         while True:
-            plan = self._plan(epoch)
+            if epoch not in self._plans:
+                self._plans = {epoch: self._plan_epoch(epoch)}
+            plan = self._plans[epoch]
             documents = plan.sequence(number - self._starts[epoch])
             if documents is not None:
                 return documents
@@ -169,8 +175,3 @@ class SequenceStream:
         """Return the epoch of sequence `number` of the stream, from 0."""
         self.sequence(number)
         return bisect.bisect_right(self._starts, number) - 1
-
-    def _plan(self, epoch: int) -> PackingPlan:
-        if epoch not in self._plans:
-            self._plans = {epoch: self._plan_epoch(epoch)}
-        return self._plans[epoch]

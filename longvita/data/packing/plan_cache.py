@@ -23,7 +23,7 @@ import numpy as np
 from longvita.config.schema import Config
 from longvita.data.mix.catalog import Catalog, index_folder
 from longvita.data.mix.mixture import shuffle
-from longvita.data.packing.packer import PACKER_VERSION, EpochPlan, PackingPlan
+from longvita.data.packing.packer import PACKER_VERSION, EpochPlan, PackingPlan, StoredPlan
 
 PAUSE_SECONDS = 0.005
 """Pause of the thread after each window, which leaves time to the rest of the process, seconds."""
@@ -34,30 +34,6 @@ LOCK = ".plans.lock"
 """Lock file of the process that writes a plan; the others do not write theirs."""
 MAX_PLANS = 32
 """Plans that are kept in a folder, each of eight bytes per sample."""
-
-
-class StoredPlan:
-    """The plan of an epoch, mapped from files. The ranks of a machine use the same memory pages."""
-
-    def __init__(self, path: Path):
-        self._samples = np.load(path / "samples.npy", mmap_mode="r")
-        self._starts = np.load(path / "starts.npy", mmap_mode="r")
-        self.fill = float(np.load(path / "fill.npy"))
-
-    @property
-    def num_sequences(self) -> int:
-        """Sequences of the epoch."""
-        return len(self._starts) - 1
-
-    def sequence(self, number: int) -> np.ndarray | None:
-        """Return the samples [k] of sequence `number` of the epoch, in order; None past its end."""
-        if number >= self.num_sequences:
-            return None
-        return np.asarray(self._samples[self._starts[number] : self._starts[number + 1]])
-
-    def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the samples [d] of all n sequences, one after the other, and their bounds [n + 1]."""
-        return self._samples, self._starts
 
 
 def plan_epoch(catalog: Catalog, config: Config, epoch: int) -> PackingPlan:
@@ -86,7 +62,8 @@ def cached_plan(folder: Path, name: str, num_samples: int, make: Callable[[], Ep
     path = folder / name
     with contextlib.suppress(OSError):  # It is not stored, or another process has just deleted it.
         stored = StoredPlan(path)
-        _mark_as_used(path)
+        with contextlib.suppress(OSError):  # The folder may be read-only.
+            os.utime(path)
         return stored
     plan = make()
     if num_samples < MIN_SAMPLES:
@@ -106,11 +83,6 @@ def _store(path: Path, plan: EpochPlan) -> None:
                 _drop_oldest(path.parent)
     except OSError:
         return  # Another process writes it, or the folder is read-only: the plan in memory is identical.
-
-
-def _mark_as_used(path: Path) -> None:
-    with contextlib.suppress(OSError):  # The folder may be read-only.
-        os.utime(path)
 
 
 def _drop_oldest(folder: Path) -> None:

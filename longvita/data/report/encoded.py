@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from longvita.data.chat_template import ChatTemplate, EncodedSample, mark_order
-from longvita.data.document import probe_sample
+from longvita.data.chat_template import ChatTemplate, EncodedSample
+from longvita.data.document import media_items, probe_sample
 from longvita.data.errors import SampleError
 from longvita.data.formats import read_samples
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
-from longvita.data.media.item import MAX_DECODED_TILES, MediaSettings, decode_tiles, order_media
-from longvita.data.media.media_file import resolve
+from longvita.data.media.item import MAX_DECODED_TILES, MediaSettings, decode_tiles
 from longvita.data.sample import Sample
 
 
@@ -48,9 +47,7 @@ def _encode(sample: Sample, options: EncodeOptions, template: ChatTemplate) -> E
     facts = probe_sample(sample, options.media_root, settings.max_fps)
     encoded = template.encode(sample.turns, facts.grids(settings), facts.frame_counts(settings))
     if not options.headers_only:
-        pictures = [resolve(path, options.media_root) for path in sample.images]
-        videos = [resolve(path, options.media_root) for path in sample.videos]
-        items = order_media(mark_order(sample.turns), pictures, videos, facts)
+        items = media_items(sample, options.media_root, facts)
         for start in range(0, encoded.num_tiles, MAX_DECODED_TILES):
             wanted = range(start, min(start + MAX_DECODED_TILES, encoded.num_tiles))
             decode_tiles(items, settings, settings.max_num_frames, wanted)

@@ -40,15 +40,10 @@ class Example:
 
 def choose(catalog: Catalog, source: str, count: int, seed: int) -> list[int]:
     """Choose at most `count` different samples that the mix uses of a source, ascending."""
-    numbers = [number for number, file in enumerate(catalog.files) if file.source == source]
-    sizes = np.asarray([len(file.selected) for file in catalog.files])
-    starts = np.cumsum(sizes) - sizes
+    sizes = [len(file.selected) for file in catalog.files]
+    own = catalog.selected[np.repeat([file.source == source for file in catalog.files], sizes)]
     rng = np.random.default_rng([seed, zlib.crc32(source.encode())])
-    places = rng.choice(sizes[numbers].sum(), min(count, int(sizes[numbers].sum())), replace=False)
-    ends = np.cumsum(sizes[numbers])
-    file = np.searchsorted(ends, places, side="right")
-    within = places - (ends - sizes[numbers])[file]
-    return np.unique(catalog.selected[starts[numbers][file] + within]).tolist()
+    return np.unique(own[rng.choice(len(own), min(count, len(own)), replace=False)]).tolist()
 
 
 def read_examples(
@@ -85,9 +80,7 @@ def _shown_tiles(encoded: EncodedSample, template: ChatTemplate) -> dict[int, st
     pictures = np.flatnonzero(tokens == template.tokenizer.id_of("<IMG_CONTEXT>"))
     frames = np.flatnonzero(tokens == template.tokenizer.id_of("<VID_CONTEXT>"))
     chosen = np.unique(np.linspace(0, len(frames) - 1, MAX_PICTURES).astype(int)).tolist() if len(frames) else []
-    names = {
-        int(tile): f"picture {number} of {len(pictures)}"
-        for number, tile in enumerate(pictures[:MAX_PICTURES], start=1)
-    }
+    shown = enumerate(pictures[:MAX_PICTURES].tolist(), start=1)
+    names = {tile: f"picture {number} of {len(pictures)}" for number, tile in shown}
     names |= {int(frames[number]): f"frame {number + 1} of {len(frames)}" for number in chosen}
     return dict(sorted(names.items()))

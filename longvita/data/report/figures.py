@@ -10,7 +10,7 @@ import numpy as np
 
 from longvita.config.schema import Config
 from longvita.data.errors import DataError
-from longvita.data.mix.catalog import Catalog, CatalogFile
+from longvita.data.mix.catalog import Catalog, CatalogFile, by_source
 from longvita.data.packing.balance import WorkModel, divide
 from longvita.data.packing.packer import WINDOW_SEQUENCES, PackingPlan
 from longvita.data.quarantine import count_reasons
@@ -49,15 +49,11 @@ class SourceFigures:
 
 def source_figures(catalog: Catalog) -> list[SourceFigures]:
     """Figures of each source, in the order of the config."""
-    sources = dict.fromkeys(file.source for file in catalog.files)
-    return [
-        _source_figures(source, [file for file in catalog.files if file.source == source], catalog)
-        for source in sources
-    ]
-
-
-def _source_figures(source: str, files: Sequence[CatalogFile], catalog: Catalog) -> SourceFigures:
     limit = catalog.settings.max_num_frames
+    return [_source_figures(source, files, limit) for source, files in by_source(catalog.files).items()]
+
+
+def _source_figures(source: str, files: Sequence[CatalogFile], limit: int) -> SourceFigures:
     lengths = np.concatenate([file.measured.lengths[file.selected] for file in files])
     return SourceFigures(
         source,

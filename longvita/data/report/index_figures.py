@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.index.columns import KIND_BITS, PICTURE
 from longvita.data.media.item import MediaSettings
-from longvita.data.mix.catalog import CatalogFile
+from longvita.data.mix.catalog import CatalogFile, by_source
 from longvita.data.mix.measure import count_media
 from longvita.data.quarantine import count_reasons
 
@@ -42,10 +42,7 @@ def figures_by_source(
     files: Sequence[CatalogFile], template: ChatTemplate, settings: MediaSettings
 ) -> dict[str, SourceIndex]:
     """The figures of each source, by its name."""
-    by_source: dict[str, list[CatalogFile]] = {}
-    for file in files:
-        by_source.setdefault(file.source, []).append(file)
-    return {source: source_index(own, template, settings) for source, own in by_source.items()}
+    return {source: source_index(own, template, settings) for source, own in by_source(files).items()}
 
 
 def source_index(files: Sequence[CatalogFile], template: ChatTemplate, settings: MediaSettings) -> SourceIndex:

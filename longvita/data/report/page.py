@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,18 +77,19 @@ def _imbalance(found: Imbalance) -> list[str]:
     ]
 
 
+def table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table with a row of names; cells are text."""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
 def _sources(sources: Sequence[SourceFigures]) -> str:
-    head = "".join(
-        f"<th>{name}</th>" for name in ("source", "samples", "used", "tokens", "tiles", "resampled", "quarantined")
-    )
-    rows = "".join(_source_row(one) for one in sources)
-    return f"<table><tr>{head}</tr>{rows}</table>"
-
-
-def _source_row(one: SourceFigures) -> str:
-    numbers = (one.samples, one.used, one.tokens, one.tiles, one.resampled)
-    cells = [html.escape(one.source), *(f"{number:,}" for number in numbers), reasons_text(one.quarantined)]
-    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    rows = []
+    for one in sources:
+        numbers = (one.samples, one.used, one.tokens, one.tiles, one.resampled)
+        rows.append([one.source, *(f"{number:,}" for number in numbers), reasons_text(one.quarantined)])
+    return table(("source", "samples", "used", "tokens", "tiles", "resampled", "quarantined"), rows)
 
 
 def _bars(rows: Histogram) -> str:
@@ -120,9 +121,8 @@ def _source(source: SourceFigures, examples: Sequence[Example], title: str) -> l
 
 def _example(example: Example) -> str:
     request = example.request
-    head = (
-        f"{request.name} · {request.length:,} tokens, {example.loss_tokens:,} with loss · {request.num_tiles:,} tiles"
-    )
+    tokens = f"{request.length:,} tokens, {example.loss_tokens:,} with loss"
+    head = f"{request.name} · {tokens} · {request.num_tiles:,} tiles"
     figures = "".join(
         f"<figure><img src='{as_data_url(picture, SIDE)}' alt=''><figcaption>{html.escape(name)}</figcaption></figure>"
         for name, picture in example.pictures

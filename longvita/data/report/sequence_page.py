@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from longvita.data.report import spans
+from longvita.data.report.page import table
 from longvita.data.report.sequence import DocumentView, SequenceView
 from longvita.pages import write_page
 
@@ -19,10 +20,8 @@ COLUMNS = ("document", "source", "sample", "positions", "tokens", "with loss", "
 
 def write_sequence_page(path: Path, sequence: SequenceView) -> None:
     """Write the page."""
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in document_rows(sequence))
-    table = f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-    parts = [f"<p>{html.escape(describe_place(sequence))} Text that carries loss is <mark>marked</mark>.</p>", table]
+    place = html.escape(describe_place(sequence))
+    parts = [f"<p>{place} Text that carries loss is <mark>marked</mark>.</p>", table(COLUMNS, document_rows(sequence))]
     for position, document in enumerate(sequence.documents):
         tokens = spans.as_html(document.spans, PAGE_CHARACTERS, sequence.rank_name)
         parts.append(f"<h2>Document {position}</h2>{tokens}")

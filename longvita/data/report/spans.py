@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,18 +68,16 @@ def as_html(spans: Sequence[Span], max_characters: int, name_of: Callable[[int],
     max_characters: of one span of text; the middle of a longer one is left out. name_of: name of a tile's rank, if it
     is to be shown.
     """
-    return f"<div class='tokens'>{''.join(_html_of(spans, max_characters, name_of))}</div>"
-
-
-def _html_of(spans: Sequence[Span], max_characters: int, name_of: Callable[[int], str] | None) -> Iterator[str]:
+    parts = []
     for span in spans:
         if span.kind < 0:
             head, gap, tail = (html.escape(part) for part in _cut(span.text, max_characters))
             text = f"{head}<span class='elided'>{gap}</span>{tail}" if gap else head
-            yield f"<mark>{text}</mark>" if span.kind == LOSS else text
+            parts.append(f"<mark>{text}</mark>" if span.kind == LOSS else text)
         else:
             colour = RANK_COLOURS[span.kind % len(RANK_COLOURS)]
-            yield f"<b style='background: {colour}'>{html.escape(_block(span, name_of))}</b>"
+            parts.append(f"<b style='background: {colour}'>{html.escape(_block(span, name_of))}</b>")
+    return f"<div class='tokens'>{''.join(parts)}</div>"
 
 
 def as_text(spans: Sequence[Span], max_characters: int, name_of: Callable[[int], str] | None = None) -> Text:

@@ -8,7 +8,7 @@ import glob
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from longvita.data.errors import DataError
@@ -54,26 +54,25 @@ def open_file(path: str, piece: int | None = None) -> BinaryIO:
 
 def size(path: str) -> int:
     """Return the size of a file, bytes. Raises OSError."""
-    if not is_remote(path):
-        return os.path.getsize(path)
-    system, inner = _system(path)
-    return int(system.size(inner))
+    return int(_ask(path, os.path.getsize, "size"))
 
 
 def exists(path: str) -> bool:
     """Return whether there is a file or folder."""
-    if not is_remote(path):
-        return os.path.exists(path)
-    system, inner = _system(path)
-    return bool(system.exists(inner))
+    return bool(_ask(path, os.path.exists, "exists"))
 
 
 def is_folder(path: str) -> bool:
     """Return whether there is a folder."""
+    return bool(_ask(path, os.path.isdir, "isdir"))
+
+
+def _ask(path: str, local: Callable[[str], Any], method: str) -> Any:
+    """Ask the local file system, or that of a path with a scheme by its method of this name."""
     if not is_remote(path):
-        return os.path.isdir(path)
+        return local(path)
     system, inner = _system(path)
-    return bool(system.isdir(inner))
+    return getattr(system, method)(inner)
 
 
 def files_below(folder: str) -> list[str]:
@@ -102,28 +101,21 @@ def matches(root: str, pattern: str) -> list[str]:
 def state(path: str) -> list[Any]:
     """Return [files, bytes, time or hash], which changes if a file changes, or any file in a folder.
 
-    A file is compared by size and time, a folder by the names, sizes and times of all its files.
+    A file is compared by size and time, a folder by the names, sizes and times of all its files. Remote files are
+    compared by what the store reports of each: its time or its version.
     """
     if is_remote(path):
-        return _remote_state(path)
-    if not os.path.isdir(path):
+        system, inner = _system(path)
+        files = sorted(system.find(inner)) if system.isdir(inner) else [inner]
+        facts = [(_relative(file, inner), int(system.size(file)), system.ukey(file)) for file in files]
+    elif os.path.isdir(path):
+        stats = [(name, os.stat(os.path.join(path, name))) for name in files_below(path)]
+        facts = [(name, status.st_size, status.st_mtime_ns) for name, status in stats]
+    else:
         status = os.stat(path)
         return [1, status.st_size, status.st_mtime_ns]
-    stats = [(name, os.stat(os.path.join(path, name))) for name in files_below(path)]
-    facts = [(name, status.st_size, status.st_mtime_ns) for name, status in stats]
-    return [len(facts), sum(size for _, size, _ in facts), _hash(facts)]
-
-
-def _remote_state(path: str) -> list[Any]:
-    """Compare remote files by what the store reports of each: its time or its version."""
-    system, inner = _system(path)
-    files = sorted(system.find(inner)) if system.isdir(inner) else [inner]
-    facts = [(_relative(file, inner), int(system.size(file)), system.ukey(file)) for file in files]
-    return [len(facts), sum(size for _, size, _ in facts), _hash(facts)]
-
-
-def _hash(facts: list[tuple]) -> str:
-    return hashlib.blake2b(repr(facts).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(repr(facts).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return [len(facts), sum(size for _, size, _ in facts), digest]
 
 
 class _RemoteFile(io.RawIOBase):
@@ -147,9 +139,6 @@ class _RemoteFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         with _as_os_errors(self._path):
             return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
 
     def close(self) -> None:
         self._file.close()

@@ -17,8 +17,7 @@ from longvita.cli import app
 from longvita.commands.data.fetch import FetchOptions, fetch_files
 from longvita.data.errors import DataError
 from longvita.data.fetch import download
-from longvita.data.fetch.download import Downloader, FetchStopped
-from longvita.data.fetch.folder_lock import only_fetch
+from longvita.data.fetch.download import Downloader, FetchStopped, only_fetch
 from longvita.data.fetch.wanted import WantedFile
 from tests.conftest import REPOSITORY
 from tests.tiny import tiny_config

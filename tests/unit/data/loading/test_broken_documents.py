@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from longvita.data.errors import Reason, SampleError
 from longvita.data.loading import broken_documents as module
-from longvita.data.loading.broken_documents import LocalFindings, SharedFindings
+from longvita.data.loading.broken_documents import SharedFindings
 
 BROKEN = SampleError(Reason.BROKEN_VIDEO, "frame 3 is damaged")
 
@@ -27,10 +27,6 @@ def ask_all(by_rank, own, decoders, number=0):
 
 def readable(findings):
     return [{document: (error.reason, error.detail) for document, error in found.items()} for found in findings]
-
-
-def test_one_process_has_its_own_findings():
-    assert LocalFindings().collect(0, {3: BROKEN}, [0]) == {3: BROKEN}
 
 
 def test_all_ranks_and_later_stages_get_all_findings():
