@@ -105,10 +105,12 @@ class ChatTemplate:
         builder = _Builder()
         encode_text = self.tokenizer.encode_untrusted if untrusted else self.tokenizer.encode
         pictures, videos = iter(grids), iter(frame_counts)
+        # Marks of media that are not given stay part of the text.
+        marks = [mark for mark, given in ((IMAGE_MARK, grids), (VIDEO_MARK, frame_counts)) if given]
         for turn in turns:
             answer = turn.role == "assistant"
             builder.add(self._openings[turn.role])
-            for piece in self._pieces(turn.text, bool(grids), bool(frame_counts)):
+            for piece in re.split(f"({'|'.join(marks)})", turn.text) if marks else [turn.text]:
                 if piece == IMAGE_MARK and grids:
                     self._add_picture(builder, next(pictures))
                 elif piece == VIDEO_MARK and frame_counts:
@@ -117,12 +119,6 @@ class ChatTemplate:
                     builder.add(encode_text(piece), loss=answer)
             builder.add([self.tokenizer.end_of_turn, *self.newline], loss=answer)
         return builder
-
-    @staticmethod
-    def _pieces(text: str, has_pictures: bool, has_videos: bool) -> list[str]:
-        """Split text at the marks of given media; other marks stay part of the text."""
-        marks = [mark for mark, given in ((IMAGE_MARK, has_pictures), (VIDEO_MARK, has_videos)) if given]
-        return re.split(f"({'|'.join(marks)})", text) if marks else [text]
 
     def _tile_block(self, start: str, context: str, end: str) -> np.ndarray:
         ids = [self.tokenizer.id_of(token) for token in (start, context, end)]

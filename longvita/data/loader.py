@@ -206,12 +206,10 @@ class Loader(Iterator[LocalBatch]):
         return ReadMicroBatch(micro_batch, results, broken)
 
     def _write_to_quarantine(self, micro_batch: MicroBatch, broken: Findings) -> None:
-        if self._quarantine is None:
-            return
         for position, error in broken.items():
             request = micro_batch.requests[position]
             entry = QuarantinedSample.because(error, request.source, request.path, request.place.line)
-            if self._quarantine.add([entry]):
+            if self._quarantine is not None and self._quarantine.add([entry]):
                 logger.warning("%s is quarantined: %s", request.name, error.detail)
 
     def _report_quarantined(self) -> None:
@@ -274,8 +272,7 @@ def _make_findings(config: Config, ranks: LoaderRanks, split: str, store: dist.S
         if not dist.is_initialized():
             raise RuntimeError("a replica of several processes needs torch.distributed, or a store, for its findings")
         store = dist.distributed_c10d._get_default_store()
-    training = config.training
-    step = training.global_batch_size // (training.micro_batch_size * ranks.dp_size)
+    step = config.training.global_batch_size // (config.training.micro_batch_size * ranks.dp_size)
     return SharedFindings(
         store,
         # The output folder sets this run apart: another one in the same processes may have another layout.

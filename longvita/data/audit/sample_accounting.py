@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from longvita.data.loading.micro_batch import ReadMicroBatch
-from longvita.data.mix.catalog import Catalog, by_source
+from longvita.data.mix.catalog import Catalog, by_source, unusable_reasons
 from longvita.data.packing.packer import SequenceStream
 from longvita.data.quarantine import FILE_NAME as QUARANTINE
-from longvita.data.quarantine import count_reasons
 
 FILE_NAME = "sample_accounting.json"
 """Name of the file below a run's output folder."""
@@ -79,8 +78,7 @@ class SampleAccounting:
         """
         sources: dict[str, dict[str, Any]] = {}
         for source, files in by_source(catalog.files).items():
-            unusable = count_reasons(entry for file in files for entry in file.quarantined)
-            sources[source] = {**self.of_source(source), "unusable": unusable}
+            sources[source] = {**self.of_source(source), "unusable": unusable_reasons(files)}
         sums: dict[str, int] = {word: sum(one[word] for one in sources.values()) for word in OUTCOMES}
         for word in ("quarantined", "unusable"):
             sums[word] = sum(sum(one[word].values()) for one in sources.values())
@@ -99,13 +97,13 @@ class PlannedSamples:
     def __init__(self, catalog: Catalog, stream: SequenceStream, start: int):
         self._catalog, self._stream, self._start = catalog, stream, start
         self._end = start
-        self._seen = np.zeros(0, bool)
+        self._seen = np.zeros(len(catalog.lengths), bool)
         self._counts = np.zeros((2, len(catalog.files)), np.int64)
 
     def counts_up_to(self, end: int) -> OutcomeCounts:
         """Count the samples planned and repeated in sequences [start, end); `end` never decreases from call to call."""
         if self._end == self._start < end:
-            self._seen = self._seen_before()
+            self._mark_seen()
         for number in range(self._end, end):
             self._take(self._stream.sequence(number))
         self._end = max(self._end, end)
@@ -115,15 +113,13 @@ class PlannedSamples:
             counts[file.source, REPEATED] += repeated
         return counts
 
-    def _seen_before(self) -> np.ndarray:
-        """Return which samples [n] bool are in the sequences before `start`."""
-        seen = np.zeros(len(self._catalog.lengths), bool)
+    def _mark_seen(self) -> None:
+        """Mark the samples in the sequences before `start`."""
         if self._stream.epoch_of(self._start):
-            seen[self._catalog.selected] = True  # The first epoch takes them all.
+            self._seen[self._catalog.selected] = True  # The first epoch takes them all.
         else:
             for number in range(self._start):
-                seen[self._stream.sequence(number)] = True
-        return seen
+                self._seen[self._stream.sequence(number)] = True
 
     def _take(self, samples: np.ndarray) -> None:
         """Count the samples [k] of the next sequence."""

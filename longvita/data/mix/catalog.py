@@ -54,6 +54,11 @@ class CatalogFile:
         return [*self.index.quarantined, *self.measured.too_long]
 
 
+def unusable_reasons(files: Iterable[CatalogFile]) -> dict[str, int]:
+    """Count the unusable samples of files by reason word."""
+    return count_reasons(entry for file in files for entry in file.quarantined)
+
+
 def by_source(files: Iterable[CatalogFile]) -> dict[str, list[CatalogFile]]:
     """Group files by their source."""
     groups: dict[str, list[CatalogFile]] = {}
@@ -132,11 +137,10 @@ def build_catalog(
     with IndexProcessPool.of(config, template) as processes:
         files = [(open_one or open_file)(config, *place, processes) for place in places]
     if sum(len(file.selected) for file in files) == 0:
-        entries = [entry for file in files for entry in file.quarantined]
         fitting = sum(len(file.measured.usable) for file in files)
         raise DataError(
             f"no sample to train on in {', '.join(sources) or 'an empty mix'}: {fitting} are usable, quarantined are "
-            f"{count_reasons(entries) or 'none'}; fix: see data.dataset, its ratio and num, and "
+            f"{unusable_reasons(files) or 'none'}; fix: see data.dataset, its ratio and num, and "
             f"data.sequence_length {config.data.sequence_length}. longvita data index lists the quarantined samples, "
             "and with --rebuild looks again for pictures and videos that were missing"
         )

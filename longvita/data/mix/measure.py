@@ -14,7 +14,7 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.errors import Reason
 from longvita.data.index.columns import EXTENT, KIND_BITS, PICTURE, FileIndex
 from longvita.data.media.image import choose_grid
-from longvita.data.media.item import MediaFacts, MediaSettings
+from longvita.data.media.item import MediaSettings
 from longvita.data.media.video import count_frames, max_frames_that_fit
 from longvita.data.quarantine import QuarantinedSample
 
@@ -45,8 +45,11 @@ def measure(
     tiles = tiles + frames
     limits = np.full(len(index), settings.max_num_frames, np.int32)
     for number in np.flatnonzero((lengths > sequence_length) & (frames > 0)).tolist():
-        still = int(text[number] + picture_tokens[number])
-        limits[number], fewer = _reduce_frames(index.facts(number), still, template, settings, sequence_length)
+        still, facts = int(text[number] + picture_tokens[number]), index.facts(number)
+        # The largest frame limit at which the sample fits.
+        room = (sequence_length - still) // template.tokens_per_frame
+        limit = max_frames_that_fit(facts.videos, settings.max_fps, settings.max_num_frames, room) or 1
+        limits[number], fewer = limit, sum(facts.frame_counts(settings, limit))
         lengths[number] = still + fewer * template.tokens_per_frame
         tiles[number] += fewer - frames[number]
     fits = lengths <= sequence_length
@@ -77,15 +80,6 @@ def count_media(
     sums = np.concatenate([np.zeros((1, 3), np.int64), np.cumsum(values[number.ravel()], axis=0)])
     totals = np.diff(sums[index.media_starts()], axis=0)
     return totals[:, 0], totals[:, 1], totals[:, 2]
-
-
-def _reduce_frames(
-    facts: MediaFacts, still: int, template: ChatTemplate, settings: MediaSettings, sequence_length: int
-) -> tuple[int, int]:
-    """Return the largest frame limit at which a sample fits, and its frames; `still`: its tokens without frames."""
-    room = (sequence_length - still) // template.tokens_per_frame
-    limit = max_frames_that_fit(facts.videos, settings.max_fps, settings.max_num_frames, room) or 1
-    return limit, sum(facts.frame_counts(settings, limit))
 
 
 def _why(length: int, limit: int, settings: MediaSettings, sequence_length: int) -> str:

@@ -45,16 +45,11 @@ class EpochPlan:
         """Return a copy of the plan in which no window is packed yet."""
         return EpochPlan(self.samples, self.lengths, self.sequence_length, self._seed, self._epoch)
 
-    def starts_window(self, number: int) -> bool:
-        """Return whether sequence `number` is the first of a window that is not packed yet."""
-        return number >= len(self._sequences)
-
     def sequence(self, number: int) -> np.ndarray | None:
         """Return the samples [k] int64 of sequence `number` of the epoch, in order; None past its end."""
         while number >= len(self._sequences):
-            if self._windows_packed == len(self._window_ends):
+            if not self.pack_window():
                 return None
-            self._pack_window()
         return self._sequences[number]
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
@@ -65,8 +60,8 @@ class EpochPlan:
     @property
     def num_sequences(self) -> int:
         """Sequences of the epoch."""
-        while self._windows_packed < len(self._window_ends):
-            self._pack_window()
+        while self.pack_window():
+            pass
         return len(self._sequences)
 
     @property
@@ -74,8 +69,11 @@ class EpochPlan:
         """Fraction of the epoch's positions that hold a token of a document."""
         return float(self.lengths.sum()) / max(self.num_sequences * self.sequence_length, 1)
 
-    def _pack_window(self) -> None:
+    def pack_window(self) -> bool:
+        """Pack the next window; return False if all are packed."""
         window = self._windows_packed
+        if window == len(self._window_ends):
+            return False
         start = self._window_ends[window - 1] if window else 0
         end = self._window_ends[window]
         places = np.concatenate([self._left_over, np.arange(start, end)])
@@ -89,6 +87,7 @@ class EpochPlan:
         # Documents of a sequence keep their shuffled order, instead of that of their lengths.
         self._sequences += [self.samples[places[np.sort(bins[position])]] for position in order]
         self._windows_packed += 1
+        return True
 
 
 def _cut_windows(lengths: np.ndarray, window_tokens: int) -> list[int]:

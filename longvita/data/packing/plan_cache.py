@@ -93,11 +93,8 @@ def _drop_oldest(folder: Path) -> None:
 
 
 def _write(path: Path, plan: EpochPlan) -> None:
-    number = 0
-    while plan.sequence(number) is not None:
-        number += 1
-        if plan.starts_window(number):
-            time.sleep(PAUSE_SECONDS)
+    while plan.pack_window():
+        time.sleep(PAUSE_SECONDS)
     draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     draft.mkdir(exist_ok=True)
     samples, starts = plan.flat()

@@ -10,10 +10,9 @@ import numpy as np
 
 from longvita.config.schema import Config
 from longvita.data.errors import DataError
-from longvita.data.mix.catalog import Catalog, CatalogFile, by_source
+from longvita.data.mix.catalog import Catalog, CatalogFile, by_source, unusable_reasons
 from longvita.data.packing.balance import WorkModel, divide
 from longvita.data.packing.packer import WINDOW_SEQUENCES, PackingPlan
-from longvita.data.quarantine import count_reasons
 
 FILL_STEPS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 """Bounds of the fill classes."""
@@ -62,7 +61,7 @@ def _source_figures(source: str, files: Sequence[CatalogFile], limit: int) -> So
         tokens=int(lengths.sum(dtype=np.int64)),
         tiles=sum(int(file.measured.tiles[file.selected].sum(dtype=np.int64)) for file in files),
         resampled=sum(int((file.measured.frame_limits[file.selected] < limit).sum()) for file in files),
-        quarantined=count_reasons(entry for file in files for entry in file.quarantined),
+        quarantined=unusable_reasons(files),
         lengths=length_classes(lengths),
     )
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.index.columns import KIND_BITS, PICTURE
 from longvita.data.media.item import MediaSettings
-from longvita.data.mix.catalog import CatalogFile, by_source
+from longvita.data.mix.catalog import CatalogFile, by_source, unusable_reasons
 from longvita.data.mix.measure import count_media
-from longvita.data.quarantine import count_reasons
 
 
 @dataclass(frozen=True)
@@ -57,5 +56,4 @@ def source_index(files: Sequence[CatalogFile], template: ChatTemplate, settings:
         sums["frames"] += int((file.measured.tiles[usable] - picture_tiles[usable]).sum())
         sums["tokens"] += int(file.measured.lengths[usable].sum(dtype="int64"))
         sums["index_bytes"] += columns.rows.nbytes + columns.media.nbytes + columns.rates.nbytes
-    quarantined = count_reasons(entry for file in files for entry in file.quarantined)
-    return SourceIndex(len(files), sum(file.num_samples for file in files), quarantined, **sums)
+    return SourceIndex(len(files), sum(file.num_samples for file in files), unusable_reasons(files), **sums)
