@@ -177,8 +177,8 @@ def test_the_bar_counts_bytes_and_what_is_set_aside(folder, monkeypatch):
         (folder / name).write_text("x" * size)
     seen = []
     bar = SimpleNamespace(add_task=lambda *_, **__: 0, update=lambda _, **fields: seen.append(fields))
-    monkeypatch.setattr(data_progress.Progress, "add_task", lambda self, *_, **__: bar.add_task())
-    monkeypatch.setattr(data_progress.Progress, "update", lambda self, task, **fields: bar.update(task, **fields))
+    monkeypatch.setattr(data_progress.bars.Progress, "add_task", lambda self, *_, **__: bar.add_task())
+    monkeypatch.setattr(data_progress.bars.Progress, "update", lambda self, task, **fields: bar.update(task, **fields))
 
     def open_file(config, source, dataset, path, processes, show):
         show(IndexProgress(done=1, total=2, quarantined=3))
