@@ -92,7 +92,9 @@ def read_with_includes(path: Path, above: tuple[Path, ...] = ()) -> Node:
     if not isinstance(tree.value, dict):
         raise ConfigError([Problem("the file must consist of `name: value` lines", origin=tree.origin)])
     include = tree.value.pop(INCLUDE, None)
-    _accept_published_mix(tree)
+    if "dataset" in tree.value and "data" not in tree.value:  # at the top, as mix files of the published form have it
+        dataset = tree.value.pop("dataset")
+        tree.value["data"] = Node({"dataset": dataset}, dataset.origin)
     result = Node({}, ValueOrigin("file", path, 1))
     for entry in _include_entries(include):
         target = (path.parent / entry.value).resolve()
@@ -139,11 +141,8 @@ def validate(tree: Node) -> Config:
         return Config.model_validate(tree.plain())
     except ValidationError as error:
         problems = [_schema_problem(dict(detail), tree) for detail in error.errors(include_url=False)]
-        raise ConfigError(sorted(problems, key=_file_and_line)) from None
-
-
-def _file_and_line(problem: Problem) -> tuple[str, int]:
-    return str(problem.origin.file or ""), problem.origin.line
+        problems.sort(key=lambda problem: (str(problem.origin.file or ""), problem.origin.line))
+        raise ConfigError(problems) from None
 
 
 def _with_value(tree: Node, steps: FieldPath, value: Node) -> Node:
@@ -154,13 +153,6 @@ def _with_value(tree: Node, steps: FieldPath, value: Node) -> Node:
     below = children.get(steps[0], Node({}, OVERRIDE))
     children[str(steps[0])] = _with_value(below, steps[1:], value)
     return Node(children, tree.origin)
-
-
-def _accept_published_mix(tree: Node) -> None:
-    """Move a top-level `dataset:`, as mix files of the published form have it, to data.dataset."""
-    if "dataset" in tree.value and "data" not in tree.value:
-        dataset = tree.value.pop("dataset")
-        tree.value["data"] = Node({"dataset": dataset}, dataset.origin)
 
 
 def _include_entries(include: Node | None) -> list[Node]:

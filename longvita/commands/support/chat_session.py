@@ -28,13 +28,16 @@ HELP = """Type a question. A line that begins with / is a command:
 
 def read_lines(console: Console, control: dist.ProcessGroup | None) -> Iterator[str]:
     """The lines that the first process reads, broadcast to every process, until the input ends."""
-    while True:
-        line = [_read(console) if is_first_process() else None]
-        if control is not None:
-            dist.broadcast_object_list(line, src=0, group=control)
-        if line[0] is None:
-            return
-        yield line[0]
+    while (line := _from_first(_read(console) if is_first_process() else None, control)) is not None:
+        yield line
+
+
+def _from_first(value: Any, control: dist.ProcessGroup | None) -> Any:
+    """The first process's value, on every process."""
+    values = [value]
+    if control is not None:
+        dist.broadcast_object_list(values, src=0, group=control)
+    return values[0]
 
 
 def _read(console: Console) -> str | None:
@@ -115,10 +118,7 @@ class ChatSession:
             pressed[0] = True
 
         def stopped() -> bool:
-            answer = list(pressed)
-            if self.control is not None:
-                dist.broadcast_object_list(answer, src=0, group=self.control)
-            return answer[0]
+            return _from_first(pressed[0], self.control)
 
         if not is_first_process():
             yield stopped
