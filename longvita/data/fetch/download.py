@@ -35,6 +35,8 @@ HUB_ERRORS = (HTTPError, OSError, ValueError)
 OnBytes = Callable[[int], Any]
 
 OnFile = Callable[[WantedFile], None]
+_NAMES_AT_ONCE = 100
+"""Names in one request for the sizes and checksums of files."""
 
 
 class FetchStopped(Exception):
@@ -75,8 +77,7 @@ class Downloader:
             own = [item for item in wanted if item.repository == repository]
             try:
                 revision = str(self._api.dataset_info(repository, timeout=30, expand=["sha"]).sha)
-                tree = self._api.list_repo_tree(repository, recursive=True, revision=revision, repo_type="dataset")
-                entries = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+                entries = self._entries(repository, revision, own)
             except HUB_ERRORS as error:
                 for item in own:
                     self._explain(item, error)
@@ -94,6 +95,19 @@ class Downloader:
                     files[item.target] = replace(item, state=FetchState.MISSING, detail=detail)
         return list(files.values())
 
+    def _entries(self, repository: str, revision: str, wanted: Sequence[WantedFile]) -> dict[str, RepoFile]:
+        """The files of a data set by path: those of exact names, or all where a pattern or archives are wanted."""
+        if all(item.path for item in wanted):
+            names = [item.path for item in wanted]
+            parts = [names[start : start + _NAMES_AT_ONCE] for start in range(0, len(names), _NAMES_AT_ONCE)]
+            options = {"revision": revision, "repo_type": "dataset"}
+            found = [entry for part in parts for entry in self._api.get_paths_info(repository, part, **options)]
+            exact = {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
+            if exact.keys() >= set(names):
+                return exact
+        tree = self._api.list_repo_tree(repository, recursive=True, revision=revision, repo_type="dataset")
+        return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
     def check(self, file: WantedFile, record: bool) -> None:
         """Set the state to THERE, or to FAILED if another file is in its place.
 
@@ -104,8 +118,10 @@ class Downloader:
         if not place.exists():
             return
         known = None
-        with suppress(OSError):  # It locks a file, which a dry run on a read-only folder can't.
-            known = read_download_metadata(self._folder, file.target)
+        metadata = self._folder / ".cache" / "huggingface" / "download" / f"{file.target}.metadata"
+        if metadata.exists():  # Reading it locks a file: a dry run leaves a folder without metadata as it is.
+            with suppress(OSError):
+                known = read_download_metadata(self._folder, file.target)
         is_known = known and known.etag == file.digest and place.stat().st_size == file.size
         difference = None if is_known else _difference(place, file)
         if difference is None:

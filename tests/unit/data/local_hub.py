@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "1234567890" * 4
 
@@ -111,6 +111,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(404, "RepoNotFound")
 
     do_HEAD = do_GET
+
+    def do_POST(self):
+        path = self.note()
+        names = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
+        if self.was_redirected():
+            return
+        files = self.hub.data_sets[re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/paths-info/\w+", path)[1]]
+        self.answer_json([_entry(self.hub, name, files[name]) for name in names if name in files])
 
     def resolve(self, repository, revision, name):
         if repository in self.hub.gated and "Authorization" not in self.headers:

@@ -99,6 +99,12 @@ def states(files):
     return {name: file["state"] for name, file in files.items()}
 
 
+def test_files_of_exact_names_need_no_listing_of_the_data_set(run, hub):
+    code, _ = run(dry_run=True)
+    assert code == 0
+    assert not [path for path in hub.paths_requested() if "/tree/" in path]
+
+
 def test_files_are_where_the_config_looks_for_them(run, tmp_path):
     code, files = run()
     assert code == 0
