@@ -100,8 +100,11 @@ class Downloader:
         if all(item.path for item in wanted):
             names = [item.path for item in wanted]
             parts = [names[start : start + _NAMES_AT_ONCE] for start in range(0, len(names), _NAMES_AT_ONCE)]
-            options = {"revision": revision, "repo_type": "dataset"}
-            found = [entry for part in parts for entry in self._api.get_paths_info(repository, part, **options)]
+            found = [
+                entry
+                for part in parts
+                for entry in self._api.get_paths_info(repository, part, revision=revision, repo_type="dataset")
+            ]
             exact = {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
             if exact.keys() >= set(names):
                 return exact
