@@ -51,7 +51,7 @@ def read_manifest(folder: Path) -> dict[str, Digest]:
 def find_damage(folder: Path, index: int = 0, count: int = 1) -> list[str]:
     """Check a folder against its manifest: one sentence for each damaged file, none for an intact folder.
 
-    Only every `count`-th file is checked, from the `index`-th on, so that `count` ranks can divide the files.
+    With `count` above 1 only every `count`-th file is checked, from the `index`-th on: the ranks divide the files.
     """
     try:
         files = read_manifest(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from longvita.checkpoint.manifest import MANIFEST
 
 CONFIG = "config.json"
-"""The run's config inside a checkpoint, for people and for tools that read the folder."""
+"""The run's config inside a checkpoint; readable without this project."""
 _STEP = re.compile(r"step_(\d{8,})")
 
 

@@ -66,7 +66,7 @@ def convert(
 
 
 def _config(request: ConversionRequest, layout: str, platform: str, limits: DataConfig) -> Config:
-    """The config of the model on the way."""
+    """The config of the model that the conversion builds."""
     from longvita.checkpoint.hf.internvl import check_internvl
     from longvita.checkpoint.sources import model_config, training_config
     from longvita.config.layout_text import parse_layout

@@ -30,7 +30,7 @@ def train(
     if processes is not None and not check:
         raise typer.BadParameter("goes with --check; layout.processes=N starts so many", param_hint="--processes")
     if check:
-        # Printed also for a config whose data files are on another machine.
+        # Loaded without the checks of the data, whose files may be on another machine.
         print_launch(load_config(config, overrides), processes)
     loaded = load_config_with_origins(config, overrides, training=True)
     with with_origins(loaded):

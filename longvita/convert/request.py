@@ -62,7 +62,7 @@ class ConversionRequest:
 
     @property
     def with_model(self) -> bool:
-        """Whether a model is built on the way; otherwise tensors stream from folder to folder."""
+        """Whether the conversion builds a model; otherwise tensors stream from folder to folder."""
         return is_training_checkpoint(self.source) or self.format == "checkpoint"
 
     @property

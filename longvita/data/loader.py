@@ -181,7 +181,7 @@ class Loader(Iterator[LocalBatch]):
         return self._finish(self._start(last.micro_batch.task + 1, numbers))
 
     def _start(self, task: int, numbers: list[int]) -> MicroBatch:
-        """Start to read the documents of these sequences; from counts alone, each rank decodes its own tiles."""
+        """Start to read the documents of these sequences. Each rank decodes its own tiles, which follow from counts."""
         requests: list[DocumentRequest] = []
         sequences: list[int] = []
         for position, number in enumerate(numbers):
@@ -197,7 +197,7 @@ class Loader(Iterator[LocalBatch]):
         return MicroBatch(task, numbers, requests, sequences, owners)
 
     def _finish(self, micro_batch: MicroBatch) -> ReadMicroBatch:
-        """Wait for the documents of a micro batch, and for the other ranks' findings which of them are broken."""
+        """Wait for the documents of a micro batch, and for the other ranks' findings about broken ones."""
         results = self._reader.result(micro_batch.task)
         own = {position: result for position, result in enumerate(results) if isinstance(result, SampleError)}
         # A replica of one process has no others to ask.

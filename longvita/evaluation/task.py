@@ -73,7 +73,7 @@ class EvaluationTask(Protocol):
         """Compute the scores from one record for each item, by key. "overall" and "failed" are among the scores."""
 
     def illustrate(self, records: Mapping[str, AnswerRecord], folder: Path) -> None:
-        """Write pictures or pages for people into the folder."""
+        """Write images or pages about the answers into the folder."""
 
 
 def accuracy(records: Collection[AnswerRecord]) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class PromptCache:
         self._cached.clear()
 
     def start(self, prompt: Prompt) -> CachedPrompt:
-        """Add a prompt, with the cached tokens of the longest common prefix. Its last token is never taken from there.
+        """Add a prompt, with the cached tokens of the longest common prefix.
+
+        The last token is always computed, since its logits are needed.
 
         Where the prompt continues a cached one, it replaces that one and uses its KV cache. Where only a prefix is
         common, both stay, and share the pages of the prefix.

@@ -49,7 +49,7 @@ class MediaTiles:
         return decode_tiles(self.items, self._settings, self._settings.max_num_frames, list(indices))
 
     def labels(self) -> list[str]:
-        """Describe each tile for people: the file, and the frame with its time or the tile's number in its picture."""
+        """Describe each tile in words: the file, and the frame with its time or the tile's number in its picture."""
         settings, labels = self._settings, []
         for item in self.items:
             name = Path(item.source).name if isinstance(item.source, (str, os.PathLike)) else "picture"

@@ -62,7 +62,7 @@ class Platform(ABC):
     """Value of `platform:` in a config."""
 
     maker: str = ""
-    """Maker of the devices, for people."""
+    """Maker of the devices, as printed."""
 
     planned_hardware: str
     """Device that `longvita plan` assumes by default, a name in longvita.planning.hardware."""
@@ -94,7 +94,7 @@ class Platform(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Name and number of the devices, for people."""
+        """Name and number of the devices, as printed."""
 
     @abstractmethod
     def offload(self, tensor: torch.Tensor) -> OffloadedTensor:
@@ -161,7 +161,7 @@ class Platform(ABC):
         return build_groups(config.layout, self.backend, self.ulysses_size(config))
 
     def decisions(self) -> list[tuple[str, str]]:
-        """Choices that differ from other platforms for the same config, for people: (subject, choice)."""
+        """Choices that differ from other platforms for the same config, as printed: (subject, choice)."""
         return []
 
     def ulysses_size(self, config: Config) -> int:

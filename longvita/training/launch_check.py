@@ -11,8 +11,6 @@ from longvita.config import Config, ConfigError
 from longvita.config.errors import Problem
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
 _HUB_PAGES = ("models", "datasets", "spaces", "docs")
 """Names that no owner on the Hub can have: they are pages of huggingface.co."""
 

@@ -208,7 +208,7 @@ def read_metrics(output: Path) -> list[dict[str, Any]]:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for people: 42s, 3m05s, 2h07m."""
+    """Format seconds: 42s, 3m05s, 2h07m."""
     total = round(seconds)
     if total < 60:
         return f"{total}s"

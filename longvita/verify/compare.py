@@ -22,6 +22,7 @@ from longvita.checkpoint.hf.tensor_names import LONG_VITA
 from longvita.checkpoint.sources import load_weights
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
+from longvita.data.batch import LocalBatch
 from longvita.inference.engine import Engine
 from longvita.model.build import build_model
 from longvita.model.long_vita import LongVITA
@@ -95,7 +96,7 @@ def _features(models: Sequence[LongVITA], golden: Golden, tiles: Tensor, groups:
     return Check(name, _largest(found, golden.features), TOLERANCES[name])
 
 
-def _logits(models: Sequence[LongVITA], golden: Golden, batch: Any, groups: ParallelGroups) -> Check:
+def _logits(models: Sequence[LongVITA], golden: Golden, batch: LocalBatch, groups: ParallelGroups) -> Check:
     if golden.logits is None:
         return Check("logits", None, TOLERANCES["logits"], _ABSENT)
     found = pipeline_logits(models, batch, groups)
@@ -105,7 +106,7 @@ def _logits(models: Sequence[LongVITA], golden: Golden, batch: Any, groups: Para
 
 
 @torch.no_grad()
-def pipeline_logits(models: Sequence[LongVITA], batch: Any, groups: ParallelGroups) -> Tensor | None:
+def pipeline_logits(models: Sequence[LongVITA], batch: LocalBatch, groups: ParallelGroups) -> Tensor | None:
     """Logits [t, v] of a micro batch through the pipeline: fp32 on every TP rank of the last stage, None elsewhere."""
 
     def forward(stream: Any, model: LongVITA) -> tuple[Any, Callable]:

@@ -31,8 +31,8 @@ def download_with_progress(downloader: Downloader, files: Sequence[WantedFile], 
     free = shutil.disk_usage(folder).free
     if total > free:
         raise DataError(
-            f"{decimal(total)} are to come, and the disk of {folder} has {decimal(free)} left: make room, give "
-            "another folder (--to), or fetch a part (--source)"
+            f"{decimal(total)} are still to be downloaded, and the disk of {folder} has {decimal(free)} left: make "
+            "room, give another folder (--to), or fetch a part (--source)"
         )
     done = itertools.count(1)
     with tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=f"0 of {len(files)} files") as bar:

@@ -92,7 +92,7 @@ class CUDAPlatform(Platform):
         return f"{count} x {name} (compute capability {major}.{minor}), {self.attention_name()}"
 
     def attention_name(self) -> str:
-        """The implementation of attention on this machine, for people."""
+        """The implementation of attention on this machine, as printed."""
         if self.has_engine():
             return "attention and layers by Transformer Engine"
         library = "flash-attn" if importable(FLASH_ATTN) else "torch"

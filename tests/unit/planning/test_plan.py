@@ -216,7 +216,8 @@ def test_devices_that_do_not_divide_are_refused_with_the_line():
 
 def test_fp8_halves_kept_inputs_and_adds_copies_of_weights():
     path = TRAIN / "stage3_128k.yaml"
-    half, fp8 = (plan_memory(load(path, more), 16)[0] for more in ([], ["training.fp8=tensorwise"]))
+    overrides, device = ([], ["training.fp8=tensorwise"]), HARDWARE["h100-80"]
+    half, fp8 = (plan_memory(load(path, more), 16, device)[0] for more in overrides)
     language = load(path).model.language
     assert fp8.by_kind["FP8 weights"] == 2 * language.num_layers * language.layer_weights // 8
     assert fp8.by_kind["mlp"] < half.by_kind["mlp"] and fp8.parameters == half.parameters

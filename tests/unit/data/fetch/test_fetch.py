@@ -387,7 +387,7 @@ def test_two_fetches_into_one_folder(run, tmp_path):
 
 def test_a_disk_that_is_too_small(run, monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    with pytest.raises(DataError, match=r"40.0 kB are to come, and the disk of .* has 1.0 kB left"):
+    with pytest.raises(DataError, match=r"40.0 kB are still to be downloaded, and the disk of .* has 1.0 kB left"):
         run()
 
 
