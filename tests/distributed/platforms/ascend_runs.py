@@ -51,7 +51,7 @@ def facts_of_activation(rank: int, size: int, source: str | None = None) -> dict
         "arguments_at_import": at_import,
         "arguments": {name: value for name, value in vars(get_full_args()).items() if not name.startswith("_")},
         "have_te": transformer_engine.HAVE_TE,
-        "again": [one.patch.target for one in platform.activate()],
+        "again": [one.target for one in platform.activate()],
         "decisions": platform.decisions(),
     }
 
