@@ -68,7 +68,7 @@ def test_another_config_restarts_its_stage_and_later_ones(output):
 
 def test_finished_stages_are_not_trained_again(output, monkeypatch):
     trained = []
-    monkeypatch.setattr(quickstart, "train", lambda *stages: trained.extend(stage.name for stage in stages) or 7)
+    monkeypatch.setattr(quickstart, "train_stages", lambda *stages: trained.extend(stage.name for stage in stages) or 7)
     for run in RUNS:
         (output / run).mkdir()
         done = run in ("stage1", "stage2", "stage3_short")
@@ -77,7 +77,7 @@ def test_finished_stages_are_not_trained_again(output, monkeypatch):
     assert trained == ["quickstart_stage3", "quickstart_stage4"]
     for run in ("stage3", "stage4"):
         (output / run / "report.json").write_text(json.dumps({"reason": "complete"}))
-    monkeypatch.setattr(quickstart, "train", None)
+    monkeypatch.setattr(quickstart, "train_stages", None)
     assert quickstart.train_missing() == 0
 
 
