@@ -52,10 +52,11 @@ class Sampler:
 
     def sample(self, logits: Tensor) -> int:
         """Return the next token's id from its logits [v]."""
-        if self.sampling.temperature == 0:
-            return int(logits.argmax())
+        return int(logits.argmax() if self.sampling.temperature == 0 else self._draw(logits))
+
+    def _draw(self, logits: Tensor) -> Tensor:
         probabilities = token_probabilities(logits, self.sampling).cpu()
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        return torch.multinomial(probabilities, 1, generator=self._generator)
 
 
 def token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
