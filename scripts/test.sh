@@ -11,7 +11,8 @@ FAST_TESTS=(
     tests/unit/test_house.py tests/unit/test_layers.py tests/unit/test_words.py tests/unit/test_readme.py
     tests/unit/test_structure_page.py tests/unit/test_scripts.py tests/unit/config tests/unit/parallel tests/unit/attention tests/unit/patches
     tests/unit/checkpoint tests/unit/training tests/unit/verify tests/unit/inference tests/unit/evaluation
-    tests/unit/platforms/cpu tests/unit/stubs
+    tests/unit/platforms/cpu tests/unit/stubs tests/unit/model tests/unit/planning
+    tests/unit/data/formats tests/unit/data/media tests/unit/data/packing
 )
 
 case ${1:-} in
