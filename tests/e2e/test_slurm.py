@@ -27,7 +27,7 @@ from tools.quickstart.build import Sizes, build
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 SCRIPT = "scripts/slurm/train.sbatch"
-PATIENCE = 200
+MAX_SECONDS = 200
 STEPS = {"stage1": 12, "stage4": 4}
 FEW = Sizes(
     variants=1,
@@ -72,7 +72,7 @@ class Jobs:
 
     def wait(self, job: str, condition: Callable[[], bool], what: str) -> None:
         """Wait until something has happened, while the job is on."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + MAX_SECONDS
         while not condition():
             state = self.cluster.job(job)["JobState"]
             assert state in ("PENDING", "RUNNING", "COMPLETING"), f"{state} before {what}\n{self.log(job)}"
@@ -81,7 +81,7 @@ class Jobs:
 
     def end(self, job: str) -> dict[str, str]:
         """Wait until the job has ended; what Slurm says of it."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + MAX_SECONDS
         while (found := self.cluster.job(job))["JobState"] in ("PENDING", "RUNNING", "COMPLETING"):
             assert time.monotonic() < deadline, self.log(job)
             time.sleep(0.1)
@@ -131,7 +131,7 @@ def on_one_machine(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     first = write_stage("stage1", folder / "stage1", data)
     second = write_stage("stage4", folder / "stage4", data, initial=folder / "stage1")
     process = start([sys.executable, "-c", ON_ONE_MACHINE, str(first), str(second)], folder)
-    assert process.wait(timeout=PATIENCE) == 0, log_of(folder)
+    assert process.wait(timeout=MAX_SECONDS) == 0, log_of(folder)
     return folder
 
 
