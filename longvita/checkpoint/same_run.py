@@ -44,14 +44,13 @@ def fields_of_another_run(folder: Path, config: Config) -> dict[str, Any]:
     Raises CheckpointError for a checkpoint of weights alone.
     """
     saved = run_facts(dist_checkpointing.load_common_state_dict(str(folder)), folder)["config"]
-    return {name: _field(saved, name) for name in _differing(saved, dump(config))}
+    return {name: config_field(saved, name) for name in _differing(saved, dump(config))}
 
 
 def check_same_run(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
     """Raise CheckpointError when a fixed field of the config differs from the checkpoint's."""
     differences = [
-        f"{name} is {_field(current, name)!r}, in the checkpoint {_field(saved, name)!r}"
-        for name in _differing(saved, current)
+        _difference(name, config_field(saved, name), config_field(current, name)) for name in _differing(saved, current)
     ]
     if differences:
         raise CheckpointError(
@@ -60,20 +59,28 @@ def check_same_run(saved: dict[str, Any], current: dict[str, Any], folder: Path)
         )
 
 
+def _difference(name: str, saved: Any, current: Any) -> str:
+    if name == "data.dataset" and list(saved) != list(current) and set(saved) == set(current):
+        return f"{name} has its sources in the order {', '.join(current)}, in the checkpoint {', '.join(saved)}"
+    return f"{name} is {current!r}, in the checkpoint {saved!r}"
+
+
 def _differing(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    names = [name for name in _FIXED_FIELDS if _field(saved, name) != _field(current, name)]
+    names = [name for name in _FIXED_FIELDS if config_field(saved, name) != config_field(current, name)]
     for part in ("vision", "projector", "language"):
         old, new = saved["model"][part], current["model"][part]
         names += [f"model.{part}.{key}" for key in new if old.get(key) != new[key]]
     return names + (["data.dataset"] if _mix(saved) != _mix(current) else [])
 
 
-def _mix(config: dict[str, Any]) -> dict[str, tuple]:
+def _mix(config: dict[str, Any]) -> list[tuple]:
+    """The sources in their order, which numbers the samples."""
     sources = config["data"]["dataset"]
-    return {name: (source["ratio"], source["num"], source["data_paths"]) for name, source in sources.items()}
+    return [(name, source["ratio"], source["num"], source["data_paths"]) for name, source in sources.items()]
 
 
-def _field(values: Any, name: str) -> Any:
+def config_field(values: Any, name: str) -> Any:
+    """The value of a dotted name in a dumped config."""
     for key in name.split("."):
         values = values.get(key)
     return values
