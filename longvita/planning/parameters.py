@@ -224,7 +224,8 @@ def state_bytes(config: Config, world_size: int, stage: int, dp_cp_rank: int | N
         # A vision tower that is recomputed reduces without overlap (longvita.training.state), and so in one bucket.
         vision_recomputed = training.recompute.vision and "vision" in training.trainable
         bucketed = training.overlap_grad_reduce and not vision_recomputed and stage == 0 and number == 0
-        # Megatron's default, megatron/core/distributed/distributed_data_parallel.py.
+        # Megatron's default, megatron/core/distributed/distributed_data_parallel.py. Where checkpoints store buckets,
+        # longvita.training.state has another one above 40 replicas, which changes padding alone.
         buffer = plan_buffer(own, shards, max(40_000_000, 1_000_000 * data_parallel) if bucketed else None)
         elements += buffer.elements
         held = [a + b for a, b in zip(held, shard_elements(buffer, shards), strict=True)]

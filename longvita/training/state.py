@@ -8,6 +8,7 @@ from typing import Any
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.module import Float16Module
 
+from longvita.checkpoint.contents import FULLY_RESHARDABLE
 from longvita.checkpoint.hf.read_weights import read_weights
 from longvita.checkpoint.load import load_state
 from longvita.checkpoint.sources import load_weights
@@ -18,6 +19,10 @@ from longvita.model.long_vita import LongVITA
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
 from longvita.training.optimizer import build_optimizer, build_scheduler
+
+BUCKET_SIZE = 40_000_000
+"""Elements at which a gradient bucket is closed, where checkpoints store the buckets as they are. Megatron's own size
+is the same up to 40 replicas and then grows with their number, so that no other number of replicas could resume."""
 
 
 def start_or_resume(
@@ -58,20 +63,22 @@ def build_state(
     models = models or build_model(config, groups, platform)
     # Megatron's optimizer needs all chunks of a stage to reduce gradients the same way.
     overlap = config.training.overlap_grad_reduce and not any(_has_varying_reports(model, config) for model in models)
-    chunks = [_wrap(model, config, index, overlap) for index, model in enumerate(models)]
+    chunks = [_wrap(model, config, platform, index, overlap) for index, model in enumerate(models)]
     optimizer = build_optimizer(chunks, config)
     micro_batches = config.training.global_batch_size // (config.training.micro_batch_size * groups.dp_size)
     scheduler = build_scheduler(optimizer, config)
     return TrainingState(config, groups, platform, models, chunks, optimizer, scheduler, micro_batches)
 
 
-def _wrap(model: LongVITA, config: Config, index: int, overlap: bool) -> DistributedDataParallel:
+def _wrap(model: LongVITA, config: Config, platform: Platform, index: int, overlap: bool) -> DistributedDataParallel:
     settings: Any = model.config
+    by_name = platform.optimizer_sharding_type == FULLY_RESHARDABLE
+    buckets: dict[str, Any] = {} if by_name else {"bucket_size": BUCKET_SIZE}
     module = Float16Module(settings, model) if config.training.precision == "bf16" else model
     return DistributedDataParallel(
         settings,
         DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, overlap_grad_reduce=overlap, use_distributed_optimizer=True
+            grad_reduce_in_fp32=True, overlap_grad_reduce=overlap, use_distributed_optimizer=True, **buckets
         ),
         module,
         # Chunks after a stage's first one finish their backward pass early: nothing to overlap with smaller buckets.
