@@ -69,12 +69,14 @@ def _config(request: ConversionRequest, layout: str, platform: str, limits: Data
     """The config of the model that the conversion builds."""
     from longvita.checkpoint.hf.internvl import check_internvl
     from longvita.checkpoint.sources import model_config, training_config
-    from longvita.config.layout_text import parse_layout
+    from longvita.config.layout_text import UNEVEN_STAGES, parse_layout
     from longvita.config.schema import Config, TrainingConfig
 
     if request.optimizer is not None:
-        update = {"layout": parse_layout(layout), "platform": platform}
-        return training_config(request.source).model_copy(update=update)
+        saved, sizes = training_config(request.source), parse_layout(layout)
+        if sizes.pipeline_parallel == saved.layout.pipeline_parallel:  # The text of a layout has no uneven stages.
+            sizes = sizes.model_copy(update={name: getattr(saved.layout, name) for name in UNEVEN_STAGES})
+        return saved.model_copy(update={"layout": sizes, "platform": platform})
     model = model_config(request.source)
     if request.format == "internvl":
         check_internvl(model)

@@ -14,6 +14,8 @@ _KEYS = {
     "vp": "virtual_pipeline",
     "sp": "sequence_parallel",
 }
+UNEVEN_STAGES = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
+"""Fields that decide which layers a stage has and that the short form lacks."""
 
 
 class LayoutError(UserError, ValueError):

@@ -14,9 +14,14 @@ from typer.testing import CliRunner
 
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.media_limits import read_media_limits, write_media_limits
+from longvita.checkpoint.manifest import MANIFEST
+from longvita.checkpoint.step_folders import CONFIG
 from longvita.cli import app
 from longvita.commands import convert
+from longvita.config import dump
 from longvita.config.schema import DataConfig
+from longvita.convert.request import ConversionRequest
+from tests.tiny import tiny_config
 from tools.quickstart.tokenizer import train_tokenizer
 
 
@@ -84,3 +89,14 @@ def test_the_tool_under_its_known_name(
     assert ended.value.code in (0, None)
     assert str(target) in capsys.readouterr().out
     assert {value.dtype for value in load_file(target / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_uneven_stages_are_those_of_the_run_whose_optimizer_is_converted(tmp_path: Path):
+    layout = {"pipeline_parallel": 2, "num_layers_in_first_pipeline_stage": 1}
+    config = tiny_config(model={"language": {"num_layers": 4}}, layout=layout)
+    (tmp_path / CONFIG).write_text(json.dumps(dump(config)))
+    (tmp_path / MANIFEST).touch()
+    request = ConversionRequest(str(tmp_path), "folder", "checkpoint", optimizer="fully_reshardable")
+    same, other = (convert._config(request, text, "cpu", DataConfig()).layout for text in ("pp=2", "pp=4"))
+    assert (same.pipeline_parallel, same.num_layers_in_first_pipeline_stage) == (2, 1)
+    assert (other.pipeline_parallel, other.num_layers_in_first_pipeline_stage) == (4, None)
