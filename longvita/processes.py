@@ -366,12 +366,12 @@ def init_distributed(
     return place.rank, place.world_size
 
 
-def from_all_ranks(value: _T) -> list[_T]:
-    """The values of all ranks of the world, by rank. Collective."""
+def from_all_ranks(value: _T, group: dist.ProcessGroup | None = None) -> list[_T]:
+    """The values of all ranks of the world, or of `group`, by rank. Collective."""
     import torch.distributed as dist
 
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    values = [value] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 

@@ -41,7 +41,7 @@ def sharded_state(state: TrainingState, sharding_type: str, loading: bool = Fals
     """Everything to save, or to load into: weights, optimizer and, when saving, the facts of the run."""
     weights = sharded_weights(state.models, state.platform)
     metadata = format_metadata(sharding_type)
-    buffers = [buffer for one in state.optimizer.chained_optimizers for buffer in getattr(one, "buffers", [])]
+    buffers = optimizer_buffers(state)
     positions = [_positions_without_padding(buffer) for buffer in buffers]
     # MindSpeed's Adam counts in a tensor on the device, one for each group. megatron-core 0.16.1 collects the counts in
     # a set and refuses to store more than one, and two tensors of one value are two there; nor could another platform
@@ -55,6 +55,11 @@ def sharded_state(state: TrainingState, sharding_type: str, loading: bool = Fals
         optimizer = state.optimizer.sharded_state_dict(weights, is_loading=loading, metadata=metadata)
     sharded = {"weights": weights, "optimizer": optimizer}
     return sharded if loading else sharded | {"run": _run_facts(state)}
+
+
+def optimizer_buffers(state: TrainingState) -> list[Any]:
+    """Megatron's parameter and gradient buffers of this process, none where it trains nothing."""
+    return [buffer for one in state.optimizer.chained_optimizers for buffer in getattr(one, "buffers", [])]
 
 
 def _run_facts(state: TrainingState) -> dict[str, Any]:

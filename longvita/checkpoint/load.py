@@ -14,6 +14,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from longvita.checkpoint.contents import FULLY_RESHARDABLE, layout_sizes, sharded_state, sharded_weights
 from longvita.checkpoint.errors import CheckpointError
+from longvita.checkpoint.parameter_order import check_parameter_order
 from longvita.checkpoint.same_run import check_optimizer_format, check_same_run, run_facts
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config import dump
@@ -36,13 +37,15 @@ def load_state(state: TrainingState, folder: Path, foreign: bool = False) -> Non
     platform's optimizer supports (see longvita.convert.optimizer_format).
 
     Raises CheckpointError when the checkpoint is of another run (a field that the state depends on differs), in a
-    format that cannot be loaded here, or of weights alone.
+    format that cannot be loaded here, or of weights alone, or when its format stores parameters by place and they have
+    other places here.
     """
     common = dist_checkpointing.load_common_state_dict(str(folder))
     facts = run_facts(common, folder)
     check_same_run(facts["config"], dump(state.config), folder)
     sharding_type = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)["distrib_optim_sharding_type"]
     check_optimizer_format(sharding_type, facts, state, folder, foreign)
+    check_parameter_order(folder, sharding_type, facts, state)
     settings = [{k: v for k, v in g.items() if k not in ("params", "step")} for g in state.optimizer.param_groups]
     try:
         loaded = dist_checkpointing.load(sharded_state(state, sharding_type, loading=True), str(folder))

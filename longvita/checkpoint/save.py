@@ -21,6 +21,7 @@ from longvita.checkpoint.background_write import SnapshotStrategy
 from longvita.checkpoint.contents import format_metadata, sharded_state, sharded_weights
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.manifest import Digest, write_manifest
+from longvita.checkpoint.parameter_order import PARAMETER_ORDER, order_of_stages, order_record
 from longvita.checkpoint.step_folders import CONFIG, folders_to_remove, step_folder, step_folders
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config import dump
@@ -45,6 +46,8 @@ class _Pending:
     finalize_fns: list[Callable[[], None]]
     """Megatron's part after that, on all ranks together."""
     config: Config
+    order: dict[str, Any]
+    """Content of parameter_order.json."""
 
 
 class Checkpointer:
@@ -72,6 +75,7 @@ class Checkpointer:
         """
         self.poll(wait=True)
         folder = self._new_partial_folder(state.iteration)
+        order = order_of_stages(state)
         first = self._strategy is None
         if self._strategy is None:
             # Data-parallel replicas divide their identical tensors among them; the division is computed once.
@@ -92,7 +96,7 @@ class Checkpointer:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         written = executor.submit(request.async_fn)
         executor.shutdown(wait=False)
-        self._pending = _Pending(state.iteration, folder, written, request.finalize_fns, state.config)
+        self._pending = _Pending(state.iteration, folder, written, request.finalize_fns, state.config, order)
 
     def poll(self, wait: bool = False) -> Path | None:
         """Publish the pending checkpoint if all ranks have written it, or once they have (`wait`); its folder.
@@ -134,7 +138,7 @@ class Checkpointer:
 
     def _publish(self, pending: _Pending, final: Path, digests: dict[str, Digest]) -> None:
         """Complete the folder, rename it, and delete checkpoints that are no longer kept."""
-        _write_config_and_manifest(pending.folder, pending.config, digests)
+        _write_json_files(pending.folder, pending.config, pending.order, digests)
         replaced = self.root / f"{_REPLACED}{final.name}"
         if final.exists():
             final.rename(replaced)
@@ -158,13 +162,15 @@ def save_weights(models: Sequence[LongVITA], config: Config, folder: Path, platf
     weights = {"weights": sharded_weights(models, platform)}
     dist_checkpointing.save(weights, str(partial), SnapshotStrategy(), content_metadata=metadata)
     if dist.get_rank() == 0:
-        _write_config_and_manifest(partial, config, {})
+        _write_json_files(partial, config, order_record(platform), {})
         if folder.is_dir():
             folder.rmdir()
         partial.rename(folder)
     dist.barrier()
 
 
-def _write_config_and_manifest(folder: Path, config: Config, digests: dict[str, Digest]) -> None:
-    files.write_atomically(folder / CONFIG, json.dumps(dump(config), indent=1) + "\n")
+def _write_json_files(folder: Path, config: Config, order: dict[str, Any], digests: dict[str, Digest]) -> None:
+    """Write config, order of parameters and, last, the manifest."""
+    for name, content in ((CONFIG, dump(config)), (PARAMETER_ORDER, order)):
+        files.write_atomically(folder / name, json.dumps(content, indent=1) + "\n")
     write_manifest(folder, digests)

@@ -111,6 +111,16 @@ class Platform(ABC):
         """Drivers and libraries that a machine with such devices needs, each with its installed version."""
         return []
 
+    def layer_versions(self) -> dict[str, str]:
+        """Versions of what decides the order of parameters in a layer and in the optimizer's buffers, by library.
+
+        Every checkpoint records them (longvita.checkpoint.parameter_order).
+        """
+        from longvita.platforms.versions import library_version
+
+        libraries = {"longvita": "longvita", "megatron-core": "megatron.core", "torch": "torch"}
+        return {name: library_version(name, module) for name, module in libraries.items()}
+
     # Patches
 
     @abstractmethod

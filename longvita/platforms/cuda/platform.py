@@ -16,6 +16,7 @@ from longvita.platforms.cuda import requirements
 from longvita.platforms.cuda.config_problems import FP8_UNITS, find_problems
 from longvita.platforms.cuda.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
 from longvita.platforms.pinned_offload import pinned_store
+from longvita.platforms.versions import library_version
 
 if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
@@ -113,6 +114,11 @@ class CUDAPlatform(Platform):
     @override
     def requirements(self) -> list[MachineRequirement]:
         return requirements.requirements()
+
+    @override
+    def layer_versions(self) -> dict[str, str]:
+        engine = library_version("transformer-engine", "transformer_engine")
+        return super().layer_versions() | {"transformer-engine": engine}
 
     # Patches
 

@@ -19,6 +19,7 @@ from longvita.platforms.base import OffloadedTensor, Platform, PlatformError
 from longvita.platforms.npu import requirements
 from longvita.platforms.npu.requirements import INSTALL_MINDSPEED
 from longvita.platforms.pinned_offload import pinned_store
+from longvita.platforms.versions import library_version
 from megatron_patches.npu import adaptor
 from megatron_patches.patch import PatchError
 
@@ -86,6 +87,11 @@ class NPUPlatform(Platform):
     @override
     def requirements(self) -> list[MachineRequirement]:
         return requirements.requirements()
+
+    @override
+    def layer_versions(self) -> dict[str, str]:
+        """Also MindSpeed's: its commits reorder the parameters of a layer without a new version."""
+        return super().layer_versions() | {"mindspeed": library_version("mindspeed", "mindspeed", always_commit=True)}
 
     # MindSpeed
 

@@ -209,6 +209,54 @@ def resume_from_cpu(rank: int, size: int, folder: str, layout: dict[str, Any]) -
     return run_steps(state, 2)
 
 
+def resumed_with_another_commit(rank: int, size: int, folder: str, layout: dict[str, Any]) -> dict[str, Any]:
+    """A run saved with one order of the parameters in MindSpeed's layers, and resumed with the reverse order.
+
+    Commit 3df491c3 of MindSpeed changed the order, and the version remained 0.16.0.
+    """
+    platform = active_platform()
+    from mindspeed.te.pytorch.module import layernorm_column_parallel_linear as module
+
+    from longvita.checkpoint import load
+    from longvita.checkpoint.resume import newest_intact
+    from longvita.checkpoint.step_folders import checkpoint_root
+    from longvita.convert.optimizer_format import resave
+    from longvita.platforms.npu import platform as npu
+    from tests.distributed.test_parameter_order import refused, wrong_masters
+    from tests.distributed.training_runs import run_config, run_steps
+
+    root, config = Path(folder), run_config(layout, training={"precision": "bf16"})
+    npu.library_version = lambda *args, **options: "0.16.0 (commit 66fbddd7)"
+    state = fresh_state(platform, config)
+    run_steps(state, 2)
+    _save(state, root / "run")
+    after = run_steps(state, 2)
+    resave(root / "run", root / "by_name", "fully_reshardable", config, state.groups, platform)
+    state.groups.destroy()
+
+    init = module.MindSpeedTELayerNormColumnParallelLinear.__init__
+
+    def reversed_init(self: Any, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        for name in [*reversed(self._parameters)]:
+            self._parameters[name] = self._parameters.pop(name)
+
+    module.MindSpeedTELayerNormColumnParallelLinear.__init__ = reversed_init
+    npu.library_version = lambda *args, **options: "0.16.0 (commit e4772499)"
+    state = fresh_state(platform, config)
+    saved = newest_intact(checkpoint_root(root / "run"))
+    found = {"after": after, "error": refused(load.load_state, state, saved)}
+    target, by_name = root / "refused", "fully_reshardable"
+    found["conversion"] = refused(resave, root / "run", target, by_name, config, state.groups, platform)
+    resave(root / "by_name", root / "back", platform.optimizer_sharding_type, config, state.groups, platform)
+    load.load_state(state, newest_intact(checkpoint_root(root / "back")))
+    found["resumed"] = run_steps(state, 2)
+    load.check_parameter_order = lambda *args: None
+    load.load_state(state, saved)
+    found["wrong without the check"] = wrong_masters(state)
+    return found
+
+
 def greedy_answers(rank: int, size: int, layouts: list[dict[str, Any]], source: str | None = None) -> list[list[int]]:
     """Greedy tokens of the golden model at each layout, with its prompt in chunks of seven tokens."""
     import torch

@@ -144,3 +144,17 @@ def test_the_optimizer_format_is_converted_both_ways(tmp_path: Any) -> None:
     for found in (here["after"], back):
         # fp32 reveals an optimizer moment that is assigned to the wrong parameter.
         assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in there["after"]], rel=1e-5)
+
+
+def test_another_commit_of_mindspeed_with_another_order_is_refused(tmp_path: Any) -> None:
+    layout = {"tensor_parallel": 2}
+    ranks = run_distributed(ascend_runs.resumed_with_another_commit, 2, str(tmp_path), layout, fresh=True)
+    for found in ranks:
+        for error in (found["error"], found["conversion"]):
+            assert "mindspeed 0.16.0 (commit 66fbddd7); now with " in error
+            assert "mindspeed 0.16.0 (commit e4772499). fix: " in error
+            assert "layer_norm_weight at place " in error or "linear_fc1.weight at place " in error
+        # The remedy of the message: by name with the old commit, back with the new one.
+        assert [loss for loss, _ in found["resumed"]] == pytest.approx([loss for loss, _ in found["after"]], rel=1e-6)
+        assert found["wrong without the check"] > 0
+    assert ranks[0]["error"] == ranks[1]["error"]
