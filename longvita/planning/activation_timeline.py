@@ -69,7 +69,8 @@ class ActivationTimeline:
     """Bytes by kind when the peak was reached."""
     moments: list[Moment] = field(default_factory=list)
     allocated: int = 0
-    """Bytes of all tensors that were ever made; the traffic to the memory follows from it."""
+    """Bytes of all tensors that were ever made, and of all gathers into the buffer; the traffic to the memory follows
+    from it."""
     label: str = ""
     """Label of the moments to come."""
     kind: str = ""
@@ -108,7 +109,8 @@ class ActivationTimeline:
             self.release(self.hold(PlannedStorage(size, self.kind)))
 
     def gather_buffer(self, size: int) -> None:
-        """Grow the permanent buffer for gathered rows to at least `size` bytes."""
+        """Gather rows of `size` bytes into the permanent buffer, which grows to that size."""
+        self.allocated += min(size, self.gathered)
         if size > self.gathered:
             self.hold(PlannedStorage(size - self.gathered, "communication"))
             self.gathered = size
@@ -140,6 +142,7 @@ class ActivationTimeline:
         keeps_new: int = 0,
         scratch: int = 0,
         backward_scratch: int = 0,
+        gathers: int = 0,
         weight_gradient: int = 0,
         passes_gradient: bool = False,
         trained: bool = False,
@@ -148,11 +151,13 @@ class ActivationTimeline:
         """Call an operator that makes a tensor of `size` bytes, then release the tensors in `drops`.
 
         keeps, keeps_output: tensors that its backward pass reads. keeps_new: bytes that it makes only for its backward
-        pass. scratch, backward_scratch: bytes in use while it runs. weight_gradient: bytes of its weights' gradients,
-        which are added to the main gradients at once. passes_gradient: the inputs get the output's gradient itself.
-        trained: whether it has weights with gradients. drops: inputs without another use; all when absent.
+        pass. scratch, backward_scratch: bytes in use while it runs. gathers: bytes that each pass gathers into the
+        buffer. weight_gradient: bytes of its weights' gradients, which are added to the main gradients at once.
+        passes_gradient: the inputs get the output's gradient itself. trained: whether it has weights with gradients.
+        drops: inputs without another use; all when absent.
         """
         differentiable = trained or any(tensor.differentiable for tensor in inputs)
+        self.gather_buffer(gathers)
         made = self.tensor(size, differentiable)
         self.scratch(scratch)
         if differentiable and self._recording:
@@ -160,7 +165,10 @@ class ActivationTimeline:
             if keeps_new:
                 kept.append(self.hold(PlannedStorage(keeps_new, self.kind)))
             self._record(
-                inputs, [made], kept, lambda node: self._back(node, backward_scratch, weight_gradient, passes_gradient)
+                inputs,
+                [made],
+                kept,
+                lambda node: self._back(node, backward_scratch, gathers, weight_gradient, passes_gradient),
             )
         elif keeps_new:
             self.scratch(keeps_new)
@@ -211,8 +219,14 @@ class ActivationTimeline:
     # Backward pass
 
     def _back(
-        self, node: _OperatorNode, scratch: int = 0, weight_gradient: int = 0, passes_gradient: bool = False
+        self,
+        node: _OperatorNode,
+        scratch: int = 0,
+        gathers: int = 0,
+        weight_gradient: int = 0,
+        passes_gradient: bool = False,
     ) -> None:
+        self.gather_buffer(gathers)
         incoming = [self._gradients.pop(id(tensor)) for tensor in node.outputs if id(tensor) in self._gradients]
         weights = [self.hold(PlannedStorage(weight_gradient, node.kind))] if weight_gradient else []
         for tensor in node.inputs:

@@ -180,14 +180,19 @@ class DecoderOperators:
         """Call ColumnParallelLinear; the caller still holds x. bias: bytes of the output before its bias is added."""
         gathered = int(self.gathered * fraction)
         # The gradient of all rows, before reduce-scatter; gloo copies it first.
-        scratch, backward_scratch = bias, gathered * self.copies
-        if gathered and self.layer_memory.gather_buffer:
-            self.timeline.gather_buffer(gathered)
+        options = {"scratch": bias, "backward_scratch": gathered * self.copies}
+        if self.trained and self.layer_memory.gather_buffer:
+            options["gathers"] = gathered
         else:
-            scratch, backward_scratch = max(scratch, gathered), backward_scratch + gathered
-        return self._linear(x, size, name, scratch=scratch, backward_scratch=backward_scratch, drops=())
+            options["scratch"] = max(bias, gathered)
+            # The backward pass gathers the input only for the weight's gradient.
+            options["backward_scratch"] += gathered if self.trained else 0
+        return self._linear(x, size, name, drops=(), **options)
 
     def _row(self, x: PlannedTensor, name: str, fraction: float = 1.0) -> PlannedTensor:
         """Call RowParallelLinear, with its reduction over TP."""
         scratch = int(self.gathered * fraction) * self.copies
-        return self._linear(x, int(self.hidden * fraction), name, scratch=scratch, backward_scratch=scratch)
+        options: dict[str, Any] = {"scratch": scratch, "backward_scratch": scratch}
+        if not self.trained and self.layer_memory.keeps_frozen_row_inputs:
+            options["keeps"] = [x]
+        return self._linear(x, int(self.hidden * fraction), name, **options)

@@ -29,10 +29,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--devices", type=int, help="processes of the run (default: one replica)")
+    parser.add_argument("--hardware", help="type of device (default: that of `longvita plan`)")
     parser.add_argument("recipes", nargs="*", type=Path, help="config files (default: all in configs/train)")
     arguments = parser.parse_args()
     found = arguments.recipes or [path for path in sorted(RECIPES.glob("*.yaml")) if path.stem != "common"]
-    figures = [dry_run(path, arguments.devices) for path in found]
+    figures = [dry_run(path, arguments.devices, arguments.hardware) for path in found]
     names = ("recipe", "processes", "seconds", "GiB", "missing files", "other problems", "state", "activations")
     table = Table(*names, title="Dry runs")
     for one in figures:
@@ -54,13 +55,13 @@ def main() -> int:
     return 0
 
 
-def dry_run(path: Path, devices: int | None) -> dict:
+def dry_run(path: Path, devices: int | None, hardware: str | None) -> dict:
     """Time, memory, problems and errors of a recipe's dry run."""
     command = [sys.executable, "-m", "longvita", "plan", str(path), "--dry-run", "--json"]
+    command += [f"--devices={devices}"] if devices else []
+    command += [f"--hardware={hardware}"] if hardware else []
     started = time.perf_counter()
-    done = subprocess.run(
-        command + ([f"--devices={devices}"] if devices else []), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
     if done.returncode not in (0, 1, 2) or not done.stdout:
         raise SystemExit(f"{path}: {done.stderr}")

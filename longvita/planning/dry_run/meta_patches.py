@@ -56,7 +56,7 @@ def swiglu_by_shape(
 def new_gather_buffer(
     self: Any, tensor_shape: Any, dtype: Any, name: str, mem_alloc_context: Any = None
 ) -> torch.Tensor:
-    """Return a new tensor for each all-gather, as the accelerators' linear layers do."""
+    """Return a new tensor for each all-gather, as Transformer Engine's linear layers do."""
     return torch.empty(tensor_shape, dtype=dtype, device=META)
 
 
@@ -68,10 +68,12 @@ _FUSED = [
         remove_when="a dry run can name the accelerator's kernel without having it",
         signature="def bias_swiglu_impl(input, bias, fp8_input_store=False, cpu_offload_input=False)",
     ),
+]
+_NEW_GATHERS = [
     Patch(
         target="megatron.core.utils:GlobalMemoryBuffer.get_tensor",
         replacement=new_gather_buffer,
-        why="in a dry run, keeps the rows that sequence parallelism gathered, which fused linear layers free",
+        why="in a dry run, keeps the rows that sequence parallelism gathered, which Transformer Engine's layers free",
         remove_when="a dry run can name the accelerator's linear layers without having them",
         signature="def get_tensor(self, tensor_shape, dtype, name, mem_alloc_context=None)",
     ),
@@ -118,4 +120,9 @@ def patches(layer_memory: LayerMemory) -> list[Patch]:
         else patch
         for patch in cpu.patches()
     ]
-    return [*own, *(_FUSED if layer_memory.fused else []), *(_FUSED_ROTARY if layer_memory.fused_rotary else [])]
+    return [
+        *own,
+        *(_FUSED if layer_memory.fused else []),
+        *([] if layer_memory.gather_buffer else _NEW_GATHERS),
+        *(_FUSED_ROTARY if layer_memory.fused_rotary else []),
+    ]

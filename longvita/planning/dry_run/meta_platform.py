@@ -113,10 +113,14 @@ class MetaPlatform(CPUPlatform):
     @override
     def language_layer_spec(self, groups: ParallelGroups | None = None) -> ModuleSpec:
         spec = super().language_layer_spec(groups)
+        layer: Any = spec.submodules
         if self.layer_memory.fused:
-            layer: Any = spec.submodules
             layer.input_layernorm = layer.pre_mlp_layernorm = self.norm()
             layer.self_attention.submodules.core_attention = self.vision_attention()
+        if self.layer_memory.keeps_frozen_row_inputs:
+            from longvita.planning.dry_run.shape_layers import ShapeRowLinear
+
+            layer.self_attention.submodules.linear_proj = layer.mlp.submodules.linear_fc2 = ShapeRowLinear
         return spec
 
     @override

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from torch import Tensor
@@ -68,6 +69,8 @@ def _step(
     interleaved = config.layout.virtual_pipeline > 1
     micro_batches = min(2 * groups.pp_size, state.micro_batches) if interleaved else 1
     batch = make_batch(contents, config, groups, platform.device)
+    # Tensors of an earlier step do not count, so each step allocates the buffer for gathered rows itself.
+    parallel_state.get_global_memory_buffer().buffer.clear()
     offloaded_before = platform.offloaded_bytes
     with ShapeMode(groups) as mode, count_saved(state.models) as saved, track_phases(mode, state):
         train_step(state, [batch] * micro_batches, micro_batches)

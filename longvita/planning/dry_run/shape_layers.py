@@ -2,7 +2,7 @@
 
 RMSNorm keeps its input and one fp32 statistic a row. Attention keeps its inputs and its output in the precision of
 training, and for each row and head the statistics of longvita.platforms.layer_memory. Its ring sends the rows of
-longvita.attention.ring.
+longvita.attention.ring. MindSpeed's row-parallel linear layers keep their input for a frozen weight too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import RowParallelLinear
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -43,6 +44,29 @@ class _ShapeRMSNormFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, _ = ctx.saved_tensors
         return torch.empty_like(x), torch.empty_like(weight)
+
+
+class ShapeRowLinear(RowParallelLinear):
+    """A row-parallel linear layer that keeps its input for a frozen weight too, as MindSpeed's does.
+
+    Megatron's own keeps the input of a trained weight only.
+    """
+
+    def _forward_impl(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if weight.requires_grad:
+            return super()._forward_impl(input, weight, *args, **kwargs)
+        return _FrozenLinearFunction.apply(input, weight)
+
+
+class _FrozenLinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return torch.matmul(input, weight.t())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].matmul(ctx.saved_tensors[1]), None
 
 
 class ShapeAttention(MegatronModule):

@@ -56,6 +56,43 @@ def facts_of_activation(rank: int, size: int, source: str | None = None) -> dict
     }
 
 
+def linear_layers(rank: int, size: int, trainable: list[str], source: str | None = None) -> dict[str, Any]:
+    """What the linear layers of a decoder layer keep at TP `size` with sequence parallelism.
+
+    buffer: bytes in Megatron's global memory buffer after a column-parallel layer. gathered: bytes of its rows on all
+    TP ranks. keeps_input: whether a row-parallel layer keeps its input for the backward pass.
+    """
+    import torch
+
+    platform = active_platform(source)
+    from megatron.core import parallel_state
+
+    from tests.distributed.mixed_batch import tiny_config
+
+    layout = {"tensor_parallel": size, "sequence_parallel": True}
+    state = fresh_state(platform, tiny_config(layout=layout, training={"trainable": trainable}))
+    layer = state.models[0].language_model.decoder.layers[0]
+    hidden = torch.randn(4, 1, layer.config.hidden_size, requires_grad=True)
+    layer.self_attention.linear_qkv(hidden)
+    buffers = parallel_state.get_global_memory_buffer().buffer.values()
+    inner = torch.randn(4 * size, 1, layer.config.ffn_hidden_size // size, requires_grad=True)
+    kept: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer.mlp.linear_fc2(inner)
+    found = {
+        "buffer": sum(one.nbytes for one in buffers),
+        "gathered": hidden.nbytes * size,
+        "keeps_input": inner.data_ptr() in kept,
+    }
+    state.groups.destroy()
+    return found
+
+
 def too_late(rank: int, size: int, source: str | None = None) -> str:
     """The error of a platform that is activated after an import of megatron-core."""
     import megatron.core.transformer  # noqa: F401

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from longvita.platforms.layer_memory import ASCEND
 from tests.distributed.helpers import run_distributed
 from tests.distributed.platforms import ascend_runs
 from tests.distributed.platforms.test_npu import FOUR_PROCESSES, RUNS, TOLERANCE, TWO_PROCESSES, _cpu
@@ -58,6 +59,14 @@ def test_activation() -> None:
     assert facts["arguments_at_import"].get("context_parallel_size") is None
     assert facts["arguments"]["context_parallel_size"] == 1
     assert facts["have_te"]
+
+
+@pytest.mark.parametrize("trainable", [["projector"], ["projector", "language"]], ids=["frozen", "trained"])
+def test_linear_layers_keep_what_a_plan_counts(trainable: list[str]) -> None:
+    trained = "language" in trainable
+    for found in run(ascend_runs.linear_layers, 2, trainable):
+        assert found["buffer"] == (found["gathered"] if ASCEND.gather_buffer and trained else 0)
+        assert found["keeps_input"] == (ASCEND.keeps_frozen_row_inputs or trained)
 
 
 def test_too_late() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from longvita.platforms.layer_memory import ASCEND
 from tests.distributed.helpers import run_distributed
 from tests.distributed.platforms import ascend_runs
 
@@ -73,6 +74,14 @@ def test_activation_restores_the_command_line_and_uses_no_argument_of_it() -> No
     decided = dict(facts["decisions"])
     assert "ring" in decided["context parallelism"]
     assert int(decided["names replaced by MindSpeed"]) > 10
+
+
+@pytest.mark.parametrize("trainable", [["projector"], ["projector", "language"]], ids=["frozen", "trained"])
+def test_a_trained_layer_gathers_into_megatrons_buffer(trainable: list[str]) -> None:
+    """As plans count it (longvita.platforms.layer_memory)."""
+    for found in run_distributed(ascend_runs.linear_layers, 2, trainable, fresh=True):
+        in_buffer = ASCEND.gather_buffer and "language" in trainable
+        assert found["buffer"] == (found["gathered"] if in_buffer else 0)
 
 
 def test_activation_after_megatron_is_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -15,7 +16,7 @@ from longvita.commands.support import dry_run_tables
 from longvita.config import ConfigError, load_with_origins
 from longvita.planning.dry_run.plan_comparison import Comparison, compare_with_plan
 from longvita.planning.dry_run.problems import field_named_in, merge_failures
-from longvita.planning.dry_run.rank_counts import RankFailure
+from longvita.planning.dry_run.rank_counts import ActivationBytes, RankFailure
 from longvita.planning.dry_run.run import DryRun, chosen_ranks, dry_run
 from longvita.planning.hardware import HARDWARE
 from tests.conftest import REPOSITORY
@@ -97,6 +98,43 @@ def test_plan_and_count_agree_on_an_interleaved_pipeline(recomputed: int) -> Non
     errors = {(one.rank, one.name): one.error for one in compare_with_plan(config, 2, HARDWARE["h100-80"], ranks)}
     assert all(abs(errors[rank, "activations of text"]) < 0.1 for rank in (0, 1))
     assert all(errors[rank, name] == 0 for rank in (0, 1) for name in ("gradient_bytes", "optimizer_bytes"))
+
+
+LANGUAGE = {"num_layers": 4, "hidden_size": 128, "ffn_hidden_size": 384}
+
+
+def count_on_ascend(trainable: list[str], **changes: bool) -> tuple[Comparison, ActivationBytes]:
+    """Plan and count of text on a rank with sequence parallelism; changes: to what the layers of Ascend keep."""
+    config = tiny_config(
+        model={"language": LANGUAGE},
+        data={"sequence_length": 512},
+        layout={"tensor_parallel": 2, "sequence_parallel": True},
+        training={"precision": "bf16", "trainable": trainable},
+    )
+    ascend = HARDWARE["ascend-910b-64"]
+    hardware = dataclasses.replace(ascend, layer_memory=dataclasses.replace(ascend.layer_memory, **changes))
+    ranks = dry_run(config, 2, [0], with_files=False, hardware=hardware).ranks
+    (compared,) = (one for one in compare_with_plan(config, 2, hardware, ranks) if one.name == "activations of text")
+    return compared, next(one for one in ranks[0].activations if one.contents.name == "text")
+
+
+def test_plan_and_count_agree_on_ascends_gather_buffer() -> None:
+    """At the peak, in the head, the buffer is live; a new tensor for gathered rows is not."""
+    (buffer, _), (new, _) = (
+        count_on_ascend(["projector", "language"], **changes) for changes in ({}, {"gather_buffer": False})
+    )
+    assert abs(buffer.error) < 0.05
+    rows = 512 * LANGUAGE["hidden_size"] * 2
+    assert buffer.planned - new.planned == buffer.counted - new.counted == rows
+
+
+def test_plan_and_count_agree_on_ascends_frozen_layers() -> None:
+    """Row-parallel layers keep their inputs, of which attention's output is kept by attention too."""
+    (compared, kept), (_, without) = (
+        count_on_ascend(["projector"], **changes) for changes in ({}, {"keeps_frozen_row_inputs": False})
+    )
+    assert abs(compared.error) < 0.05
+    assert kept.saved - without.saved == LANGUAGE["num_layers"] * 512 * LANGUAGE["ffn_hidden_size"] // 2 * 2
 
 
 def test_ranks_of_the_first_middle_and_last_stage() -> None:

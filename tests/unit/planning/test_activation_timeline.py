@@ -88,6 +88,17 @@ def test_the_gather_buffer_stays_and_grows():
     for size in (10, 5, 30):
         timeline.gather_buffer(size)
     assert timeline.now == timeline.live["communication"] == 30
+    assert timeline.allocated == 10 + 5 + 30, "each gather is written"
+
+
+def test_the_backward_pass_gathers_again():
+    timeline = ActivationTimeline()
+    x = timeline.tensor(10)
+    out = timeline.linear(x, 10, weight=0, trained=True, gathers=20)
+    assert timeline.now == 10 + 10 + 20
+    before = timeline.allocated
+    timeline.backward(out)
+    assert timeline.allocated == before + 10 + 20 + 10, "gradients of output and input, and the gathered rows"
 
 
 def test_the_loss_keeps_its_gradients_for_the_backward_pass():

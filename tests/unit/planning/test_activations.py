@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from longvita.planning.activations import activations, waiting
+from longvita.planning.activations import MicroBatchTimeline, activations, waiting
 from longvita.planning.batch_contents import BatchContents, worst_contents
-from longvita.platforms.layer_memory import LOCAL, NVIDIA
+from longvita.platforms.layer_memory import ASCEND, LOCAL, NVIDIA
 from tests.conftest import REPOSITORY
 from tests.distributed.helpers import run_distributed
 from tests.tiny import tiny_config
@@ -68,6 +68,34 @@ def test_every_saving_reduces_the_peak():
     assert planned(trainable=["projector", "language"]) < plain
     assert planned(trainable=["projector"]) < planned(trainable=["projector", "language"])
     assert planned(layer_memory=NVIDIA) < plain
+
+
+SEQUENCE_PARALLEL = {"tensor_parallel": 2, "sequence_parallel": True}
+ROWS = MIXED.tokens * LANGUAGE["hidden_size"] * 4
+"""Bytes of the hidden states of a micro batch."""
+
+
+@pytest.mark.parametrize("layer_memory, trained, frozen", [(LOCAL, ROWS, 0), (NVIDIA, 0, 0), (ASCEND, ROWS, 0)])
+def test_trained_layers_gather_into_megatrons_buffer(layer_memory, trained, frozen):
+    """MindSpeed's too: they call Megatron's linear function. Transformer Engine's make a new tensor each time."""
+    for trainable, size in (["projector", "language"], trained), (["projector"], frozen):
+        config = config_of(SEQUENCE_PARALLEL, trainable=trainable)
+        found = activations(config, layer_memory, MIXED, 0, 1)
+        assert found.by_kind.get("communication", 0) == size
+
+
+def test_mindspeed_keeps_the_inputs_of_frozen_row_parallel_layers():
+    """Only the MLP's needs memory: attention keeps its output, the input of the other, in any case."""
+    text = dataclasses.replace(MIXED, tiles=0)
+
+    def kept(layer_memory, trainable):
+        config = config_of(SEQUENCE_PARALLEL, trainable=trainable)
+        return sum(MicroBatchTimeline(config, layer_memory, text, 0).kept[0].values())
+
+    other = dataclasses.replace(ASCEND, keeps_frozen_row_inputs=False)
+    inner = LANGUAGE["num_layers"] * text.tokens * LANGUAGE["ffn_hidden_size"] // 2 * 4
+    assert kept(ASCEND, ["projector"]) - kept(other, ["projector"]) == inner
+    assert kept(ASCEND, ["projector", "language"]) == kept(other, ["projector", "language"])
 
 
 def test_text_passes_gradients_to_the_embeddings_where_the_projector_is_trained():
