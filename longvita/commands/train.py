@@ -69,9 +69,10 @@ def train_rank(payload: dict[str, Any]) -> int:
     stages = [Config.model_validate(config) for config in payload["stages"]]
     # Before the trainer imports megatron-core, as a platform may have to be imported first.
     platforms.get(stages[0].platform).activate()
+    from longvita.commands.support.accounting_table import sample_accounting_table
     from longvita.training import trainer
 
-    return trainer.train(stages)
+    return trainer.train(stages, sample_accounting_table)
 
 
 def print_launch(config: Config, count: int | None = None) -> None:

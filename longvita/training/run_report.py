@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.data.audit.sample_accounting import FILE_NAME as ACCOUNTING_FILE
 from longvita.data.loader import Loader
 from longvita.data.quarantine import FILE_NAME as QUARANTINE_FILE
-from longvita.data.quarantine import count_reasons, read_quarantine, reasons_text
+from longvita.data.quarantine import count_reasons, read_quarantine
 from longvita.files import write_atomically
 from longvita.training.metrics import Metrics, read_metrics
 from longvita.training.signals import StopReason
@@ -46,39 +46,29 @@ def data_change_text(state: TrainingState, resumed: Path | None) -> str:
     )
 
 
-def finish_report(state: TrainingState, reason: StopReason, loader: Loader | None, metrics: Metrics) -> None:
+def finish_report(
+    state: TrainingState,
+    reason: StopReason,
+    loader: Loader | None,
+    metrics: Metrics,
+    accounting_table: Callable[[dict[str, Any]], RenderableType],
+) -> None:
     """Write the files of a run that ended, and print its sample accounting and why it stopped; on rank 0 alone.
 
     loader: the run's loader; None when no step was left to do.
+    accounting_table: makes what is printed of the content of sample_accounting.json.
     """
     output, word = Path(state.config.output), "complete" if reason is StopReason.NONE else reason.name.lower()
     write_report(output, state.config, state.iteration, word)
     if loader is not None:
         accounting = state.sample_accounting.report(loader.catalog, state.consumed_sequences)
         write_atomically(output / ACCOUNTING_FILE, json.dumps(accounting, indent=1) + "\n")
-        metrics.say(sample_accounting_table(accounting))
+        metrics.say(accounting_table(accounting))
     if reason is not StopReason.NONE:
         metrics.say(
             f"stopped by {word.replace('_', ' ')} after step {state.iteration}, saved; "
             f"the same command resumes from there (exit code {reason.exit_code})"
         )
-
-
-def sample_accounting_table(report: dict[str, Any]) -> Table:
-    """The content of sample_accounting.json as a table, one row a source."""
-    table = Table(
-        "source",
-        title=f"samples of {report['sequences']:,} sequences, see {ACCOUNTING_FILE}",
-        caption=f"each quarantined sample is listed in {report['quarantine']}",
-    )
-    for name in ("planned", "delivered", "repeated"):
-        table.add_column(name, justify="right")
-    for name in ("quarantined", "unusable"):
-        table.add_column(name)
-    for source, counts in report["sources"].items():
-        numbers = (f"{counts[name]:,}" for name in ("planned", "delivered", "repeated"))
-        table.add_row(source, *numbers, reasons_text(counts["quarantined"]), reasons_text(counts["unusable"]))
-    return table
 
 
 def write_report(output: Path, config: Config, iteration: int, reason: str) -> None:

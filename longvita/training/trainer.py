@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
+from rich.console import RenderableType
 
 from longvita import platforms, processes
 from longvita.checkpoint.errors import CheckpointError
@@ -27,12 +29,14 @@ from longvita.training.step import TimedBatches, TrainingError, train_step
 from longvita.training.validation import held_out_losses
 
 
-def train(stages: Sequence[Config]) -> int:
+def train(stages: Sequence[Config], accounting_table: Callable[[dict[str, Any]], RenderableType]) -> int:
     """Run or resume the training stages that the configs describe; the exit code (see longvita.training.signals).
 
     Every process of the run calls it; they find each other through the launcher's variables. A stage resumes from the
     newest intact checkpoint in its output folder, or starts from the weights that its checkpoint section names. All
     stages run on the first one's platform; a stage that is stopped is the last.
+
+    accounting_table: makes what a stage prints at its end of the content of its sample_accounting.json.
     """
     platform = platforms.get(stages[0].platform)
     platform.activate()
@@ -42,7 +46,7 @@ def train(stages: Sequence[Config]) -> int:
         check_world_size(config, world)
         with StopRequests(config.training.time_limit_minutes) as stop_requests:
             groups = platform.build_groups(config)
-            code = TrainingRun(config, groups, platform, stop_requests).run()
+            code = TrainingRun(config, groups, platform, stop_requests).run(accounting_table)
         # Only after success: after an error the other ranks may be anywhere, and an orderly exit could wait for them.
         groups.destroy()
         if code != 0:
@@ -64,7 +68,7 @@ class TrainingRun:
         self.metrics = open_metrics(config, platform, self.state.iteration)
         self.loader: Loader | None = None
 
-    def run(self) -> int:
+    def run(self, accounting_table: Callable[[dict[str, Any]], RenderableType]) -> int:
         """Train until all steps are done or a stop is requested, save, and write the report; the exit code.
 
         Raises TrainingError when a step or the saving of a checkpoint fails.
@@ -77,7 +81,7 @@ class TrainingRun:
         except CheckpointError as error:
             raise TrainingError(str(error)) from error
         if dist.get_rank() == 0:
-            finish_report(self.state, reason, self.loader, self.metrics)
+            finish_report(self.state, reason, self.loader, self.metrics, accounting_table)
         dist.barrier()
         return reason.exit_code
 
