@@ -34,9 +34,10 @@ def print_report(platform: str, everything: bool, console: Console) -> int:
     from longvita import platforms
     from longvita.commands.support import doctor_tables
     from longvita.doctor.components import programs, python_packages
+    from longvita.doctor.import_check import checked
 
     chosen = platforms.get() if platform == "auto" else platforms.named(platform)
-    components = [*python_packages(), *programs()]
+    components = checked([*python_packages(), *programs()])
     if chosen.is_available():
         applied, failure = _activate(chosen)
         doctor_tables.print_summary(console, chosen, components, applied, failure)
@@ -47,13 +48,13 @@ def print_report(platform: str, everything: bool, console: Console) -> int:
     if everything:
         doctor_tables.print_versions(console, components)
         doctor_tables.print_patches(console, applied)
-    missing = [component for component in components if not component.fits]
+    missing = [component for component in components if not component.works]
     doctor_tables.print_missing(console, missing)
-    own = chosen.requirements()
+    own = checked(chosen.requirements())
     for one in [chosen] if own else map(platforms.named, sorted(platforms.NAMES)):
-        if requirements := one.requirements():
+        if requirements := own or checked(one.requirements()):
             doctor_tables.print_requirements(console, one.maker, requirements)
-    lacks = any(one.required and one.found is None for one in own)
+    lacks = any(one.required and not one.works for one in own)
     found_all = not failure and not lacks and not any(component.required for component in missing)
     return EXIT_COMPLETE if found_all else EXIT_INCOMPLETE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from packaging.requirements import Requirement
 
@@ -26,6 +27,15 @@ class Component:
     required: bool
     fits: bool
     remedy: str
+    module: str = ""
+    """The module whose import shows that it works; "" for what is not a Python package, or is missing."""
+    fault: str = ""
+    """What keeps it from working although it is installed."""
+
+    @property
+    def works(self) -> bool:
+        """Whether the required version is installed, and nothing is known that keeps it from working."""
+        return self.fits and not self.fault
 
 
 def python_packages() -> list[Component]:
@@ -64,8 +74,9 @@ def _applies(requirement: Requirement, extra: str) -> bool:
 def _package(requirement: Requirement, extra: str, required: bool) -> Component:
     try:
         installed: str | None = importlib.metadata.version(requirement.name)
+        module = _module(requirement.name)
     except importlib.metadata.PackageNotFoundError:
-        installed = None
+        installed, module = None, ""
     return Component(
         name=requirement.name,
         installed=installed,
@@ -74,4 +85,21 @@ def _package(requirement: Requirement, extra: str, required: bool) -> Component:
         required=required,
         fits=installed is not None and requirement.specifier.contains(installed, prereleases=True),
         remedy=f"pip install -e '.[{extra}]' -c constraints.txt" if extra else INSTALL,
+        module=module,
     )
+
+
+def _module(distribution: str) -> str:
+    """The package or module that a distribution installs: the one named after it, else the first at the top.
+
+    "" if it installs none, as a package of types alone.
+    """
+    files = importlib.metadata.files(distribution) or []
+    paths = [PurePosixPath(path) for path in files if path.suffix == ".py"]
+    modules = [(path.parent if path.name == "__init__.py" else path.with_suffix("")).parts for path in paths]
+    public = [parts for parts in modules if all(part.isidentifier() and part[0] != "_" for part in parts)]
+    # "megatron-core" is the package megatron.core; "scikit-learn" is sklearn.
+    own = distribution.replace("-", "_").lower()
+    named = [parts for parts in public if "_".join(parts) == own]
+    best = min(named or public, key=lambda parts: (len(parts), parts), default=None)
+    return ".".join(best) if best else ""

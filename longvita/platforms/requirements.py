@@ -21,7 +21,16 @@ class MachineRequirement:
     """What it is used for and, if it is optional, what is used without it."""
     remedy: str
     """The command that installs it."""
+    module: str = ""
+    """The module whose import shows that it works, if it is a package."""
     required: bool = True
+    fault: str = ""
+    """What keeps it from working although it is installed, as the end of a sentence that its name begins."""
+
+    @property
+    def works(self) -> bool:
+        """Whether it is installed, and nothing is known that keeps it from working."""
+        return self.found is not None and not self.fault
 
 
 def installed_version(wanted: str, module: str) -> str | None:

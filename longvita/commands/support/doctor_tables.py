@@ -26,7 +26,7 @@ def print_summary(
     """Print the platform, its device, and what of the project is installed and in place."""
     memory = ", ".join(f"{name} {size / 2**30:.1f} GiB" for name, size in platform.memory().items())
     required = [component for component in components if component.required]
-    fitting = [component for component in required if component.fits]
+    fitting = [component for component in required if component.works]
     leading = ", ".join(f"{one.name} {one.installed}" for one in fitting if one.name in LEADING)
     table = Table(title="This machine", show_header=False)
     table.add_row("platform", f"{platform.name} (this version has: {', '.join(platforms.NAMES)})")
@@ -55,7 +55,7 @@ def print_versions(console: Console, components: Sequence[Component]) -> None:
     """Print the version of every package and program."""
     table = Table("name", "installed", "wanted", "needed for", title="Versions")
     for component in components:
-        style = None if component.fits else "red" if component.required else "yellow"
+        style = None if component.works else "red" if component.required else "yellow"
         installed = component.installed or "missing"
         table.add_row(component.name, installed, component.wanted, component.needed_for, style=style)
     console.print(table)
@@ -75,15 +75,17 @@ def print_patches(console: Console, applied: Sequence[Patch]) -> None:
 
 
 def print_missing(console: Console, missing: Sequence[Component]) -> None:
-    """Print what is missing, by the command that installs it."""
-    by_remedy: dict[tuple[str, str, bool], list[str]] = {}
+    """Print what is missing or does not work, by the command that installs it."""
+    by_remedy: dict[tuple[str, str, str, bool], list[str]] = {}
     for component in missing:
         state = f" ({component.installed} installed, {component.wanted} wanted)" if component.installed else ""
+        state = f" ({component.installed} {component.fault})" if component.fault else state
+        lack = "does not work" if component.fault else "missing"
         needed = component.needed_for if component.required else f"{component.needed_for}, optional"
-        by_remedy.setdefault((needed, component.remedy, component.required), []).append(f"{component.name}{state}")
+        by_remedy.setdefault((lack, needed, component.remedy, component.required), []).append(component.name + state)
     console.print(Text("Missing" if missing else "Nothing is missing", style="bold"))
-    for (needed, remedy, required), names in by_remedy.items():
-        _print_lack(console, f"{', '.join(names)}: missing ({needed})", remedy, "red" if required else "yellow")
+    for (lack, needed, remedy, required), names in by_remedy.items():
+        _print_lack(console, f"{', '.join(names)}: {lack} ({needed})", remedy, "red" if required else "yellow")
 
 
 def print_requirements(console: Console, maker: str, requirements: Sequence[MachineRequirement]) -> None:
@@ -91,7 +93,9 @@ def print_requirements(console: Console, maker: str, requirements: Sequence[Mach
     console.print(Text(f"What a machine with {maker}'s devices needs", style="bold"))
     for one in requirements:
         purpose = one.purpose if one.required else f"{one.purpose}, optional"
-        if one.found:
+        if one.fault:
+            _print_lack(console, f"{one.name}: {one.found or 'missing'}, {one.fault} ({purpose})", one.remedy, "red")
+        elif one.found:
             console.print(Text(f"{one.name}: {one.found} ({purpose})"))
         else:
             _print_lack(console, f"{one.name}: missing ({purpose})", one.remedy, "")

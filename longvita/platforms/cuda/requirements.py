@@ -21,13 +21,14 @@ def requirements() -> list[MachineRequirement]:
     return [
         MachineRequirement("driver", shutil.which("nvidia-smi"), "the device", "sudo ubuntu-drivers install --gpgpu"),
         MachineRequirement(
-            "torch for CUDA", torch_for_cuda, "everything", "pip install --force-reinstall torch==2.13.0"
+            "torch for CUDA", torch_for_cuda, "everything", "pip install --force-reinstall torch==2.13.0", "torch"
         ),
         MachineRequirement(
             "transformer-engine",
             installed_version("transformer-engine>=2.20", "transformer_engine"),
             "fused layers and attention, FP8; else megatron-core's own layers",
             INSTALL_ENGINE,
+            "transformer_engine.pytorch",
             required=False,
         ),
         MachineRequirement(
@@ -35,6 +36,7 @@ def requirements() -> list[MachineRequirement]:
             installed_version("flash-attn", FLASH_ATTN),
             "attention without Transformer Engine, and generation; else torch's",
             "pip install --no-build-isolation flash-attn",
+            FLASH_ATTN,
             required=False,
         ),
         MachineRequirement(
@@ -43,6 +45,7 @@ def requirements() -> list[MachineRequirement]:
             "gradients accumulated within matrix products, fused Adam",
             "git clone https://github.com/NVIDIA/apex && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install "
             "--no-build-isolation ./apex",
+            APEX,
             required=False,
         ),
     ]

@@ -17,7 +17,6 @@ from typing_extensions import override
 from longvita.config.errors import Problem
 from longvita.platforms.base import OffloadedTensor, Platform, PlatformError
 from longvita.platforms.npu import requirements
-from longvita.platforms.npu.requirements import INSTALL_MINDSPEED
 from longvita.platforms.pinned_offload import pinned_store
 from longvita.platforms.versions import library_version
 from megatron_patches.npu import adaptor
@@ -105,17 +104,15 @@ class NPUPlatform(Platform):
     def activate(self) -> list[Patch]:
         """Import MindSpeed, which must precede every import of megatron-core, and then apply the patches.
 
-        Raises PlatformError with the fix if MindSpeed is missing or megatron-core is imported already.
+        Raises PlatformError with the fix if MindSpeed cannot be imported, for any reason, or megatron-core is imported
+        already.
         """
         try:
             adaptor.activate()
-        except ImportError as error:
-            raise PlatformError(
-                f"MindSpeed cannot be imported: {error}; fix: `longvita doctor` lists what it requires; MindSpeed "
-                f"itself is installed by {INSTALL_MINDSPEED} (the packages of that name on PyPI are placeholders)"
-            ) from error
         except PatchError as error:
             raise PlatformError(str(error)) from error
+        except Exception as error:  # a missing compiler or a wrong triton raises RuntimeError, OSError or ValueError
+            raise PlatformError(requirements.import_failure(error)) from error
         return super().activate()
 
     @override
@@ -212,7 +209,11 @@ class NPUPlatform(Platform):
 
     @override
     def optimizer_step(self, step: int) -> torch.Tensor:
-        """A new tensor for each group: MindSpeed's Adam reads its device and adds to it in place."""
+        """A new tensor for each group.
+
+        MindSpeed's Adam before its commit 3df491c3 reads the tensor's device and adds to it in place; since then it
+        keeps a number, and turns a tensor into one.
+        """
         return torch.tensor(step, dtype=torch.int64, device=self.device)
 
     @property

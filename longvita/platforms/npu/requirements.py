@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,19 @@ from longvita.platforms.requirements import MachineRequirement, installed_versio
 
 CANN = Path("/usr/local/Ascend/ascend-toolkit/latest")
 """Where Huawei's installer puts the toolkit."""
+SET_ENVIRONMENT = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
+COMPILER = "bisheng"
+"""CANN's compiler, which triton-ascend starts when MindSpeed is imported."""
+INSTALL_PACKAGES = "pip install -e '.[npu]' -c constraints.txt"
 INSTALL_MINDSPEED = (
     "git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git && pip install --no-deps -e ./MindSpeed"
 )
 """The packages of that name on PyPI are placeholders. --no-deps: its requirements would downgrade numpy below 1.26.1;
-`requirements` lists the packages that it does import.
+the extra `npu` lists the packages that it does import.
 """
+REPLACE_TRITON = f"pip uninstall --yes triton triton-ascend && {INSTALL_PACKAGES}"
+"""Both packages install the module `triton`, so removing one breaks the other."""
+IMPORTED_BY_MINDSPEED = ("einops", "scipy", "pybind11")
 
 
 def requirements() -> list[MachineRequirement]:
@@ -30,23 +38,58 @@ def requirements() -> list[MachineRequirement]:
             "CANN toolkit",
             str(CANN) if CANN.exists() else None,
             "operators and collectives (hccl)",
-            "bash Ascend-cann-toolkit_*_linux-$(uname -m).run --install && source "
-            "/usr/local/Ascend/ascend-toolkit/set_env.sh",
+            f"bash Ascend-cann-toolkit_*_linux-$(uname -m).run --install && {SET_ENVIRONMENT}",
         ),
         MachineRequirement(
-            "torch-npu",
-            installed_version("torch-npu>=2.7.1", "torch_npu"),
-            "everything",
-            "pip install -e '.[npu]' -c constraints.txt",
+            "CANN compiler",
+            shutil.which(COMPILER),
+            "triton-ascend starts it when MindSpeed is imported",
+            SET_ENVIRONMENT,
         ),
+        MachineRequirement(
+            "torch-npu", installed_version("torch-npu>=2.7.1", "torch_npu"), "everything", INSTALL_PACKAGES, "torch_npu"
+        ),
+        *(
+            MachineRequirement(name, installed_version(name, name), "MindSpeed imports it", INSTALL_PACKAGES, name)
+            for name in IMPORTED_BY_MINDSPEED
+        ),
+        _triton(),
         MachineRequirement(
             "mindspeed",
             installed_version("mindspeed", "mindspeed"),
             "layers and attention; PyPI's package of that name is a placeholder",
             INSTALL_MINDSPEED,
-        ),
-        *(
-            MachineRequirement(name, installed_version(name, module), "MindSpeed imports it", f"pip install {name}")
-            for name, module in (("einops", "einops"), ("scipy", "scipy"), ("triton-ascend", "triton"))
+            "mindspeed.megatron_adaptor",
         ),
     ]
+
+
+def import_failure(error: Exception) -> str:
+    """The message for an import of MindSpeed that raised `error`: what failed, and what this machine lacks for it."""
+    lacks: dict[str, list[str]] = {}
+    for one in requirements():
+        if one.required and not one.works:
+            lacks.setdefault(one.remedy, []).append(f"{one.name} {one.fault or 'is missing'}")
+    fixes = [f"{', '.join(names)}: {remedy}" for remedy, names in lacks.items()]
+    fix = "; ".join(fixes) if fixes else f"reinstall it: {INSTALL_MINDSPEED}"
+    return (
+        f"MindSpeed cannot be imported: {type(error).__name__}: {error}; fix: {fix}. `longvita doctor --platform npu` "
+        "imports each package and names those that fail; MindSpeed is its branch core_r0.16.0 (the packages of that "
+        "name on PyPI are placeholders)"
+    )
+
+
+def _triton() -> MachineRequirement:
+    """triton-ascend, alone: upstream triton has the same module, and rejects MindSpeed's kernels with a ValueError."""
+    upstream = _version("triton")
+    own = installed_version("triton-ascend", "triton") if _version("triton-ascend") else None
+    fault = f"is shadowed by upstream triton {upstream}, which rejects MindSpeed's kernels" if upstream else ""
+    remedy = REPLACE_TRITON if upstream else INSTALL_PACKAGES
+    return MachineRequirement("triton-ascend", own, "MindSpeed imports it", remedy, "triton", fault=fault)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from longvita import cli, platforms
 from longvita.commands import doctor
-from longvita.doctor import components
+from longvita.doctor import components, import_check
 from longvita.platforms.base import PlatformError
+from longvita.platforms.requirements import MachineRequirement
 from megatron_patches import patch
 
 
@@ -57,6 +58,23 @@ def test_a_wrong_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "pydantic" else version(name))
     code, text = report()
     assert code == 1 and "0.0.1 installed" in text
+
+
+def test_an_installed_package_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_check, "import_faults", lambda modules: {"av": "ImportError: libavcodec.so.61"})
+    code, text = report()
+    assert code == 1
+    assert "av (" in text and "cannot be imported: ImportError: libavcodec.so.61): does not work (everything)" in text
+
+
+def test_a_library_of_the_device_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = MachineRequirement("mindspeed", "0.16.0", "layers", "git clone it", "mindspeed.megatron_adaptor")
+    fault = {"mindspeed.megatron_adaptor": "RuntimeError: 0 active drivers"}
+    monkeypatch.setattr(type(platforms.get("cpu")), "requirements", lambda self: [library])
+    monkeypatch.setattr(import_check, "import_faults", lambda modules: fault)
+    code, text = report()
+    assert code == 1
+    assert "mindspeed: 0.16.0, cannot be imported: RuntimeError: 0 active drivers (layers)\n    git clone it\n" in text
 
 
 def test_an_optional_program_is_named_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +149,8 @@ def test_every_missing_line_is_followed_by_its_command(monkeypatch: pytest.Monke
     assert len(lacks) >= sum(len(platforms.named(name).requirements()) for name in platforms.NAMES)
     for number in lacks:
         program = lines[number + 1].split()[0]
-        assert lines[number + 1].startswith("    ") and program in ("pip", "bash", "sudo", "git", "apt-get")
+        assert lines[number + 1].startswith("    ")
+        assert program in ("pip", "bash", "sudo", "git", "apt-get", "source")
 
 
 def test_what_is_here_needs_no_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,61 @@
+"""Imports of packages in a process of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from longvita.doctor import import_check
+from longvita.doctor.import_check import checked, import_faults
+from longvita.platforms.requirements import MachineRequirement
+
+MODULES = {
+    "sound": "print('noise on stdout')",
+    "needs_another": "import a_package_that_is_not_installed",
+    "without_driver": "raise RuntimeError('0 active drivers ([]). There should only be one.\\nsecond line')",
+    "leaves": "raise SystemExit(3)",
+    "crashes": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+    "ends": "import os; os._exit(7)",
+    "hangs": "import time; time.sleep(60)",
+    "after_all": "",
+}
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, code in MODULES.items():
+        (tmp_path / f"fault_{name}.py").write_text(code)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setattr(import_check, "TIMEOUT_SECONDS", 2)
+    import_faults.cache_clear()
+
+
+@pytest.mark.usefixtures("packages")
+def test_each_kind_of_fault_is_told_and_the_next_module_still_imported() -> None:
+    faults = import_faults(tuple(f"fault_{name}" for name in MODULES))
+    assert faults == {
+        "fault_needs_another": "ModuleNotFoundError: No module named 'a_package_that_is_not_installed'",
+        "fault_without_driver": "RuntimeError: 0 active drivers ([]). There should only be one.",
+        "fault_leaves": "SystemExit: 3",
+        "fault_crashes": "its import ended the process with signal 11",
+        "fault_ends": "its import ended the process with exit code 7",
+        "fault_hangs": "its import did not end within 2 s",
+    }
+
+
+@pytest.mark.usefixtures("packages")
+def test_a_package_that_cannot_be_imported_does_not_work() -> None:
+    parts = [
+        MachineRequirement("driver", "/usr/bin/driver", "the device", "install it"),
+        MachineRequirement("sound", "1.0", "everything", "pip install sound", "fault_sound"),
+        MachineRequirement("broken", "2.0", "everything", "pip install broken", "fault_needs_another"),
+        MachineRequirement("missing", None, "everything", "pip install missing", "fault_after_all"),
+        MachineRequirement("wrong", "3.0", "everything", "replace it", "fault_hangs", fault="is the wrong one"),
+    ]
+    found = {part.name: part for part in checked(parts)}
+    assert [name for name, part in found.items() if part.works] == ["driver", "sound"]
+    assert found["broken"].fault.startswith("cannot be imported: ModuleNotFoundError")
+    assert found["missing"].fault == ""
+    assert found["wrong"].fault == "is the wrong one"  # and it was not imported, which would take the time limit
