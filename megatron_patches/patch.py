@@ -109,6 +109,8 @@ def describe(thing: Any) -> str:
     """The kind and signature of `thing` in one line, as recorded in a patch's `signature`."""
     if isinstance(thing, staticmethod):
         return f"staticmethod {describe(thing.__func__)}"
+    if isinstance(thing, classmethod):
+        return f"classmethod {describe(thing.__func__)}"
     if isinstance(thing, ModuleType):
         return f"module {thing.__name__}"
     if isinstance(thing, type):

@@ -10,6 +10,6 @@ from megatron_patches.patch import Patch
 
 def patches() -> list[Patch]:
     """Our own patches, on top of MindSpeed's replacements; megatron_patches.npu.adaptor.activate must precede them."""
-    from megatron_patches.npu import frozen_weights
+    from megatron_patches.npu import frozen_weights, tensor_parallel
 
-    return frozen_weights.PATCHES
+    return frozen_weights.PATCHES + tensor_parallel.PATCHES

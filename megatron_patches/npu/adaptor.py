@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,8 +51,8 @@ separates documents by their bounds. transformer_impl: must match the layer spec
 def activate() -> None:
     """Import MindSpeed; a second call does nothing.
 
-    Raises PatchError if megatron-core is imported already, or does not recognize MindSpeed's Transformer Engine;
-    ImportError if MindSpeed or a package that it imports is missing.
+    Raises PatchError if megatron-core is imported already, or does not recognize MindSpeed's Transformer Engine. If
+    MindSpeed or a package that it imports is missing or fails, raises that import's own exception, of any type.
     """
     if ADAPTOR in sys.modules:
         return
@@ -60,7 +62,7 @@ def activate() -> None:
             f"MindSpeed must be imported before megatron-core, but {early[0]} is imported already ({len(early)} "
             f"modules of it); fix: activate the platform before importing code that builds models"
         )
-    with _empty_command_line():
+    with _empty_command_line(), _output_unchanged():
         importlib.import_module(ADAPTOR)
     from megatron.core.extensions import transformer_engine
 
@@ -111,3 +113,23 @@ def _empty_command_line() -> Iterator[None]:
         yield
     finally:
         sys.argv = complete
+
+
+@contextlib.contextmanager
+def _output_unchanged() -> Iterator[None]:
+    """Standard output for answers alone, and logging as it was.
+
+    MindSpeed sends the root logger to stdout from the level INFO on, and reports its own steps and deprecated names of
+    torch while it is imported. None of it is for users of this project; warnings and errors still go to stderr.
+    """
+    root = logging.getLogger()
+    handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
+    logging.disable(max(disabled, logging.INFO))
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="mindspeed")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)
