@@ -34,6 +34,17 @@ def torch_npu_alone() -> Iterator[Any]:
         del torch.npu
 
 
+def _replace_triton_driver() -> None:
+    """Let MindSpeed's kernels be defined without CANN: they ask triton-ascend's driver for a timer, and none runs."""
+    from triton.runtime.driver import driver
+
+    class NoDevice:
+        def get_benchmarker(self) -> Any:
+            return None
+
+    driver.set_active(NoDevice())
+
+
 def platform(mindspeed_source: str | None = None) -> Any:
     """The inactive platform. Use a process of its own: megatron-core must not have been imported."""
     install(mindspeed_source)
@@ -41,6 +52,7 @@ def platform(mindspeed_source: str | None = None) -> Any:
         from tests.stubs.every_device import make_every_device_the_cpu
 
         make_every_device_the_cpu()
+        _replace_triton_driver()
     from longvita.platforms.npu.platform import NPUPlatform
 
     class NPUOverStubs(NPUPlatform):
@@ -51,6 +63,10 @@ def platform(mindspeed_source: str | None = None) -> Any:
         @property
         def device(self) -> torch.device:
             return torch.device("cpu")
+
+        def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
+            """gloo still reads the outputs that stages of an interleaved pipeline free after starting a message."""
+            return super().transformer_config_overrides(virtual_pipeline) | {"deallocate_pipeline_outputs": False}
 
         def patches(self) -> list:
             """The CPU platform's patches, except for the optimizer and the names that MindSpeed replaces."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class _OnTheCPU(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = {name: _here(value) for name, value in (kwargs or {}).items() if name != "pin_memory"}
+        if type(kwargs.get("device")) is int:  # the number of a device
+            kwargs["device"] = "cpu"
         if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
         if func is torch.Tensor.to:
@@ -59,8 +62,9 @@ def _here(value: Any) -> Any:
     return value
 
 
+@functools.cache
 def make_every_device_the_cpu() -> None:
-    """Cannot be undone: use it in a process of its own."""
+    """Cannot be undone: use it in a process of its own. A second call does nothing."""
     answers = Accelerator()
     for name in ANSWERED:
         setattr(torch.cuda, name, getattr(answers, name))

@@ -59,6 +59,13 @@ def test_an_unknown_argument():
     assert "unknown argument --sistem; known: --system" in result.stderr
 
 
+@pytest.mark.parametrize("arguments", [(), ("nowhere",), ("docs",)], ids=["no source", "no folder", "another folder"])
+def test_the_check_over_mindspeed_says_which_source_it_needs(arguments):
+    result = bash("scripts/check_mindspeed.sh", *arguments)
+    assert result.returncode == 2
+    assert "core_r0.16.0" in result.stderr and "fix: " in result.stderr
+
+
 def test_an_unsupported_python(bare):
     old = bare / "old"
     old.write_text("#!/bin/sh\nexit 1\n")

@@ -56,6 +56,33 @@ def facts_of_activation(rank: int, size: int, source: str | None = None) -> dict
     }
 
 
+def output_of_activation(rank: int, size: int, source: str | None = None) -> dict[str, Any]:
+    """What the process prints to stdout while the platform is activated and configured, and its logging around that."""
+    import logging
+    import os
+    import sys
+    import tempfile
+
+    root = logging.getLogger()
+    root.addHandler(logging.NullHandler())
+    before = (list(map(str, root.handlers)), root.level)
+    with tempfile.TemporaryFile() as output:
+        stdout = os.dup(1)
+        os.dup2(output.fileno(), 1)
+        try:
+            platform = active_platform(source)
+            from tests.distributed.mixed_batch import tiny_config
+
+            platform.build_groups(tiny_config()).destroy()
+            logging.getLogger("mindspeed.megatron_adaptor").info("after the activation")
+            sys.stdout.flush()
+        finally:
+            os.dup2(stdout, 1)
+        output.seek(0)
+        printed = output.read().decode()
+    return {"printed": printed, "before": before, "after": (list(map(str, root.handlers)), root.level)}
+
+
 def linear_layers(rank: int, size: int, trainable: list[str], source: str | None = None) -> dict[str, Any]:
     """What the linear layers of a decoder layer keep at TP `size` with sequence parallelism.
 
@@ -172,9 +199,11 @@ def mask_types(rank: int, size: int, source: str | None = None) -> dict[str, Any
     return found
 
 
-def save_and_convert(rank: int, size: int, folder: str, layout: dict[str, Any]) -> dict[str, Any]:
+def save_and_convert(
+    rank: int, size: int, folder: str, layout: dict[str, Any], source: str | None = None
+) -> dict[str, Any]:
     """Save a run, convert its checkpoint to the format that all platforms load, and take two more steps."""
-    platform = active_platform()
+    platform = active_platform(source)
     from longvita.checkpoint.errors import CheckpointError
     from longvita.checkpoint.load import load_state
     from longvita.checkpoint.resume import newest_intact
@@ -229,9 +258,11 @@ def resume_on_cpu(rank: int, size: int, folder: str, layout: dict[str, Any]) -> 
     return {"after": run_steps(state, 2), "error": error}
 
 
-def resume_from_cpu(rank: int, size: int, folder: str, layout: dict[str, Any]) -> list[tuple[float, float]]:
+def resume_from_cpu(
+    rank: int, size: int, folder: str, layout: dict[str, Any], source: str | None = None
+) -> list[tuple[float, float]]:
     """Resume on the Ascend platform from the CPU platform's checkpoint, converted to its own format."""
-    platform = active_platform()
+    platform = active_platform(source)
     from longvita.checkpoint.load import load_state
     from longvita.checkpoint.resume import newest_intact
     from longvita.checkpoint.step_folders import checkpoint_root
@@ -246,12 +277,15 @@ def resume_from_cpu(rank: int, size: int, folder: str, layout: dict[str, Any]) -
     return run_steps(state, 2)
 
 
-def resumed_with_another_commit(rank: int, size: int, folder: str, layout: dict[str, Any]) -> dict[str, Any]:
-    """A run saved with one order of the parameters in MindSpeed's layers, and resumed with the reverse order.
+def resumed_with_another_commit(
+    rank: int, size: int, folder: str, layout: dict[str, Any], source: str | None = None
+) -> dict[str, Any]:
+    """A run saved with an older order of the parameters in MindSpeed's layers, and resumed with the present one.
 
-    Commit 3df491c3 of MindSpeed changed the order, and the version remained 0.16.0.
+    Since commit 3df491c3 a norm is registered before its linear weight and no longer after it; the version remained
+    0.16.0.
     """
-    platform = active_platform()
+    platform = active_platform(source)
     from mindspeed.te.pytorch.module import layernorm_column_parallel_linear as module
 
     from longvita.checkpoint import load
@@ -262,6 +296,15 @@ def resumed_with_another_commit(rank: int, size: int, folder: str, layout: dict[
     from tests.distributed.test_parameter_order import refused, wrong_masters
     from tests.distributed.training_runs import run_config, run_steps
 
+    init = module.TELayerNormColumnParallelLinear.__init__
+
+    def older_init(self: Any, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        for name in ("layer_norm_weight", "layer_norm_bias"):
+            if name in self._parameters:
+                self._parameters[name] = self._parameters.pop(name)
+
+    module.TELayerNormColumnParallelLinear.__init__ = older_init
     root, config = Path(folder), run_config(layout, training={"precision": "bf16"})
     npu.library_version = lambda *args, **options: "0.16.0 (commit 66fbddd7)"
     state = fresh_state(platform, config)
@@ -271,14 +314,7 @@ def resumed_with_another_commit(rank: int, size: int, folder: str, layout: dict[
     resave(root / "run", root / "by_name", "fully_reshardable", config, state.groups, platform)
     state.groups.destroy()
 
-    init = module.MindSpeedTELayerNormColumnParallelLinear.__init__
-
-    def reversed_init(self: Any, *args: Any, **options: Any) -> None:
-        init(self, *args, **options)
-        for name in [*reversed(self._parameters)]:
-            self._parameters[name] = self._parameters.pop(name)
-
-    module.MindSpeedTELayerNormColumnParallelLinear.__init__ = reversed_init
+    module.TELayerNormColumnParallelLinear.__init__ = init
     npu.library_version = lambda *args, **options: "0.16.0 (commit e4772499)"
     state = fresh_state(platform, config)
     saved = newest_intact(checkpoint_root(root / "run"))

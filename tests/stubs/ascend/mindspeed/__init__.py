@@ -1,10 +1,10 @@
 """Stub of MindSpeed, branch core_r0.16.0, for machines without its source.
 
-Written after the public source at github.com/Ascend/MindSpeed: features_manager (context_parallel at 2084668,
-megatron_basic at 2436b58, requirements_basic at 0041b91, transformer_engine_basic at 1a38359), patch_utils at 2435777,
-core/megatron_basic/arguments_basic at 1f5feb8, core/context_parallel (dot_product_attention at 60f104c with the
-`**kwargs` of the branch, model_parallel_utils at 1f5feb8), te/pytorch/module/layernorm_column_parallel_linear at
-a9d3f9c. It has the names, the signatures, the order and the traps of those files; the ring is one gather of keys and
+Written after the public source at github.com/Ascend/MindSpeed, the branch's commit e4772499 (2026-07-10):
+features_manager (megatron_basic, context_parallel), patch_utils, args_utils, log_config, core/megatron_basic,
+core/optimizer/adamw, core/context_parallel, te/pytorch (module, attention). It has the names, the signatures, the order
+and the traps of those files: the tensor-parallel size and group that are stored at their first use, the order in which
+layers register parameters, the checks of a TransformerConfig, the logging to stdout. The ring is one gather of keys and
 values in place of send and receive, with the same layout, arguments and numbers.
 
 Left out: what it changes in torch itself (Tensor.view, Tensor.type, torch.compile), in random states and in gradient

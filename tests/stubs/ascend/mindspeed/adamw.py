@@ -1,7 +1,4 @@
-"""MindSpeed's AdamW (core/optimizer/adamw.py at a9d3f9c), which replaces apex's FusedAdam.
-
-The count of steps is a tensor in each parameter group; a plain number is an AttributeError at the next step.
-"""
+"""MindSpeed's AdamW (core/optimizer/adamw.py at e4772499), which replaces apex's FusedAdam."""
 
 from __future__ import annotations
 
@@ -33,13 +30,8 @@ class AdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:
         """One step."""
         for group in self.param_groups:
-            if "step" in group:
-                group["step"] += 1
-                if group["step"].is_cpu:
-                    group["step"] = group["step"].cuda()
-            else:
-                group["step"] = torch.tensor(1, dtype=torch.int64)  # on the device
-            step = int(group["step"])
+            # A number or a tensor of either device is taken; a number stays.
+            step = group["step"] = int(group.get("step", 0)) + 1
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
                 if parameter.grad is None:

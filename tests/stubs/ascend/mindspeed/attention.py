@@ -46,6 +46,29 @@ def dot_product_attention_forward_wrapper(fn: Any) -> Any:
     return wrapper
 
 
+def te_dot_product_attention() -> type:
+    """The class that replaces Transformer Engine's without context parallelism: masked by the argument's type."""
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+    class TEDotProductAttention(DotProductAttention):
+        def forward(
+            self,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | None,
+            attn_mask_type: AttnMaskType | None = None,
+            attention_bias: Tensor | None = None,
+            packed_seq_params: Any = None,
+        ) -> Tensor:
+            # The layer's type decides whether there is a mask, the argument's type how it is read.
+            mask, _ = _masking(self, attention_mask, attn_mask_type)
+            sparse_mode = {"causal": 2, "general": 1}.get(self.config.attention_mask_type, 0)
+            return _fused(self, query, key, value, mask, sparse_mode, packed_seq_params)
+
+    return TEDotProductAttention
+
+
 def cp_dot_product_attention() -> type:
     """The class that replaces both core attentions under context parallelism."""
     from megatron.core.transformer.dot_product_attention import DotProductAttention

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from argparse import Namespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch_npu.contrib import transfer_to_npu  # noqa: F401 - imported for its side effects
 
 from mindspeed.args_utils import get_full_args, get_mindspeed_args
+from mindspeed.log_config import set_log_config
 from mindspeed.patch_utils import MindSpeedPatchesManager
 
 register = MindSpeedPatchesManager.register_patch
@@ -41,6 +43,8 @@ def _pre_patches(args: Namespace) -> None:
     register("transformer_engine.common.recipe.DelayedScaling", torch.nn.Module, create_dummy=True)
     for name in ("FP8GlobalStateManager", "fp8_autocast"):
         register(f"transformer_engine.pytorch.fp8.{name}", torch.nn.Module, create_dummy=True)
+    for name in ("Sequential", "GELU", "GEGLU", "SwiGLU", "ReLU", "ReGLU", "FusibleOperation"):
+        register(f"transformer_engine.pytorch.ops.{name}", torch.nn.Module, create_dummy=True)
     register("amp_C.multi_tensor_l2norm", multi_tensor_l2norm, create_dummy=True)
     register("amp_C.multi_tensor_scale", multi_tensor_scale, create_dummy=True)
     register("apex.multi_tensor_apply.multi_tensor_applier", multi_tensor_applier, create_dummy=True)
@@ -52,17 +56,20 @@ def version_wrapper(fn: Any) -> Any:
     """Add a version for the missing package."""
 
     def version(name: str, *args: Any, **kwargs: Any) -> str:
-        return "0.0" if name == "transformer-engine" else fn(name, *args, **kwargs)
+        return "2.2.0" if name == "transformer-engine" else fn(name, *args, **kwargs)
 
     return version
 
 
 def _patches(args: Namespace) -> None:
     from mindspeed import layers
-    from mindspeed.te.pytorch.module.layernorm_column_parallel_linear import MindSpeedTELayerNormColumnParallelLinear
-    from mindspeed.transformer_config import transformer_config_init_wrapper
+    from mindspeed.te.pytorch.module.layernorm_column_parallel_linear import TELayerNormColumnParallelLinear
+    from mindspeed.te.pytorch.module.linear import TEColumnParallelLinear, TERowParallelLinear
+    from mindspeed.transformer_config import transformer_config_init_wrapper, transformer_config_post_init_wrapper
 
-    register("megatron.core.transformer.transformer_config.TransformerConfig.__init__", transformer_config_init_wrapper)
+    config = "megatron.core.transformer.transformer_config.TransformerConfig"
+    register(f"{config}.__init__", transformer_config_init_wrapper)
+    register(f"{config}.__post_init__", transformer_config_post_init_wrapper)
     for name in (
         "megatron.core.models.gpt.gpt_layer_specs.LNImpl",
         "megatron.core.transformer.torch_norm.WrappedTorchNorm",
@@ -70,11 +77,9 @@ def _patches(args: Namespace) -> None:
         f"{TE}.TENorm",
     ):
         register(name, layers.PTNorm)
-    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-
-    register(f"{TE}.TEColumnParallelLinear", ColumnParallelLinear)
-    register(f"{TE}.TERowParallelLinear", RowParallelLinear)
-    register(f"{TE}.TELayerNormColumnParallelLinear", MindSpeedTELayerNormColumnParallelLinear)
+    register(f"{TE}.TEColumnParallelLinear", TEColumnParallelLinear)
+    register(f"{TE}.TERowParallelLinear", TERowParallelLinear)
+    register(f"{TE}.TELayerNormColumnParallelLinear", TELayerNormColumnParallelLinear)
     if args.use_fused_swiglu:
         register("megatron.core.fusions.fused_bias_swiglu.SwiGLUFunction", layers.SwiGLUFunction)
     _attention_patches(args)
@@ -88,9 +93,7 @@ def _attention_patches(args: Namespace) -> None:
         if getattr(args, "use_flash_attn", False):
             register(f"{core}.forward", attention.dot_product_attention_forward_wrapper)
             register(f"{core}.__init__", attention.dot_product_attention_init_wrapper)
-        from megatron.core.transformer.dot_product_attention import DotProductAttention
-
-        register(f"{TE}.TEDotProductAttention", DotProductAttention)
+        register(f"{TE}.TEDotProductAttention", attention.te_dot_product_attention())
         return
     cp_attention = attention.cp_dot_product_attention()
     register(core, cp_attention)
@@ -104,6 +107,8 @@ def _attention_patches(args: Namespace) -> None:
     )
 
 
+set_log_config()
+logging.getLogger(__name__).info("start to patch features in megatron adaptor.")
 _pre_patches(get_mindspeed_args())
 _patches(get_mindspeed_args())
-assert importlib.metadata.version("transformer-engine") == "0.0"
+assert importlib.metadata.version("transformer-engine") == "2.2.0"

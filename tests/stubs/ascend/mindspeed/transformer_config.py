@@ -28,9 +28,46 @@ def transformer_config_init_wrapper(fn: Any) -> Any:
             if not hasattr(self, key):
                 setattr(self, key, value)
         fn(self, *args, **known)
-        size = getattr(self, "context_parallel_size", 1)
-        ring = size > 1 and self.context_parallel_algo == "megatron_cp_algo"
-        if ring and hasattr(self, "seq_length") and self.seq_length % (2 * size):
-            raise AssertionError("sequence length must be divisible by 2 * context_parallel_size")
 
     return wrapper
+
+
+def transformer_config_post_init_wrapper(fn: Any) -> Any:
+    """Megatron's own checks, then those of MindSpeed's features that apply to a dense model with ring attention."""
+
+    @wraps(fn)
+    def wrapper(self: Any) -> None:
+        fn(self)
+        _check_megatron_basic(self)
+        _check_transformer_engine(self)
+        _check_context_parallelism(self)
+
+    return wrapper
+
+
+def _check_megatron_basic(config: Any) -> None:
+    if getattr(config, "num_layers_per_virtual_pipeline_stage", None) is not None:
+        raise NotImplementedError("layers per virtual stage are not modelled here")
+    if getattr(config, "defer_embedding_wgrad_compute", False):
+        raise AssertionError(
+            "--defer_embedding_wgrad_compute, although exclusive to TE scenarios, is not yet supported."
+        )
+
+
+def _check_transformer_engine(config: Any) -> None:
+    if config.fp8 and config.transformer_impl == "local":
+        raise AssertionError("FP8 just support TE implement.")
+    te = getattr(config, "transformer_impl", "transformer_engine") == "transformer_engine"
+    if te and getattr(config, "use_legacy_models", False):
+        raise AssertionError("transformer engine only support for mcore models")
+
+
+def _check_context_parallelism(config: Any) -> None:
+    size = config.context_parallel_size
+    if size == 1 or config.context_parallel_algo != "megatron_cp_algo":
+        return
+    if hasattr(config, "seq_length") and config.seq_length % (2 * size):
+        raise AssertionError("sequence length must be divisible by 2 * context_parallel_size")
+    if not 1 <= config.cp_window_size < size or size % config.cp_window_size:
+        raise AssertionError("cp_window_size should in range [1, context_parallel_size) and divide it")
+    config.use_flash_attn = True

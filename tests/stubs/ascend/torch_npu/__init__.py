@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sys
 
-from torch_npu import npu
+import torch
+
+from torch_npu import _C, npu
 from torch_npu.attention import npu_fusion_attention, npu_fusion_attention_grad
 from torch_npu.operators import (
     npu_rms_norm,
@@ -23,8 +25,12 @@ from torch_npu.schemas import SCHEMAS
 
 __version__ = "2.13.0"
 
+unsupported_dtype = (torch.quint8, torch.quint4x2, torch.quint2x4, torch.qint32, torch.qint8)
+"""Types that no operator of the device takes."""
+
 __all__ = [
     "SCHEMAS",
+    "_C",
     "npu",
     "npu_fusion_attention",
     "npu_fusion_attention_grad",
@@ -34,6 +40,7 @@ __all__ = [
     "npu_rotary_mul_backward",
     "npu_swiglu",
     "npu_swiglu_backward",
+    "unsupported_dtype",
 ]
 
 sys.modules["torch"].npu = npu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import os
 import subprocess
@@ -20,7 +21,7 @@ from longvita.data.batch import CPShard
 from longvita.parallel.sequence_layout import zigzag
 from longvita.platforms.base import PlatformError
 from longvita.platforms.npu.platform import NPUPlatform, repatch_arguments
-from longvita.platforms.npu.requirements import requirements
+from longvita.platforms.npu.requirements import SET_ENVIRONMENT, requirements
 from megatron_patches.npu import adaptor
 from megatron_patches.patch import PatchError
 from tests.conftest import REPOSITORY
@@ -37,9 +38,11 @@ def npu_library() -> Iterator[Any]:
 
 
 def test_a_machine_without_it() -> None:
+    import megatron.core  # noqa: F401
+
     assert not NPU.is_available()
     with pytest.raises(PlatformError, match="before megatron-core"):
-        NPU.activate()  # this process has imported megatron-core long ago
+        NPU.activate()
 
 
 def test_without_mindspeed_the_error_has_the_command_that_installs_it() -> None:
@@ -49,12 +52,65 @@ def test_without_mindspeed_the_error_has_the_command_that_installs_it() -> None:
     assert "placeholders" in result.stderr and "longvita doctor" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModuleNotFoundError("No module named 'pybind11'"),
+        RuntimeError("0 active drivers ([]). There should only be one."),  # triton-ascend without CANN's compiler
+        ValueError("key must be a list"),  # upstream triton
+        OSError("ASCEND_HOME_PATH is not set"),
+        AttributeError("module 'torch_npu' has no attribute 'npu'"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_any_failure_of_its_import_is_one_message(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def activate() -> None:
+        raise error
+
+    monkeypatch.setattr(adaptor, "activate", activate)
+    with pytest.raises(PlatformError) as caught:
+        NPU.activate()
+    message = str(caught.value)
+    assert f"MindSpeed cannot be imported: {type(error).__name__}: {error}; fix: " in message
+    assert f"CANN compiler is missing: {SET_ENVIRONMENT}" in message
+    assert "pybind11 is missing, triton-ascend is missing" in message and "longvita doctor" in message
+
+
 def test_packages_that_mindspeed_imports_are_required() -> None:
     asked = {one.name: one for one in requirements()}
-    for name in ("einops", "scipy", "triton-ascend"):
-        assert asked[name].required and asked[name].remedy == f"pip install {name}"
+    for name in ("einops", "scipy", "pybind11", "triton-ascend"):
+        assert asked[name].required and asked[name].remedy == "pip install -e '.[npu]' -c constraints.txt"
+    assert asked["CANN compiler"].required and "set_env.sh" in asked["CANN compiler"].remedy
+    assert asked["mindspeed"].module == "mindspeed.megatron_adaptor"
     # Its requirements pin an older numpy than this project's.
     assert "--no-deps" in asked["mindspeed"].remedy and "core_r0.16.0" in asked["mindspeed"].remedy
+
+
+@pytest.mark.parametrize(
+    ("installed", "found", "fault"),
+    [
+        ({"triton-ascend": "3.2.0"}, "3.2.0", ""),
+        ({"triton-ascend": "3.2.0", "triton": "3.9.0"}, "3.2.0", "is shadowed by upstream triton 3.9.0"),
+        ({"triton": "3.9.0"}, None, "is shadowed by upstream triton 3.9.0"),
+        ({}, None, ""),
+    ],
+    ids=["its own", "both", "upstream alone", "neither"],
+)
+def test_upstream_triton_is_the_wrong_one(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], found: str | None, fault: str
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr("longvita.platforms.requirements.importable", lambda module: True)
+    (triton,) = (one for one in requirements() if one.name == "triton-ascend")
+    assert triton.found == found
+    assert triton.fault.startswith(fault) and bool(triton.fault) == bool(fault)
+    assert triton.works == (installed == {"triton-ascend": "3.2.0"})
+    assert ("pip uninstall --yes triton triton-ascend" in triton.remedy) == ("triton" in installed)
 
 
 def test_the_recipe_of_other_platforms_runs_here() -> None:
@@ -243,23 +299,15 @@ def test_importing_the_library_imports_no_megatron() -> None:
 
 
 def test_tests_over_mindspeed_source_are_listed_if_it_is_missing() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--collect-only",
-        "tests/distributed/platforms/test_mindspeed_source.py",
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/distributed/platforms/test_npu.py"]
     environment = {name: value for name, value in os.environ.items() if name != "MINDSPEED_SOURCE"}
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
-    assert "deselected" in result.stdout and "test_too_late" in result.stdout
+    selected, _, left_out = result.stdout.partition("deselected (tests that need")
+    for test in ("test_activation_after_megatron_is_an_error", "test_generate_prints_the_answer_alone"):
+        assert f"{test}[stub]" in selected and f"{test}[source]" not in selected
+        assert f"{test}[source]" in left_out
     environment["MINDSPEED_SOURCE"] = "somewhere"
-    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
-    assert result.returncode == 0 and "deselected" not in result.stdout
-
-
-def test_the_sources_of_the_stubs_are_named() -> None:
-    mindspeed = (Path(ascend_platform.ROOT) / "mindspeed" / "__init__.py").read_text(encoding="utf-8")
-    library = (Path(ascend_platform.ROOT) / "torch_npu" / "schemas.py").read_text(encoding="utf-8")
-    assert "core_r0.16.0" in mindspeed and "torch_npu 2.13.0" in library
+    result = subprocess.run(
+        [*command, "-m", "mindspeed"], capture_output=True, text=True, cwd=REPOSITORY, env=environment
+    )
+    assert result.returncode == 0 and "test_activation_after_megatron_is_an_error[source]" in result.stdout

@@ -9,6 +9,7 @@ import torch
 import torch_npu
 from megatron.core.parallel_state import get_tensor_model_parallel_world_size
 from megatron.core.tensor_parallel.layers import (
+    _initialize_affine_weight_gpu,
     linear_with_grad_accumulation_and_async_allreduce,
     set_tensor_model_parallel_attributes,
 )
@@ -18,7 +19,7 @@ from megatron.core.utils import divide
 from torch import Tensor
 
 
-class MindSpeedTELayerNormColumnParallelLinear(torch.nn.Module):
+class TELayerNormColumnParallelLinear(torch.nn.Module):
     """Its groups are Megatron's; tp_group is ignored."""
 
     def __init__(
@@ -40,25 +41,34 @@ class MindSpeedTELayerNormColumnParallelLinear(torch.nn.Module):
         super().__init__()
         if gather_output or is_expert or skip_weight_param_allocation:
             raise ValueError("Transformer Engine linear layers do not support this")
-        self.config, self.skip_bias_add = config, skip_bias_add
+        self.config, self.skip_bias_add, self.input_size = config, skip_bias_add, input_size
         size = get_tensor_model_parallel_world_size()
         self.sequence_parallel = config.sequence_parallel and size > 1
         self.allreduce_dgrad = size > 1 and not self.sequence_parallel
-        rows = divide(output_size, size)
-        self.weight = torch.nn.Parameter(torch.empty(rows, input_size, dtype=config.params_dtype))
-        set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+        self.output_size_per_partition = divide(output_size, size)
+        # The order in the optimizer's buffers. Before commit 3df491c3 (2026-06-26), also 0.16.0, the norm was last.
+        self._make_norm()
+        self._make_linear(init_method, bias)
+        self.te_return_bias = skip_bias_add and bias
+
+    def _make_norm(self) -> None:
+        self.layer_norm_weight = torch.nn.Parameter(torch.ones(self.input_size, dtype=self.config.params_dtype))
+        self.layer_norm_weight.sequence_parallel = self.sequence_parallel
+        self.register_parameter("layer_norm_bias", None)
+        if self.config.normalization != "RMSNorm":
+            self.layer_norm_bias = torch.nn.Parameter(torch.zeros(self.input_size, dtype=self.config.params_dtype))
+            self.layer_norm_bias.sequence_parallel = self.sequence_parallel
+
+    def _make_linear(self, init_method: Callable, bias: bool) -> None:
+        rows, dtype = self.output_size_per_partition, self.config.params_dtype
+        self.weight = torch.nn.Parameter(torch.empty(rows, self.input_size, dtype=dtype))
+        _initialize_affine_weight_gpu(self.weight, init_method, partition_dim=0, stride=1)
         self.weight.allreduce = True
         self.register_parameter("bias", None)
         if bias:
-            self.bias = torch.nn.Parameter(torch.zeros(rows, dtype=config.params_dtype))
+            self.bias = torch.nn.Parameter(torch.zeros(rows, dtype=dtype))
             set_tensor_model_parallel_attributes(self.bias, True, 0, 1)
-        self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
-        self.layer_norm_weight.sequence_parallel = self.sequence_parallel
-        self.register_parameter("layer_norm_bias", None)
-        if config.normalization != "RMSNorm":
-            self.layer_norm_bias = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
-            self.layer_norm_bias.sequence_parallel = self.sequence_parallel
-        self.te_return_bias = skip_bias_add and bias
+            self.bias.allreduce = True
 
     def _norm(self, x: Tensor) -> Tensor:
         eps, weight = self.config.layernorm_epsilon, self.layer_norm_weight
