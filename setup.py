@@ -40,9 +40,9 @@ CORE = [
 EXTRAS = {
     # longvita/platforms/cuda/te_layers.py was written for this version's context parallelism of packed sequences.
     "gpu": ["transformer-engine[pytorch]>=2.20"],
-    # MindSpeed is not on any package index (the package of that name is a placeholder): docs/hardware.md. The others
-    # are what its source imports; pybind11 is imported by triton-ascend, which does not require it.
-    "npu": ["torch-npu>=2.7.1", "einops", "scipy", "pybind11", "triton-ascend>=3.2,<3.3"],
+    # MindSpeed is not on any package index (the package of that name is a placeholder), and triton-ascend has to
+    # replace the triton that torch requires: docs/hardware.md. The others are what their sources import.
+    "npu": ["torch-npu>=2.7.1", "einops", "scipy", "pybind11"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart", "gradio>=5"],
     "eval": [],  # its requirements are in the core
     "dev": [

@@ -142,7 +142,10 @@ def _check_version(patch: Patch) -> None:
 def _resolve(patch: Patch) -> tuple[Any, str, Any, bool]:
     """Owner, attribute, its present value, and whether the owner inherits it."""
     module, _, path = patch.target.partition(":")
-    owner: Any = importlib.import_module(module)
+    try:
+        owner: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise PatchError(f"{patch.target}: {error}; fix: update or remove its patch") from error
     *parents, attribute = path.split(".")
     try:
         for parent in parents:

@@ -24,15 +24,19 @@ bash scripts/setup.sh
 
 ENVIRONMENT=.venv-mindspeed
 python=$ENVIRONMENT/bin/python
-if [[ ! -x $python ]]; then
+version=$(.venv/bin/python -c 'import sys; print(*sys.version_info[:2], sep=".")')
+[[ $version == 3.11 ]] || fail "triton-ascend has wheels for Python 3.11 alone, and .venv has $version;" \
+    "fix: remove .venv and run PYTHON=python3.11 bash scripts/setup.sh"
+if ! $python -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" 2>/dev/null; then
+    rm -rf "$ENVIRONMENT"
     .venv/bin/python -m venv "$ENVIRONMENT"
-    own=$($python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    project=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    echo "import site; site.addsitedir('$project')" >"$own/project.pth"
 fi
-$python -m pip install -qq --disable-pip-version-check triton-ascend pybind11 einops scipy -c constraints.txt
+packages() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+echo "import site; site.addsitedir('$(packages .venv/bin/python)')" >"$(packages $python)/project.pth"
+# An upstream triton that torch brought would have the same module; this environment's own packages come first.
+$python -m pip install -qq --disable-pip-version-check --no-deps triton-ascend pybind11 einops scipy -c constraints.txt
 
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 commit=$(git -C "$MINDSPEED_SOURCE" rev-parse --short HEAD 2>/dev/null || echo unknown)
 echo "== tests over MindSpeed at $MINDSPEED_SOURCE (commit $commit)"
-exec $python -m pytest -q -m mindspeed --durations=10 --durations-min=5 -ra tests/distributed/platforms/test_npu.py "$@"
+exec $python -m pytest -q -m mindspeed --durations=10 --durations-min=5 -ra tests/distributed/platforms "$@"

@@ -43,9 +43,9 @@ def sharded_state(state: TrainingState, sharding_type: str, loading: bool = Fals
     metadata = format_metadata(sharding_type)
     buffers = optimizer_buffers(state)
     positions = [_positions_without_padding(buffer) for buffer in buffers]
-    # MindSpeed's Adam counts in a tensor on the device, one for each group. megatron-core 0.16.1 collects the counts in
-    # a set and refuses to store more than one, and two tensors of one value are two there; nor could another platform
-    # read them.
+    # A MindSpeed before its commit 3df491c3 counts in a tensor on the device, one for each group. megatron-core 0.16.1
+    # collects the counts in a set and refuses to store more than one, and two tensors of one value are two there; nor
+    # could another platform read them.
     groups = [group for group in state.optimizer.param_groups if "step" in group]
     steps = [int(group["step"]) for group in groups]
     with (

@@ -93,36 +93,42 @@ def check_parameter_order(folder: Path, sharding_type: str, facts: dict[str, Any
     """
     if sharding_type == FULLY_RESHARDABLE:
         return
-    fix = _fix(folder, LayoutConfig.model_validate(facts["config"]["layout"]))
-    record = raise_on_all_ranks(lambda: _read(folder, sharding_type, fix), error=CheckpointError)
+    stages, versions_saved = raise_on_all_ranks(lambda: _read(folder, sharding_type, state), error=CheckpointError)
     stage = state.groups.pp_rank
-    saved = [BufferPlace(**place) for place in record["stages"][stage]]
-    own = stage, _difference(saved, buffer_places(state)), _text(state.platform.layer_versions())
+    own = stage, _difference(stages[stage], buffer_places(state)), _text(state.platform.layer_versions())
     found = sorted({rank for rank in from_all_ranks(own) if rank[1]})
     if not found:
         return
     differences = sorted({f"pipeline stage {stage}: {text}" for stage, text, _ in found})
     settings = _changed_settings(facts["config"], dump(state.config))
     versions = sorted({f"now with {text}" for *_, text in found})
-    causes = "; ".join([f"saved with {_text(record['versions'])}", *versions, *settings])
+    causes = "; ".join([f"saved with {_text(versions_saved)}", *versions, *settings])
     raise CheckpointError(
         f"{folder} stores the optimizer's state as {sharding_type}, by place in its buffers, and parameters have other "
-        f"places here: {'; '.join(differences)}. It was {causes}. {fix}"
+        f"places here: {'; '.join(differences)}. It was {causes}. "
+        f"{_fix(folder, LayoutConfig.model_validate(facts['config']['layout']))}"
     )
 
 
-def _read(folder: Path, sharding_type: str, fix: str) -> dict[str, Any]:
+def _read(folder: Path, sharding_type: str, state: TrainingState) -> tuple[list[list[BufferPlace]], dict[str, str]]:
+    """The places of every stage, and the versions that the checkpoint was saved with."""
     path = folder / PARAMETER_ORDER
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        stages = [[BufferPlace(**place) for place in stage] for stage in record["stages"]]
+        versions = dict(record["versions"])
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} stores the optimizer's state as {sharding_type}, by place in its buffers, and has no "
-            f"{PARAMETER_ORDER}: it was saved before checkpoints recorded the order of parameters, so it cannot be "
-            f"checked that this run has the same one. {fix}"
+            f"{PARAMETER_ORDER}: nothing shows whether this run has the same order of parameters. fix: if it was saved "
+            f"before checkpoints recorded their order, convert it to {FULLY_RESHARDABLE} with the longvita and the "
+            f"libraries that saved it; or start from the weights (checkpoint.initial={folder})"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r})") from error
+    if len(stages) != state.groups.pp_size:
+        raise CheckpointError(f"{path} has {len(stages)} pipeline stages; this run has {state.groups.pp_size}")
+    return stages, versions
 
 
 def _fix(folder: Path, saved: LayoutConfig) -> str:

@@ -25,7 +25,6 @@ results = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 sys.path[:], modules = json.loads(sys.argv[1])
 for module in modules:
-    print(json.dumps(None), file=results)
     try:
         importlib.import_module(module)
         fault = ""
@@ -75,8 +74,7 @@ def _import_until_fault(modules: Sequence[str]) -> tuple[int, str]:
         output, end = done.stdout, f"its import ended the process with {_ending(done.returncode)}"
     except subprocess.TimeoutExpired as expired:
         output, end = expired.stdout or b"", f"its import did not end within {TIMEOUT_SECONDS} s"
-    results = [json.loads(line) for line in output.decode().splitlines()]
-    ended = [result for result in results if result is not None]
+    ended = [json.loads(line) for line in output.decode().splitlines()]
     if ended and ended[-1]:
         return len(ended) - 1, ended[-1]
     return len(ended), end if len(ended) < len(modules) else ""

@@ -133,7 +133,9 @@ class Platform(ABC):
         Raises megatron_patches.patch.PatchError if a patch does not fit the installed version.
         """
         ignore_known_warnings()
-        return patch.apply(self.patches())
+        applied = patch.apply(self.patches())
+        self.layer_versions()  # read with the code: its checkouts may change during the run
+        return applied
 
     # Config
 

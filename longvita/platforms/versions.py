@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -15,8 +16,11 @@ _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _ROOT_FILES = ("pyproject.toml", "setup.py")
 
 
+@functools.cache
 def library_version(distribution: str, module: str, always_commit: bool = False) -> str:
     """The version of a library as printed: "0.16.0", or "0.16.0 (commit 3df491c3)" from a Git checkout.
+
+    It is read once in a process, as the code is: a checkout may change during a run, which keeps what it imported.
 
     always_commit: for a library whose version does not identify its code; without a commit it is "0.16.0 (unknown
     commit)".

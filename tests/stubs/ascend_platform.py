@@ -66,7 +66,8 @@ def platform(mindspeed_source: str | None = None) -> Any:
 
         def transformer_config_overrides(self, virtual_pipeline: int = 1) -> dict[str, Any]:
             """gloo still reads the outputs that stages of an interleaved pipeline free after starting a message."""
-            return super().transformer_config_overrides(virtual_pipeline) | {"deallocate_pipeline_outputs": False}
+            frees = {"deallocate_pipeline_outputs": False} if virtual_pipeline > 1 else {}
+            return super().transformer_config_overrides(virtual_pipeline) | frees
 
         def patches(self) -> list:
             """The CPU platform's patches, except for the optimizer and the names that MindSpeed replaces."""

@@ -94,7 +94,7 @@ def print_requirements(console: Console, maker: str, requirements: Sequence[Mach
     for one in requirements:
         purpose = one.purpose if one.required else f"{one.purpose}, optional"
         if one.fault:
-            _print_lack(console, f"{one.name}: {one.found or 'missing'}, {one.fault} ({purpose})", one.remedy, "red")
+            _print_lack(console, f"{one.name}: {one.found or 'missing'}; {one.fault} ({purpose})", one.remedy, "red")
         elif one.found:
             console.print(Text(f"{one.name}: {one.found} ({purpose})"))
         else:

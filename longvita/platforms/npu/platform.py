@@ -109,11 +109,11 @@ class NPUPlatform(Platform):
         """
         try:
             adaptor.activate()
+            return super().activate()
         except PatchError as error:
             raise PlatformError(str(error)) from error
         except Exception as error:  # a missing compiler or a wrong triton raises RuntimeError, OSError or ValueError
             raise PlatformError(requirements.import_failure(error)) from error
-        return super().activate()
 
     @override
     def problems(self, config: Config) -> list[Problem]:

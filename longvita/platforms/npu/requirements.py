@@ -11,8 +11,8 @@ from longvita.platforms.requirements import MachineRequirement, installed_versio
 CANN = Path("/usr/local/Ascend/ascend-toolkit/latest")
 """Where Huawei's installer puts the toolkit."""
 SET_ENVIRONMENT = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
-COMPILER = "bisheng"
-"""CANN's compiler, which triton-ascend starts when MindSpeed is imported."""
+COMPILER = "CANN compiler"
+"""bisheng, which triton-ascend starts when MindSpeed is imported."""
 INSTALL_PACKAGES = "pip install -e '.[npu]' -c constraints.txt"
 INSTALL_MINDSPEED = (
     "git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git && pip install --no-deps -e ./MindSpeed"
@@ -20,8 +20,10 @@ INSTALL_MINDSPEED = (
 """The packages of that name on PyPI are placeholders. --no-deps: its requirements would downgrade numpy below 1.26.1;
 the extra `npu` lists the packages that it does import.
 """
-REPLACE_TRITON = f"pip uninstall --yes triton triton-ascend && {INSTALL_PACKAGES}"
-"""Both packages install the module `triton`, so removing one breaks the other."""
+INSTALL_TRITON = "pip uninstall --yes triton triton-ascend && pip install --no-deps triton-ascend -c constraints.txt"
+"""torch from PyPI requires upstream triton. Both packages install the module `triton`, so removing one breaks the
+other, and pip would bring upstream triton back with torch's dependencies.
+"""
 IMPORTED_BY_MINDSPEED = ("einops", "scipy", "pybind11")
 
 
@@ -41,10 +43,11 @@ def requirements() -> list[MachineRequirement]:
             f"bash Ascend-cann-toolkit_*_linux-$(uname -m).run --install && {SET_ENVIRONMENT}",
         ),
         MachineRequirement(
-            "CANN compiler",
-            shutil.which(COMPILER),
-            "triton-ascend starts it when MindSpeed is imported",
+            COMPILER,
+            shutil.which("bisheng"),
+            "triton-ascend starts it at MindSpeed's import, unless TRITON_NPU_COMPILER_PATH names another",
             SET_ENVIRONMENT,
+            required=False,
         ),
         MachineRequirement(
             "torch-npu", installed_version("torch-npu>=2.7.1", "torch_npu"), "everything", INSTALL_PACKAGES, "torch_npu"
@@ -65,13 +68,13 @@ def requirements() -> list[MachineRequirement]:
 
 
 def import_failure(error: Exception) -> str:
-    """The message for an import of MindSpeed that raised `error`: what failed, and what this machine lacks for it."""
+    """The message for an import of MindSpeed that raised `error`: what failed, and what its import lacks here."""
     lacks: dict[str, list[str]] = {}
     for one in requirements():
-        if one.required and not one.works:
-            lacks.setdefault(one.remedy, []).append(f"{one.name} {one.fault or 'is missing'}")
+        if not one.works and (one.module or one.name == COMPILER):
+            lacks.setdefault(one.remedy, []).append(one.name)
     fixes = [f"{', '.join(names)}: {remedy}" for remedy, names in lacks.items()]
-    fix = "; ".join(fixes) if fixes else f"reinstall it: {INSTALL_MINDSPEED}"
+    fix = f"install what is missing, {'; '.join(fixes)}" if fixes else f"reinstall it: {INSTALL_MINDSPEED}"
     return (
         f"MindSpeed cannot be imported: {type(error).__name__}: {error}; fix: {fix}. `longvita doctor --platform npu` "
         "imports each package and names those that fail; MindSpeed is its branch core_r0.16.0 (the packages of that "
@@ -83,9 +86,9 @@ def _triton() -> MachineRequirement:
     """triton-ascend, alone: upstream triton has the same module, and rejects MindSpeed's kernels with a ValueError."""
     upstream = _version("triton")
     own = installed_version("triton-ascend", "triton") if _version("triton-ascend") else None
-    fault = f"is shadowed by upstream triton {upstream}, which rejects MindSpeed's kernels" if upstream else ""
-    remedy = REPLACE_TRITON if upstream else INSTALL_PACKAGES
-    return MachineRequirement("triton-ascend", own, "MindSpeed imports it", remedy, "triton", fault=fault)
+    fault = f"upstream triton {upstream} has its module and rejects MindSpeed's kernels" if upstream else ""
+    purpose = "MindSpeed imports it; it has wheels for Python 3.11 alone"
+    return MachineRequirement("triton-ascend", own, purpose, INSTALL_TRITON, "triton", fault=fault)
 
 
 def _version(distribution: str) -> str | None:

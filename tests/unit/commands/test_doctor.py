@@ -74,7 +74,7 @@ def test_a_library_of_the_device_that_cannot_be_imported_is_named(monkeypatch: p
     monkeypatch.setattr(import_check, "import_faults", lambda modules: fault)
     code, text = report()
     assert code == 1
-    assert "mindspeed: 0.16.0, cannot be imported: RuntimeError: 0 active drivers (layers)\n    git clone it\n" in text
+    assert "mindspeed: 0.16.0; cannot be imported: RuntimeError: 0 active drivers (layers)\n    git clone it\n" in text
 
 
 def test_an_optional_program_is_named_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,12 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, code in MODULES.items():
         (tmp_path / f"fault_{name}.py").write_text(code)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    monkeypatch.setattr(import_check, "TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr(import_check, "TIMEOUT_SECONDS", 10)
     import_faults.cache_clear()
 
 
 @pytest.mark.usefixtures("packages")
-def test_each_kind_of_fault_is_told_and_the_next_module_still_imported() -> None:
+def test_each_kind_of_fault_is_named_and_the_next_module_imported() -> None:
     faults = import_faults(tuple(f"fault_{name}" for name in MODULES))
     assert faults == {
         "fault_needs_another": "ModuleNotFoundError: No module named 'a_package_that_is_not_installed'",
@@ -41,7 +41,7 @@ def test_each_kind_of_fault_is_told_and_the_next_module_still_imported() -> None
         "fault_leaves": "SystemExit: 3",
         "fault_crashes": "its import ended the process with signal 11",
         "fault_ends": "its import ended the process with exit code 7",
-        "fault_hangs": "its import did not end within 2 s",
+        "fault_hangs": "its import did not end within 10 s",
     }
 
 

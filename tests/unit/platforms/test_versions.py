@@ -23,10 +23,12 @@ COMMIT = "3df491c3" * 5
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """Look for modules again."""
-    importable.cache_clear()
+    """Look for modules and their versions again."""
+    for cached in (importable, library_version):
+        cached.cache_clear()
     yield
-    importable.cache_clear()
+    for cached in (importable, library_version):
+        cached.cache_clear()
     sys.modules.pop(NAME, None)
 
 
@@ -63,6 +65,17 @@ def test_a_checkout_has_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert library_version(NAME, NAME) == f"0.16.0 (commit {commit[:8]})"
 
 
+def test_a_later_commit_is_not_that_of_the_running_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library(tmp_path)
+    (tmp_path / "setup.py").touch()
+    commit = repository(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = library_version(NAME, NAME)
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "second")
+    assert source_commit(NAME, NAME) != commit
+    assert library_version(NAME, NAME) == before == f"0.16.0 (commit {commit[:8]})"
+
+
 def test_a_copy_inside_another_checkout_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = tmp_path / "inner"
     library(inner)
@@ -83,6 +96,7 @@ def test_an_installed_package_has_the_commit_that_pip_recorded(tmp_path: Path, m
     assert library_version(NAME, NAME) == "0.16.0"
     vcs = {"url": "https://example.org/library.git", "vcs_info": {"vcs": "git", "commit_id": COMMIT}}
     (info / "direct_url.json").write_text(json.dumps(vcs))
+    library_version.cache_clear()
     assert library_version(NAME, NAME) == "0.16.0 (commit 3df491c3)"
 
 

@@ -21,7 +21,7 @@ from longvita.data.batch import CPShard
 from longvita.parallel.sequence_layout import zigzag
 from longvita.platforms.base import PlatformError
 from longvita.platforms.npu.platform import NPUPlatform, repatch_arguments
-from longvita.platforms.npu.requirements import SET_ENVIRONMENT, requirements
+from longvita.platforms.npu.requirements import INSTALL_TRITON, SET_ENVIRONMENT, requirements
 from megatron_patches.npu import adaptor
 from megatron_patches.patch import PatchError
 from tests.conftest import REPOSITORY
@@ -71,16 +71,31 @@ def test_any_failure_of_its_import_is_one_message(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(PlatformError) as caught:
         NPU.activate()
     message = str(caught.value)
-    assert f"MindSpeed cannot be imported: {type(error).__name__}: {error}; fix: " in message
-    assert f"CANN compiler is missing: {SET_ENVIRONMENT}" in message
-    assert "pybind11 is missing, triton-ascend is missing" in message and "longvita doctor" in message
+    assert f"MindSpeed cannot be imported: {type(error).__name__}: {error}; fix: install what is missing, " in message
+    assert f"CANN compiler: {SET_ENVIRONMENT}" in message and f"triton-ascend: {INSTALL_TRITON}" in message
+    assert "pybind11: pip install -e '.[npu]'" in message and "longvita doctor" in message
+    assert "firmware" not in message  # no import needs it
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'mindspeed.te'"), PatchError("it changed")])
+def test_a_patch_that_does_not_fit_is_one_message(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def patches(self: object) -> list:
+        raise error
+
+    monkeypatch.setattr(adaptor, "activate", lambda: None)
+    monkeypatch.setattr(NPUPlatform, "patches", patches)
+    with pytest.raises(PlatformError, match=str(error)):
+        NPU.activate()
 
 
 def test_packages_that_mindspeed_imports_are_required() -> None:
     asked = {one.name: one for one in requirements()}
-    for name in ("einops", "scipy", "pybind11", "triton-ascend"):
+    for name in ("einops", "scipy", "pybind11"):
         assert asked[name].required and asked[name].remedy == "pip install -e '.[npu]' -c constraints.txt"
-    assert asked["CANN compiler"].required and "set_env.sh" in asked["CANN compiler"].remedy
+    assert asked["triton-ascend"].required
+    # With dependencies pip would install torch's, and with them upstream triton again.
+    assert "--no-deps triton-ascend" in asked["triton-ascend"].remedy
+    assert "set_env.sh" in asked["CANN compiler"].remedy
     assert asked["mindspeed"].module == "mindspeed.megatron_adaptor"
     # Its requirements pin an older numpy than this project's.
     assert "--no-deps" in asked["mindspeed"].remedy and "core_r0.16.0" in asked["mindspeed"].remedy
@@ -90,8 +105,8 @@ def test_packages_that_mindspeed_imports_are_required() -> None:
     ("installed", "found", "fault"),
     [
         ({"triton-ascend": "3.2.0"}, "3.2.0", ""),
-        ({"triton-ascend": "3.2.0", "triton": "3.9.0"}, "3.2.0", "is shadowed by upstream triton 3.9.0"),
-        ({"triton": "3.9.0"}, None, "is shadowed by upstream triton 3.9.0"),
+        ({"triton-ascend": "3.2.0", "triton": "3.9.0"}, "3.2.0", "upstream triton 3.9.0 has its module"),
+        ({"triton": "3.9.0"}, None, "upstream triton 3.9.0 has its module"),
         ({}, None, ""),
     ],
     ids=["its own", "both", "upstream alone", "neither"],
@@ -110,7 +125,6 @@ def test_upstream_triton_is_the_wrong_one(
     assert triton.found == found
     assert triton.fault.startswith(fault) and bool(triton.fault) == bool(fault)
     assert triton.works == (installed == {"triton-ascend": "3.2.0"})
-    assert ("pip uninstall --yes triton triton-ascend" in triton.remedy) == ("triton" in installed)
 
 
 def test_the_recipe_of_other_platforms_runs_here() -> None:
