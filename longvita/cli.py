@@ -22,7 +22,7 @@ from longvita.commands.config import show
 from longvita.commands.data import convert as data_convert
 from longvita.commands.data import encode, fetch, index, report, retry, view
 from longvita.errors import USER_ERRORS
-from longvita.processes import EXIT_REFUSED, LaunchError, is_first_on_machine
+from longvita.processes import EXIT_REFUSED, LaunchError, is_first_on_machine, leave_devices_to_platforms
 
 app = typer.Typer(
     help="Train, convert and run Long-VITA models.",
@@ -68,6 +68,7 @@ for _module in (encode, data_convert, index, retry, report, view, fetch):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, of this process when `arguments` is absent, and end the process."""
+    leave_devices_to_platforms()
     try:
         app(arguments)
     except USER_ERRORS as error:

@@ -200,6 +200,7 @@ def _run_rank(target: str, payload: dict[str, Any]) -> int:
     An error that a user can fix is printed once: by one of the ranks that raise the same text, or by each rank before
     they have joined.
     """
+    leave_devices_to_platforms()
     ignore_known_warnings()
     module, _, function = target.partition(":")
     completed = False
@@ -215,6 +216,20 @@ def _run_rank(target: str, payload: dict[str, Any]) -> int:
         return EXIT_INTERRUPTED
     finally:
         _leave_distributed(completed)
+
+
+def leave_devices_to_platforms() -> None:
+    """Keep torch from importing packages of devices by itself; call it before the first import of torch.
+
+    A package whose driver's libraries are not on the path would end every command with torch's traceback. The platform
+    imports its package, and reports what fails.
+    """
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+
+def variable(name: str) -> str | None:
+    """The value of an environment variable; None if it is unset or empty."""
+    return os.environ.get(name) or None
 
 
 def ignore_known_warnings() -> None:
@@ -240,9 +255,8 @@ def _leave_distributed(completed: bool) -> None:
     """Leave torch.distributed, if joined. After an error in a larger world the other ranks may be anywhere, and leaving
     could wait for them: the end of the process ends its groups.
     """
-    import torch.distributed as dist
-
-    if dist.is_initialized() and (completed or dist.get_world_size() == 1):
+    dist = sys.modules.get("torch.distributed")  # absent where torch itself failed to import
+    if dist is not None and dist.is_initialized() and (completed or dist.get_world_size() == 1):
         dist.destroy_process_group()
 
 

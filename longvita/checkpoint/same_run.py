@@ -112,7 +112,9 @@ def check_optimizer_format(
     saved, current = facts["layout"], layout_sizes(state.groups)
     fixed = [name for name in ("tp", "pp") if saved[name] != current[name]]
     if fixed:
+        kept = ", ".join(f"{name}={saved[name]}" for name in ("tp", "pp"))
         raise CheckpointError(
-            f"{folder} was saved at {saved} as {sharding_type}, this run has {current}: that format can resume at "
-            f"another dp only; keep {' and '.join(fixed)}, {fix}"
+            f"{folder} is {sharding_type}, which loads at the TP and PP that it was saved at ({kept}) and any other cp "
+            f"and dp; here {' and '.join(f'{name} is {current[name]}' for name in fixed)}. fix: use {kept}; or convert "
+            f"it with {kept} to {FULLY_RESHARDABLE} and back at the new sizes (docs/checkpoints.md); {fix}"
         )

@@ -36,35 +36,53 @@ def print_report(platform: str, everything: bool, console: Console) -> int:
     from longvita.doctor.components import programs, python_packages
     from longvita.doctor.import_check import checked
 
-    chosen = platforms.get() if platform == "auto" else platforms.named(platform)
-    components = checked([*python_packages(), *programs()])
-    if chosen.is_available():
+    with console.status("importing what is installed"):
+        chosen, reason = _platform(platform)
+        components = checked([*python_packages(), *programs()])
+        own = checked(chosen.requirements())
+        others = [] if own else [(one, checked(one.requirements())) for one in map(platforms.named, platforms.NAMES)]
+    if not reason:
         applied, failure = _activate(chosen)
         doctor_tables.print_summary(console, chosen, components, applied, failure)
         doctor_tables.print_decisions(console, chosen)
     else:
-        applied, failure = [], f"platform {chosen.name} finds no device on this machine"
+        applied, failure = [], reason
         console.print(failure, style="red", markup=False)
     if everything:
         doctor_tables.print_versions(console, components)
         doctor_tables.print_patches(console, applied)
     missing = [component for component in components if not component.works]
     doctor_tables.print_missing(console, missing)
-    own = checked(chosen.requirements())
-    for one in [chosen] if own else map(platforms.named, sorted(platforms.NAMES)):
-        if requirements := own or checked(one.requirements()):
+    for one, requirements in [(chosen, own), *sorted(others, key=lambda other: other[0].name)]:
+        if requirements:
             doctor_tables.print_requirements(console, one.maker, requirements)
     lacks = any(one.required and not one.works for one in own)
     found_all = not failure and not lacks and not any(component.required for component in missing)
     return EXIT_COMPLETE if found_all else EXIT_INCOMPLETE
 
 
+def _platform(name: str) -> tuple[Platform, str]:
+    """The platform `name`, or the one that is here, and the reason if it cannot be used.
+
+    A package of devices is imported in a process of its own first: it may end the process, or not return.
+    """
+    from longvita import platforms
+    from longvita.doctor.import_check import import_faults
+    from longvita.platforms.base import importable
+
+    for candidate in map(platforms.named, platforms.NAMES if name == "auto" else [name]):
+        package = candidate.device_package
+        faults = import_faults((package,)) if package and importable(package) else {}
+        if faults and name != "auto":
+            return candidate, f"platform {candidate.name}: {package} cannot be imported: {faults[package]}"
+        if not faults and candidate.is_available():
+            return candidate, ""
+    return candidate, f"platform {candidate.name} finds no device on this machine"
+
+
 def _activate(platform: Platform) -> tuple[list[Patch], str]:
     """The applied patches, and the reason if they cannot be applied."""
-    from longvita.platforms.base import PlatformError
-    from megatron_patches.patch import PatchError
-
     try:
         return platform.activate(), ""
-    except (PatchError, PlatformError, ImportError) as error:
-        return [], f"cannot be applied: {error}"
+    except Exception as error:  # noqa: BLE001 - a library may raise anything at its import
+        return [], f"cannot be applied: {type(error).__name__}: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from longvita.platforms.requirements import MachineRequirement
 
 _Checked = TypeVar("_Checked", Component, MachineRequirement)
 
-TIMEOUT_SECONDS = 300
-"""For all imports of one process; a first import of MindSpeed compiles for minutes on some machines."""
+TIMEOUT_SECONDS = 120
+"""For all imports of one process."""
 _CHILD = """
-import importlib, json, os, sys
+import importlib, json, os, sys, traceback
 
+LIMIT = 300  # characters of an error
 # Only results go to the real stdout; what packages print goes to stderr.
 results = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
@@ -29,8 +31,12 @@ for module in modules:
         importlib.import_module(module)
         fault = ""
     except BaseException as error:
-        lines = str(error).strip().splitlines()
-        fault = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        text = " ".join(str(error).split())
+        fault = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        fault = fault[:LIMIT] + " ..." * (len(fault) > LIMIT)
+        file = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not file.startswith("<"):
+            fault += f" (in {'/'.join(file.split(os.sep)[-2:])})"
     print(json.dumps(fault), file=results)
     if fault:
         break
@@ -81,4 +87,4 @@ def _import_until_fault(modules: Sequence[str]) -> tuple[int, str]:
 
 
 def _ending(returncode: int) -> str:
-    return f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+    return signal.Signals(-returncode).name if returncode < 0 else f"exit code {returncode}"

@@ -64,6 +64,9 @@ class Platform(ABC):
     maker: str = ""
     """Maker of the devices, as printed."""
 
+    device_package: str = ""
+    """Package that finds the devices, if torch itself does not."""
+
     planned_hardware: str
     """Device that `longvita plan` assumes by default, a name in longvita.planning.hardware."""
 
@@ -77,7 +80,7 @@ class Platform(ABC):
 
     @abstractmethod
     def is_available(self) -> bool:
-        """Whether this machine has such a device."""
+        """Whether this machine has such a device. Raises PlatformError if the package that finds them fails."""
 
     @property
     @abstractmethod

@@ -8,14 +8,13 @@ them (`decisions`).
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
 from typing_extensions import override
 
 from longvita.config.errors import Problem
-from longvita.platforms.base import OffloadedTensor, Platform, PlatformError
+from longvita.platforms.base import OffloadedTensor, Platform, PlatformError, importable
 from longvita.platforms.npu import requirements
 from longvita.platforms.pinned_offload import pinned_store
 from longvita.platforms.versions import library_version
@@ -39,6 +38,7 @@ class NPUPlatform(Platform):
 
     name = "npu"
     maker = "Ascend"
+    device_package = "torch_npu"
     planned_hardware = "ascend-910b-64"
     backend = "hccl"
     # The fully reshardable format can be saved on NPUs, but loading it fails.
@@ -49,12 +49,16 @@ class NPUPlatform(Platform):
     @override
     def is_available(self) -> bool:
         """Whether torch_npu is installed and finds a device."""
-        if importlib.util.find_spec("torch_npu") is None:
+        if not importable(self.device_package):
             return False
         try:
             return bool(self._npu.is_available())
-        except (ImportError, OSError):  # CANN's libraries are not on the path
-            return False
+        except Exception as error:  # often an ImportError: CANN's libraries are not on the path
+            raise PlatformError(
+                f"platform npu: torch_npu is installed and fails, {type(error).__name__}: {error}; fix: "
+                f"{requirements.SET_ENVIRONMENT}, or choose another platform (platform=cpu); `longvita doctor "
+                f"--platform npu` imports each package"
+            ) from error
 
     @property
     def _npu(self) -> Any:

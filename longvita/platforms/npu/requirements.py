@@ -6,16 +6,25 @@ import importlib.metadata
 import shutil
 from pathlib import Path
 
+from packaging.version import Version
+
+from longvita.platforms.base import importable
 from longvita.platforms.requirements import MachineRequirement, installed_version
+from longvita.processes import variable
+
+CANN_TOOLKIT = "CANN toolkit"
 
 CANN = Path("/usr/local/Ascend/ascend-toolkit/latest")
-"""Where Huawei's installer puts the toolkit."""
+"""Where Huawei's installer puts the toolkit by default."""
+CANN_VARIABLES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
+"""What set_env.sh sets to the toolkit's folder."""
 SET_ENVIRONMENT = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
-COMPILER = "CANN compiler"
-"""bisheng, which triton-ascend starts when MindSpeed is imported."""
+TESTED_COMMIT = "e4772499"
+"""MindSpeed's commit that the tests have run over (docs/hardware.md)."""
 INSTALL_PACKAGES = "pip install -e '.[npu]' -c constraints.txt"
 INSTALL_MINDSPEED = (
-    "git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git && pip install --no-deps -e ./MindSpeed"
+    "git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git ../MindSpeed && "
+    f"git -C ../MindSpeed checkout {TESTED_COMMIT} && pip install --no-deps -e ../MindSpeed"
 )
 """The packages of that name on PyPI are placeholders. --no-deps: its requirements would downgrade numpy below 1.26.1;
 the extra `npu` lists the packages that it does import.
@@ -36,22 +45,8 @@ def requirements() -> list[MachineRequirement]:
             "the device",
             "sudo bash Ascend-hdk-*-npu-driver_*.run --full && sudo bash Ascend-hdk-*-npu-firmware_*.run --full",
         ),
-        MachineRequirement(
-            "CANN toolkit",
-            str(CANN) if CANN.exists() else None,
-            "operators and collectives (hccl)",
-            f"bash Ascend-cann-toolkit_*_linux-$(uname -m).run --install && {SET_ENVIRONMENT}",
-        ),
-        MachineRequirement(
-            COMPILER,
-            shutil.which("bisheng"),
-            "triton-ascend starts it at MindSpeed's import, unless TRITON_NPU_COMPILER_PATH names another",
-            SET_ENVIRONMENT,
-            required=False,
-        ),
-        MachineRequirement(
-            "torch-npu", installed_version("torch-npu>=2.7.1", "torch_npu"), "everything", INSTALL_PACKAGES, "torch_npu"
-        ),
+        _cann(),
+        _torch_npu(),
         *(
             MachineRequirement(name, installed_version(name, name), "MindSpeed imports it", INSTALL_PACKAGES, name)
             for name in IMPORTED_BY_MINDSPEED
@@ -71,7 +66,7 @@ def import_failure(error: Exception) -> str:
     """The message for an import of MindSpeed that raised `error`: what failed, and what its import lacks here."""
     lacks: dict[str, list[str]] = {}
     for one in requirements():
-        if not one.works and (one.module or one.name == COMPILER):
+        if not one.works and (one.module or one.name == CANN_TOOLKIT):
             lacks.setdefault(one.remedy, []).append(one.name)
     fixes = [f"{', '.join(names)}: {remedy}" for remedy, names in lacks.items()]
     fix = f"install what is missing, {'; '.join(fixes)}" if fixes else f"reinstall it: {INSTALL_MINDSPEED}"
@@ -82,11 +77,33 @@ def import_failure(error: Exception) -> str:
     )
 
 
+def _cann() -> MachineRequirement:
+    """The toolkit, with its compiler on PATH: triton-ascend starts it when MindSpeed is imported."""
+    home = next(filter(None, map(variable, CANN_VARIABLES)), None) or (str(CANN) if CANN.exists() else None)
+    compiler = shutil.which("bisheng") or variable("TRITON_NPU_COMPILER_PATH")
+    install = f"bash Ascend-cann-toolkit_*_linux-$(uname -m).run --install && {SET_ENVIRONMENT}"
+    purpose = "operators, collectives (hccl), and the compiler bisheng that triton-ascend starts at MindSpeed's import"
+    fault = "" if compiler or home is None else "its compiler bisheng is not on PATH"
+    return MachineRequirement(
+        CANN_TOOLKIT, home or compiler, purpose, SET_ENVIRONMENT if fault else install, fault=fault
+    )
+
+
+def _torch_npu() -> MachineRequirement:
+    """torch_npu, built for the release of torch that is installed."""
+    found, torch = _version("torch-npu"), _version("torch")
+    other = found is not None and torch is not None and Version(found).release != Version(torch).release
+    fault = f"it needs torch of the same version, and torch {torch} is installed" if other else ""
+    return MachineRequirement("torch-npu", found, "everything", INSTALL_PACKAGES, "torch_npu", fault=fault)
+
+
 def _triton() -> MachineRequirement:
     """triton-ascend, alone: upstream triton has the same module, and rejects MindSpeed's kernels with a ValueError."""
     upstream = _version("triton")
     own = installed_version("triton-ascend", "triton") if _version("triton-ascend") else None
     fault = f"upstream triton {upstream} has its module and rejects MindSpeed's kernels" if upstream else ""
+    if own is None and not upstream and importable("triton"):
+        fault = "a module `triton` without a known package takes its place"
     purpose = "MindSpeed imports it; it has wheels for Python 3.11 alone"
     return MachineRequirement("triton-ascend", own, purpose, INSTALL_TRITON, "triton", fault=fault)
 

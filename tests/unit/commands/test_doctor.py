@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -13,9 +17,10 @@ from typer.testing import CliRunner
 from longvita import cli, platforms
 from longvita.commands import doctor
 from longvita.doctor import components, import_check
-from longvita.platforms.base import PlatformError
+from longvita.platforms.base import PlatformError, importable
 from longvita.platforms.requirements import MachineRequirement
 from megatron_patches import patch
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +80,46 @@ def test_a_library_of_the_device_that_cannot_be_imported_is_named(monkeypatch: p
     code, text = report()
     assert code == 1
     assert "mindspeed: 0.16.0; cannot be imported: RuntimeError: 0 active drivers (layers)\n    git clone it\n" in text
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("raise RuntimeError('CANN version mismatch')", "RuntimeError: CANN version mismatch"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "its import ended the process with SIGSEGV"),
+    ],
+    ids=["raises", "crashes"],
+)
+def test_a_package_of_devices_that_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, fault: str
+) -> None:
+    info = tmp_path / "torch_npu-2.13.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-npu\nVersion: 2.13.0\n")
+    (tmp_path / "torch_npu.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    for cached in (importable, import_check.import_faults):
+        cached.cache_clear()
+    code_of_all, everything = report("auto")
+    code_of_npu, text = report("npu")
+    importable.cache_clear()
+    assert (code_of_all, code_of_npu) == (0, 1)
+    assert f"cannot be imported: {fault}" in everything  # among what Ascend needs; the platform is the CPU
+    assert f"platform npu: torch_npu cannot be imported: {fault}" in text
+
+
+def test_a_device_package_that_torch_would_import_itself_ends_no_command(tmp_path: Path) -> None:
+    (tmp_path / "broken_devices.py").write_text("raise ImportError('libdevice.so: cannot open shared object file')")
+    info = tmp_path / "broken_devices-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-devices\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[torch.backends]\nbroken = broken_devices:_autoload\n")
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
+    python = [sys.executable, "-c", "import torch"]
+    assert b"libdevice.so" in subprocess.run(python, capture_output=True, env=environment).stderr
+    command = [sys.executable, "-m", "longvita", "doctor", "--platform", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_optional_program_is_named_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,15 @@ import pytest
 import torch
 from rich.console import Console
 
+from longvita import platforms
 from longvita.commands.support import doctor_tables
 from longvita.config import ConfigError, load
 from longvita.data.batch import CPShard
 from longvita.parallel.sequence_layout import zigzag
-from longvita.platforms.base import PlatformError
+from longvita.platforms.base import PlatformError, importable
 from longvita.platforms.npu.platform import NPUPlatform, repatch_arguments
 from longvita.platforms.npu.requirements import INSTALL_TRITON, SET_ENVIRONMENT, requirements
+from longvita.platforms.requirements import MachineRequirement
 from megatron_patches.npu import adaptor
 from megatron_patches.patch import PatchError
 from tests.conftest import REPOSITORY
@@ -72,7 +74,7 @@ def test_any_failure_of_its_import_is_one_message(monkeypatch: pytest.MonkeyPatc
         NPU.activate()
     message = str(caught.value)
     assert f"MindSpeed cannot be imported: {type(error).__name__}: {error}; fix: install what is missing, " in message
-    assert f"CANN compiler: {SET_ENVIRONMENT}" in message and f"triton-ascend: {INSTALL_TRITON}" in message
+    assert "CANN toolkit: " in message and f"triton-ascend: {INSTALL_TRITON}" in message
     assert "pybind11: pip install -e '.[npu]'" in message and "longvita doctor" in message
     assert "firmware" not in message  # no import needs it
 
@@ -95,10 +97,46 @@ def test_packages_that_mindspeed_imports_are_required() -> None:
     assert asked["triton-ascend"].required
     # With dependencies pip would install torch's, and with them upstream triton again.
     assert "--no-deps triton-ascend" in asked["triton-ascend"].remedy
-    assert "set_env.sh" in asked["CANN compiler"].remedy
     assert asked["mindspeed"].module == "mindspeed.megatron_adaptor"
     # Its requirements pin an older numpy than this project's.
     assert "--no-deps" in asked["mindspeed"].remedy and "core_r0.16.0" in asked["mindspeed"].remedy
+
+
+def test_the_toolkit_without_its_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def cann() -> MachineRequirement:
+        return next(one for one in requirements() if one.name == "CANN toolkit")
+
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert cann().found is None and "--install" in cann().remedy
+    monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))  # another folder than the default one
+    assert cann().found == str(tmp_path)
+    assert cann().fault == "its compiler bisheng is not on PATH" and cann().remedy == SET_ENVIRONMENT
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert cann().works
+
+
+@pytest.mark.parametrize(
+    ("torch_npu", "fault"), [("2.13.0", ""), ("2.13.0.post1", ""), ("2.8.0", "it needs torch of the same version")]
+)
+def test_torch_and_torch_npu_have_one_version(monkeypatch: pytest.MonkeyPatch, torch_npu: str, fault: str) -> None:
+    versions = {"torch-npu": torch_npu, "torch": "2.13.0+cpu"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name, "1.0"))
+    found = next(one for one in requirements() if one.name == "torch-npu")
+    assert found.found == torch_npu
+    assert found.fault.startswith(fault) and found.works == (not fault)
+
+
+def test_a_package_of_devices_that_fails_is_no_missing_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else a run with platform: auto would train on the CPU without a word."""
+    (tmp_path / "torch_npu.py").write_text("raise OSError('libhccl.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    importable.cache_clear()
+    try:
+        for ask in (NPU.is_available, lambda: platforms.get("auto")):
+            with pytest.raises(PlatformError, match="libhccl.so.*fix: source .*set_env.sh, or .*platform=cpu"):
+                ask()
+    finally:
+        importable.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -265,9 +303,13 @@ from longvita import platforms
 
 class StopAtActivation:
     name = "stop"
+    device_package = ""
 
     def is_available(self):
         return True
+
+    def requirements(self):
+        return []
 
     def activate(self):
         found = [name for name in sys.modules if name.split(".")[0] == "megatron"]
