@@ -11,7 +11,7 @@ fail() { printf 'check_mindspeed: %s\n' "$*" >&2; exit 2; }
 case ${1:-} in
 -h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 0 ;;
 "") fail "which source? usage: bash scripts/check_mindspeed.sh SOURCE;" \
-    "fix: git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git" ;;
+    "fix: git clone -b core_r0.16.0 https://gitcode.com/Ascend/MindSpeed.git ../MindSpeed" ;;
 esac
 [[ -f $1/mindspeed/megatron_adaptor.py ]] ||
     fail "$1 has no mindspeed/megatron_adaptor.py; fix: give a checkout of MindSpeed's branch core_r0.16.0"
@@ -37,6 +37,9 @@ echo "import site; site.addsitedir('$(packages .venv/bin/python)')" >"$(packages
 $python -m pip install -qq --disable-pip-version-check --no-deps triton-ascend pybind11 einops scipy -c constraints.txt
 
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-commit=$(git -C "$MINDSPEED_SOURCE" rev-parse --short HEAD 2>/dev/null || echo unknown)
+commit=unknown # of an unpacked archive git would name the commit of a repository around it
+if [[ "$(git -C "$MINDSPEED_SOURCE" rev-parse --show-toplevel 2>/dev/null)" == "$MINDSPEED_SOURCE" ]]; then
+    commit=$(git -C "$MINDSPEED_SOURCE" rev-parse --short HEAD)
+fi
 echo "== tests over MindSpeed at $MINDSPEED_SOURCE (commit $commit)"
 exec $python -m pytest -q -m mindspeed --durations=10 --durations-min=5 -ra tests/distributed/platforms "$@"
