@@ -18,7 +18,6 @@ import os
 import pickle
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -69,6 +68,10 @@ KNOWN_WARNINGS = (
     (FutureWarning, "`rope_scaling` is deprecated"),
 )
 
+PORT_FILE = "LONGVITA_PORT_FILE"
+"""The variable that names the file in which rank 0 of `launch` writes the port that it listens on."""
+
+_PORT_POLL_SECONDS = 0.05
 _FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WATCHED_SIGNALS = {*_FORWARDED_SIGNALS, signal.SIGCHLD}
 _SI_KERNEL = 0x80
@@ -101,7 +104,7 @@ def launch(target: str, payload: dict[str, Any], processes: int, defaults: Mappi
         path = Path(folder) / "call.pickle"
         path.write_bytes(pickle.dumps((sys.path, target, payload)))
         command = [sys.executable, "-m", "longvita.processes", str(path), str(os.getpid())]
-        return _run_processes(command, processes, variables)
+        return _run_processes(command, _environment(processes, variables, Path(folder) / "port"))
 
 
 def with_defaults(defaults: Mapping[str, str]) -> dict[str, str]:
@@ -109,13 +112,12 @@ def with_defaults(defaults: Mapping[str, str]) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
-def _run_processes(command: list[str], count: int, variables: Mapping[str, str]) -> int:
+def _run_processes(command: list[str], environment: Mapping[str, str]) -> int:
     # `_watch` takes the signals one by one; the children unblock them for themselves.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED_SIGNALS)
     workers = []
     try:
-        environment = _environment(count, variables)
-        for rank in range(count):
+        for rank in range(int(environment["WORLD_SIZE"])):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             workers.append(subprocess.Popen(command, env={**environment, **place}))
         return _watch(workers)
@@ -127,14 +129,12 @@ def _run_processes(command: list[str], count: int, variables: Mapping[str, str])
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _environment(count: int, variables: Mapping[str, str]) -> dict[str, str]:
+def _environment(count: int, variables: Mapping[str, str], port_file: Path) -> dict[str, str]:
     environment = {**os.environ, **variables}
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    environment.update(
-        WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    # A port chosen here could be another process's by the time that rank 0 binds it.
+    environment.pop("MASTER_PORT", None)
+    environment.update(WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1")
+    environment[PORT_FILE] = str(port_file)
     # More threads than cores make every process slower.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     if sys.platform == "linux":
@@ -271,7 +271,8 @@ class ProcessPlace:
     world_size: int
     local_rank: int
     master_address: str
-    master_port: int
+    master_port: int | None
+    """None in a rank of `launch` that has not joined: rank 0 listens on a port that the system chooses as it binds."""
 
 
 def current_place() -> ProcessPlace | None:
@@ -285,7 +286,7 @@ def current_place() -> ProcessPlace | None:
             _integer("WORLD_SIZE"),
             _integer("LOCAL_RANK"),
             _required("MASTER_ADDR"),
-            _integer("MASTER_PORT"),
+            None if PORT_FILE in os.environ and "MASTER_PORT" not in os.environ else _integer("MASTER_PORT"),
         )
     if "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1":
         return ProcessPlace(
@@ -370,14 +371,50 @@ def init_distributed(
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return 0, 1
     set_device(place.local_rank)
-    dist.init_process_group(
-        backend,
-        init_method=f"tcp://{place.master_address}:{place.master_port}",
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=timeout,
-    )
+    store, method = None, None
+    if place.master_port is None:
+        store = _open_store(place, timeout)
+    else:
+        method = f"tcp://{place.master_address}:{place.master_port}"
+    try:
+        dist.init_process_group(
+            backend, init_method=method, store=store, rank=place.rank, world_size=place.world_size, timeout=timeout
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise LaunchError(
+            f"rank 0 cannot listen on MASTER_PORT {place.master_port}: another process of its machine uses this port; "
+            "fix: set MASTER_PORT to a free port, the same for all ranks"
+        ) from error
     return place.rank, place.world_size
+
+
+def _open_store(place: ProcessPlace, timeout: datetime.timedelta) -> dist.Store:
+    """The store of the ranks that `launch` started. Rank 0 binds port 0, a free one, and writes its number to a file
+    that the others wait for, so that none can connect to another process's port.
+    """
+    import torch.distributed as dist
+
+    path = Path(_required(PORT_FILE))
+    first = place.rank == 0
+    port = 0 if first else _wait_for_port(path, timeout)
+    store = dist.TCPStore(place.master_address, port, place.world_size, first, timeout, wait_for_workers=False)
+    if first:
+        partial = path.with_name("port.partial")
+        partial.write_text(str(store.port), encoding="utf-8")
+        partial.rename(path)  # no other rank reads a file that is not complete
+    os.environ["MASTER_PORT"] = str(store.port)
+    return store
+
+
+def _wait_for_port(path: Path, timeout: datetime.timedelta) -> int:
+    deadline = time.monotonic() + timeout.total_seconds()
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank 0 has not joined within {timeout.total_seconds():.0f} seconds")
+        time.sleep(_PORT_POLL_SECONDS)
+    return int(path.read_text(encoding="utf-8"))
 
 
 def from_all_ranks(value: _T, group: dist.ProcessGroup | None = None) -> list[_T]:

@@ -28,6 +28,13 @@ def write_rank(payload: dict) -> int:
     return 0
 
 
+def write_port(payload: dict) -> int:
+    """Write the port of the run to a file per rank."""
+    rank, _ = join()
+    Path(payload["folder"], f"{rank}.port").write_text(str(current_place().master_port))
+    return 0
+
+
 def refuse_on_all_ranks(payload: dict) -> int:
     """Every rank raises the same error."""
     join()

@@ -1,8 +1,11 @@
+import datetime
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,65 @@ def test_processes_find_each_other(tmp_path, monkeypatch):
     assert launch(f"{TARGETS}:write_rank", {"folder": str(tmp_path)}, 2) == 0
     assert (tmp_path / "0").read_text() == "0 2 1"
     assert (tmp_path / "1").read_text() == "1 2 1"
+
+
+@pytest.fixture
+def taken_ports() -> Iterator[list[socket.socket]]:
+    """Sockets that other processes listen on: they accept connections, and never answer."""
+    sockets: list[socket.socket] = []
+    yield sockets
+    for one in sockets:
+        one.close()
+
+
+def take_port(port: int, sockets: list[socket.socket]) -> int:
+    """Listen on a port, 0 for a free one, and return its number."""
+    sockets.append(socket.create_server(("127.0.0.1", port)))
+    return sockets[-1].getsockname()[1]
+
+
+def test_no_other_process_can_take_the_port_before_rank_0_binds_it(tmp_path, monkeypatch, taken_ports):
+    clear_launchers(monkeypatch)
+    monkeypatch.setattr(processes, "FAILURE_GRACE_SECONDS", 0.5)
+    monkeypatch.setenv("MASTER_PORT", str(take_port(0, taken_ports)))
+    start = subprocess.Popen
+
+    def take_port_and_start(command, env) -> subprocess.Popen:
+        if len(taken_ports) == 1 and "MASTER_PORT" in env:
+            take_port(int(env["MASTER_PORT"]), taken_ports)
+        return start(command, env=env)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", take_port_and_start)
+    assert launch(f"{TARGETS}:write_rank", {"folder": str(tmp_path)}, 2) == 0
+    assert (tmp_path / "0").read_text() == "0 2 1"
+
+
+def test_every_rank_knows_the_port_once_it_has_joined(tmp_path, monkeypatch):
+    clear_launchers(monkeypatch)
+    assert launch(f"{TARGETS}:write_port", {"folder": str(tmp_path)}, 2) == 0
+    ports = [int((tmp_path / name).read_text()) for name in ("0.port", "1.port")]
+    assert ports[0] == ports[1] > 0
+
+
+def test_a_launchers_port_that_is_taken_is_named(monkeypatch, taken_ports):
+    clear_launchers(monkeypatch)
+    port = take_port(0, taken_ports)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(LaunchError, match=f"MASTER_PORT {port}: another process.*fix: set MASTER_PORT"):
+        processes.init_distributed("gloo", lambda local_rank: None)
+    assert not dist.is_initialized()
+
+
+def test_a_rank_does_not_wait_for_rank_0_without_end(tmp_path, monkeypatch):
+    clear_launchers(monkeypatch)
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv(processes.PORT_FILE, str(tmp_path / "port"))
+    with pytest.raises(TimeoutError, match="rank 0 has not joined within 1 seconds"):
+        processes.init_distributed("gloo", lambda local_rank: None, datetime.timedelta(seconds=1))
 
 
 def test_one_process_runs_in_place(tmp_path, monkeypatch):
