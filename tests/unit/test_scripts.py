@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -64,6 +65,20 @@ def test_the_check_over_mindspeed_says_which_source_it_needs(arguments):
     result = bash("scripts/check_mindspeed.sh", *arguments)
     assert result.returncode == 2
     assert "core_r0.16.0" in result.stderr and "fix: " in result.stderr
+
+
+def test_the_check_of_extras_knows_those_of_setup():
+    result = bash("scripts/check_extras.sh", "gpuu")
+    assert result.returncode == 2
+    assert "unknown extra gpuu; known: core gpu " in result.stderr
+    known = set(result.stderr.split("known: ")[1].split())
+    assert known == {"core", *re.findall(r'^    "([a-z]+)": \[', (REPOSITORY / "setup.py").read_text(), re.MULTILINE)}
+
+
+def test_the_check_of_extras_says_which_python_it_needs():
+    result = bash("scripts/check_extras.sh", "core", PYTHON311="/nowhere/python3.11")
+    assert result.returncode == 2
+    assert "/nowhere/python3.11 is not a working Python 3.11; fix: PYTHON311=" in result.stderr
 
 
 def test_an_unsupported_python(bare):

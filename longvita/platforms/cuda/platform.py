@@ -14,7 +14,7 @@ from typing_extensions import override
 from longvita.platforms.base import OffloadedTensor, Platform, PlatformError, importable
 from longvita.platforms.cuda import requirements
 from longvita.platforms.cuda.config_problems import FP8_UNITS, find_problems
-from longvita.platforms.cuda.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
+from longvita.platforms.cuda.requirements import APEX, FLASH_ATTN
 from longvita.platforms.pinned_offload import pinned_store
 from longvita.platforms.versions import library_version
 
@@ -139,9 +139,12 @@ class CUDAPlatform(Platform):
             try:
                 importlib.import_module("transformer_engine.pytorch")
             except (ImportError, OSError, RuntimeError, AssertionError) as error:
+                fault = requirements.other_cuda_version()
+                reason = f"it {fault} ({error})" if fault else str(error)
                 raise PlatformError(
-                    f"Transformer Engine is installed but cannot be loaded: {error}; fix: pip uninstall "
-                    f"transformer-engine to run without it, then, to build it for the installed torch, {INSTALL_ENGINE}"
+                    f"Transformer Engine is installed but cannot be loaded: {reason}; fix: pip uninstall "
+                    "transformer-engine to run without it, or, to build it for the installed torch, "
+                    f"{requirements.reinstall_engine()}"
                 ) from error
         return super().activate()
 

@@ -21,6 +21,7 @@ from longvita.model.transformer_config import language_transformer_config, visio
 from longvita.parallel.sequence_layout import zigzag
 from longvita.platforms import base
 from longvita.platforms.base import Platform, PlatformError, importable
+from longvita.platforms.cuda import requirements
 from longvita.platforms.cuda.flash_kernels import TorchFlashKernel
 from longvita.platforms.cuda.platform import CUDAPlatform
 from longvita.platforms.cuda.requirements import APEX, FLASH_ATTN, INSTALL_ENGINE
@@ -284,12 +285,60 @@ def test_an_engine_that_cannot_be_loaded_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(PlatformError, match=r"cannot be loaded: libcublas.*pip install"):
         WithEngine().activate()
+    install(tmp_path, "transformer_engine_cu12")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(PlatformError, match=r"cannot be loaded: it is built for CUDA 12, and torch .* \(libcublas"):
+        WithEngine().activate()
     sys.modules.pop("transformer_engine", None)
 
 
-def test_the_page_has_the_command_that_installs_the_engine() -> None:
+def install(folder: Path, package: str) -> None:
+    """What importlib.metadata finds of an installed package."""
+    record = folder / f"{package}-2.20.2.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {package}\nVersion: 2.20.2\n")
+
+
+@pytest.mark.parametrize(
+    ("libraries", "cuda", "fault"),
+    [
+        (["transformer_engine_cu13"], "13.0", ""),
+        (["transformer-engine-cu12"], "12.8", ""),
+        ([], "13.0", ""),  # built from source
+        (["transformer_engine_cu12"], None, ""),  # the requirement of torch names it
+        (["transformer_engine_cu12"], "13.0", "is built for CUDA 12, and torch 2.13.0+x for CUDA 13.0"),
+        (["transformer_engine_cu13"], "12.8", "is built for CUDA 13, and torch 2.13.0+x for CUDA 12.8"),
+        (
+            ["transformer_engine_cu12", "transformer_engine_cu13"],
+            "13.0",
+            "is installed for CUDA 12 and 13, whose libraries overwrite each other",
+        ),
+    ],
+)
+def test_an_engine_for_another_cuda_version_than_torch_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, libraries: list[str], cuda: str | None, fault: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch, "__version__", "2.13.0+x")
+    for package in libraries:
+        install(tmp_path, package)
+    (engine,) = (one for one in requirements.requirements() if one.name == "transformer-engine")
+    assert engine.fault == fault
+    assert engine.remedy.endswith(f"{INSTALL_ENGINE} --no-cache-dir" if fault else INSTALL_ENGINE)
+    for package in libraries:
+        assert (package.replace("_", "-") in engine.remedy) == bool(fault)
+
+
+def test_the_page_has_the_commands_that_install_the_engine_after_torch() -> None:
     page = (REPOSITORY / "docs" / "hardware.md").read_text(encoding="utf-8")
-    assert f"\n{INSTALL_ENGINE}\n" in page
+    assert f"\npip install -e . -c constraints.txt\n{INSTALL_ENGINE}\n" in page
+
+
+def test_the_pinned_engine_is_for_the_cuda_version_of_the_pinned_torch() -> None:
+    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    assert "\ntorch==2.13.0\n" in pins, "look up which CUDA version PyPI's torch of this version is built for"
+    assert re.findall(r"^transformer-engine-cu(\d+)==", pins, re.MULTILINE) == ["13"]
 
 
 def test_a_user_s_variable_overrides_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
