@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
 
+from longvita.doctor.components import missing_programs
 from longvita.processes import die_with_parent
 from tests.distributed.helpers import free_port
 
@@ -63,9 +63,8 @@ NODE = (
 def why_not() -> str | None:
     """Why this machine cannot have the cluster; None if it can."""
     search = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
-    missing = [name for name in PROGRAMS if shutil.which(name, path=search) is None]
-    if missing:
-        return f"{', '.join(missing)} not installed; bash scripts/setup.sh --system (as root) installs them"
+    if message := missing_programs(PROGRAMS, search):
+        return message
     return None if os.geteuid() == 0 else "the daemons of Slurm need root"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -13,6 +14,7 @@ from longvita import platforms
 
 PACKAGE = "longvita"
 INSTALL = "bash scripts/setup.sh"
+INSTALL_PROGRAMS = "bash scripts/setup.sh --system (as root, on Debian)"
 PROGRAMS = {"ffmpeg": ("cuts video files in the tests", "bash scripts/setup.sh --system, or apt-get install ffmpeg")}
 
 
@@ -61,6 +63,12 @@ def programs() -> list[Component]:
         Component(name, shutil.which(name), "any", purpose, False, shutil.which(name) is not None, remedy)
         for name, (purpose, remedy) in PROGRAMS.items()
     ]
+
+
+def missing_programs(names: Iterable[str], search_path: str | None = None) -> str:
+    """The message about programs that are not on PATH, or not on `search_path`; "" if all are there."""
+    missing = [name for name in names if shutil.which(name, path=search_path) is None]
+    return f"not installed: {', '.join(missing)}; fix: {INSTALL_PROGRAMS}" if missing else ""
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:

@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 from skimage import data as skimage_data
 
 from longvita.config import to_yaml
 from tests.clips import clip
+from tests.programs import need_programs
 from tests.tiny import tiny_config
 from tests.unit.data.material import (
     VOCABULARY,
@@ -34,7 +34,8 @@ STEPS = 30
 
 
 def write_pretraining_data(folder: Path) -> None:
-    """The tokenizer (one token a byte), the media and four data files."""
+    """The tokenizer (one token a byte), the media and four data files. Skips the test without the programs for them."""
+    need_programs("ffmpeg", "bible")
     write_tokenizer(folder / "tokenizer")
     media = folder / "media"
     media.mkdir(parents=True)
@@ -59,8 +60,6 @@ def film(name: str, media: Path) -> dict[str, Any]:
 
 def chapters() -> list[dict[str, Any]]:
     """Four megabytes of text, a chapter a document."""
-    if shutil.which("bible") is None:
-        pytest.skip("the Debian package bible-kjv is not installed (bash scripts/setup.sh --system)")
     text = subprocess.run(["bible", "-f", "gen1:1-rev22:21"], capture_output=True, text=True, check=True).stdout
     found: dict[str, list[str]] = {}
     for line in text.splitlines():

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 from data_media import picture_figures, video_figures
+from data_media_material import MAKERS_OF_FILMS
 from data_plan import plan_figures
-from harness import print_figures
+from harness import check_programs, print_figures
 
 
 def main() -> int:
@@ -34,9 +35,12 @@ def main() -> int:
     }
     parser.add_argument("--part", choices=parts, action="append", help="run only this part (default: all)")
     arguments = parser.parse_args()
+    chosen = arguments.part or list(parts)
+    if "videos" in chosen:
+        check_programs(*MAKERS_OF_FILMS)
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
-    for name in arguments.part or parts:
+    for name in chosen:
         with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
             figures |= parts[name](Path(folder))
     print_figures(figures, arguments.json)

@@ -20,6 +20,8 @@ MIN_SIDE, MAX_SIDE = 640, 2000
 CLIPS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
 FILM_FPS, FILM_SECONDS = 25, 3600
 LOOP_SECONDS = 30
+MAKERS_OF_FILMS = ("ffmpeg",)
+"""Programs that write_clips and write_film run."""
 
 
 def photograph(name: str) -> Image.Image:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 
 import torch
 
+from longvita.doctor.components import missing_programs
 from longvita.platforms import get
 from longvita.platforms.base import Platform
-from longvita.processes import init_distributed
+from longvita.processes import EXIT_REFUSED, init_distributed
 
 
 def start_process(platform_name: str = "cpu") -> Platform:
@@ -19,6 +21,13 @@ def start_process(platform_name: str = "cpu") -> Platform:
     platform.activate()
     init_distributed(platform.backend, platform.set_device)
     return platform
+
+
+def check_programs(*names: str) -> None:
+    """End the benchmark with the command that installs the programs that it needs, if one is missing."""
+    if message := missing_programs(names):
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(EXIT_REFUSED)
 
 
 def print_figures(figures: Mapping[str, float], as_json: bool) -> None:

@@ -18,6 +18,7 @@ from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.loading import worker_pool as pool_module
 from longvita.data.mix.catalog import make_template
 from longvita.data.quarantine import read_quarantine
+from tests.programs import need_programs
 from tests.unit.data.material import (
     conversation,
     cut_file,
@@ -128,6 +129,7 @@ def fuzzed(chance: random.Random) -> tuple[list[object], list[str]]:
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
+    need_programs("ffmpeg")
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "av.py").write_text(HANGING_DECODER)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "code"), *sys.path])

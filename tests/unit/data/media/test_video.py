@@ -24,6 +24,7 @@ from longvita.data.media.video import (
     selected_frames,
 )
 from tests.clips import clip
+from tests.programs import need_programs
 from tests.unit.data.material import clip_frames, write_video
 
 FACTS = st.builds(
@@ -68,6 +69,7 @@ def test_long_video_at_the_published_limit():
 
 class TestFiles:
     def test_a_title_in_latin_1(self, tmp_path):
+        need_programs("ffmpeg")
         path = write_video(tmp_path / "a.mkv", count=5)
         ffmpeg = ["ffmpeg", "-v", "error", "-i", path, "-c", "copy", "-metadata", "title=cafXe", tmp_path / "b.mkv"]
         subprocess.run(ffmpeg, check=True)
