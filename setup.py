@@ -61,9 +61,6 @@ EXTRAS = {
     ],
 }
 
-# triton-ascend 3.2 has no packages for Python 3.12. scripts/check_extras.sh reads this.
-EXTRAS_FOR_311_ALONE = ("npu",)
-
 setup(
     name="longvita",
     version="0.1.0",

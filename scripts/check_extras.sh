@@ -13,8 +13,6 @@ fail() { say "$*" >&2; exit 2; }
 
 mapfile -t EXTRAS < <(echo core && sed -n '/^EXTRAS = {/,/^}/s/^    "\([a-z]*\)": .*/\1/p' setup.py)
 
-FOR_311_ALONE=$(sed -n 's/^EXTRAS_FOR_311_ALONE = ("\(.*\)",)$/\1/p' setup.py)
-
 find_python() { # version, the user's choice
     local python=${2:-python$1}
     "$python" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null ||
@@ -75,10 +73,6 @@ for version in 3.11 3.12; do
     "$python" -m venv "$environment"
     install --upgrade pip
     for extra in "${chosen[@]}"; do
-        if [[ $version == 3.12 && $extra == "$FOR_311_ALONE" ]]; then
-            say "Python $version, $extra: left out, as setup.py says"
-            continue
-        fi
         say "Python $version, $extra"
         resolve "$extra" || failed+=("$version:$extra")
     done
