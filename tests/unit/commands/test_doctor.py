@@ -114,7 +114,7 @@ def test_a_device_package_that_torch_would_import_itself_ends_no_command(tmp_pat
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-devices\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[torch.backends]\nbroken = broken_devices:_autoload\n")
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}", "TORCH_DEVICE_BACKEND_AUTOLOAD": "1"}
     python = [sys.executable, "-c", "import torch"]
     assert b"libdevice.so" in subprocess.run(python, capture_output=True, env=environment).stderr
     command = [sys.executable, "-m", "longvita", "doctor", "--platform", "cpu"]

@@ -25,7 +25,7 @@ ON_ASCEND = {"stage2_general": (540, 5000), "stage3_128k": (64, 1000)}
 # (recomputed layers, whether the vision encoder is recomputed) of recipes that as published would not fit their devices
 # by `longvita plan` (docs/plan.md). Recipes that need other values on devices of 64 GB have an `_ascend` file.
 CORRECTED = {
-    "stage1_align_72b_ascend": (4, False),
+    "stage1_align_72b_ascend": (5, False),
     "stage2_general_72b": (2, True),
     "stage2_general_72b_ascend": (6, True),
     "stage2_general_ascend": (0, True),
