@@ -146,8 +146,10 @@ class ModelConfig(Section):
 
 DataFormat = Literal["jsonl", "json", "parquet", "webdataset", "captions"]
 """Formats of data files (longvita/data/formats)."""
-Column = Literal["messages", "question", "answer", "caption", "images", "videos"]
-"""Roles of the columns of a record (longvita/data/formats/record.py)."""
+Column = Literal["messages", "question", "answer", "caption", "system", "images", "videos"]
+"""Purposes of the values of a record (longvita/data/formats/record.py)."""
+ChatRole = Literal["system", "user", "assistant"]
+"""Roles of turns."""
 
 
 class DatasetConfig(Section):
@@ -163,8 +165,11 @@ class DatasetConfig(Section):
     format: DataFormat | None = None
     """Format of the files; chosen by file name extension when absent, captions for a folder."""
     columns: dict[Column, str] = {}
-    """For parquet, webdataset and captions: names of the columns or JSON keys that hold the messages, or a question and
-    its answer, or a caption, and the images and videos. The usual names are found without being given."""
+    """Names of the columns or JSON keys that hold the messages, or a question and its answer, or a caption, the system
+    message, and the images and videos; a dot leads into a struct or a list. The usual names are found without being
+    given."""
+    roles: dict[str, ChatRole] = {}
+    """Role words of the files in addition to the known ones (human, gpt, bot, tool ...), and their roles."""
     prompt: str = Field(PROMPT, min_length=1)
     """Question that a caption answers."""
     found_at: Names = []

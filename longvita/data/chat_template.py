@@ -1,8 +1,8 @@
 r"""The chat template: encodes turns, pictures and videos as token ids, labels and tile positions.
 
 ChatML without a default system message: `<|im_start|>ROLE\nTEXT<|im_end|>\n`. Role words, text and control tokens
-are tokenized separately. Tokens with loss are the text of an assistant turn, its `<|im_end|>` and the newline after it,
-never those of a tile.
+are tokenized separately. Tokens with loss are the text of an assistant turn that has loss, its `<|im_end|>` and the
+newline after it, never those of a tile.
 
 - picture: `<img>` n x `<IMG_CONTEXT>` `</img>` for the thumbnail; if it is tiled, then for each row a newline and, for
   each tile of it, `<patch>` n x `<PATCH_CONTEXT>` `</patch>`.
@@ -19,12 +19,12 @@ import numpy as np
 
 from longvita.config.schema import TILE_MARKERS
 from longvita.data.media.image import Grid
-from longvita.data.sample import IMAGE_MARK, ROLES, VIDEO_MARK, Turn, check_marks
+from longvita.data.sample import CHAT_ROLES, IMAGE_MARK, VIDEO_MARK, Turn, check_marks, marks_of
 from longvita.data.tokenizer import LongVITATokenizer
 
 IGNORED_LABEL = -100
 """Label of a position without loss."""
-MARKS = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
+ALL_MARKS = (IMAGE_MARK, VIDEO_MARK)
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,14 @@ class EncodedSample:
         return len(self.tile_starts)
 
 
-def mark_order(turns: Sequence[Turn]) -> list[bool]:
-    """Return, for each mark in the text, whether it is that of a video."""
-    return [mark == VIDEO_MARK for turn in turns for mark in MARKS.findall(turn.text)]
+def mark_order(turns: Sequence[Turn], marks: Sequence[str]) -> list[bool]:
+    """Return, for each of `marks` in the text, whether it is that of a video; other marks are text."""
+    return [piece == VIDEO_MARK for turn in turns for piece in _pieces(turn.text, marks) if piece in marks]
+
+
+def _pieces(text: str, marks: Sequence[str]) -> list[str]:
+    """Return a text cut before and after each of `marks`."""
+    return re.split(f"({'|'.join(marks)})", text) if marks else [text]
 
 
 class ChatTemplate:
@@ -60,7 +65,7 @@ class ChatTemplate:
         self._patch = self._tile_block("<patch>", "<PATCH_CONTEXT>", "</patch>")
         self._frame = self._tile_block("<vid>", "<VID_CONTEXT>", "</vid>")
         self._openings = {
-            role: [tokenizer.start_of_turn, *tokenizer.encode(role), *self.newline] for role in ROLES.values()
+            role: [tokenizer.start_of_turn, *tokenizer.encode(role), *self.newline] for role in CHAT_ROLES
         }
 
     @property
@@ -73,16 +78,17 @@ class ChatTemplate:
         newlines = grid.rows * len(self.newline) if grid.is_tiled else 0
         return grid.num_tiles * self.tokens_per_frame + newlines
 
-    def text_length(self, turns: Sequence[Turn]) -> int:
-        """Return the tokens of a conversation without its pictures and videos."""
+    def text_length(self, turns: Sequence[Turn], marks: Sequence[str] = ALL_MARKS) -> int:
+        """Return the tokens of a conversation without its pictures and videos, which stand at `marks`."""
         control = sum(len(self._openings[turn.role]) + 1 + len(self.newline) for turn in turns)
-        pieces = (piece for turn in turns for piece in MARKS.split(turn.text)[::2] if piece)
+        pieces = (piece for turn in turns for piece in _pieces(turn.text, marks)[::2] if piece)
         return control + sum(len(self.tokenizer.encode(piece)) for piece in pieces)
 
     def encode(self, turns: Sequence[Turn], grids: Sequence[Grid], frame_counts: Sequence[int]) -> EncodedSample:
         """Encode a training sample: `grids` of its pictures, `frame_counts` of its videos, both in order.
 
-        Names of special tokens in the text become those tokens, as in the published data.
+        Names of special tokens in the text become those tokens, and so do marks without media, as in the published
+        loader.
         Raises SampleError(mark_count) if the marks do not match.
         """
         check_marks(turns, len(grids), len(frame_counts))
@@ -94,7 +100,7 @@ class ChatTemplate:
         The text is untrusted: names of control tokens in it stay text, and marks are only read if pictures (or videos)
         are given. Raises SampleError(mark_count) if some are given and the marks do not match.
         """
-        check_marks(turns, len(grids) or None, len(frame_counts) or None)
+        check_marks(turns, len(grids), len(frame_counts))
         builder = self._build(turns, grids, frame_counts, untrusted=True)
         builder.add(self._openings["assistant"])
         return builder.finish()
@@ -105,19 +111,18 @@ class ChatTemplate:
         builder = _Builder()
         encode_text = self.tokenizer.encode_untrusted if untrusted else self.tokenizer.encode
         pictures, videos = iter(grids), iter(frame_counts)
-        # Marks of media that are not given stay part of the text.
-        marks = [mark for mark, given in ((IMAGE_MARK, grids), (VIDEO_MARK, frame_counts)) if given]
+        marks = marks_of(len(grids), len(frame_counts))
         for turn in turns:
-            answer = turn.role == "assistant"
+            has_loss = turn.role == "assistant" and turn.has_loss
             builder.add(self._openings[turn.role])
-            for piece in re.split(f"({'|'.join(marks)})", turn.text) if marks else [turn.text]:
+            for piece in _pieces(turn.text, marks):
                 if piece == IMAGE_MARK and grids:
                     self._add_picture(builder, next(pictures))
                 elif piece == VIDEO_MARK and frame_counts:
                     builder.add_tiles(self._frame, next(videos))
                 elif piece:
-                    builder.add(encode_text(piece), loss=answer)
-            builder.add([self.tokenizer.end_of_turn, *self.newline], loss=answer)
+                    builder.add(encode_text(piece), loss=has_loss)
+            builder.add([self.tokenizer.end_of_turn, *self.newline], loss=has_loss)
         return builder
 
     def _tile_block(self, start: str, context: str, end: str) -> np.ndarray:

@@ -146,7 +146,7 @@ def probe_sample(sample: Sample, media_root: str | os.PathLike, max_fps: float) 
 
 def media_items(sample: Sample, media_root: str | os.PathLike, facts: MediaFacts) -> list[MediaItem]:
     """Order a sample's media by its marks. Raises MediaError for a path that leads outside the media root."""
-    return order_media(mark_order(sample.turns), *_media_files(sample, media_root), facts)
+    return order_media(mark_order(sample.turns, sample.marks), *_media_files(sample, media_root), facts)
 
 
 def _media_files(sample: Sample, media_root: str | os.PathLike) -> tuple[Sequence, Sequence]:

@@ -210,7 +210,7 @@ def read_needles(folder: Path) -> list[Needle]:
     path, tables = folder / "needles.jsonl", sorted(folder.glob("*.parquet"))
     try:
         if path.is_file():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         else:
             rows = read_rows(tables, ("image", "question", "answer"))
         needles = [_needle(folder, row) for row in rows]

@@ -19,7 +19,7 @@ from longvita.data.errors import SampleError
 from longvita.data.media.image import normalise
 from longvita.data.media.item import MediaItem, MediaSettings, PromptPicture, decode_tiles, order_media, probe_media
 from longvita.data.media.video import VideoFacts, selected_frames
-from longvita.data.sample import parse_turns
+from longvita.data.sample import marks_of, parse_turns
 from longvita.data.tokenizer import LongVITATokenizer
 from longvita.errors import UserError
 from longvita.inference.limits import check_prompt_length
@@ -118,8 +118,7 @@ def encode_prompt(
     turns = parse_turns(messages)
     facts = probe_media(images, videos, settings.max_fps)
     encoded = template.encode_prompt(turns, facts.grids(settings), facts.frame_counts(settings))
-    marks = [is_video for is_video in mark_order(turns) if (videos if is_video else images)]
-    items = tuple(order_media(marks, images, videos, facts))
+    items = tuple(order_media(mark_order(turns, marks_of(len(images), len(videos))), images, videos, facts))
     return Prompt(
         input_ids=token_array(encoded.input_ids),
         tile_starts=encoded.tile_starts.tolist(),

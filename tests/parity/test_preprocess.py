@@ -12,10 +12,10 @@ from PIL import Image
 
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import probe_sample
+from longvita.data.formats.record import NO_OPTIONS, record_sample
 from longvita.data.media.image import tile_image
 from longvita.data.media.item import MediaSettings
 from longvita.data.media.video import VideoFacts, count_frames, frame_indices
-from longvita.data.sample import parse_sample
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
 from tests.qwen_tokenizer import qwen_tokenizer_folder
 
@@ -63,7 +63,7 @@ def test_chat(number, tokenizer):
     case = golden("chat.json")[number]
     settings = MediaSettings(max_num_frames=case["max_num_frames"], max_fps=case["max_fps"])
     template = ChatTemplate(tokenizer, tokens_per_tile=256)
-    sample = parse_sample(case["sample"])
+    sample = record_sample(case["sample"], NO_OPTIONS)
     facts = probe_sample(sample, GOLDEN, settings.max_fps)
     encoded = template.encode(sample.turns, facts.grids(settings), facts.frame_counts(settings))
     assert run_lengths(encoded.input_ids) == case["input_ids_rle"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longvita.commands.support.options import CaptionPrompt, Columns, DataFormat
+from longvita.commands.support.options import CaptionPrompt, Columns, DataFormat, Roles
 from longvita.processes import EXIT_COMPLETE, EXIT_INCOMPLETE
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def convert(
     ] = None,
     data_format: DataFormat = None,
     columns: Columns = None,
+    roles: Roles = None,
     prompt: CaptionPrompt = None,
 ) -> int:
     """Write samples as published JSONL or as WebDataset; exit code 1 if some are broken."""
@@ -43,7 +44,7 @@ def convert(
     target = Path(output)
     draft = target.with_name(f"{target.name}.partial")
     _check_output(to, output, target, draft)
-    sources = convert_sources(source, media_root, data_format, format_options(columns or [], prompt))
+    sources = convert_sources(source, media_root, data_format, format_options(columns or [], prompt, roles or []))
     names = [one.file_name for one in sources]
     if len(set(names)) < len(names):
         raise DataError(f"two sources would both become {max(names, key=names.count)}; give them other names")

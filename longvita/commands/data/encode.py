@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longvita.commands.support.options import CaptionPrompt, Columns, DataFile, DataFormat
+from longvita.commands.support.options import CaptionPrompt, Columns, DataFile, DataFormat, Roles
 from longvita.processes import EXIT_COMPLETE, EXIT_INCOMPLETE
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def encode(
     tokenizer: Annotated[str, typer.Option(help="Tokenizer folder.", show_default=False)],
     data_format: DataFormat = None,
     columns: Columns = None,
+    roles: Roles = None,
     prompt: CaptionPrompt = None,
     media_root: Annotated[str, typer.Option(help="Folder that picture and video paths are relative to.")] = ".",
     max_frames: Annotated[int, typer.Option(min=1, help="Most frames sampled from one video.")] = 63,
@@ -42,7 +43,9 @@ def encode(
     from longvita.data.tokenizer import load_tokenizer
 
     settings = MediaSettings(image_size, max_tiles, max_frames, max_fps)
-    options = EncodeOptions(settings, media_root, headers_only, data_format, format_options(columns or [], prompt))
+    options = EncodeOptions(
+        settings, media_root, headers_only, data_format, format_options(columns or [], prompt, roles or [])
+    )
     template = ChatTemplate(load_tokenizer(tokenizer), tokens_per_tile)
     encoded, broken = 0, []
     files = files_of_entry("", file)

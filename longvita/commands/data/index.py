@@ -75,8 +75,18 @@ def index_files(config: Config, as_json: bool, rebuild: bool) -> int:
         print(json.dumps(text | {"missing": missing}))
     else:
         Console(width=max(Console().width, 120)).print(_table(figures))
+    _print_unused(figures)
     _print_problems(config, [file for files in found.values() for file in files], list(missing.values()))
     return EXIT_COMPLETE
+
+
+def _print_unused(figures: dict[str, dict[str, SourceIndex]]) -> None:
+    """Print on stderr what the records of each source hold that is not used, by name."""
+    for sources in figures.values():
+        for source, one in sources.items():
+            if one.unused:
+                names = ", ".join(f"{name} {count:,}" for name, count in one.unused.items())
+                print(f"not used of source {source!r}, with the number of its samples: {names}", file=sys.stderr)
 
 
 def _print_problems(config: Config, files: Sequence[CatalogFile], missing: Sequence[Missing]) -> None:

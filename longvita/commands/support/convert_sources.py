@@ -23,7 +23,7 @@ def convert_sources(
     """
     if source.endswith((".yaml", ".yml")):
         if data_format is not None or options != NO_OPTIONS:
-            raise DataError("--format, --column and --prompt are for a data file; a config has its own")
+            raise DataError("--format, --column, --role and --prompt are for a data file; a config has its own")
         return _sources_of_config(source, media_root)
     files = tuple(files_of_entry("", source))
     return [ConvertSource(Path(source.rstrip("/")).stem, files, data_format, options, media_root or ".")]
@@ -43,6 +43,6 @@ def _sources_of_config(path: str, media_root: str | None) -> list[ConvertSource]
         if files:
             own_root = data.media_root if dataset.media_root is None else dataset.media_root
             root = own_root if media_root is None else media_root
-            options = FormatOptions.of(dataset.columns, dataset.prompt)
+            options = FormatOptions.of(dataset)
             sources.append(ConvertSource(name, files, dataset.format, options, root))
     return sources

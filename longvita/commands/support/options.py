@@ -132,6 +132,10 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--column", help="Such as answer=label; may be repeated.", metavar="WHAT=NAME"),
 ]
+Roles = Annotated[
+    list[str] | None,
+    typer.Option("--role", help="Such as robot=assistant; may be repeated.", metavar="WORD=ROLE"),
+]
 CaptionPrompt = Annotated[str | None, typer.Option("--prompt", help="Question of a caption.", show_default=False)]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave out files that are missing.")]
 

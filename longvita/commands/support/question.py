@@ -12,7 +12,7 @@ def read_question(question: str) -> str:
     """The question itself, or the text of the .txt file of that name. Raises PromptError."""
     if question.endswith(".txt") and "\n" not in question:
         try:
-            question = Path(question).expanduser().read_text(encoding="utf-8").strip()
+            question = Path(question).expanduser().read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise PromptError(f"the question's file {question} cannot be read: {error}") from error
     if not question.strip():

@@ -109,7 +109,7 @@ def _check_file(
             if isinstance(sample, SampleError):
                 raise sample
             facts = job.processes.probe(sample, job.settings)
-            length = job.processes.template.text_length(sample.turns)
+            length = job.processes.template.text_length(sample.turns, sample.marks)
             builder.add(dataclasses.replace(place, line=line), hash_media_names(sample), length, facts)
         except SampleError as error:
             errors[line] = error

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from longvita.data.errors import DataError, SampleError
-from longvita.data.formats.record import FormatOptions
-from longvita.data.sample import Sample, parse_line
+from longvita.data.errors import SampleError
+from longvita.data.formats.record import FormatOptions, parse_record
+from longvita.data.formats.text import HEAD_BYTES, other_encoding
+from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
 READ_BYTES = 1 << 20
@@ -60,13 +61,12 @@ class Format(Protocol):
 
 
 class TextFormat:
-    """What the formats without columns share. Places and parts count bytes of the file."""
+    """What the formats of JSON objects share. Places and parts count bytes of the file."""
 
     name: str
 
     def __init__(self, options: FormatOptions):
-        if options.columns:
-            raise DataError(f"columns are for parquet, webdataset and captions; a file of format {self.name} has none")
+        self.options = options
 
     def digest(self, path: str, part: Part) -> str:
         """Digest of the bytes."""
@@ -76,7 +76,17 @@ class TextFormat:
         """The sample of a line or an element."""
         with remote.open_file(path) as file:
             file.seek(place.offset)
-            return parse_line(file.read(place.size))
+            return self.parse(file.read(place.size))
+
+    def parse(self, content: bytes) -> Sample:
+        """The sample of the bytes of a place. Raises SampleError."""
+        return parse_record(content, self.options, "it")
+
+
+def file_encoding(path: str) -> str | None:
+    """Why a file is no UTF-8 by its first bytes; None if it may be."""
+    with remote.open_file(path) as file:
+        return other_encoding(file.read(HEAD_BYTES))
 
 
 def digest_bytes(path: str, part: Part) -> str:

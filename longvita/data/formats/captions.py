@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from longvita.data.errors import DataError, Reason, SampleError
-from longvita.data.formats.base import Part, Place, digest_bytes
+from longvita.data.formats.base import Part, Place, digest_bytes, file_encoding
 from longvita.data.formats.jsonl import Jsonl, lines_of
-from longvita.data.formats.record import FormatOptions, parse_object, record_sample
+from longvita.data.formats.record import FormatOptions, record_sample
+from longvita.data.formats.text import decode, parse_object
 from longvita.data.media.media_file import FilePart, leads_outside
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import Sample
@@ -81,6 +82,11 @@ class Captions:
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
         """One sample for each line, row, or picture or video."""
+        listing = _list_of(path)
+        encoding = file_encoding(listing) if listing else None
+        if encoding:
+            yield Place(0, 0, 1), SampleError(Reason.INVALID_SAMPLE, f"{listing} can't be read: {encoding}")
+            return
         for place, content in self._contents(path, part):
             try:
                 yield place, self._sample(path, place, content) if content is None or content.strip() else None
@@ -121,7 +127,8 @@ class Captions:
         else:
             listing = _list_of(path) or ""
             record = _csv_record(listing, content) if listing.endswith(".csv") else parse_object(content, "the line")
-            name = next((record[key] for key in FILE_NAMES if isinstance(record.get(key), str)), "")
+            key = next((key for key in FILE_NAMES if isinstance(record.get(key), str)), "")
+            name = record.pop(key, "")
             if not name:
                 raise SampleError(Reason.INVALID_SAMPLE, f"no path under any of {', '.join(FILE_NAMES)}")
         return record_sample(_with_media_file(record, path, name, self.options), self.options)
@@ -169,7 +176,7 @@ def _text_record(folder: str, name: str) -> dict[str, Any]:
     if found is None:
         raise SampleError(Reason.NO_ANSWER, f"{name} has no .txt or .json file next to it")
     text, content = found
-    return {"caption": _decode(content, text).strip()} if text.endswith(".txt") else parse_object(content, text)
+    return {"caption": decode(content, text).strip()} if text.endswith(".txt") else parse_object(content, text)
 
 
 def _rows_of(path: str, part: Part) -> Iterator[tuple[int, bytes]]:
@@ -222,18 +229,11 @@ def _csv_record(path: str, content: bytes) -> dict[str, Any]:
 @functools.lru_cache(maxsize=8)
 def _csv_names(path: str, state: str) -> tuple[str, ...]:
     rows = _rows_of(path, Part(0, remote.size(path)))
-    return tuple(name.lstrip("\ufeff").strip() for name in _parse_row(next(rows)[1]))
+    return tuple(name.strip() for name in _parse_row(next(rows)[1]))
 
 
 def _parse_row(content: bytes) -> list[str]:
     try:
-        return next(csv.reader([_decode(content, "the row")], strict=True), [])
+        return next(csv.reader([decode(content, "the row")], strict=True), [])
     except csv.Error as error:
         raise SampleError(Reason.INVALID_SAMPLE, f"the row is no CSV: {error}") from error
-
-
-def _decode(content: bytes, what: str) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise SampleError(Reason.INVALID_SAMPLE, f"{what} is not UTF-8: {error}") from error

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.formats.base import MAX_SAMPLE_BYTES, READ_BYTES, Part, Place, TextFormat
-from longvita.data.sample import Sample, parse_line
+from longvita.data.formats.base import MAX_SAMPLE_BYTES, READ_BYTES, Part, Place, TextFormat, file_encoding
+from longvita.data.formats.text import other_encoding
+from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
 TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[{\[]|[}\]]|[^\s,:{}\[\]"]++', re.DOTALL)
@@ -51,7 +52,7 @@ class JsonArray(TextFormat):
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
         """One sample for each element."""
         if part.start == 0:  # The file has no bracket of an array: elements start after it.
-            detail = "no JSON array; for one object a line use format jsonl"
+            detail = f"no JSON array: {file_encoding(path) or 'for one object a line use format jsonl'}"
             yield Place(0, 0, 1), SampleError(Reason.INVALID_JSON, detail)
             return
         number, end, is_cut = 0, part.start, False
@@ -59,7 +60,7 @@ class JsonArray(TextFormat):
             end = offset + len(element)
             place = Place(offset, len(element), number)
             try:
-                yield place, parse_line(element)
+                yield place, self.parse(element)
             except SampleError as error:
                 is_cut = end == part.end
                 yield place, error
@@ -79,7 +80,8 @@ def _is_closed(path: str, end: int, size: int) -> bool:
 def array_start(path: str) -> int | None:
     """The byte after the array's opening bracket, None if the file is no array."""
     with remote.open_file(path) as file:
-        head = BEGINNING.match(file.read(READ_BYTES))
+        content = file.read(READ_BYTES)
+    head = None if other_encoding(content) else BEGINNING.match(content)
     return head.end() if head and head[1] else None
 
 

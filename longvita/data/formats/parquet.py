@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Part, Place
-from longvita.data.formats.record import COLUMNS, FormatOptions, record_sample
-from longvita.data.formats.tables import Table, open_table
+from longvita.data.formats.record import COLUMNS, NESTED, FormatOptions, record_sample
+from longvita.data.formats.tables import Table, holds_bytes, is_light, open_table
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
@@ -44,14 +44,20 @@ class Parquet:
         return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
-        """One sample for each row; in a damaged group, an error for each row from the damage on."""
+        """One sample for each row; in a damaged group, an error for each row from the damage on.
+
+        Columns that are not used are read too if they are small, so that what a sample leaves out is named.
+        """
         table, numbers = open_table(path), itertools.count(1)
+        columns = self._columns(table, path)
+        others = [name for name in table.columns if name not in columns]
+        columns += [name for name in others if is_light(table.type_of(name))]
         for group in range(part.start, part.end):
-            read = 0
+            read, unread = 0, self._unread(table, group, columns)
             try:
-                for row in table.rows(group, self._columns(table, path)):
+                for row in table.rows(group, columns):
                     read += 1
-                    yield Place(group, read - 1, next(numbers)), self._sample(row)
+                    yield Place(group, read - 1, next(numbers)), self._sample(row, unread)
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise  # The store failed; pyarrow's errors for damaged pages have no errno.
@@ -65,15 +71,20 @@ class Parquet:
         if place.offset < len(table.group_bytes):
             rows = table.rows(place.offset, self._columns(table, path))
             for row in itertools.islice(rows, place.size, place.size + 1):
-                sample = self._sample(row)
+                sample = self._sample(row, {})
                 if isinstance(sample, SampleError):
                     raise sample
                 return sample
         raise SampleError(Reason.INVALID_SAMPLE, f"there is no row {place.size} of group {place.offset}")
 
-    def _sample(self, row: Any) -> Sample | SampleError:
+    def _unread(self, table: Table, group: int, columns: list[str]) -> dict[str, Any]:
+        """For each column that is not read and has a value in a group, a value of its kind, for all rows."""
+        names = [name for name in table.columns if name not in columns and table.has_values(group, name)]
+        return {name: b"" if holds_bytes(table.type_of(name)) else ... for name in names}
+
+    def _sample(self, row: Any, unread: Mapping[str, Any]) -> Sample | SampleError:
         try:
-            return record_sample(row.to_pylist()[0], self.options)
+            return record_sample({**unread, **row.to_pylist()[0]}, self.options)
         except SampleError as error:
             return error
         except ValueError as error:  # Such as broken UTF-8.
@@ -81,8 +92,11 @@ class Parquet:
 
     def _columns(self, table: Table, path: str) -> list[str]:
         """Names of the columns to read. Raises DataError if a configured one does not exist, or if there is none."""
-        missing = [name for _, name in self.options.columns if name not in table.columns]
-        wanted = {name for purpose in COLUMNS for name in self.options.names_of(purpose)}
+        # A dot leads into a column.
+        tops = [name if name in table.columns else name.split(".")[0] for _, name in self.options.columns]
+        missing = [name for name in tops if name not in table.columns and NESTED not in table.columns]
+        names = [name for purpose in COLUMNS for name in self.options.names_of(purpose)]
+        wanted = {*names, *(name.split(".")[0] for name in names), NESTED}
         found = [name for name in table.columns if name in wanted]
         if missing or not found:
             which = f"no column {missing[0]!r}" if missing else "no column with messages or captions"

@@ -1,26 +1,50 @@
-"""Convert a record of named values, from a table, an archive or a caption file, to a Sample."""
+"""Convert a record of named values, of a line, a table, an archive or a caption file, to a Sample: the one way in."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from longvita.config.schema import PROMPT
+from longvita.config.schema import PROMPT, DatasetConfig
 from longvita.data.errors import DataError, Reason, SampleError
-from longvita.data.media.media_file import FilePart, InlineMedia, MediaRef
-from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Sample, Turn, checked_sample, is_path, mark_media, parse_turns
+from longvita.data.formats.media_refs import holds_media, media_refs, placed
+from longvita.data.formats.text import parse_json, parse_object
+from longvita.data.formats.turns import Messages, add_turn, parse_messages
+from longvita.data.media.media_file import MediaRef
+from longvita.data.sample import (
+    CHAT_ROLES,
+    IMAGE_MARK,
+    VIDEO_MARK,
+    Sample,
+    Turn,
+    check_marks,
+    checked_text,
+    mark_media,
+    marks_of,
+)
 
 COLUMNS = {
-    "messages": ("messages", "conversations", "texts"),
+    "messages": ("conversations", "messages", "texts", "content_metadata.qAndA"),
     "question": ("question",),
     "answer": ("answer",),
-    "caption": ("caption", "text"),
-    "images": ("images", "image"),
-    "videos": ("videos", "video"),
+    "caption": ("caption", "text", "captions", "txt"),
+    "system": ("system",),
+    "images": ("images", "image", "jpg", "jpeg", "png", "webp"),
+    "videos": ("videos", "video", "video_path", "mp4", "mkv", "webm"),
 }
-"""Purposes of a record's values, and the names they may have if the config gives none, first match first."""
+"""Purposes of a record's values, and the names they may have if the config gives none, first match first. A dot leads
+into a struct or a list."""
+TEXT_KINDS = (("messages",), ("question", "answer"), ("caption",))
+"""Purposes whose values are the text of a sample, the first that a record has."""
+NESTED = "json"
+"""A value with further values, as `datasets` names the JSON member of a WebDataset sample."""
+WITHOUT_MEANING = ("id", "__key__", "__url__")
+"""Names that are not counted as unused."""
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""Values that are as good as none."""
+WHOLE_FILM = ("-1", -1)
+"""The idx of the caption of a complete film in ShareGPT4Video; the others are of its parts."""
 
 
 @dataclass(frozen=True)
@@ -31,128 +55,199 @@ class FormatOptions:
     """Pairs of a key of COLUMNS and its name in the files."""
     prompt: str = PROMPT
     """Question of a caption."""
+    roles: tuple[tuple[str, str], ...] = ()
+    """Pairs of a role word of the files and its ChatML role."""
 
     @classmethod
-    def of(cls, columns: Mapping[Any, str], prompt: str) -> FormatOptions:
+    def of(cls, dataset: DatasetConfig) -> FormatOptions:
         """The options of a source's config."""
-        return cls(tuple(sorted(columns.items())), prompt)
+        return cls(tuple(sorted(dataset.columns.items())), dataset.prompt, tuple(sorted(dataset.roles.items())))
 
     def names_of(self, purpose: str) -> tuple[str, ...]:
         """Names that the value of a purpose may have."""
         return tuple(name for key, name in self.columns if key == purpose) or COLUMNS[purpose]
+
+    def text_kinds(self) -> list[tuple[str, ...]]:
+        """TEXT_KINDS, those that the config names first."""
+        named = {key for key, _ in self.columns}
+        return sorted(TEXT_KINDS, key=lambda kind: named.isdisjoint(kind))
 
 
 NO_OPTIONS = FormatOptions()
 """The options of a source without such settings."""
 
 
-def format_options(columns: Sequence[str], prompt: str | None) -> FormatOptions:
-    """Parse columns WHAT=NAME of a command line. Raises DataError for another form or an unknown WHAT."""
+def format_options(columns: Sequence[str], prompt: str | None, roles: Sequence[str] = ()) -> FormatOptions:
+    """Parse columns WHAT=NAME and roles WORD=ROLE of a command line. Raises DataError for another form."""
     pairs = []
     for text in columns:
         purpose, _, name = text.partition("=")
         if purpose not in COLUMNS or not name:
             raise DataError(f"--column {text!r} is not WHAT=NAME with a WHAT of {', '.join(COLUMNS)}")
         pairs.append((purpose, name))
-    return FormatOptions(tuple(sorted(pairs)), prompt or PROMPT)
+    words = []
+    for text in roles:
+        word, _, role = text.rpartition("=")
+        if role not in CHAT_ROLES or not word:
+            raise DataError(f"--role {text!r} is not WORD=ROLE with a ROLE of {', '.join(CHAT_ROLES)}")
+        words.append((word, role))
+    return FormatOptions(tuple(sorted(pairs)), prompt or PROMPT, tuple(sorted(words)))
+
+
+def parse_record(content: bytes, options: FormatOptions, name: str) -> Sample:
+    """Convert a record as JSON text to a sample. Raises SampleError."""
+    return record_sample(parse_object(content, name), options)
 
 
 def record_sample(record: Mapping[str, Any], options: FormatOptions) -> Sample:
-    """Convert a record, by its messages, its question and answer, or its caption, to a sample.
+    """Convert a record, by its messages, its question and answer, or its caption, to a sample. Raises SampleError.
 
-    If the text has no mark, the pictures and videos are placed before the first question. Raises SampleError.
+    If the text has no mark, the pictures and videos are placed before the first question. Without pictures (or videos)
+    their marks are text. `<image>` marks of a record with videos alone are those of the videos, as in LLaVA-Video.
     """
-    images, videos = (_media(_value(record, noun, options), noun) for noun in ("images", "videos"))
-    turns, is_caption = _turns(record, options)
-    if is_caption and not images and not videos:
+    values = _Values(record, options)
+    images, videos = (media_refs(values.take(noun), noun) for noun in ("images", "videos"))
+    found, is_caption = _messages(values)
+    _add_system(found, values)
+    if is_caption and not images and not videos and not any(map(any, found.owned.values())):
         raise SampleError(Reason.INVALID_SAMPLE, "a caption without a picture or video")
-    if not any(mark in turn.text for turn in turns for mark in (IMAGE_MARK, VIDEO_MARK)):
-        turns = _marked(turns, len(images), len(videos))
-    return checked_sample(turns, images, videos)
-
-
-def parse_object(content: bytes | str, name: str) -> dict[str, Any]:
-    """Parse a text of a record. Raises SampleError."""
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise SampleError(Reason.INVALID_JSON, f"{name} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise SampleError(Reason.INVALID_SAMPLE, f"{name} holds {type(value).__name__}, not an object")
-    return value
-
-
-def _value(record: Mapping[str, Any], purpose: str, options: FormatOptions) -> Any:
-    return next((record[name] for name in options.names_of(purpose) if record.get(name) is not None), None)
-
-
-def _turns(record: Mapping[str, Any], options: FormatOptions) -> tuple[tuple[Turn, ...], bool]:
-    """The turns of a record, and whether they are of a caption."""
-    messages = _value(record, "messages", options)
-    if messages is not None:
-        if not isinstance(messages, list) or not messages:
-            raise SampleError(Reason.INVALID_SAMPLE, f"the messages are {type(messages).__name__}, not a list of turns")
-        return parse_turns([turn for message in messages for turn in _plain(message)]), False
-    question, answer = _value(record, "question", options), _value(record, "answer", options)
-    is_caption = answer is None
-    if is_caption:
-        question, answer = options.prompt, _value(record, "caption", options)
-    if question is None or answer is None:
-        raise SampleError(
-            Reason.INVALID_SAMPLE,
-            f"no messages, no question and answer, no caption among {_names_in(record)}; name them in the source's "
-            "columns",
+    _marks_of_videos(found, images, videos)
+    if not any(found.owned.values()):
+        found.turns = _marked(found.turns, len(images), len(videos))
+    else:
+        images, videos = (
+            placed(found.owned[IMAGE_MARK], images, "images"),
+            placed(found.owned[VIDEO_MARK], videos, "videos"),
         )
-    answer = str(answer) if isinstance(answer, int | float) else answer
-    turns = parse_turns([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-    return turns, is_caption
+    if not any(turn.role == "assistant" and turn.has_loss for turn in found.turns):
+        raise SampleError(Reason.NO_ANSWER, "no assistant turn with loss, so there is nothing to learn")
+    check_marks(found.turns, len(images), len(videos))
+    _check_marks_without_media(found, values, marks_of(len(images), len(videos)))
+    unused = sorted({*found.unused, *values.unused()})
+    return Sample(tuple(found.turns), tuple(images), tuple(videos), tuple(unused))
 
 
-def _names_in(record: Mapping[str, Any]) -> str:
-    """The names of a record's values; those of nulls are marked."""
-    return ", ".join(f"{name} (null)" if value is None else str(name) for name, value in record.items()) or "nothing"
+class _Values:
+    """The values of a record by their purpose, and which of them were taken."""
+
+    def __init__(self, record: Mapping[str, Any], options: FormatOptions):
+        nested = record.get(NESTED)
+        if isinstance(nested, str | bytes):
+            nested = parse_json(nested.encode() if isinstance(nested, str) else nested, NESTED)
+        more = {name: value for name, value in record.items() if name != NESTED}
+        self.record = {**nested, **more} if isinstance(nested, Mapping) else dict(record)
+        self.options = options
+        self._taken: set[str] = set()
+
+    def take(self, purpose: str) -> Any:
+        """The first value that is not empty, else an empty one, None if there is none."""
+        found = [(name, value) for name in self.options.names_of(purpose) if (value := self._value(name)) is not None]
+        for name, value in [pair for pair in found if pair[1] not in EMPTY] or found:
+            self._taken.add(name if name in self.record else name.split(".")[0])
+            return value
+        return None
+
+    def give_back(self, purpose: str) -> None:
+        """Count a value as unused although it was taken."""
+        self._taken -= {name if name in self.record else name.split(".")[0] for name in self.options.names_of(purpose)}
+
+    def unused(self) -> dict[str, Any]:
+        """The values that were not taken, without empty ones and those without a meaning."""
+        skipped = {*self._taken, *WITHOUT_MEANING}
+        return {str(name): value for name, value in self.record.items() if name not in skipped and value not in EMPTY}
+
+    def _value(self, name: str) -> Any:
+        if name in self.record:
+            return self.record[name]
+        value: Any = self.record
+        for step in name.split(".") if "." in name else ():
+            if isinstance(value, list) and step.isdecimal():
+                value = value[int(step)] if int(step) < len(value) else None
+            else:
+                value = value.get(step) if isinstance(value, Mapping) else None
+        return None if value is self.record else value
+
+    def names(self) -> str:
+        """The names of the values; those of nulls are marked."""
+        names = (f"{name} (null)" if value is None else str(name)[:60] for name, value in self.record.items())
+        return ", ".join(names)[:200] or "nothing"
 
 
-def _plain(message: Any) -> list[Any]:
-    """Turns with role and text from a message: from keys "user" and "assistant", and from content in several parts."""
-    if not isinstance(message, dict):
-        return [message]
-    if "user" in message and "assistant" in message:
-        return [{"role": role, "content": message[role]} for role in ("user", "assistant")]
-    content = message.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        return [{**message, "content": "".join(map(_text_of, content))}]
-    return [message]
+def _messages(values: _Values) -> tuple[Messages, bool]:
+    """The turns of a record, and whether they are of a caption. Raises SampleError."""
+    for kind in values.options.text_kinds():
+        taken = [values.take(purpose) for purpose in kind]
+        if any(value is None or value == [] for value in taken):
+            for purpose in kind:
+                values.give_back(purpose)
+            continue
+        if kind == ("messages",):
+            return parse_messages(taken[0], values.options.roles), False
+        is_caption = kind == ("caption",)
+        question, answer = (values.options.prompt, _caption(taken[0])) if is_caption else taken
+        found = Messages()
+        for number, (role, text) in enumerate((("user", question), ("assistant", answer))):
+            text = str(text) if isinstance(text, int | float) else text
+            add_turn(found, role, checked_text(text, number))
+        return found, is_caption
+    raise SampleError(
+        Reason.INVALID_SAMPLE,
+        f"no messages, no question and answer, no caption among {values.names()}; fix: name them in the source's "
+        "columns",
+    )
 
 
-def _text_of(part: Mapping[str, Any]) -> str:
-    marks = {"image": IMAGE_MARK, "video": VIDEO_MARK}
-    return marks.get(str(part.get("type")), str(part.get("text") or ""))
+def _caption(value: Any) -> Any:
+    """One caption: of several that are numbered, that of the complete film. Raises SampleError for several others."""
+    if not isinstance(value, list):
+        return value
+    numbered = [one.get("content") for one in value if isinstance(one, Mapping) and one.get("idx") in WHOLE_FILM]
+    texts = numbered or [one for one in value if one is not None]
+    if len(texts) != 1:
+        raise SampleError(
+            Reason.INVALID_SAMPLE, f"{len(texts)} captions; fix: name one in the source's columns, such as captions.0"
+        )
+    return texts[0]
 
 
-def _marked(turns: Sequence[Turn], num_images: int, num_videos: int) -> tuple[Turn, ...]:
+def _add_system(found: Messages, values: _Values) -> None:
+    """Put the record's system message before its turns, unless they begin with their own."""
+    system = values.take("system")
+    if system in EMPTY:
+        return
+    if found.turns[0].role == "system":
+        if found.turns[0].text != system:
+            values.give_back("system")
+        return
+    found.turns.insert(0, Turn("system", checked_text(system, 0)))
+
+
+def _marks_of_videos(found: Messages, images: Sequence[MediaRef], videos: Sequence[MediaRef]) -> None:
+    """Turn `<image>` marks to `<video>` ones if there are as many videos, no pictures and no other mark."""
+    marks = found.owned[IMAGE_MARK]
+    if images or any(marks) or found.owned[VIDEO_MARK] or len(marks) != len(videos):
+        return
+    found.turns = [replace(turn, text=turn.text.replace(IMAGE_MARK, VIDEO_MARK)) for turn in found.turns]
+    found.owned = {IMAGE_MARK: [], VIDEO_MARK: marks}
+
+
+def _marked(turns: Sequence[Turn], num_images: int, num_videos: int) -> list[Turn]:
     first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None:
-        return tuple(turns)
-    marked = Turn("user", mark_media(turns[first].text, num_images, num_videos))
-    return (*turns[:first], marked, *turns[first + 1 :])
+        return list(turns)
+    marked = replace(turns[first], text=mark_media(turns[first].text, num_images, num_videos))
+    return [*turns[:first], marked, *turns[first + 1 :]]
 
 
-def _media(value: Any, noun: str) -> list[MediaRef]:
-    values = value if isinstance(value, list) else [value]
-    return [_media_ref(one, f"{noun}[{number}]") for number, one in enumerate(values) if one is not None]
-
-
-def _media_ref(value: Any, name: str) -> MediaRef:
-    """The reference of a path, bytes, a struct {"bytes", "path"}, or a FilePart."""
-    if isinstance(value, dict):
-        path = value.get("path")
-        name = path if isinstance(path, str) and is_path(path) else name
-        value = path if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, bytes):
-        return InlineMedia(value, name)
-    if isinstance(value, FilePart | InlineMedia):
-        return value
-    if not isinstance(value, str) or not is_path(value):
-        raise SampleError(Reason.INVALID_SAMPLE, f"{name} is no path, bytes or struct of both, but {value!a:.60}")
-    return value
+def _check_marks_without_media(found: Messages, values: _Values, used: Sequence[str]) -> None:
+    """Raise SampleError(mark_count) if marks are left as text although the record has media for them."""
+    left = [mark for mark, owned in found.owned.items() if owned and mark not in used]
+    if not left:
+        return
+    held = next((name for name, value in values.unused().items() if holds_media(value)), None)
+    if held is None and not found.bare_parts:
+        return
+    noun = "images" if left[0] == IMAGE_MARK else "videos"
+    what = f"{held!r} is not read; fix: columns: {{{noun}: {held}}}" if held else "none is listed; fix: list them"
+    count = len(found.owned[left[0]])
+    raise SampleError(Reason.MARK_COUNT, f"the text has {count} {left[0]} marks for 0 {noun}, but {what}")

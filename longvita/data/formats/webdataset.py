@@ -12,8 +12,10 @@ from typing import Any
 
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats.base import Part, Place
-from longvita.data.formats.record import FormatOptions, parse_object, record_sample
+from longvita.data.formats.media_refs import transposed
+from longvita.data.formats.record import EMPTY, FormatOptions, record_sample
 from longvita.data.formats.tar import Member, listed_members, members
+from longvita.data.formats.text import decode, parse_object
 from longvita.data.media.media_file import FilePart
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import Sample
@@ -101,7 +103,7 @@ class WebDataset:
                     part = FilePart(path, member.data, member.size, member.name)
                     media["images" if end in PICTURES else "videos"].append(part)
         for kind, parts in media.items():
-            name = next((name for name in self.options.names_of(kind) if record.get(name) is not None), None)
+            name = next((name for name in self.options.names_of(kind) if record.get(name) not in EMPTY), None)
             # If the text lists its media, that list sets their order and number.
             record[name or self.options.names_of(kind)[0]] = _named(record[name], parts) if name else parts
         return record_sample(record, self.options)
@@ -113,7 +115,8 @@ def _named(value: Any, parts: Sequence[FilePart]) -> list[Any]:
     If no name matches and there are as many names as members, the list means the members: pictures were renamed.
     """
     known = {os.path.basename(part.name): part for part in parts} | {part.name: part for part in parts}
-    names = value if isinstance(value, list) else [value]
+    listed = transposed(value)
+    names = [name for name in (listed if isinstance(listed, list) else [listed]) if name is not None]
     if len(names) == len(parts) and not any(name in known for name in names if isinstance(name, str)):
         return list(parts)
     return [known.get(name, name) if isinstance(name, str) else name for name in names]
@@ -147,8 +150,4 @@ def _key(member: Member) -> str:
 
 
 def _parse_text(content: bytes, end: str, name: str) -> dict[str, Any]:
-    try:
-        text = content.decode()
-    except ValueError as error:
-        raise SampleError(Reason.INVALID_JSON, f"{name} is no {end} in UTF-8: {error}") from error
-    return {TEXTS[end]: text.strip()} if end in TEXTS else parse_object(text, name)
+    return {TEXTS[end]: decode(content, name).strip()} if end in TEXTS else parse_object(content, name)

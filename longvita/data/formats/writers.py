@@ -199,7 +199,9 @@ def _ending(ref: MediaRef, is_video: bool, content: bytes) -> str:
 
 def _as_json(sample: Sample, paths: Sequence[str]) -> str:
     """The published form, with `paths` of the pictures and then of the videos."""
-    messages = [{"role": turn.role, "content": turn.text} for turn in sample.turns]
+    messages = [
+        {"role": turn.role, "content": turn.text, **({} if turn.has_loss else {"loss": False})} for turn in sample.turns
+    ]
     images, videos = list(paths[: len(sample.images)]), list(paths[len(sample.images) :])
     media = {key: value for key, value in (("images", images), ("videos", videos)) if value}
     return json.dumps({"messages": messages, **media}, ensure_ascii=False)

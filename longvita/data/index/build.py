@@ -63,7 +63,7 @@ class IndexPart:
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""
-        about = {"part": asdict(self.part), "digest": self.digest, "lines": self.lines}
+        about = {"part": asdict(self.part), "digest": self.digest, "lines": self.lines, "unused": self.index.unused}
         quarantined = "\n".join(entry.to_json() for entry in self.index.quarantined)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         with open(draft, "wb") as file:
@@ -83,7 +83,7 @@ class IndexPart:
         about = json.loads(arrays["about"].tobytes())
         lines = arrays["quarantined"].tobytes().decode().split("\n")
         quarantined = tuple(QuarantinedSample.from_json(line) for line in lines if line)
-        index = FileIndex(**{name: arrays[name] for name in COLUMNS}, quarantined=quarantined)
+        index = FileIndex(**{name: arrays[name] for name in COLUMNS}, quarantined=quarantined, unused=about["unused"])
         return cls(Part(**about["part"]), about["digest"], about["lines"], index)
 
 
@@ -98,7 +98,8 @@ def index_part(path: str, part: Part, template: ChatTemplate, settings: IndexSet
                 raise sample
             if sample is not None:
                 facts = probe.facts(sample, place.line, f"{path}[{part.start}-{part.end}]:{place.line}")
-                builder.add(place, hash_media_names(sample), template.text_length(sample.turns), facts)
+                length = template.text_length(sample.turns, sample.marks)
+                builder.add(place, hash_media_names(sample), length, facts, sample.unused)
         except SampleError as error:
             builder.quarantine(QuarantinedSample.because(error, settings.source, path, place.line))
     return IndexPart(part, digest, lines, builder.index())

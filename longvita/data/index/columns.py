@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -39,6 +40,11 @@ MIN_MAPPED_BYTES = 64 << 10
 """A smaller file of the index is read instead: each mapped one holds a file open."""
 PICTURE, VIDEO_FILE, FRAME_FOLDER = 0, 1, 2
 COLUMNS = ("rows", "media", "rates")
+MAX_UNUSED_NAMES = 50
+"""Names of unused values that are counted by themselves; all others are counted together."""
+MAX_NAME = 60
+"""Characters of such a name."""
+OTHER_NAMES = "(other names)"
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class FileIndex:
     """[r] float64, the distinct frame rates of the file's videos, 1/s."""
     quarantined: Sequence[QuarantinedSample]
     """In the order of their lines."""
+    unused: Mapping[str, int] = field(default_factory=dict)
+    """Number of usable samples whose record has a value of a name that is not used, by name."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,9 +121,13 @@ class IndexBuilder:
         self._media: list[tuple[int, int]] = []
         self._rates: dict[float, int] = {}
         self._quarantined: list[QuarantinedSample] = []
+        self._unused: Counter[str] = Counter()
 
-    def add(self, place: Place, names: int, text_tokens: int, facts: MediaFacts) -> None:
-        """Add a usable sample; `names` is the hash of its media names."""
+    def add(self, place: Place, names: int, text_tokens: int, facts: MediaFacts, unused: Sequence[str] = ()) -> None:
+        """Add a usable sample; `names` is the hash of its media names, `unused` the values that it leaves out."""
+        for name in unused:
+            known = name[:MAX_NAME] in self._unused or len(self._unused) < MAX_UNUSED_NAMES
+            self._unused[name[:MAX_NAME] if known else OTHER_NAMES] += 1
         self._media += [(picture.width, picture.height) for picture in facts.pictures]
         for video in facts.videos:
             kind = FRAME_FOLDER if video.is_folder else VIDEO_FILE
@@ -134,7 +146,19 @@ class IndexBuilder:
             np.array(self._media, MEDIA_ROW),
             np.array(list(self._rates), np.float64),
             tuple(self._quarantined),
+            dict(self._unused),
         )
+
+
+def sum_unused(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Sum counts of unused values by name: the most frequent names first, and all names beyond the limit together."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    others = total.pop(OTHER_NAMES, 0)
+    ranked = sorted(total.items(), key=lambda pair: (-pair[1], pair[0]))
+    others += sum(count for _, count in ranked[MAX_UNUSED_NAMES:])
+    return {**dict(ranked[:MAX_UNUSED_NAMES]), **({OTHER_NAMES: others} if others else {})}
 
 
 def join_parts(parts: Sequence[tuple[FileIndex, int]]) -> FileIndex:
@@ -150,7 +174,8 @@ def join_parts(parts: Sequence[tuple[FileIndex, int]]) -> FileIndex:
         media.append(_with_rates(part, rates))
         media_before += len(part.media)
         quarantined += [dataclasses.replace(entry, line=entry.line + lines_before) for entry in part.quarantined]
-    return FileIndex(np.concatenate(rows), np.concatenate(media), rates, tuple(quarantined))
+    unused = sum_unused(part.unused for part, _ in parts)
+    return FileIndex(np.concatenate(rows), np.concatenate(media), rates, tuple(quarantined), unused)
 
 
 def _with_rates(part: FileIndex, rates: np.ndarray) -> np.ndarray:
@@ -161,10 +186,10 @@ def _with_rates(part: FileIndex, rates: np.ndarray) -> np.ndarray:
     return media
 
 
-def slice_index(index: FileIndex, rows: range, lines: range) -> FileIndex:
+def slice_index(index: FileIndex, rows: range, lines: range, unused: Mapping[str, int]) -> FileIndex:
     """The index of a part from that of its file, with lines counted from 1: the inverse of `join_parts`.
 
-    lines: numbers of all lines of the part, those of quarantined samples included.
+    lines: numbers of all lines of the part, those of quarantined samples included. unused: counts of the part.
     """
     own = index.rows[rows.start : rows.stop].copy()
     ends = index.rows["media_end"]
@@ -178,4 +203,4 @@ def slice_index(index: FileIndex, rows: range, lines: range) -> FileIndex:
     quarantined = tuple(
         dataclasses.replace(entry, line=entry.line - lines.start + 1) for entry in index.quarantined[slice(*bounds)]
     )
-    return FileIndex(own, np.asarray(index.media[first:end]), index.rates, quarantined)
+    return FileIndex(own, np.asarray(index.media[first:end]), index.rates, quarantined, unused)

@@ -36,12 +36,13 @@ from longvita.data.index.columns import (
     QuarantinedEntries,
     join_parts,
     slice_index,
+    sum_unused,
 )
 from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.storage import remote
 from longvita.process_limits import open_more_files
 
-VERSION = 4
+VERSION = 5
 """Increased when the contents of the files change."""
 META = "meta.json"
 
@@ -192,7 +193,7 @@ def _saved_parts(folder: Path) -> list[IndexPart]:
     parts, row = [], 0
     for about, (part, lines) in zip(_meta(folder)["parts"], _lines_of_parts(folder)):
         rows = range(row, row + about["rows"])
-        parts.append(IndexPart(part, about["digest"], about["lines"], slice_index(index, rows, lines)))
+        parts.append(IndexPart(part, about["digest"], about["lines"], slice_index(index, rows, lines, about["unused"])))
         row = rows.stop
     return parts
 
@@ -206,8 +207,15 @@ def write_edition(folder: Path, parts: Sequence[IndexPart], state: list[Any], ed
     entries = [f"{entry.to_json()}\n".encode() for entry in index.quarantined]
     _write_atomically(folder / f"quarantined-{edition}.jsonl", lambda file: file.writelines(entries))
     about = [
-        {"start": p.part.start, "end": p.part.end, "digest": p.digest, "lines": p.lines, "rows": len(p.index)}
-        for p in parts
+        {
+            "start": one.part.start,
+            "end": one.part.end,
+            "digest": one.digest,
+            "lines": one.lines,
+            "rows": len(one.index),
+            "unused": one.index.unused,
+        }
+        for one in parts
     ]
     meta = {"edition": edition, "state": state, "quarantined": len(index.quarantined), "parts": about}
     _write_atomically(folder / META, lambda file: file.write(json.dumps(meta).encode()))
@@ -237,7 +245,8 @@ def open_edition(folder: Path) -> FileIndex:
     edition = meta["edition"]
     columns = {name: _column(folder / f"{name}-{edition}.npy") for name in COLUMNS}
     quarantined = QuarantinedEntries(folder / f"quarantined-{edition}.jsonl", meta["quarantined"])
-    return FileIndex(**columns, quarantined=quarantined)
+    unused = sum_unused(about["unused"] for about in meta["parts"])
+    return FileIndex(**columns, quarantined=quarantined, unused=unused)
 
 
 def _column(path: Path) -> np.ndarray:

@@ -15,6 +15,8 @@ from longvita.data.errors import DataError, MediaError, Reason, one_line
 from longvita.data.storage import remote
 
 BROKEN = {"picture": Reason.BROKEN_PICTURE, "video": Reason.BROKEN_VIDEO}
+MAX_SHOWN = 100
+"""Characters of an address in a message."""
 MAX_READ_BYTES = 1 << 20
 """Largest request to a store, bytes: a picture in one request, a video as its decoder reads it."""
 
@@ -94,6 +96,12 @@ def resolve(ref: MediaRef, root: str | os.PathLike) -> Path | FilePart | InlineM
     if not isinstance(ref, str):
         return ref
     if leads_outside(ref, root):
+        if remote.is_remote(ref):
+            raise MediaError(
+                Reason.OUTSIDE_MEDIA_ROOT,
+                f"{ref[:MAX_SHOWN]} is an address outside the media root {root}; fix: download it, or set media_root "
+                f"to that address, such as {remote.host_of(ref)[:MAX_SHOWN]}",
+            )
         raise MediaError(
             Reason.OUTSIDE_MEDIA_ROOT,
             f"{ref} leads outside the media root {root}; set data.media_root (or the source's media_root) to a "

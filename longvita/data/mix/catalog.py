@@ -175,7 +175,7 @@ def index_job(config: Config, source: str, dataset: DatasetConfig, path: str, pr
     """Return how one file of a mix is indexed."""
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
     format = format_of(data_file(config.data, path), dataset.format)
-    options = FormatOptions.of(dataset.columns, dataset.prompt)
+    options = FormatOptions.of(dataset)
     settings = IndexSettings(source, media_root, config.data.max_fps, format, options)
     return IndexJob(processes, settings, index_folder(config))
 

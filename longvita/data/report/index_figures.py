@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longvita.data.chat_template import ChatTemplate
-from longvita.data.index.columns import KIND_BITS, PICTURE
+from longvita.data.index.columns import KIND_BITS, PICTURE, sum_unused
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.catalog import CatalogFile, by_source, unusable_reasons
 from longvita.data.mix.measure import count_media
@@ -30,6 +30,8 @@ class SourceIndex:
     """Of the samples that can be used, at the config's limits."""
     index_bytes: int
     """Size of the index."""
+    unused: dict[str, int]
+    """Samples whose record has a value of a name that is not used, by name."""
 
     @property
     def bytes_a_sample(self) -> float:
@@ -56,4 +58,6 @@ def source_index(files: Sequence[CatalogFile], template: ChatTemplate, settings:
         sums["frames"] += int((file.measured.tiles[usable] - picture_tiles[usable]).sum())
         sums["tokens"] += int(file.measured.lengths[usable].sum(dtype="int64"))
         sums["index_bytes"] += columns.rows.nbytes + columns.media.nbytes + columns.rates.nbytes
-    return SourceIndex(len(files), sum(file.num_samples for file in files), unusable_reasons(files), **sums)
+    unused = sum_unused(file.index.unused for file in files)
+    samples = sum(file.num_samples for file in files)
+    return SourceIndex(len(files), samples, unusable_reasons(files), **sums, unused=unused)

@@ -33,6 +33,12 @@ def join(root: str | os.PathLike, path: str) -> str:
     return as_folder(root) + path if is_remote(root) else os.path.join(root, path)
 
 
+def host_of(address: str) -> str:
+    """Return the start of an address, up to its host or bucket."""
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}/"
+
+
 def as_folder(address: str | os.PathLike) -> str:
     """Return an address with a slash at its end."""
     return str(address) if str(address).endswith("/") else f"{address}/"

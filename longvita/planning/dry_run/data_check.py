@@ -120,7 +120,7 @@ def _source_problems(
 
 def first_samples(path: str, dataset: DatasetConfig) -> list[Sample]:
     """Return the usable ones of a file's first samples. Raises DataError, SampleError or OSError if there are none."""
-    options = FormatOptions.of(dataset.columns, dataset.prompt)
+    options = FormatOptions.of(dataset)
     format = make_format(format_of(path, dataset.format), options)
     found = [sample for _, sample in itertools.islice(format.samples(path, _first_part(path, format)), MAX_SAMPLES)]
     usable = [sample for sample in found if isinstance(sample, Sample)]

@@ -17,6 +17,8 @@ def test_a_question_is_text_or_a_file(tmp_path: Path) -> None:
     path.write_text("What is\nthis?\n")
     assert read_question(str(path)) == "What is\nthis?"
     assert read_question("What is this?") == "What is this?"
+    path.write_bytes(b"\xef\xbb\xbf" + b"What's this?")
+    assert read_question(str(path)) == "What's this?", "a byte order mark is no part of the question"
     for question, message in ((str(tmp_path / "no.txt"), "cannot be read"), (" ", "empty")):
         with pytest.raises(UserError, match=message):
             read_question(question)

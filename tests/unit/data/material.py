@@ -83,7 +83,7 @@ def write_audio(path: Path) -> Path:
     return path
 
 
-def conversation(question: str, answer: str = "yes", **media: Sequence[str]) -> dict:
+def conversation(question: str | list, answer: str = "yes", **media: Sequence[str | None]) -> dict:
     """A sample of one question and its answer."""
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"messages": turns, **{key: list(value) for key, value in media.items()}}

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longvita.data.chat_template import IGNORED_LABEL, ChatTemplate
+from longvita.data.chat_template import IGNORED_LABEL, ChatTemplate, mark_order
 from longvita.data.errors import SampleError
 from longvita.data.media.image import Grid
-from longvita.data.sample import Turn
+from longvita.data.sample import Turn, marks_of
 from longvita.data.tokenizer import ADDED_TOKENS, LongVITATokenizer, TokenizerError, load_tokenizer
 from longvita.data.tokenizer import load_transformers_tokenizer as load_whole
 
@@ -91,6 +91,25 @@ class TestTemplate:
         chosen = encoded.labels != IGNORED_LABEL
         np.testing.assert_array_equal(encoded.labels[chosen], encoded.input_ids[chosen])
         assert tokenizer.decode(encoded.labels[chosen].tolist()) == "yes <ref>x</ref><|im_end|>\nno<|im_end|>\n"
+
+    def test_no_loss_on_a_turn_without(self, template, tokenizer):
+        turns = [Turn("user", "a"), Turn("assistant", "b", has_loss=False), Turn("user", "c"), Turn("assistant", "d")]
+        encoded = template.encode(turns, [], [])
+        assert tokenizer.decode(encoded.labels[encoded.labels != IGNORED_LABEL].tolist()) == "d<|im_end|>\n"
+        with_loss = template.encode([Turn(turn.role, turn.text) for turn in turns], [], [])
+        np.testing.assert_array_equal(encoded.input_ids, with_loss.input_ids)
+
+    @pytest.mark.parametrize("grids, frames", [([], []), ([Grid(1, 1)], []), ([], [2])])
+    def test_marks_without_media_are_their_own_tokens(self, template, tokenizer, grids, frames):
+        """As in the published loader, which replaces a mark only where the sample has media of its kind."""
+        turns = [Turn("system", ""), Turn("user", "a <image> b <video>"), Turn("assistant", "c")]
+        ids = template.encode(turns, grids, frames).input_ids.tolist()
+        for mark, given in (("<image>", grids), ("<video>", frames)):
+            assert ids.count(tokenizer.id_of(mark)) == (not given)
+        marks = marks_of(len(grids), len(frames))
+        media = len(grids) * template.picture_length(Grid(1, 1)) + sum(frames) * template.tokens_per_frame
+        assert template.text_length(turns, marks) + media == len(ids)
+        assert mark_order(turns, marks) == [False] * len(grids) + [True] * len(frames)
 
     def test_no_loss_on_a_picture_in_an_answer(self, template, tokenizer):
         encoded = template.encode([Turn("user", "draw"), Turn("assistant", "here: <image>")], [Grid(2, 1)], [])

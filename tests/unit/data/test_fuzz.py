@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import re
@@ -19,6 +20,7 @@ from longvita.data.loading import worker_pool as pool_module
 from longvita.data.mix.catalog import make_template
 from longvita.data.quarantine import read_quarantine
 from tests.programs import need_programs
+from tests.unit.data.format_material import llava, png
 from tests.unit.data.material import (
     conversation,
     cut_file,
@@ -85,7 +87,65 @@ def half_a_line(tag: str, chance: random.Random) -> str:
     return line[: chance.randrange(1, len(line))]
 
 
+def with_parts(*parts: object) -> Make:
+    """A question in parts."""
+    return lambda tag, _: conversation([*parts, {"type": "text", "text": f"{tag}?"}], "x")
+
+
+def with_nulls(tag: str, _: random.Random) -> object:
+    nulls = {"role": None, "content": None}
+    turns = [{**nulls, "from": "Human", "value": f"<image>{tag}?"}, {**nulls, "from": "gpt", "value": "x"}]
+    return {"messages": None, "conversations": turns, "image": "good.png", "images": []}
+
+
+def weighted(*weights: object) -> Make:
+    """An answer for each weight."""
+    return lambda tag, _: {
+        "messages": [
+            turn
+            for weight in weights
+            for turn in ({"role": "user", "content": f"{tag}?"}, {"role": "bot", "content": "x", "weight": weight})
+        ]
+    }
+
+
+RED = base64.b64encode(png("red")).decode()
+FORMS: dict[str, Make] = {
+    "no marks": lambda tag, _: conversation(tag, images=["good.png"]),
+    "marks of nothing": lambda tag, _: conversation(f"<image><video>{tag}?"),
+    "nulls as pictures": lambda tag, _: conversation(f"<image>{tag}?", images=[None]),
+    "a part": with_parts({"type": "image", "image": "good.png"}),
+    "a video part": with_parts({"type": "video", "video": "good.mp4"}),
+    "an address with base64": with_parts({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{RED}"}}),
+    "base64": lambda tag, _: llava(f"<image>{tag}?", image=RED),
+    "inline": lambda tag, _: llava(f"Picture 1: <img>good.jpg</img>{tag}?"),
+    "null keys": with_nulls,
+    "structs of lists": lambda tag, _: {"conversations": {"from": ["human", "gpt"], "value": [f"{tag}?", "x"]}},
+    "a system message": lambda tag, _: {**llava(f"{tag}?"), "system": "Be brief.", "tools": "[]", "id": tag},
+    "an empty system message": lambda tag, _: {**llava(f"{tag}?"), "system": ""},
+    "a picture mark for a video": lambda tag, _: llava(f"<image>{tag}?", video="good.mp4"),
+    "weights": weighted(0, 1),
+    "question": lambda tag, _: {"question": f"{tag}?", "answer": 7, "image": "good.png"},
+    "caption": lambda tag, _: {"caption": f"{tag}", "video_path": "good.mp4"},
+}
+"""Records as other makers write them."""
+BAD_FORMS: dict[str, Make] = {
+    "an empty part": with_parts({"type": "image"}),
+    "an unknown part": with_parts({"type": "audio", "audio": "a.wav"}),
+    "two frames": with_parts({"type": "video", "video": ["good.png", "good.png"]}),
+    "a part outside": with_parts({"type": "image", "path": "../outside.png"}),
+    "an inline address": lambda tag, _: llava(f"<img>https://example.com/a.jpg</img>{tag}?"),
+    "a web picture": with_image("https://example.com/a.jpg"),
+    "broken base64": lambda tag, _: llava(f"<image>{tag}?", image="data:image/png;base64,?"),
+    "base64 of no picture": lambda tag, _: llava(f"<image>{tag}?", image="iVBORw0KGgo" + "A" * 89),
+    "another name": lambda tag, _: llava(f"<image>{tag}?", photo="good.png"),
+    "half a weight": weighted(0.5),
+    "no weight": weighted(0),
+    "an unknown role": lambda tag, _: {"messages": [{"role": "alien", "content": tag}]},
+    "a caption of nothing": lambda tag, _: {"caption": tag},
+}
 GOOD: dict[str, Make] = {
+    **FORMS,
     "text": lambda tag, chance: conversation(f"{tag}? " + "words " * chance.randrange(20), "x"),
     "png": with_image("good.png"),
     "jpg": with_image("good.jpg"),
@@ -97,11 +157,12 @@ GOOD: dict[str, Make] = {
     "below": with_image("../media/good.png"),
 }
 BAD: dict[str, Make] = {
+    **BAD_FORMS,
     "half a line": half_a_line,
     "no object": lambda tag, _: json.dumps([tag]),
     "no answer": lambda tag, _: {"messages": [{"role": "user", "content": tag}]},
     "empty turn": lambda tag, _: conversation(tag, "  "),
-    "too few marks": lambda tag, _: conversation(tag, images=["good.png"]),
+    "too few marks": lambda tag, _: conversation(f"<image>{tag}", images=["good.png"] * 2),
     "too many marks": lambda tag, _: conversation(f"<video><video>{tag}", videos=["good.mp4"]),
     **{name: with_image(name) for name in ("cut.jpg", "zero.jpg", "absent.jpg", "bomb.png", "large_bomb.png", ".")},
     **{name: with_video(name) for name in ("cut.mp4", "zero.mp4", "text.mp4", "audio.mp4", "absent.mp4")},

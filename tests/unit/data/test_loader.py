@@ -288,7 +288,7 @@ def test_everything_broken_is_quarantined_with_its_reason(folder, config):
     broken = [
         "{oops",
         conversation(""),
-        conversation("<image>"),
+        conversation("<image><image>", images=["one.png"]),
         *(conversation("<image>", images=[name]) for name in media),
         *(conversation("<video>", videos=[name]) for name in ("none.mp4", "zero.mp4", "audio.mp4", "cut.mp4")),
         conversation("x" * 300),

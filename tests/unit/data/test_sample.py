@@ -1,91 +1,71 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.sample import Turn, mark_media, parse_line, parse_sample
-
-QUESTION, ANSWER = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}
-
-
-def test_published_form():
-    value = {
-        "id": 7,
-        "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "<image><video>?"}, ANSWER],
-        "images": ["a.png"],
-        "videos": ["b.mp4"],
-    }
-    sample = parse_line(json.dumps(value).encode())
-    assert [turn.role for turn in sample.turns] == ["system", "user", "assistant"]
-    assert (sample.images, sample.videos) == (("a.png",), ("b.mp4",))
-
-
-@pytest.mark.parametrize("images", [None, []])
-def test_older_form(images):
-    turns = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}]
-    sample = parse_sample({"conversations": turns, "images": images})
-    assert sample.turns == (Turn("user", "hello"), Turn("assistant", "hi"))
-    assert sample.images == ()
+from longvita.data.sample import Sample, Turn, chat_role, check_marks, mark_media, parse_turns
 
 
 @pytest.mark.parametrize(
-    "line, reason",
+    "word, role",
     [
-        (b"{", Reason.INVALID_JSON),
-        (b"\xff\xfe{}", Reason.INVALID_JSON),
-        (b"[" * 100_000, Reason.INVALID_JSON),
-        (b"[1]", Reason.INVALID_SAMPLE),
-        (b"{}", Reason.INVALID_SAMPLE),
-        (b'{"messages": "hello"}', Reason.INVALID_SAMPLE),
-        (b'{"messages": ["hello"]}', Reason.INVALID_SAMPLE),
-        (b'{"messages": [{"role": "robot", "content": "x"}]}', Reason.INVALID_SAMPLE),
-        (b'{"messages": [{"role": ["user"], "content": "x"}]}', Reason.INVALID_SAMPLE),
-        (b'{"messages": [{"role": "user", "content": 3}]}', Reason.INVALID_SAMPLE),
-        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', Reason.INVALID_SAMPLE),
+        ("Human", "user"),
+        (" USER", "user"),
+        ("observation", "user"),
+        ("tool", "user"),
+        ("bot", "assistant"),
+        ("GPT", "assistant"),
+        ("function_call", "assistant"),
+        ("developer", "system"),
+        ("Robot", "assistant"),
+        ("human", "assistant"),
     ],
 )
-def test_malformed_lines(line, reason):
-    with pytest.raises(SampleError) as caught:
-        parse_line(line)
-    assert caught.value.reason == reason
+def test_role_words(word, role):
+    more = [("Robot", "assistant"), ("human", "assistant")] if word in ("Robot", "human") else []
+    assert chat_role(word, 0, more) == role
 
 
-@pytest.mark.parametrize("text", ["", "  \n", None])
-def test_empty_turn(text):
-    with pytest.raises(SampleError, match=r"turn 1 \(assistant\) has no text") as caught:
-        parse_sample({"messages": [QUESTION, {"role": "assistant", "content": text}]})
-    assert caught.value.reason == Reason.EMPTY_TURN
+@pytest.mark.parametrize("word", ["robot", "", None, 3, ["user"], "x" * 1000])
+def test_an_unknown_role_is_named_with_the_fix(word):
+    with pytest.raises(
+        SampleError, match="turn 4 has the role .*; known are system, .*fix: name its ChatML role"
+    ) as got:
+        chat_role(word, 4)
+    assert len(got.value.detail) < 300
 
 
-def test_nothing_to_learn():
-    with pytest.raises(SampleError) as caught:
-        parse_sample({"messages": [QUESTION]})
-    assert caught.value.reason == Reason.NO_ANSWER
-
-
-@pytest.mark.parametrize("paths", ["a.png", [3], [""], ["a\0b"], ["a\ud800.png"], {"a": 1}])
-def test_bad_paths(paths):
-    with pytest.raises(SampleError) as caught:
-        parse_sample({"messages": [QUESTION, ANSWER], "images": paths})
-    assert caught.value.reason == Reason.INVALID_SAMPLE
+def test_the_messages_of_a_prompt():
+    given = [{"role": "user", "content": "<img>a.png</img>?"}, Turn("assistant", "no")]
+    assert parse_turns(given) == (Turn("user", "<img>a.png</img>?"), Turn("assistant", "no"))
+    for content in ("", "  \n", None):
+        with pytest.raises(SampleError, match=r"turn 0 \('user'\) has no text") as caught:
+            parse_turns([{"role": "user", "content": content}])
+        assert caught.value.reason == Reason.EMPTY_TURN
+    for message in ("hello", {"role": "user", "content": [{"type": "image", "image": "a.png"}]}):
+        with pytest.raises(SampleError) as caught:
+            parse_turns([message])
+        assert caught.value.reason == Reason.INVALID_SAMPLE
 
 
 @pytest.mark.parametrize(
-    "text, media, message",
+    "text, images, videos, message",
     [
-        ("<image>", {}, "1 <image> marks for 0 pictures"),
-        ("hello", {"images": ["a.png"]}, "0 <image> marks for 1 pictures"),
-        ("<image><image>", {"images": ["a.png"]}, "2 <image> marks for 1 pictures"),
-        ("<video>", {"images": ["a.png"]}, "0 <image> marks"),
-        ("<video>", {"videos": ["a.mp4", "b.mp4"]}, "1 <video> marks for 2 videos"),
+        ("hello", 1, 0, "0 <image> marks for 1 pictures"),
+        ("<image><image>", 1, 0, "2 <image> marks for 1 pictures"),
+        ("<video>", 1, 0, "0 <image> marks"),
+        ("<video>", 0, 2, "1 <video> marks for 2 videos"),
     ],
 )
-def test_marks_must_match(text, media, message):
+def test_marks_must_match(text, images, videos, message):
     with pytest.raises(SampleError, match=message) as caught:
-        parse_sample({"messages": [{"role": "user", "content": text}, ANSWER], **media})
+        check_marks([Turn("user", text)], images, videos)
     assert caught.value.reason == Reason.MARK_COUNT
+
+
+def test_marks_without_media_are_text():
+    check_marks([Turn("user", "<image><image><video>")], 0, 1)
+    assert Sample((), videos=("a.mp4",)).marks == ("<video>",)
 
 
 def test_marks_for_a_question_without_any():

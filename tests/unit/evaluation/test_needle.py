@@ -94,6 +94,12 @@ def test_needles_of_a_parquet_table(folder):
     assert (needle.question, needle.answer, needle.picture.getpixel((4, 4))) == ("Q?", "A", COLOURS[0])
 
 
+def test_a_byte_order_mark_before_the_needles(folder):
+    path = folder / "needles.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_needles(folder)[0].question == "Which colour?"
+
+
 def test_broken_folders_are_refused(folder, tmp_path):
     with pytest.raises(DataSetError, match="has 12 frames at one a second, but 13 are asked for"):
         NeedleInVideo(folder, [4, 13], [0.5])

@@ -54,7 +54,9 @@ def make_lines(folder):
 
 
 def make_array(folder):
-    return dump_json(folder / "b.json", [llava("<image>?", image="wide.jpg"), llava("hello")])
+    unlearned = {"messages": [{"role": "user", "content": "1?"}, {"role": "bot", "content": "one", "weight": 0}]}
+    unlearned["messages"] += conversation("2?", "two")["messages"]
+    return dump_json(folder / "b.json", [llava("<image>?", image="wide.jpg"), llava("hello"), unlearned])
 
 
 def make_table(folder):

@@ -70,6 +70,20 @@ def test_one_object(config):
     assert figures["held_out"]["a"]["samples"] == 3
 
 
+def test_what_is_not_used_is_counted_by_name(config, folder):
+    more = [{**conversation("x"), "tools": "[]", "source": "web", "id": 3}, {**conversation("y"), "tools": "[]"}]
+    many = [{**conversation("z"), f"key{number}": 1} for number in range(60)]
+    write_jsonl(folder / "a.jsonl", more + many)
+    write_jsonl(folder / "b.jsonl", more)
+    result = run(config, "--json")
+    assert "not used of source 'a', with the number of its samples: tools 4, source 2, key0 1, key1 1" in result.stderr
+    unused = json.loads(result.stdout)["training"]["a"]["unused"]
+    assert (unused["tools"], unused["source"], unused["(other names)"]) == (4, 2, 12)
+    assert len(unused) == 51
+    assert json.loads(run(config, "--json").stdout)["training"]["a"]["unused"] == unused
+    assert json.loads(run(config, "--json").stdout)["held_out"]["a"]["unused"] == {}
+
+
 def test_table(config):
     text = run(config).stdout
     assert "invalid_json 1" in text and "too_long 1" in text

@@ -129,12 +129,6 @@ def test_an_unknown_format():
         make_format("xml", NO_OPTIONS)
 
 
-@pytest.mark.parametrize("name", ["jsonl", "json"])
-def test_columns_where_there_are_none(name):
-    with pytest.raises(DataError, match=f"format {name} has none"):
-        make_format(name, FormatOptions((("answer", "label"),)))
-
-
 def test_by_the_end_of_the_name(data_file):
     name, path = data_file
     assert format_of(str(path)) == name

@@ -109,7 +109,7 @@ def test_broken_samples_are_quarantined(tmp_path):
         (2, Reason.INVALID_JSON),
         (3, Reason.INVALID_SAMPLE),
         (4, Reason.INVALID_SAMPLE),
-        (5, Reason.INVALID_JSON),
+        (5, Reason.INVALID_SAMPLE),
         (6, Reason.EMPTY_TURN),
         (7, Reason.MARK_COUNT),
         (9, Reason.INVALID_SAMPLE),

@@ -35,7 +35,7 @@ BROKEN = {
     Reason.INVALID_SAMPLE: ["[]", {"messages": []}, {"messages": [{"role": "robot", "content": "x"}]}],
     Reason.EMPTY_TURN: [conversation(""), conversation("x", "  ")],
     Reason.NO_ANSWER: [{"messages": [{"role": "user", "content": "x"}]}],
-    Reason.MARK_COUNT: [conversation("<image>"), conversation("x", images=["one.png"])],
+    Reason.MARK_COUNT: [conversation("<image>", images=["one.png"] * 2), conversation("<video>", images=["one.png"])],
     Reason.MISSING_FILE: [
         conversation("<image>", images=["none.png"]),
         conversation("<video>", videos=["none.mp4"]),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from longvita.data.chat_template import ChatTemplate
-from longvita.data.sample import parse_line
+from longvita.data.formats.record import NO_OPTIONS, record_sample
 from longvita.data.tokenizer import ADDED_TOKENS, load_tokenizer
 from longvita.evaluation.needle import NeedleInVideo
 from tools.quickstart import build as building
@@ -71,7 +71,7 @@ def test_every_line_can_be_read_and_its_media_are_there(data):
             text = (data / split / f"{source}.jsonl").read_text().splitlines()
             assert len(text) == count
             for line in text:
-                sample = parse_line(line)
+                sample = record_sample(json.loads(line), NO_OPTIONS)
                 assert all((data / path).is_file() for path in (*sample.images, *sample.videos))
 
 
@@ -136,7 +136,7 @@ def test_samples_fit_their_sequences(data):
 
     def length(split: str, source: str, number: int) -> int:
         sample, _ = make_sample(split, source, number, count_tokens)
-        turns = parse_line(json.dumps({"messages": sample.messages(), **_media(sample)})).turns
+        turns = record_sample({"messages": sample.messages(), **_media(sample)}, NO_OPTIONS).turns
         grids = [] if sample.is_video else [building_grid()] * len(sample.drawings)
         frames = [len(sample.drawings)] if sample.is_video else []
         tokens = len(template.encode(turns, grids, frames).input_ids)

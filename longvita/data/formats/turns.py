@@ -1,0 +1,169 @@
+"""The messages of a record as turns: keys, roles, loss, content in parts, and pictures and videos inside the text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from longvita.data.errors import Reason, SampleError
+from longvita.data.formats.media_refs import DATA_ADDRESS, FILE_ADDRESS, REFERENCES, media_ref, transposed
+from longvita.data.formats.text import parse_json
+from longvita.data.media.media_file import MediaRef
+from longvita.data.media.suffixes import PICTURES, ending
+from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Turn, chat_role, checked_text
+
+ROLE_KEYS, TEXT_KEYS, LOSS_KEYS = ("role", "from"), ("content", "value"), ("loss", "weight")
+"""Keys of a turn; the first with a value is used."""
+PAIRS = (("user", "assistant"), ("question", "answer"))
+"""Keys of a question and its answer in one struct."""
+PART_KINDS = {
+    **dict.fromkeys(("text", "input_text", "output_text"), "text"),
+    **dict.fromkeys(("image", "image_url", "input_image"), IMAGE_MARK),
+    **dict.fromkeys(("video", "video_url", "input_video"), VIDEO_MARK),
+}
+"""Types of the parts of a content: text, or the mark of a picture or video."""
+PART_MEDIA = ("image", "image_url", "video", "video_url", "source", *REFERENCES)
+"""Keys of a part that may hold its picture or video."""
+INLINE = re.compile(r"<img>([^<>\n]*)</img>")
+"""A picture in the text, as Qwen-VL writes it."""
+MARKS = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
+
+
+@dataclass
+class Messages:
+    """The turns of a record."""
+
+    turns: list[Turn] = field(default_factory=list)
+    owned: dict[str, list[MediaRef | None]] = field(default_factory=lambda: {IMAGE_MARK: [], VIDEO_MARK: []})
+    """For each kind of mark, the own picture or video of each, None for a mark without."""
+    bare_parts: int = 0
+    """Parts of a content that stand for a picture or video and hold none."""
+    unused: set[str] = field(default_factory=set)
+    """Names of keys of turns that are not used."""
+
+
+def parse_messages(value: Any, roles: Sequence[tuple[str, str]]) -> Messages:
+    """Parse a list of messages, or a struct of lists, or either as JSON text. Raises SampleError.
+
+    roles: pairs of another role word and its ChatML role.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        value = parse_json(value.encode(errors="surrogatepass"), "the text of the messages")
+    value = transposed(value)
+    if not isinstance(value, list) or not value:
+        raise SampleError(Reason.INVALID_SAMPLE, f"the messages are {type(value).__name__}, not a list of turns")
+    found = Messages()
+    for message in value:
+        _add_message(found, message, roles)
+    return found
+
+
+def add_turn(found: Messages, role: str, content: Any, has_loss: bool = True) -> None:
+    """Add a turn of a ChatML role. Raises SampleError: invalid_sample or empty_turn."""
+    number = len(found.turns)
+    owned: list[tuple[str, MediaRef | None]] = []
+    parts = _parts(content)
+    text = "".join(_piece(part, number, owned) for part in parts)
+    if role != "system" and not text.strip():
+        raise SampleError(Reason.EMPTY_TURN, f"turn {number} ({role}) has no text")
+    for mark, ref in owned:
+        found.owned[mark].append(ref)
+    found.bare_parts += sum(ref is None for _, ref in owned) if isinstance(parts[0], Mapping) else 0
+    found.turns.append(Turn(role, text, has_loss or role != "assistant"))
+
+
+def _add_message(found: Messages, message: Any, roles: Sequence[tuple[str, str]]) -> None:
+    number = len(found.turns)
+    if not isinstance(message, Mapping):
+        raise SampleError(Reason.INVALID_SAMPLE, f"turn {number} is {type(message).__name__}, not an object")
+    pair = next((keys for keys in PAIRS if all(message.get(key) is not None for key in keys)), None)
+    if pair:
+        add_turn(found, "user", message[pair[0]])
+        add_turn(found, "assistant", message[pair[1]])
+        used = set(pair)
+    else:
+        role = chat_role(_first(message, ROLE_KEYS), number, roles)
+        content = _first(message, TEXT_KEYS)
+        if content is None:
+            raise SampleError(Reason.EMPTY_TURN, f"turn {number} ({role}) has no text")
+        add_turn(found, role, content, _has_loss(message, number))
+        used = {*ROLE_KEYS, *TEXT_KEYS, *LOSS_KEYS}
+    found.unused |= {f"turn.{key}" for key, value in message.items() if key not in used and value not in (None, "", [])}
+
+
+def _first(message: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """The first value that is not empty, else an empty one, None if there is none."""
+    values = [message[key] for key in keys if message.get(key) is not None]
+    return next((value for value in values if value not in ("", [])), values[0] if values else None)
+
+
+def _has_loss(message: Mapping[str, Any], number: int) -> bool:
+    """Whether the turn is learned. Raises SampleError for a weight between 0 and 1, and for two that differ."""
+    given = {key: message[key] for key in LOSS_KEYS if message.get(key) is not None}
+    strange = [key for key, value in given.items() if value not in (0, 1)]
+    if strange or len({bool(value) for value in given.values()}) > 1:
+        values = ", ".join(f"{key} {value!a:.20}" for key, value in given.items())
+        raise SampleError(
+            Reason.INVALID_SAMPLE, f"turn {number} has {values}; fix: 0 or 1 (or false, true), the same in both"
+        )
+    return all(given.values())
+
+
+def _parts(content: Any) -> list[Any]:
+    """The parts of a content: one text, or structs of a type."""
+    content = transposed(content)
+    is_list = isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content)
+    return content if is_list else [content]
+
+
+def _piece(part: Any, number: int, owned: list[tuple[str, MediaRef | None]]) -> str:
+    """The text of a part with its marks; adds the own picture or video of each mark to `owned`."""
+    if not isinstance(part, Mapping):
+        return _with_inline(checked_text(part, number), number, owned)
+    given = {key: value for key, value in part.items() if value is not None}
+    kind = str(given.get("type") or next((key for key in ("image", "video", "text") if key in given), "none"))
+    if kind not in PART_KINDS:
+        raise SampleError(
+            Reason.INVALID_SAMPLE,
+            f"turn {number} has a part of type {kind!a:.40}; known are {', '.join(PART_KINDS)}; fix: leave it out",
+        )
+    mark = PART_KINDS[kind]
+    if mark == "text":
+        return _with_inline(checked_text(given.get("text", ""), number), number, owned)
+    owned.append((mark, _own_media(given, f"turn {number} part {len(owned)}")))
+    return mark
+
+
+def _own_media(part: Mapping[str, Any], name: str) -> MediaRef | None:
+    """The picture or video that a part holds. Raises SampleError."""
+    held = {key: part[key] for key in PART_MEDIA if part.get(key) not in (None, "", {})}
+    if not held:
+        return None
+    key, value = next(iter(held.items()))
+    if isinstance(value, list) and len(value) > 1:
+        raise SampleError(
+            Reason.INVALID_SAMPLE, f"{name} has {len(value)} files under {key!r}; fix: a video file, or its folder"
+        )
+    if key in REFERENCES:
+        return media_ref(held, name)
+    return media_ref(value[0] if isinstance(value, list) else value, name)
+
+
+def _with_inline(text: str, number: int, owned: list[tuple[str, MediaRef | None]]) -> str:
+    """The text with a mark for each picture that it names as Qwen-VL does."""
+    pieces = INLINE.split(text)
+    for place, piece in enumerate(pieces):
+        if place % 2 and not _is_inline_picture(piece):
+            pieces[place] = f"<img>{piece}</img>"
+        elif place % 2:
+            pieces[place] = IMAGE_MARK
+            owned.append((IMAGE_MARK, media_ref(piece.strip(), f"turn {number} part {len(owned)}")))
+        else:
+            owned += [(mark, None) for mark in MARKS.findall(piece)]
+    return "".join(pieces)
+
+
+def _is_inline_picture(text: str) -> bool:
+    return ending(text.strip()) in PICTURES or bool(re.match(f"https?://|{FILE_ADDRESS}|{DATA_ADDRESS.pattern}", text))

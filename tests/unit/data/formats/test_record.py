@@ -1,0 +1,132 @@
+"""Records: malformed values, which names are used, and what is left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from longvita.data.errors import DataError, Reason, SampleError
+from longvita.data.formats.record import NO_OPTIONS, FormatOptions, format_options, parse_record, record_sample
+from longvita.data.media.media_file import FilePart
+from longvita.data.sample import Turn
+from tests.unit.data.format_material import llava
+from tests.unit.data.material import conversation
+
+QUESTION, ANSWER = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}
+
+
+def refused(record, options=NO_OPTIONS):
+    with pytest.raises(SampleError) as caught:
+        record_sample(record, options)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        (b"{", Reason.INVALID_JSON),
+        (b"\xff\xfe{}", Reason.INVALID_JSON),
+        (b"[" * 100_000, Reason.INVALID_JSON),
+        (b"[1]", Reason.INVALID_SAMPLE),
+        (b"{}", Reason.INVALID_SAMPLE),
+        (b'{"messages": "hello"}', Reason.INVALID_SAMPLE),
+        (b'{"messages": "[hello"}', Reason.INVALID_JSON),
+        (b'{"messages": {"role": "user"}}', Reason.INVALID_SAMPLE),
+        (b'{"messages": ["hello"]}', Reason.INVALID_SAMPLE),
+        (b'{"messages": [{"role": "robot", "content": "x"}]}', Reason.INVALID_SAMPLE),
+        (b'{"messages": [{"role": ["user"], "content": "x"}]}', Reason.INVALID_SAMPLE),
+        (b'{"messages": [{"role": "user", "content": 3}]}', Reason.INVALID_SAMPLE),
+        (b'{"messages": [{"role": "user", "content": ["a", "b"]}]}', Reason.INVALID_SAMPLE),
+        (b'{"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}', Reason.INVALID_SAMPLE),
+        (b'{"messages": [{"role": "user", "content": [{"type": "image", "image": 3}]}]}', Reason.INVALID_SAMPLE),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', Reason.INVALID_SAMPLE),
+        (b'{"messages": [{"role": "assistant", "content": "x", "loss": "yes"}]}', Reason.INVALID_SAMPLE),
+        (b'{"messages": [{"role": "assistant", "content": "x", "loss": 1, "weight": 0}]}', Reason.INVALID_SAMPLE),
+        (b'{"system": 3, "messages": [{"role": "assistant", "content": "x"}]}', Reason.INVALID_SAMPLE),
+    ],
+)
+def test_malformed_records(line, reason):
+    with pytest.raises(SampleError) as caught:
+        parse_record(line, NO_OPTIONS, "it")
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("paths", [[3], [""], ["a\0b"], ["a\ud800.png"], {"a": 1}, 7, "a\0b"])
+def test_bad_paths(paths):
+    assert refused({"messages": [QUESTION, ANSWER], "images": paths}).reason == Reason.INVALID_SAMPLE
+
+
+def test_no_detail_quotes_a_long_value():
+    long = "x" * 10_000
+    records = [
+        {"messages": [{"role": long, "content": "x"}]},
+        {"messages": [{"role": "user", "content": [{"type": long}]}]},
+        {"messages": [QUESTION, {**ANSWER, "weight": long}]},
+        {"messages": [QUESTION, ANSWER], "images": [[long]]},
+        {long: 1},
+    ]
+    assert max(len(refused(record).detail) for record in records) < 400
+
+
+@pytest.mark.parametrize(
+    "record, unused",
+    [
+        ({**conversation("x"), "id": 7, "tools": "[]", "history": [["a", "b"]]}, ("history", "tools")),
+        ({**conversation("x"), "tools": None, "history": [], "source": "web"}, ("source",)),
+        ({**llava("x"), "messages": [QUESTION, ANSWER]}, ("messages",)),
+        ({**conversation("x"), "text": "more", "image": None}, ("text",)),
+        ({"messages": [{**QUESTION, "name": "me"}, {**ANSWER, "tool_calls": [1], "loss": 1}]},
+         ("turn.name", "turn.tool_calls")),
+        ({"system": "a", "messages": [{"role": "system", "content": "b"}, QUESTION, ANSWER]}, ("system",)),
+        ({"system": "a", "messages": [{"role": "system", "content": "a"}, QUESTION, ANSWER]}, ()),
+        ({"question": "x", "answer": "y", "caption": "z"}, ("caption",)),
+        ({"question": "x", "caption": "z", "image": "a.png"}, ("question",)),
+        ({"json": {"question": "x", "answer": "y", "more": 1}, "width": 3}, ("more", "width")),
+    ],
+)  # fmt: skip
+def test_what_is_not_used_is_named(record, unused):
+    assert record_sample(record, NO_OPTIONS).unused == unused
+
+
+def test_columns_that_the_config_names_come_first():
+    record = {**conversation("x", "y"), "caption": "z", "image": "a.png", "meta": {"long": ["a", "b"]}}
+    texts = []
+    for columns in ({}, {"caption": "caption"}, {"caption": "meta.long.1"}, {"question": "none", "answer": "caption"}):
+        sample = record_sample(record, FormatOptions(tuple(columns.items()), "What?"))
+        texts.append([turn.text for turn in sample.turns])
+    assert texts == [["<image>\nx", "y"], ["<image>\nWhat?", "z"], ["<image>\nWhat?", "b"], ["<image>\nx", "y"]]
+
+
+def test_options_of_a_command_line():
+    options = format_options(["answer=label"], None, ["a=b=user"])
+    assert (options.columns, options.roles) == ((("answer", "label"),), (("a=b", "user"),))
+    with pytest.raises(DataError, match="--role 'robot=alien' is not WORD=ROLE with a ROLE of system, user, assistant"):
+        format_options([], None, ["robot=alien"])
+    with pytest.raises(DataError, match="--column 'label' is not WHAT=NAME"):
+        format_options(["label"], None)
+
+
+def test_a_file_address_is_a_path():
+    assert record_sample({**llava("x"), "image": "file:///d/a.png"}, NO_OPTIONS).images == ("/d/a.png",)
+
+
+def test_inline_pictures_in_their_order():
+    text = "Picture 1: <img>a.png</img>\nPicture 2: <img>https://x.org/b</img>\n<image> <img>no picture</img>"
+    sample = record_sample({**llava(text), "image": "c.png"}, NO_OPTIONS)
+    assert sample.images == ("a.png", "https://x.org/b", "c.png")
+    assert sample.turns[0].text == "Picture 1: <image>\nPicture 2: <image>\n<image> <img>no picture</img>"
+
+
+def test_parts_find_the_files_of_their_container_by_name():
+    held = [FilePart("a.tar", 0, 9, "d/1.x.png"), FilePart("a.tar", 9, 9, "d/1.y.png")]
+    parts = [{"type": "image", "image": "1.y.png"}, {"type": "image"}]
+    record = {"messages": [{"role": "user", "content": parts}, ANSWER], "images": held}
+    assert record_sample(record, NO_OPTIONS).images == (held[1], held[0])
+    parts = [{"type": "image", "image": "1.y.png"}, {"type": "image", "image": "1.y.png"}]
+    error = refused({"messages": [{"role": "user", "content": parts}, ANSWER], "images": held})
+    assert (error.reason, "fix: name each of the images once" in error.detail) == (Reason.MARK_COUNT, True)
+
+
+def test_an_empty_user_turn_is_none():
+    assert refused({"messages": [{"role": "user", "content": ""}, ANSWER]}).reason == Reason.EMPTY_TURN
+    system = {"role": "system", "content": ""}
+    assert record_sample({"messages": [system, QUESTION, ANSWER]}, NO_OPTIONS).turns[0] == Turn("system", "")
