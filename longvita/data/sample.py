@@ -87,15 +87,15 @@ def chat_role(role: Any, number: int, more: Sequence[tuple[str, str]] = ()) -> s
 
     more: pairs of another role word and its ChatML role.
     """
-    known = {**ROLES, **dict(more)}
-    found = known.get(role) or known.get(role.strip().lower()) if isinstance(role, str) else None
-    if found is None:
-        raise SampleError(
-            Reason.INVALID_SAMPLE,
-            f"turn {number} has the role {role!a:.60}; known are {', '.join(known)}; fix: name its ChatML role in the "
-            "source's roles",
-        )
-    return found
+    if isinstance(role, str):
+        found = next((own for word, own in more if word == role), None) or ROLES.get(role.strip().lower())
+        if found:
+            return found
+    known = ", ".join((*ROLES, *(word for word, _ in more)))
+    raise SampleError(
+        Reason.INVALID_SAMPLE,
+        f"turn {number} has the role {role!a:.60}; known are {known}; fix: name its ChatML role in the source's roles",
+    )
 
 
 def checked_text(text: Any, number: int) -> str:

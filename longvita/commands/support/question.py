@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from longvita.data.errors import SampleError
+from longvita.data.formats.text import decode
 from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
 from longvita.inference.prompt_encoder import PromptError
 
@@ -12,8 +14,8 @@ def read_question(question: str) -> str:
     """The question itself, or the text of the .txt file of that name. Raises PromptError."""
     if question.endswith(".txt") and "\n" not in question:
         try:
-            question = Path(question).expanduser().read_text(encoding="utf-8-sig").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            question = decode(Path(question).expanduser().read_bytes(), "it").strip()
+        except (OSError, SampleError) as error:
             raise PromptError(f"the question's file {question} cannot be read: {error}") from error
     if not question.strip():
         raise PromptError("the question is empty")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from longvita.data.errors import Reason, SampleError
@@ -29,7 +29,7 @@ def transposed(value: Any) -> Any:
 
     Raises SampleError(invalid_sample) if the lists differ in length.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return value
     lists = {key: items for key, items in value.items() if items is not None}
     if not lists or not all(isinstance(items, list) for items in lists.values()):
@@ -55,14 +55,14 @@ def media_refs(value: Any, noun: str) -> list[MediaRef]:
 
 
 def _is_null(value: Any) -> bool:
-    is_struct = isinstance(value, Mapping) and len(value) > 0
+    is_struct = isinstance(value, dict) and len(value) > 0
     return value is None or (is_struct and all(one is None for one in value.values()))
 
 
 def media_ref(value: Any, name: str) -> MediaRef:
     """Return the reference of a path, bytes, base64 text, or a struct with one of them. Raises SampleError."""
     is_bytes = False
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         path = value.get("path")
         name = path if isinstance(path, str) and is_path(path) else name
         key = next((key for key in REFERENCES if value.get(key) is not None), "")
@@ -98,7 +98,7 @@ def holds_media(value: Any) -> bool:
     if isinstance(value, str):
         is_name = len(value) < 4096 and "\n" not in value and ending(value) in (*PICTURES, *VIDEOS)
         return is_name or bool(DATA_ADDRESS.match(value)) or _is_base64(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return any(holds_media(value.get(key)) for key in REFERENCES)
     return isinstance(value, Sequence) and any(holds_media(one) for one in value)
 

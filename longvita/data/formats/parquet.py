@@ -49,15 +49,15 @@ class Parquet:
         Columns that are not used are read too if they are small, so that what a sample leaves out is named.
         """
         table, numbers = open_table(path), itertools.count(1)
-        columns = self._columns(table, path)
-        others = [name for name in table.columns if name not in columns]
-        columns += [name for name in others if is_light(table.type_of(name))]
+        needed = self._columns(table, path)
+        others = [name for name in table.columns if name not in needed]
+        columns = [*needed, *(name for name in others if is_light(table.type_of(name)))]
         for group in range(part.start, part.end):
             read, unread = 0, self._unread(table, group, columns)
             try:
                 for row in table.rows(group, columns):
                     read += 1
-                    yield Place(group, read - 1, next(numbers)), self._sample(row, unread)
+                    yield Place(group, read - 1, next(numbers)), self._sample(row, needed, unread)
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise  # The store failed; pyarrow's errors for damaged pages have no errno.
@@ -69,9 +69,10 @@ class Parquet:
         """The sample of a row. The rows before it in its group are read too, so small groups are faster."""
         table = open_table(path)
         if place.offset < len(table.group_bytes):
-            rows = table.rows(place.offset, self._columns(table, path))
+            needed = self._columns(table, path)
+            rows = table.rows(place.offset, needed)
             for row in itertools.islice(rows, place.size, place.size + 1):
-                sample = self._sample(row, {})
+                sample = self._sample(row, needed, {})
                 if isinstance(sample, SampleError):
                     raise sample
                 return sample
@@ -82,9 +83,9 @@ class Parquet:
         names = [name for name in table.columns if name not in columns and table.has_values(group, name)]
         return {name: b"" if holds_bytes(table.type_of(name)) else ... for name in names}
 
-    def _sample(self, row: Any, unread: Mapping[str, Any]) -> Sample | SampleError:
+    def _sample(self, row: Any, needed: list[str], unread: Mapping[str, Any]) -> Sample | SampleError:
         try:
-            return record_sample({**unread, **row.to_pylist()[0]}, self.options)
+            return record_sample({**unread, **_values(row, needed)}, self.options)
         except SampleError as error:
             return error
         except ValueError as error:  # Such as broken UTF-8.
@@ -105,3 +106,11 @@ class Parquet:
                 f"({', '.join(COLUMNS)})"
             )
         return found
+
+
+def _values(row: Any, needed: list[str]) -> dict[str, Any]:
+    """The values of a row; the needed ones alone if another one is broken. Raises ValueError."""
+    try:
+        return row.to_pylist()[0]
+    except ValueError:
+        return row.select(needed).to_pylist()[0]

@@ -135,7 +135,7 @@ class _Values:
         if isinstance(nested, str | bytes):
             nested = parse_json(nested.encode() if isinstance(nested, str) else nested, NESTED)
         more = {name: value for name, value in record.items() if name != NESTED}
-        self.record = {**nested, **more} if isinstance(nested, Mapping) else dict(record)
+        self.record = {**nested, **more} if isinstance(nested, dict) else dict(record)
         self.options = options
         self._taken: set[str] = set()
 
@@ -164,7 +164,7 @@ class _Values:
             if isinstance(value, list) and step.isdecimal():
                 value = value[int(step)] if int(step) < len(value) else None
             else:
-                value = value.get(step) if isinstance(value, Mapping) else None
+                value = value.get(step) if isinstance(value, dict) else None
         return None if value is self.record else value
 
     def names(self) -> str:
@@ -201,7 +201,7 @@ def _caption(value: Any) -> Any:
     """One caption: of several that are numbered, that of the complete film. Raises SampleError for several others."""
     if not isinstance(value, list):
         return value
-    numbered = [one.get("content") for one in value if isinstance(one, Mapping) and one.get("idx") in WHOLE_FILM]
+    numbered = [one.get("content") for one in value if isinstance(one, dict) and one.get("idx") in WHOLE_FILM]
     texts = numbered or [one for one in value if one is not None]
     if len(texts) != 1:
         raise SampleError(
@@ -245,7 +245,7 @@ def _check_marks_without_media(found: Messages, values: _Values, used: Sequence[
     if not left:
         return
     held = next((name for name, value in values.unused().items() if holds_media(value)), None)
-    if held is None and not found.bare_parts:
+    if held is None and found.bare_parts.isdisjoint(left):
         return
     noun = "images" if left[0] == IMAGE_MARK else "videos"
     what = f"{held!r} is not read; fix: columns: {{{noun}: {held}}}" if held else "none is listed; fix: list them"

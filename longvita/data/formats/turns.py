@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats.media_refs import DATA_ADDRESS, FILE_ADDRESS, REFERENCES, media_ref, transposed
@@ -16,6 +16,7 @@ from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Turn, chat_role, checke
 
 ROLE_KEYS, TEXT_KEYS, LOSS_KEYS = ("role", "from"), ("content", "value"), ("loss", "weight")
 """Keys of a turn; the first with a value is used."""
+TURN_KEYS = frozenset((*ROLE_KEYS, *TEXT_KEYS, *LOSS_KEYS))
 PAIRS = (("user", "assistant"), ("question", "answer"))
 """Keys of a question and its answer in one struct."""
 PART_KINDS = {
@@ -31,6 +32,16 @@ INLINE = re.compile(r"<img>([^<>\n]*)</img>")
 MARKS = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
 
 
+class _Mark(NamedTuple):
+    """A mark in a text."""
+
+    mark: str
+    own: MediaRef | None = None
+    """Its own picture or video."""
+    is_part: bool = False
+    """Whether it stands for a part of the content."""
+
+
 @dataclass
 class Messages:
     """The turns of a record."""
@@ -38,8 +49,8 @@ class Messages:
     turns: list[Turn] = field(default_factory=list)
     owned: dict[str, list[MediaRef | None]] = field(default_factory=lambda: {IMAGE_MARK: [], VIDEO_MARK: []})
     """For each kind of mark, the own picture or video of each, None for a mark without."""
-    bare_parts: int = 0
-    """Parts of a content that stand for a picture or video and hold none."""
+    bare_parts: set[str] = field(default_factory=set)
+    """The marks of parts that stand for a picture or video and hold none."""
     unused: set[str] = field(default_factory=set)
     """Names of keys of turns that are not used."""
 
@@ -63,45 +74,53 @@ def parse_messages(value: Any, roles: Sequence[tuple[str, str]]) -> Messages:
 def add_turn(found: Messages, role: str, content: Any, has_loss: bool = True) -> None:
     """Add a turn of a ChatML role. Raises SampleError: invalid_sample or empty_turn."""
     number = len(found.turns)
-    owned: list[tuple[str, MediaRef | None]] = []
-    parts = _parts(content)
-    text = "".join(_piece(part, number, owned) for part in parts)
+    marks: list[_Mark] = []
+    text = "".join(_piece(part, number, marks) for part in _parts(content))
     if role != "system" and not text.strip():
         raise SampleError(Reason.EMPTY_TURN, f"turn {number} ({role}) has no text")
-    for mark, ref in owned:
-        found.owned[mark].append(ref)
-    found.bare_parts += sum(ref is None for _, ref in owned) if isinstance(parts[0], Mapping) else 0
+    for one in marks:
+        found.owned[one.mark].append(one.own)
+        if one.is_part and one.own is None:
+            found.bare_parts.add(one.mark)
     found.turns.append(Turn(role, text, has_loss or role != "assistant"))
 
 
 def _add_message(found: Messages, message: Any, roles: Sequence[tuple[str, str]]) -> None:
     number = len(found.turns)
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         raise SampleError(Reason.INVALID_SAMPLE, f"turn {number} is {type(message).__name__}, not an object")
-    pair = next((keys for keys in PAIRS if all(message.get(key) is not None for key in keys)), None)
+    pair = next((keys for keys in PAIRS if message.get(keys[0]) is not None and message.get(keys[1]) is not None), None)
     if pair:
         add_turn(found, "user", message[pair[0]])
         add_turn(found, "assistant", message[pair[1]])
-        used = set(pair)
+        used = frozenset(pair)
     else:
         role = chat_role(_first(message, ROLE_KEYS), number, roles)
         content = _first(message, TEXT_KEYS)
         if content is None:
             raise SampleError(Reason.EMPTY_TURN, f"turn {number} ({role}) has no text")
         add_turn(found, role, content, _has_loss(message, number))
-        used = {*ROLE_KEYS, *TEXT_KEYS, *LOSS_KEYS}
-    found.unused |= {f"turn.{key}" for key, value in message.items() if key not in used and value not in (None, "", [])}
+        used = TURN_KEYS
+    more = [key for key in message if key not in used]
+    found.unused.update(f"turn.{key}" for key in more if message[key] not in (None, "", []))
 
 
 def _first(message: Mapping[str, Any], keys: Sequence[str]) -> Any:
     """The first value that is not empty, else an empty one, None if there is none."""
-    values = [message[key] for key in keys if message.get(key) is not None]
-    return next((value for value in values if value not in ("", [])), values[0] if values else None)
+    empty = None
+    for key in keys:
+        value = message.get(key)
+        if value or value == 0:
+            return value
+        empty = value if empty is None else empty
+    return empty
 
 
 def _has_loss(message: Mapping[str, Any], number: int) -> bool:
     """Whether the turn is learned. Raises SampleError for a weight between 0 and 1, and for two that differ."""
     given = {key: message[key] for key in LOSS_KEYS if message.get(key) is not None}
+    if not given:
+        return True
     strange = [key for key, value in given.items() if value not in (0, 1)]
     if strange or len({bool(value) for value in given.values()}) > 1:
         values = ", ".join(f"{key} {value!a:.20}" for key, value in given.items())
@@ -114,14 +133,14 @@ def _has_loss(message: Mapping[str, Any], number: int) -> bool:
 def _parts(content: Any) -> list[Any]:
     """The parts of a content: one text, or structs of a type."""
     content = transposed(content)
-    is_list = isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content)
+    is_list = isinstance(content, list) and content and all(isinstance(part, dict) for part in content)
     return content if is_list else [content]
 
 
-def _piece(part: Any, number: int, owned: list[tuple[str, MediaRef | None]]) -> str:
-    """The text of a part with its marks; adds the own picture or video of each mark to `owned`."""
-    if not isinstance(part, Mapping):
-        return _with_inline(checked_text(part, number), number, owned)
+def _piece(part: Any, number: int, marks: list[_Mark]) -> str:
+    """The text of a part; adds its marks to `marks`."""
+    if not isinstance(part, dict):
+        return _with_inline(checked_text(part, number), number, marks)
     given = {key: value for key, value in part.items() if value is not None}
     kind = str(given.get("type") or next((key for key in ("image", "video", "text") if key in given), "none"))
     if kind not in PART_KINDS:
@@ -131,8 +150,8 @@ def _piece(part: Any, number: int, owned: list[tuple[str, MediaRef | None]]) -> 
         )
     mark = PART_KINDS[kind]
     if mark == "text":
-        return _with_inline(checked_text(given.get("text", ""), number), number, owned)
-    owned.append((mark, _own_media(given, f"turn {number} part {len(owned)}")))
+        return _with_inline(checked_text(given.get("text", ""), number), number, marks)
+    marks.append(_Mark(mark, _own_media(given, f"turn {number} part {len(marks)}"), is_part=True))
     return mark
 
 
@@ -151,7 +170,7 @@ def _own_media(part: Mapping[str, Any], name: str) -> MediaRef | None:
     return media_ref(value[0] if isinstance(value, list) else value, name)
 
 
-def _with_inline(text: str, number: int, owned: list[tuple[str, MediaRef | None]]) -> str:
+def _with_inline(text: str, number: int, marks: list[_Mark]) -> str:
     """The text with a mark for each picture that it names as Qwen-VL does."""
     pieces = INLINE.split(text)
     for place, piece in enumerate(pieces):
@@ -159,9 +178,9 @@ def _with_inline(text: str, number: int, owned: list[tuple[str, MediaRef | None]
             pieces[place] = f"<img>{piece}</img>"
         elif place % 2:
             pieces[place] = IMAGE_MARK
-            owned.append((IMAGE_MARK, media_ref(piece.strip(), f"turn {number} part {len(owned)}")))
+            marks.append(_Mark(IMAGE_MARK, media_ref(piece.strip(), f"turn {number} part {len(marks)}")))
         else:
-            owned += [(mark, None) for mark in MARKS.findall(piece)]
+            marks += map(_Mark, MARKS.findall(piece))
     return "".join(pieces)
 
 

@@ -19,6 +19,9 @@ def test_a_question_is_text_or_a_file(tmp_path: Path) -> None:
     assert read_question("What is this?") == "What is this?"
     path.write_bytes(b"\xef\xbb\xbf" + b"What's this?")
     assert read_question(str(path)) == "What's this?", "a byte order mark is no part of the question"
+    path.write_text("What's this?", encoding="utf-16")
+    with pytest.raises(UserError, match="cannot be read: it is no text: it is UTF-16, not UTF-8; fix: iconv"):
+        read_question(str(path))
     for question, message in ((str(tmp_path / "no.txt"), "cannot be read"), (" ", "empty")):
         with pytest.raises(UserError, match=message):
             read_question(question)

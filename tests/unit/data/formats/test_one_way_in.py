@@ -19,6 +19,7 @@ from tests.unit.data.format_material import (
     png,
     read_all,
     write_arrow,
+    write_csv,
     write_parquet,
     write_tar,
 )
@@ -242,6 +243,29 @@ def test_a_record_next_to_its_picture(case, tmp_path):
     for kind, path in (("webdataset", archive), ("captions", folder), ("captions", listed)):
         ((_, _, sample),) = read_all(kind, path, options=OPTIONS)
         assert parts_of(sample, tmp_path) == (answered(question), [RED], [])
+
+
+@pytest.mark.parametrize("case", ["messages as JSON text", "question and answer", "caption"])
+def test_a_record_of_texts_in_a_list_of_captions(case, tmp_path):
+    record, question = PICTURES[case]
+    (tmp_path / "a.png").write_bytes(RED)
+    write_csv(tmp_path / "captions.csv", [list(record), list(record.values())])
+    ((_, _, sample),) = read_all("captions", tmp_path, options=OPTIONS)
+    assert parts_of(sample, tmp_path) == (answered(question), [RED], [])
+
+
+@pytest.mark.parametrize("case", [name for name, (record, *_) in REFUSED.items() if "a.png" in str(record)])
+def test_refused_records_next_to_their_picture(case, tmp_path):
+    record, reason, _ = REFUSED[case]
+    if "photo" in record:
+        return  # There the picture next to the record is the one that its mark means.
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "1.png").write_bytes(RED)
+    dump_json(tmp_path / "folder" / "1.json", record)
+    archive = write_tar(tmp_path / "a.tar", [("1.json", json.dumps(record)), ("1.png", RED)])
+    for kind, path in (("webdataset", archive), ("captions", tmp_path / "folder")):
+        ((_, _, error),) = read_all(kind, path, options=OPTIONS)
+        assert getattr(error, "reason", error) == reason
 
 
 @pytest.mark.parametrize("case", OTHERS)

@@ -126,6 +126,33 @@ def test_a_row_of_broken_text_costs_itself_alone(tmp_path):
         make_format("parquet", NO_OPTIONS).read(str(path), Place(0, 1, 2))
 
 
+def test_broken_text_of_another_column_costs_nothing(tmp_path):
+    rows = [{"answer": "yes", "question": "?", "note": "zzzzzz"}, {"answer": "no", "question": "?", "note": None}]
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    path.write_bytes(path.read_bytes().replace(b"zzzzzz", b"\xff\xfe\xff\xfe\xff\xfe"))
+    assert [sample.turns[1].text for sample in samples_of("parquet", path)] == ["yes", "no"]
+
+
+@pytest.mark.parametrize("write, name", [(write_parquet, "a.parquet"), (write_arrow, "a.arrow")])
+def test_columns_that_are_not_used_are_named_row_by_row_if_they_are_small(tmp_path, write, name):
+    same = {"answer": "yes", "question": "?"}
+    rows = [
+        {**same, "note": "a", "size": 3, "tags": ["x"], "embedding": [0.5], "photo": None, "none": None},
+        {**same, "note": None, "size": None, "tags": [], "embedding": None, "photo": None, "none": None},
+        {**same, "note": "", "size": 0, "tags": None, "embedding": None, "photo": RED, "none": None},
+    ]
+    found = [sample.unused for sample in samples_of("parquet", write(tmp_path / name, rows))]
+    assert found == [("embedding", "note", "size", "tags"), ("embedding",), ("photo", "size")]
+
+
+def test_a_picture_in_a_column_of_another_name(tmp_path):
+    """The text alone would be trained on, with a mark of nothing."""
+    path = write_parquet(tmp_path / "a.parquet", [{"question": "<image>?", "answer": "red", "photo": RED}])
+    ((_, _, error),) = read_all("parquet", path)
+    assert (error.reason, "fix: columns: {images: photo}" in error.detail) == (Reason.MARK_COUNT, True)
+    assert len(samples_of("parquet", path, options(images="photo"))[0].images) == 1
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_a_file_that_is_no_table(tmp_path, name):
     (tmp_path / name).write_text("this is no table\n" * 50)

@@ -116,6 +116,12 @@ def test_inline_pictures_in_their_order():
     assert sample.turns[0].text == "Picture 1: <image>\nPicture 2: <image>\n<image> <img>no picture</img>"
 
 
+def test_a_mark_of_another_kind_next_to_parts_is_text():
+    parts = [{"type": "image"}, {"type": "text", "text": "is this a <video>?"}]
+    sample = record_sample({"messages": [{"role": "user", "content": parts}, ANSWER], "images": ["a.png"]}, NO_OPTIONS)
+    assert (sample.images, sample.videos, sample.marks) == (("a.png",), (), ("<image>",))
+
+
 def test_parts_find_the_files_of_their_container_by_name():
     held = [FilePart("a.tar", 0, 9, "d/1.x.png"), FilePart("a.tar", 9, 9, "d/1.y.png")]
     parts = [{"type": "image", "image": "1.y.png"}, {"type": "image"}]
