@@ -80,7 +80,7 @@ class TextFormat:
 
     def parse(self, content: bytes) -> Sample:
         """The sample of the bytes of a place. Raises SampleError."""
-        return parse_record(content, self.options, "it")
+        return parse_record(content, self.options)
 
 
 def file_encoding(path: str) -> str | None:

@@ -126,7 +126,7 @@ class Captions:
             record = _text_record(path, name)
         else:
             listing = _list_of(path) or ""
-            record = _csv_record(listing, content) if listing.endswith(".csv") else parse_object(content, "the line")
+            record = _csv_record(listing, content) if listing.endswith(".csv") else parse_object(content)
             key = next((key for key in FILE_NAMES if isinstance(record.get(key), str)), "")
             name = record.pop(key, "")
             if not name:

@@ -94,9 +94,9 @@ def format_options(columns: Sequence[str], prompt: str | None, roles: Sequence[s
     return FormatOptions(tuple(sorted(pairs)), prompt or PROMPT, tuple(sorted(words)))
 
 
-def parse_record(content: bytes, options: FormatOptions, name: str) -> Sample:
+def parse_record(content: bytes, options: FormatOptions) -> Sample:
     """Convert a record as JSON text to a sample. Raises SampleError."""
-    return record_sample(parse_object(content, name), options)
+    return record_sample(parse_object(content), options)
 
 
 def record_sample(record: Mapping[str, Any], options: FormatOptions) -> Sample:

@@ -31,20 +31,22 @@ def decode(content: bytes, name: str) -> str:
         raise SampleError(Reason.INVALID_SAMPLE, f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def parse_json(content: bytes, name: str) -> Any:
-    """Parse a JSON text. Raises SampleError(invalid_json)."""
+def parse_json(content: bytes, name: str = "") -> Any:
+    """Parse a JSON text; `name` is that of a part of a sample. Raises SampleError(invalid_json)."""
+    what = f"{name} is not JSON" if name else "not JSON"
     other = other_encoding(content)
     if other:
-        raise SampleError(Reason.INVALID_JSON, f"{name} is not JSON: {other}")
+        raise SampleError(Reason.INVALID_JSON, f"{what}: {other}")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise SampleError(Reason.INVALID_JSON, f"{name} is not JSON: {error}") from None
+        raise SampleError(Reason.INVALID_JSON, f"{what}: {error}") from None
 
 
-def parse_object(content: bytes, name: str) -> dict[str, Any]:
-    """Parse a JSON object. Raises SampleError: invalid_json or invalid_sample."""
+def parse_object(content: bytes, name: str = "") -> dict[str, Any]:
+    """Parse a JSON object; `name` as for parse_json. Raises SampleError: invalid_json or invalid_sample."""
     value = parse_json(content, name)
     if not isinstance(value, dict):
-        raise SampleError(Reason.INVALID_SAMPLE, f"{name} holds {type(value).__name__}, not an object")
+        kind = type(value).__name__
+        raise SampleError(Reason.INVALID_SAMPLE, f"{name or 'a record'} is a JSON object, this is {kind}")
     return value

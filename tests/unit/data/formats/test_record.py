@@ -46,7 +46,7 @@ def refused(record, options=NO_OPTIONS):
 )
 def test_malformed_records(line, reason):
     with pytest.raises(SampleError) as caught:
-        parse_record(line, NO_OPTIONS, "it")
+        parse_record(line, NO_OPTIONS)
     assert caught.value.reason == reason
 
 
