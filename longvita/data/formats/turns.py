@@ -157,7 +157,7 @@ def _piece(part: Any, number: int, marks: list[_Mark]) -> str:
 
 def _own_media(part: Mapping[str, Any], name: str) -> MediaRef | None:
     """The picture or video that a part holds. Raises SampleError."""
-    held = {key: part[key] for key in PART_MEDIA if part.get(key) not in (None, "", {})}
+    held = {key: part[key] for key in PART_MEDIA if part.get(key) not in (None, "", [], {})}
     if not held:
         return None
     key, value = next(iter(held.items()))

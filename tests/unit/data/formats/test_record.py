@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions, format_options, parse_record, record_sample
@@ -136,3 +138,42 @@ def test_an_empty_user_turn_is_none():
     assert refused({"messages": [{"role": "user", "content": ""}, ANSWER]}).reason == Reason.EMPTY_TURN
     system = {"role": "system", "content": ""}
     assert record_sample({"messages": [system, QUESTION, ANSWER]}, NO_OPTIONS).turns[0] == Turn("system", "")
+
+
+KEYS = ("role", "from", "content", "value", "loss", "weight", "type", "text", "image", "image_url", "video", "url",
+        "path", "bytes", "user", "assistant", "question", "answer", "idx")  # fmt: skip
+NAMES = ("messages", "conversations", "texts", "question", "answer", "caption", "captions", "system", "images", "image",
+         "video", "json", "content_metadata", "tools")  # fmt: skip
+WORDS = st.sampled_from(
+    ["user", "gpt", "text", "image", "video", "a.png", "<image>", "<video>?", "<img>a.png</img>", "", "-1", "\ud800",
+     "[1]", "data:image/png;base64,AAAA", "iVBORw0KGgo" + "A" * 41, "x" * 5000]
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.floats() | WORDS | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=10,
+)
+TURNS = st.lists(st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt"]), "value": VALUES}), max_size=3)
+
+
+@given(
+    st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=5),
+    st.none() | TURNS,
+    st.sampled_from([(), (("caption", "captions.0"),), (("messages", "json.0.text"), ("images", "tools"))]),
+)
+def test_any_record_is_a_sample_or_refused(record, turns, columns):
+    """With a message of a few hundred characters, whatever it holds; a mark for each of its media."""
+    if turns is not None:
+        record["conversations"] = turns
+    refused = sample = None
+    try:
+        sample = record_sample(record, FormatOptions(columns))
+    except SampleError as error:
+        refused = error.detail
+    if sample is None:
+        assert refused and refused.isprintable() and len(refused) < 500
+        return
+    texts = "".join(turn.text for turn in sample.turns)
+    assert not sample.images or texts.count("<image>") == len(sample.images)
+    assert not sample.videos or texts.count("<video>") == len(sample.videos)
+    texts.encode()
