@@ -222,7 +222,7 @@ class TestCache:
 
     @pytest.mark.parametrize("processes", [0, 1, 2])
     def test_of_many_parts_is_that_of_one(self, folder, template, processes):
-        samples = [*GOOD, "{oops", "", *GOOD, conversation("<image>"), *GOOD * 3]
+        samples = [*GOOD, "{oops", "", *GOOD, conversation(""), *GOOD * 3]
         path = write_jsonl(folder / "a.jsonl", samples)
         whole = index_of(path, folder, template)
         shutil.rmtree(folder / "cache")
