@@ -29,9 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model_type", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="language model")
     parser.add_argument("--conv_mode", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="chat template")
     parser.add_argument("--question", required=True, help="text, or a .txt file with it")
-    parser.add_argument("--max_seq_len", type=int, help="maximum tokens of prompt and answer")
-    parser.add_argument("--max_num_frame", type=int, help="maximum frames sampled from a video")
-    parser.add_argument("--max_new_tokens", type=int, help="maximum tokens of the answer")
+    parser.add_argument("--max_seq_len", "--max-seq-len", type=int, help="maximum tokens of prompt and answer")
+    parser.add_argument("--max_num_frame", "--max-num-frames", type=int, help="maximum frames sampled from a video")
+    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, help="maximum tokens of the answer")
     parser.add_argument("--layout", help="tp=2,pp=2,sp=true")
     parser.add_argument("--tokenizer", help="tokenizer folder, if the model's folder has none")
     # torch.distributed.launch passes this option; the launcher reads the environment instead.

@@ -121,7 +121,7 @@ class NeedleInVideo(EvaluationTask):
         if len(prompt) + len(answer) > limit:
             raise LengthError(
                 f"{length} frames, a needle and its question have {len(prompt)} tokens and the answer {len(answer)}, "
-                f"but --max_seq_len is {limit}; raise it, or ask for shorter --lengths"
+                f"but --max-seq-len is {limit}; raise it, or ask for shorter --lengths"
             )
         facts = {"length": length, "depth": depth, "needle": number, "prompt_tokens": len(prompt)}
         return ItemPrompt(prompt, facts | {"answer": needle.answer, "answer_tokens": answer})

@@ -171,7 +171,7 @@ class VideoMME(EvaluationTask):
     @staticmethod
     def _no_room(questions: Sequence[VideoQuestion], encoder: PromptEncoder) -> LengthError:
         return LengthError(
-            f"--max_seq_len {encoder.config.inference.max_seq_len} leaves no room for a frame of "
+            f"--max-seq-len {encoder.config.inference.max_seq_len} leaves no room for a frame of "
             f"{encoder.template.tokens_per_frame} tokens next to the questions about {questions[0].video}; raise it"
         )
 

@@ -52,7 +52,7 @@ def check_cache(
     text = tokens - len(prompt.tile_starts) * (per_tile + TILE_MARKERS)
     frames = frames_that_fit(alone // each * groups.cp_size, per_tile, text)
     if frames > 0 and prompt.tile_starts:
-        advice.append(f"{frames} frames and tiles in all (--max_num_frame)")
+        advice.append(f"{frames} frames and tiles in all (--max-num-frames)")
     fits = f": {' or '.join(advice)} would fit" if advice else ""
     raise LengthError(
         f"the keys and values of {tokens} tokens need {_gib(needed)} on each of {groups.cp_size} context-parallel "

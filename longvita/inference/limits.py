@@ -17,7 +17,7 @@ def check_max_seq_len(config: Config) -> None:
     """Check that inference.max_seq_len is within the model's positions. Raises LengthError."""
     wanted, most = config.inference.max_seq_len, config.model.language.max_position_embeddings
     if wanted > most:
-        raise LengthError(f"--max_seq_len is {wanted}, but the model has {most} positions; set it to {most} at most")
+        raise LengthError(f"--max-seq-len is {wanted}, but the model has {most} positions; set it to {most} at most")
 
 
 def room_for(prompt_tokens: int, config: Config) -> int:
@@ -27,7 +27,7 @@ def room_for(prompt_tokens: int, config: Config) -> int:
         raise LengthError("the prompt is empty; ask a question")
     if prompt_tokens >= limit:
         raise LengthError(
-            f"the input is {prompt_tokens} tokens and its answer needs at least one more, but --max_seq_len is {limit}"
+            f"the input is {prompt_tokens} tokens and its answer needs at least one more, but --max-seq-len is {limit}"
         )
     return limit - prompt_tokens
 
@@ -36,7 +36,7 @@ def check_prompt_length(prompt_tokens: int, config: Config, videos: Sequence[Vid
     """Check that a prompt leaves room for an answer.
 
     `prompt_tokens` counts at most inference.max_num_frames frames of each of its `videos`. Raises LengthError with both
-    numbers and the --max_num_frame that fits.
+    numbers and the --max-num-frames that fits.
     """
     try:
         room_for(prompt_tokens, config)
@@ -47,7 +47,7 @@ def check_prompt_length(prompt_tokens: int, config: Config, videos: Sequence[Vid
 def _advice(prompt_tokens: int, config: Config, videos: Sequence[VideoFacts]) -> str:
     inference, max_fps = config.inference, config.data.max_fps
     most = config.model.language.max_position_embeddings
-    longer = f"raise --max_seq_len (at most {most})" if most > inference.max_seq_len else "ask less at once"
+    longer = f"raise --max-seq-len (at most {most})" if most > inference.max_seq_len else "ask less at once"
     if not videos:
         return f"shorten the text, show fewer pictures, or {longer}"
     # Each frame has the markers <vid> and </vid> around it.
@@ -57,5 +57,5 @@ def _advice(prompt_tokens: int, config: Config, videos: Sequence[VideoFacts]) ->
     room = (inference.max_seq_len - 1 - rest) // per_frame
     fitting = max_frames_that_fit(videos, max_fps, inference.max_num_frames, room)
     if fitting is None:
-        return f"no --max_num_frame fits with {rest} tokens of text and pictures: shorten them, or {longer}"
-    return f"--max_num_frame {fitting} fits, or {longer}"
+        return f"no --max-num-frames fits with {rest} tokens of text and pictures: shorten them, or {longer}"
+    return f"--max-num-frames {fitting} fits, or {longer}"

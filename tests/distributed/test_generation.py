@@ -320,4 +320,4 @@ def test_a_cache_that_does_not_fit_is_refused_before_prefill(results: list[dict[
     assert first["kept"] is None
     assert f"the keys and values of {first['tokens']} tokens need" in first["message"]
     assert f"layout.context_parallel {math.ceil(first['tokens'] / 60)}" in first["message"]
-    assert "--max_num_frame" not in first["message"], "no number of frames helps: the answer alone is too long"
+    assert "--max-num-frames" not in first["message"], "no number of frames helps: the answer alone is too long"

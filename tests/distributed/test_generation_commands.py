@@ -79,7 +79,7 @@ def test_the_demo_answers_alike_on_one_process_and_on_two(model: TinyModel, medi
 def test_the_demo_refuses_a_long_video_and_a_broken_picture(model: TinyModel, media: Path, tmp_path: Path) -> None:
     long = demo(model.folder, "--video_path", media / "clip", "--question", QUESTION, "--max_seq_len", 40)
     assert (long.returncode, long.stdout) == (2, "")
-    assert "--max_seq_len is 40; --max_num_frame" in long.stderr
+    assert "--max-seq-len is 40; --max-num-frames" in long.stderr
     (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
     broken = demo(model.folder, "--image_path", tmp_path / "broken.png", "--question", QUESTION, launcher=distributed())
     assert broken.returncode != 0

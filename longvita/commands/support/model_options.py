@@ -92,7 +92,7 @@ def _inference(base: Config, options: EngineOptions) -> InferenceConfig:
         return InferenceConfig.model_validate(base.inference.model_dump() | given)
     except ValidationError as error:
         problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
+        name = ".".join(map(str, problem["loc"])).replace("_", "-")
         raise OptionError(f"--{name} is {problem['input']}: {problem['msg']}") from error
 
 

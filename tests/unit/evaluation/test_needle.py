@@ -119,7 +119,7 @@ def test_broken_folders_are_refused(folder, tmp_path):
 def test_lengths_that_do_not_fit_are_refused_at_once(folder, tokenizer):
     encoder = PromptEncoder(settings(max_seq_len=60), tokenizer)
     NeedleInVideo(folder, [4], [0.5]).check(encoder)
-    with pytest.raises(LengthError, match=r"12 frames, a needle .* but --max_seq_len is 60; raise it, or .* --lengths"):
+    with pytest.raises(LengthError, match=r"12 frames, a needle .* but --max-seq-len is 60; raise it, or .* --lengths"):
         NeedleInVideo(folder, [4, 12], [0.5]).check(encoder)
 
 

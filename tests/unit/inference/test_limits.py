@@ -15,7 +15,7 @@ def config(max_seq_len: int, max_num_frames: int = 64) -> Config:
 
 def test_the_limit_may_reach_the_models_positions_and_not_pass_them() -> None:
     check_max_seq_len(config(1_310_720))
-    with pytest.raises(LengthError, match="--max_seq_len is 1310721, but the model has 1310720 positions"):
+    with pytest.raises(LengthError, match="--max-seq-len is 1310721, but the model has 1310720 positions"):
         check_max_seq_len(config(1_310_721))
 
 
@@ -23,7 +23,7 @@ def test_room_is_what_the_prompt_leaves() -> None:
     assert room_for(100, config(128)) == 28
     assert room_for(127, config(128)) == 1
     for length in (128, 129):
-        with pytest.raises(LengthError, match=f"input is {length} tokens .* --max_seq_len is 128"):
+        with pytest.raises(LengthError, match=f"input is {length} tokens .* --max-seq-len is 128"):
             room_for(length, config(128))
     with pytest.raises(LengthError, match="empty"):
         room_for(0, config(128))
@@ -36,7 +36,7 @@ def test_refusal_names_the_frames_that_fit(limit: int, most: int) -> None:
         check_prompt_length(text + 258 * 5_000, config(limit, max_num_frames=10_000), [video])
     assert str(text + 258 * 5_000) in str(caught.value)
     assert str(limit) in str(caught.value)
-    assert f"--max_num_frame {most} fits" in str(caught.value)
+    assert f"--max-num-frames {most} fits" in str(caught.value)
     check_prompt_length(text + 258 * most, config(limit, most), [video])
     with pytest.raises(LengthError):
         check_prompt_length(text + 258 * (most + 1), config(limit, most + 1), [video])
@@ -44,17 +44,17 @@ def test_refusal_names_the_frames_that_fit(limit: int, most: int) -> None:
 
 def test_frames_of_several_videos_are_counted_together() -> None:
     videos = [VideoFacts(length, 1.0, is_folder=True) for length in (10, 200, 300)]
-    with pytest.raises(LengthError, match="--max_num_frame 26 fits"):
+    with pytest.raises(LengthError, match="--max-num-frames 26 fits"):
         check_prompt_length(100 + 258 * 510, config(16_384, 1_000), videos)
 
 
 def test_text_that_is_too_long_by_itself_is_reported() -> None:
-    with pytest.raises(LengthError, match="no --max_num_frame fits with 17000 tokens of text and pictures"):
+    with pytest.raises(LengthError, match="no --max-num-frames fits with 17000 tokens of text and pictures"):
         check_prompt_length(17_000 + 258 * 4, config(16_384), [VideoFacts(4, 1.0, is_folder=True)])
-    with pytest.raises(LengthError, match=r"shorten the text.*raise --max_seq_len \(at most 1310720\)"):
+    with pytest.raises(LengthError, match=r"shorten the text.*raise --max-seq-len \(at most 1310720\)"):
         check_prompt_length(17_000, config(16_384), [])
 
 
 def test_at_the_models_own_limit_nothing_longer_is_advised() -> None:
-    with pytest.raises(LengthError, match=r"--max_seq_len is 1310720; .*ask less at once$"):
+    with pytest.raises(LengthError, match=r"--max-seq-len is 1310720; .*ask less at once$"):
         check_prompt_length(1_310_720, config(1_310_720), [])

@@ -71,8 +71,8 @@ def test_a_long_video_is_refused_with_the_frames_that_fit(tokenizer: LongVITATok
     with pytest.raises(LengthError) as caught:
         PromptEncoder(settings(max_seq_len=100), tokenizer).encode(ask("<video>What?"), [], [media / "clip"])
     text = str(caught.value)
-    fitting = int(text.split("--max_num_frame ")[1].split()[0])
-    assert "--max_seq_len is 100" in text
+    fitting = int(text.split("--max-num-frames ")[1].split()[0])
+    assert "--max-seq-len is 100" in text
     prompt = PromptEncoder(settings(100, fitting), tokenizer).encode(ask("<video>What?"), [], [media / "clip"])
     assert len(prompt) < 100
     with pytest.raises(LengthError):

@@ -127,14 +127,14 @@ def test_a_training_checkpoint_brings_its_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "processes", "message"),
     [
-        (ModelOptions(max_seq_len=1_310_721), None, "--max_seq_len is 1310721, but the model has 1310720 positions"),
+        (ModelOptions(max_seq_len=1_310_721), None, "--max-seq-len is 1310721, but the model has 1310720 positions"),
         (ModelOptions(layout="tp=3"), None, "layout.tensor_parallel=3 does not divide"),
         (ModelOptions(layout="tp=2"), 4, "takes 2 processes .* 4 were started"),
         (ModelOptions(layout="cp=2"), 4, r"takes 2 processes \(tp=1, pp=1, cp=2\), but 4 were started"),
         (ModelOptions(layout="vp=2,pp=2"), None, "layout.virtual_pipeline is 2, but generation needs 1"),
         (ModelOptions(layout="two"), None, "--layout: 'two' is not valid"),
         (ModelOptions(temperature=-1.0), None, "--temperature is -1.0"),
-        (ModelOptions(max_new_tokens=0), None, "--max_new_tokens is 0"),
+        (ModelOptions(max_new_tokens=0), None, "--max-new-tokens is 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(folder: str, options: ModelOptions, processes: int | None, message: str) -> None:
