@@ -30,14 +30,15 @@ def generate(
     from longvita.commands.support.frame_page import check_page
     from longvita.commands.support.model_options import engine_settings, prompt_encoder
     from longvita.commands.support.question import read_question, with_marks
+    from longvita.commands.support.typed_path import typed_path
 
-    images, videos = image or [], video or []
+    images, videos = ([typed_path(text) for text in paths or ()] for paths in (image, video))
     if show_frames is not None:
         check_page(show_frames)
     settings = engine_settings(model, options, world_size_of_launcher())
     messages = [{"role": "user", "content": with_marks(read_question(question), len(images), len(videos))}]
     prompt_encoder(settings).encode(messages, images, videos)
-    payload = {"messages": messages, "images": list(images), "videos": list(videos), "show_frames": show_frames}
+    payload = {"messages": messages, "images": images, "videos": videos, "show_frames": show_frames}
     return launch_engines("longvita.commands.generate:generate_rank", settings, options, payload)
 
 
@@ -65,6 +66,8 @@ def generate_rank(payload: dict[str, Any]) -> int:
                     print(piece, end="", flush=True)
         if is_first_process():
             print()
+            if engine.cut_off:
+                print(engine.cut_off, file=sys.stderr)
         if observer is not None:
             attention = engine.attended(prompt, observer)
             if is_first_process():

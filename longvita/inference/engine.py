@@ -14,7 +14,7 @@ from longvita.data.tokenizer import LongVITATokenizer
 from longvita.inference.detokenizer import StreamingDetokenizer
 from longvita.inference.frame_attention import FrameAttention
 from longvita.inference.kv_memory import check_cache
-from longvita.inference.limits import LengthError, check_max_seq_len, room_for
+from longvita.inference.limits import LengthError, check_max_seq_len, describe_cut, room_for
 from longvita.inference.prefill_decode import PipelineStage, decode, prefill
 from longvita.inference.prompt import Prompt, TensorTiles
 from longvita.inference.prompt_cache import CachedPrompt, PromptCache
@@ -55,6 +55,8 @@ class Engine:
         inference, tokens_per_tile = config.inference, config.model.tokens_per_tile
         self.prompts = PromptCache(inference.cached_prompts, inference.max_seq_len, groups.cp_size, tokens_per_tile)
         self._encoder = PromptEncoder(config, tokenizer) if tokenizer is not None else None
+        self.cut_off = ""
+        """The limit that ended the last answer, in words; empty where the model ended it."""
 
     def reset(self) -> None:
         """Evict all prompts and answers and free their KV caches."""
@@ -124,12 +126,17 @@ class Engine:
         Raises LengthError before any computation for a prompt that leaves no room in inference.max_seq_len or in memory
         (see `room_for` and `check_cache`).
         """
-        limit = min(sampling.max_new_tokens, room_for(len(prompt), self.config))
+        room = room_for(len(prompt), self.config)
+        limit = min(sampling.max_new_tokens, room)
+        self.cut_off = ""
         current = self._start(prompt, limit)
         try:
             logits = prefill(self.stage, current.cache, prompt, self.config, progress, observer)
-            for token in decode(self.stage, current.cache, logits, Sampler(sampling), limit, stop_ids):
+            tokens = decode(self.stage, current.cache, logits, Sampler(sampling), limit, stop_ids)
+            for count, token in enumerate(tokens, start=1):
                 current.tokens.append(token)
+                if count == limit and token not in stop_ids:
+                    self.cut_off = describe_cut(sampling.max_new_tokens, room, self.config)
                 yield token
         finally:
             current.cache.observer = None

@@ -32,6 +32,14 @@ def room_for(prompt_tokens: int, config: Config) -> int:
     return limit - prompt_tokens
 
 
+def describe_cut(max_new_tokens: int, room: int, config: Config) -> str:
+    """Describe which of the two limits cut an answer off: its own, or the `room` that the prompt left."""
+    if max_new_tokens <= room:
+        return f"the answer is cut off: it has {max_new_tokens} tokens; fix: raise --max-new-tokens"
+    limit = config.inference.max_seq_len
+    return f"the answer is cut off: prompt and answer have {limit} tokens together; fix: raise --max-seq-len"
+
+
 def check_prompt_length(prompt_tokens: int, config: Config, videos: Sequence[VideoFacts]) -> None:
     """Check that a prompt leaves room for an answer.
 

@@ -93,7 +93,7 @@ class PromptEncoder:
             settings = dataclasses.replace(settings, max_num_frames=max_num_frames)
         try:
             prompt = encode_prompt(messages, images, videos, self.template, settings)
-        except SampleError as error:
+        except (SampleError, OSError) as error:
             raise PromptError(str(error)) from error
         items = cast(MediaTiles, prompt.tiles).items
         videos_read = [item.facts for item in items if isinstance(item.facts, VideoFacts)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from longvita.commands.support.typed_path import typed_path
 from longvita.data.errors import SampleError
 from longvita.data.media.item import probe_media
 from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
@@ -22,15 +23,29 @@ class Conversation:
         self.videos: list[str] = []
         self._shown: tuple[int, int] = (0, 0)
 
-    def show_picture(self, path: str) -> None:
-        """Show a picture with the next question. Raises PromptError when its header cannot be read."""
+    def show_picture(self, text: str) -> str:
+        """Show a picture with the next question and return its path, of a typed one.
+
+        Raises PromptError when its header cannot be read.
+        """
+        path = typed_path(text)
         self._probe([path], [])
         self.images.append(path)
+        return path
 
-    def show_video(self, path: str) -> None:
-        """Show a video with the next question. Raises PromptError when its header cannot be read."""
+    def show_video(self, text: str) -> str:
+        """Show a video with the next question; arguments as for `show_picture`."""
+        path = typed_path(text)
         self._probe([], [path])
         self.videos.append(path)
+        return path
+
+    def drop(self) -> list[str]:
+        """Remove the pictures and videos shown since the last answer, and return their paths."""
+        images, videos = self._shown
+        dropped = [*self.images[images:], *self.videos[videos:]]
+        del self.images[images:], self.videos[videos:]
+        return dropped
 
     def _probe(self, images: list[str], videos: list[str]) -> None:
         try:

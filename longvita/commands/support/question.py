@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 from pathlib import Path
 
-from longvita.data.errors import SampleError
-from longvita.data.formats.text import decode
+from longvita.commands.support.typed_path import typed_path
 from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
 from longvita.inference.prompt_encoder import PromptError
 
 
 def read_question(question: str) -> str:
-    """The question itself, or the text of the .txt file of that name. Raises PromptError."""
-    if question.endswith(".txt") and "\n" not in question:
-        try:
-            question = decode(Path(question).expanduser().read_bytes(), "it").strip()
-        except (OSError, SampleError) as error:
-            raise PromptError(f"the question's file {question} cannot be read: {error}") from error
+    """The question itself, or the text of the .txt file of that name. Raises PromptError.
+
+    A name without spaces that ends in .txt is a mistyped one where there is no such file; other text is a question.
+    """
+    path = typed_path(question)
+    if path.lower().endswith(".txt"):
+        if os.path.isfile(path):
+            question = _file_text(path)
+        elif len(question.split()) == 1:
+            raise PromptError(f"the question's file {path} does not exist; fix: give a file, or the question itself")
+    question = plain_text(question)
     if not question.strip():
         raise PromptError("the question is empty")
     return question
+
+
+def _file_text(path: str) -> str:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise PromptError(f"the question's file {path} cannot be read: {error}") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise PromptError(f"the question's file {path} is UTF-16; fix: save it as UTF-8")
+    try:
+        return data.decode().strip()
+    except UnicodeDecodeError as error:
+        raise PromptError(f"the question's file {path} is not UTF-8: {error}; fix: save it as UTF-8") from error
+
+
+def plain_text(text: str) -> str:
+    """The text without a byte order mark at its beginning. Raises PromptError for bytes that are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"character {error.start + 1} of the question is a byte that is no text in this terminal's encoding; "
+            "fix: type it again, as UTF-8"
+        ) from error
+    return text.removeprefix("\ufeff")
 
 
 def with_marks(question: str, images: int, videos: int) -> str:

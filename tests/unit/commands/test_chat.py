@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from longvita.commands.support.chat_session import ChatSession
+from longvita.commands.support.chat_session import HELP, ChatSession, read_lines
 from longvita.inference.limits import LengthError
+from longvita.inference.prompt_encoder import PromptError
 from tests.tiny import tiny_config
 
 
@@ -22,12 +23,15 @@ class Parrot:
 
     def __init__(self) -> None:
         self.config = tiny_config()
+        self.cut_off = ""
         self.asked: list[tuple[list[dict[str, str]], list[str], list[str]]] = []
         self.resets = 0
 
     def encode(self, messages: Sequence[dict[str, str]], images: Sequence[str], videos: Sequence[str]) -> list[str]:
         if "too long" in messages[-1]["content"]:
             raise LengthError("the input is 9 tokens")
+        if any("unreadable" in path for path in (*images, *videos)):
+            raise PromptError("the file cannot be read")
         self.asked.append((list(messages), list(images), list(videos)))
         return messages[-1]["content"].split()
 
@@ -37,6 +41,7 @@ class Parrot:
             if word == "stop":
                 signal.raise_signal(signal.SIGINT)
             yield f"{word} "
+        self.cut_off = "the answer is cut off" if "cut" in prompt else ""
 
     def reset(self) -> None:
         self.resets += 1
@@ -86,6 +91,8 @@ def test_reset_forgets_and_quit_ends() -> None:
         ("/video", "/video needs a path"),
         ("/sing", "there is no command /sing"),
         ("too long", "the input is 9 tokens"),
+        ("a bad \udcff byte", "character 7 of the question is a byte that is no text"),
+        ("/image \udcff.png", "character 8 of the question is a byte that is no text"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_the_chat_goes_on(line: str, message: str) -> None:
@@ -116,3 +123,63 @@ def test_ctrl_c_twice_ends_the_chat() -> None:
     session: Any = ChatSession(Busy(), Console(file=io.StringIO()), None)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         session.take("one")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder, which is the current one as well, with pictures of several names."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("four.png", "my four.png", "unreadable.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("refused", ["/image unreadable.png", "<image> once", "too long"])
+def test_a_refused_question_leaves_the_conversation_as_it_was(pictures: Path, refused: str) -> None:
+    """A file whose header is intact is found broken, or too long, when the question is asked."""
+    lines = ["/image four.png", "one", *([refused, "what?"] if refused.startswith("/") else [refused]), "two"]
+    engine, going_on, screen = talk(*lines)
+    assert all(going_on) and screen.count("error: ") == 1
+    messages, images, _ = engine.asked[-1]
+    assert [message["content"] for message in messages] == ["<image>\none", "< image> one ", "two"]
+    assert images == ["four.png"]
+    assert ("unreadable.png is no longer shown with the next question" in screen) == refused.startswith("/")
+
+
+def test_drop_removes_what_the_next_question_would_show(pictures: Path) -> None:
+    engine, _, screen = talk("/image four.png", "one", "/image my four.png", "/drop", "two")
+    assert engine.asked[-1][1] == ["four.png"]
+    assert "my four.png is no longer shown" in screen
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["~/my four.png", "'my four.png'", '"my four.png"', r"my\ four.png", "my four.png", "file://{}/my%20four.png"],
+)
+def test_a_path_may_be_typed_or_pasted_in_several_ways(pictures: Path, typed: str) -> None:
+    engine, _, screen = talk(f"/image  {typed.format(pictures)} ", "one")
+    assert "error" not in screen
+    assert Path(engine.asked[0][1][0]).samefile(pictures / "my four.png")
+
+
+def test_an_answer_cut_by_a_limit_is_noted_on_stderr(capsys: pytest.CaptureFixture) -> None:
+    _, _, screen = talk("one", "cut")
+    assert capsys.readouterr().err == "the answer is cut off\n"
+    assert "cut off" not in screen
+
+
+def test_help_lists_every_command() -> None:
+    assert all(f"  {command} " in HELP for command in ("/image", "/video", "/drop", "/reset", "/quit"))
+    assert "/drop" in talk("/help")[2]
+
+
+def test_bytes_that_are_no_text_do_not_end_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = io.BytesIO(b"one\n\xff\xc3 two\nthree\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(data, encoding="utf-8"))
+    lines = list(read_lines(Console(file=io.StringIO()), None))
+    assert lines == ["one", "\udcff\udcc3 two", "three"]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_line() -> None:
+    assert talk("\ufeffone")[0].asked[0][0][0]["content"] == "one"

@@ -14,17 +14,36 @@ from longvita.errors import UserError
 
 def test_a_question_is_text_or_a_file(tmp_path: Path) -> None:
     path = tmp_path / "question.txt"
-    path.write_text("What is\nthis?\n")
-    assert read_question(str(path)) == "What is\nthis?"
-    assert read_question("What is this?") == "What is this?"
-    path.write_bytes(b"\xef\xbb\xbf" + b"What's this?")
-    assert read_question(str(path)) == "What's this?", "a byte order mark is no part of the question"
-    path.write_text("What's this?", encoding="utf-16")
-    with pytest.raises(UserError, match="cannot be read: it is no text: it is UTF-16, not UTF-8; fix: iconv"):
+    for content in (b"What is\nthis?\n", b"\xef\xbb\xbfWhat is\nthis?\n"):
+        path.write_bytes(content)
+        assert read_question(str(path)) == "What is\nthis?"
+    assert read_question(path.as_uri()) == "What is\nthis?"
+    for question in ("What is this?", "What does it say about no.txt", "Why?\nno.txt", "long " * 1000 + "no.txt"):
+        assert read_question(question) == question
+    assert read_question("\ufeffWhat is this?") == "What is this?"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Why?".encode("utf-16"), "is UTF-16; fix: save it as UTF-8"),
+        (b"Wh\xffy?", "is not UTF-8"),
+        (b"\xef\xbb\xbf \n", "the question is empty"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_question_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "question.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
         read_question(str(path))
-    for question, message in ((str(tmp_path / "no.txt"), "cannot be read"), (" ", "empty")):
-        with pytest.raises(UserError, match=message):
-            read_question(question)
+
+
+@pytest.mark.parametrize(("question", "message"), [(" ", "empty"), ("W\udcffy?", "character 2 of the question")])
+def test_text_that_is_no_question_is_refused(question: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_question(question)
 
 
 def test_marks_are_added_unless_the_question_has_its_own() -> None:
@@ -41,7 +60,7 @@ def test_a_refusal_starts_no_process(golden: Path, tmp_path: Path, monkeypatch: 
     model = str(golden / "model")
     with pytest.raises(UserError, match="1310721"):
         generate.generate(model, "What?", options=ModelOptions(max_seq_len=1_310_721))
-    with pytest.raises(UserError, match="no.txt cannot be read"):
+    with pytest.raises(UserError, match="no.txt does not exist"):
         generate.generate(model, str(tmp_path / "no.txt"), options=ModelOptions())
     with pytest.raises(UserError, match="--tokenizer"):
         generate.generate(model, "What?", options=ModelOptions(tokenizer=str(tmp_path)))
