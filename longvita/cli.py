@@ -13,10 +13,11 @@ import inspect
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import longvita
 from longvita.commands import chat, convert, doctor, evaluate, generate, plan, train, verify
 from longvita.commands.config import show
 from longvita.commands.data import convert as data_convert
@@ -29,11 +30,26 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 data_app = typer.Typer(help="Fetch, convert and look at training data.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"longvita {longvita.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
 
 
 def _add(group: typer.Typer, module: ModuleType) -> None:

@@ -11,6 +11,10 @@ from longvita.processes import EXIT_COMPLETE, is_first_process, world_size_of_la
 
 def chat(model: ModelArgument, options: ModelOptions) -> int:
     """Talk about pictures and videos in the terminal."""
+    from longvita.checkpoint.hf.hub import check_name
+
+    # Before the large libraries are imported, which takes seconds.
+    check_name(model)
     from longvita.commands.support.engine_ranks import launch_engines, quiet_libraries
 
     quiet_libraries()

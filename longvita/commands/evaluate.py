@@ -12,6 +12,10 @@ from longvita.processes import EXIT_COMPLETE, EXIT_INCOMPLETE, is_first_process
 
 def evaluate(model: ModelArgument, request: EvaluationRequest, options: EngineOptions) -> int:
     """Answer and score a benchmark; exit code 1 when some of it could not be asked."""
+    from longvita.checkpoint.hf.hub import check_name
+
+    # Before the large libraries are imported, which takes seconds.
+    check_name(model)
     from longvita.commands.support.engine_ranks import launch_engines, quiet_libraries
 
     quiet_libraries()

@@ -24,19 +24,23 @@ def generate(
     options: ModelOptions,
 ) -> int:
     """Answer one question about pictures and videos, printed as it comes."""
+    from longvita.checkpoint.hf.hub import check_name
+    from longvita.commands.support.frame_page import check_page
+    from longvita.commands.support.question import media_paths, read_question, with_marks
+
+    # Before the large libraries are imported, which takes seconds.
+    if show_frames is not None:
+        check_page(show_frames)
+    check_name(model)
+    images, videos = media_paths(image, "picture"), media_paths(video, "video")
+    text = with_marks(read_question(question), len(images), len(videos))
     from longvita.commands.support.engine_ranks import launch_engines, quiet_libraries
 
     quiet_libraries()
-    from longvita.commands.support.frame_page import check_page
     from longvita.commands.support.model_options import engine_settings, prompt_encoder
-    from longvita.commands.support.question import read_question, with_marks
-    from longvita.commands.support.typed_path import typed_path
 
-    images, videos = ([typed_path(text) for text in paths or ()] for paths in (image, video))
-    if show_frames is not None:
-        check_page(show_frames)
     settings = engine_settings(model, options, world_size_of_launcher())
-    messages = [{"role": "user", "content": with_marks(read_question(question), len(images), len(videos))}]
+    messages = [{"role": "user", "content": text}]
     prompt_encoder(settings).encode(messages, images, videos)
     payload = {"messages": messages, "images": images, "videos": videos, "show_frames": show_frames}
     return launch_engines("longvita.commands.generate:generate_rank", settings, options, payload)

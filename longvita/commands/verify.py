@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longvita.commands.support.options import JSONOption, LayoutOption, PlatformOption
+from longvita.commands.support.options import JSONOption, LayoutOption, ModelArgument, PlatformOption
 from longvita.processes import EXIT_COMPLETE, EXIT_FAILED, is_first_process
 
 if TYPE_CHECKING:
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 
 def verify(
-    model: Annotated[str, typer.Argument(help="Model: folder or Hub id.", metavar="MODEL", show_default=False)],
+    model: ModelArgument,
     golden: Annotated[str, typer.Option(help="Folder with golden.safetensors and golden.json.", show_default=False)],
     layout: LayoutOption = "tp=1",
     platform: PlatformOption = "auto",
     as_json: JSONOption = False,
 ) -> int:
     """Compare features, logits, loss, gradients and greedy tokens with golden vectors; exit code 1 beyond tolerance."""
+    from longvita.checkpoint.hf.hub import check_name
+
+    check_name(model)
     from longvita.checkpoint.sources import model_config
     from longvita.commands.support.model_ranks import launch_replica
     from longvita.config.layout_text import parse_layout

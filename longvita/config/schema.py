@@ -6,10 +6,12 @@ Sections are strict and immutable: an unknown key, a wrong type or a value outsi
 
 from __future__ import annotations
 
+import math
 import os.path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 PROMPT = "Describe what you see."
 """Default of data.dataset.NAME.prompt."""
@@ -18,6 +20,16 @@ TILE_MARKERS = 2
 
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path on this machine or an address; ~ at its start is expanded to the home folder."""
+
+
+MIN_TEMPERATURE = 1e-4
+"""Logits divided by less may be infinite in fp32."""
+
+
+def _temperature(value: float) -> float:
+    if value != 0 and not MIN_TEMPERATURE <= value < math.inf:
+        raise PydanticCustomError("temperature", f"Input should be 0 (greedy) or at least {MIN_TEMPERATURE}")
+    return value
 
 
 def _as_list(value: Any) -> Any:
@@ -391,8 +403,8 @@ class InferenceConfig(Section):
     common prefix, as far as memory allows."""
     max_new_tokens: int = Field(1024, ge=1)
     """Longest answer, tokens."""
-    temperature: float = Field(0.0, ge=0)
-    """Sampling temperature; 0 is greedy."""
+    temperature: Annotated[float, AfterValidator(_temperature)] = 0.0
+    """Sampling temperature; 0 is greedy. The smallest other one is 0.0001, at which sampling is greedy in effect."""
     top_k: int = Field(0, ge=0)
     """Sample among this number of most probable tokens; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -408,7 +420,7 @@ class Config(Section):
     """Folder for checkpoints, metrics, the quarantine file and plots."""
     platform: str = "auto"
     """Device platform, a name of longvita.platforms; auto selects the first one that is available."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**64)
     """Seed of the initialisation and of the data order."""
     model: ModelConfig = ModelConfig()
     """The model."""

@@ -26,8 +26,9 @@ from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, Med
 from longvita.evaluation.mistakes_page import write_mistakes_page
 from longvita.evaluation.subtitles import read_srt, texts_at
 from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt, accuracy
+from longvita.inference.errors import PromptError
 from longvita.inference.limits import LengthError
-from longvita.inference.prompt_encoder import PromptEncoder, PromptError
+from longvita.inference.prompt_encoder import PromptEncoder
 from longvita.inference.sampling import Sampling
 
 if TYPE_CHECKING:

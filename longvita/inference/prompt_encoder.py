@@ -21,14 +21,10 @@ from longvita.data.media.item import MediaItem, MediaSettings, PromptPicture, de
 from longvita.data.media.video import VideoFacts, selected_frames
 from longvita.data.sample import marks_of, parse_turns
 from longvita.data.tokenizer import LongVITATokenizer
-from longvita.errors import UserError
+from longvita.inference.errors import PromptError
 from longvita.inference.limits import check_prompt_length
 from longvita.inference.media_key import MediaKey
 from longvita.inference.prompt import Prompt, token_array
-
-
-class PromptError(UserError, ValueError):
-    """A question, picture or video that cannot be used."""
 
 
 class MediaTiles:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
 
-from longvita.config.schema import InferenceConfig
+from longvita.config.schema import MIN_TEMPERATURE, InferenceConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         limits = {
-            "temperature": (self.temperature >= 0, "at least 0"),
+            "temperature": (
+                self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < math.inf,
+                f"0 or at least {MIN_TEMPERATURE}",
+            ),
             "top_k": (self.top_k >= 0, "at least 0"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),

@@ -275,7 +275,8 @@ class Platform(ABC):
         from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
         torch.manual_seed(seed)
-        model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+        # It adds an offset for each rank, and the sum must stay below 2**64.
+        model_parallel_cuda_manual_seed(seed % 2**63, force_reset_rng=True)
 
     @property
     @abstractmethod

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch.distributed as dist
-
 from longvita.checkpoint.errors import CheckpointError
 from longvita.processes import raise_on_all_ranks
 
@@ -19,16 +17,24 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
     Without `weights` only configs and tokenizer are downloaded. With several processes the first one downloads while
     the others wait. Raises CheckpointError when the name is neither, or the download fails.
     """
+    import torch.distributed as dist
+
+    check_name(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if folder.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise CheckpointError(f"{name} is neither a folder nor a Hub id (OWNER/NAME)")
     patterns = _FILES if weights else [pattern for pattern in _FILES if pattern != "*.safetensors"]
     first = not dist.is_initialized() or dist.get_rank() == 0
     downloaded = raise_on_all_ranks(lambda: _download(str(name), patterns) if first else None, error=CheckpointError)
     # The other ranks find the files in the cache, or download them to their own machine's disk.
     return downloaded or _download(str(name), patterns)
+
+
+def check_name(name: str | Path) -> None:
+    """Raise CheckpointError for a name that is neither a folder here nor a Hub id; needs no large library."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (folder.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))):
+        raise CheckpointError(f"{name} is neither a folder nor a Hub id (OWNER/NAME)")
 
 
 def _download(name: str, patterns: list[str]) -> Path:

@@ -6,7 +6,7 @@ from longvita.commands.support.typed_path import typed_path
 from longvita.data.errors import SampleError
 from longvita.data.media.item import probe_media
 from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
-from longvita.inference.prompt_encoder import PromptError
+from longvita.inference.errors import PromptError
 
 
 class Conversation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from longvita.checkpoint.manifest import MANIFEST
 from longvita.checkpoint.step_folders import numbered_root, step_folders
@@ -21,8 +20,6 @@ from longvita.processes import world_size_of_launcher
 def replica_settings(model: str, request: EvaluationRequest, options: EngineOptions) -> tuple[EngineSettings, int]:
     """The settings of one replica, and the number of replicas. Raises UserError for what does not fit."""
     started, replicas = world_size_of_launcher(), request.replicas
-    if replicas is not None and replicas < 1:
-        raise OptionError(f"--replicas is {replicas}, but must be at least 1")
     if started is None:
         return engine_settings(model, options, None), replicas or 1
     if replicas is None and not options.names_layout:
@@ -38,22 +35,11 @@ def replica_settings(model: str, request: EvaluationRequest, options: EngineOpti
 
 
 def build_task(request: EvaluationRequest) -> EvaluationTask:
-    """The task that a request names. Raises OptionError for one that is not known, DataSetError for its data."""
+    """The task that a request names. Raises DataSetError for its data."""
     folder = Path(request.data).expanduser()
     if request.task == VideoMME.name:
         return VideoMME(folder, request.subtitles, request.limit)
-    if request.task == NeedleInVideo.name:
-        lengths = _numbers("--lengths", request.lengths, int) if request.lengths else LENGTHS
-        depths = _numbers("--depths", request.depths, float) if request.depths else DEPTHS
-        return NeedleInVideo(folder, lengths, depths)
-    raise OptionError(f"--task is {request.task!r}; choose {VideoMME.name} or {NeedleInVideo.name}")
-
-
-def _numbers(name: str, text: str, kind: Any) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise OptionError(f"{name} is {text!r}; give numbers with commas between them") from error
+    return NeedleInVideo(folder, request.numbers("lengths", int) or LENGTHS, request.numbers("depths", float) or DEPTHS)
 
 
 def model_identity(model: str) -> str:

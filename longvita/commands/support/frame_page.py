@@ -6,11 +6,15 @@ import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from longvita.inference.prompt_encoder import MediaTiles, PromptError
+from longvita.inference.errors import PromptError
 from longvita.pages import as_data_url, write_page
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longvita.inference.prompt_encoder import MediaTiles
 
 MAX_SHOWN = 24
 """Tiles shown as pictures, those with the most attention."""

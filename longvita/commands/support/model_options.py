@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from longvita.checkpoint.hf.config_json import model_config_from_folder
 from longvita.checkpoint.hf.hub import local_folder
 from longvita.checkpoint.hf.media_limits import FIELDS, read_media_limits
@@ -18,7 +16,7 @@ from longvita.checkpoint.step_folders import is_checkpoint
 from longvita.commands.support.config_file import load_config
 from longvita.commands.support.options import EngineOptions, ModelOptions, OptionError
 from longvita.config.layout_text import parse_layout
-from longvita.config.schema import Config, InferenceConfig, LayoutConfig
+from longvita.config.schema import Config, LayoutConfig
 from longvita.data.tokenizer import load_tokenizer
 from longvita.inference.default_layout import check_layout, default_layout
 from longvita.inference.limits import check_max_seq_len
@@ -46,7 +44,7 @@ def engine_settings(model: str, options: EngineOptions, processes: int | None) -
     seed = options.seed if isinstance(options, ModelOptions) else None
     update = {
         "layout": _layout(base, options, processes),
-        "inference": _inference(base, options),
+        "inference": base.inference.model_copy(update=options.inference_values()),
         "platform": base.platform if options.platform == "auto" else options.platform,
         "seed": base.seed if seed is None else seed,
     }
@@ -83,17 +81,6 @@ def _layout(base: Config, options: EngineOptions, processes: int | None) -> Layo
         return default_layout(base.model, processes or 1)
     check_layout(base.model, layout, processes)
     return layout
-
-
-def _inference(base: Config, options: EngineOptions) -> InferenceConfig:
-    values = {name: getattr(options, name, None) for name in InferenceConfig.model_fields}
-    given = {name: value for name, value in values.items() if value is not None}
-    try:
-        return InferenceConfig.model_validate(base.inference.model_dump() | given)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"])).replace("_", "-")
-        raise OptionError(f"--{name} is {problem['input']}: {problem['msg']}") from error
 
 
 def prompt_encoder(settings: EngineSettings) -> PromptEncoder:

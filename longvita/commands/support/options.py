@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
 from longvita.errors import UserError
+
+if TYPE_CHECKING:
+    from longvita.config.schema import Section
+
+_Number = TypeVar("_Number", int, float)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file", metavar="CONFIG", show_default=False)]
 Overrides = Annotated[
@@ -31,6 +37,19 @@ LayoutOption = Annotated[
 
 class OptionError(UserError, ValueError):
     """An option of a model command that cannot be used."""
+
+
+def _check_values(section: type[Section], values: Mapping[str, object]) -> None:
+    """Raise OptionError for a value that the field of that name in a config section may not have."""
+    from pydantic import ValidationError
+
+    try:
+        section.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0]).replace("_", "-")
+        message = problem["msg"].replace("Input should", "but must")
+        raise OptionError(f"--{name} is {problem['input']}, {message}") from error
 
 
 @dataclass(frozen=True)
@@ -62,9 +81,24 @@ class EngineOptions:
     )
 
     def __post_init__(self) -> None:
-        """Raise OptionError for a precision that there is not."""
+        """Raise UserError for values that no model can use."""
+        from longvita.config.layout_text import parse_layout
+        from longvita.config.schema import InferenceConfig
+
+        _check_values(InferenceConfig, self.inference_values())
+        if self.layout:
+            parse_layout(self.layout)
+        if self.config and not Path(self.config).expanduser().is_file():
+            raise OptionError(f"--config {self.config} is not a file")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise OptionError(f"--precision is {self.precision!r}; choose auto, bf16 or fp32")
+
+    def inference_values(self) -> dict[str, object]:
+        """The given options that are fields of a config's inference section."""
+        from longvita.config.schema import InferenceConfig
+
+        values = {name: getattr(self, name, None) for name in InferenceConfig.model_fields}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def names_layout(self) -> bool:
@@ -80,14 +114,22 @@ class ModelOptions(EngineOptions):
     temperature: Annotated[float | None, typer.Option(help="0 takes the most probable token, above 0 samples.")] = None
     top_k: Annotated[int | None, typer.Option(help="Sample among this many tokens; 0 for all.")] = None
     top_p: Annotated[float | None, typer.Option(help="Sample among the tokens that hold this much probability.")] = None
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling, 0 to 2^64 - 1.")] = None
+
+    def __post_init__(self) -> None:
+        """Raise UserError for values that no model can use."""
+        from longvita.config.schema import Config
+
+        super().__post_init__()
+        if self.seed is not None:
+            _check_values(Config, {"seed": self.seed})
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
     """What `longvita evaluate` asks and where it writes."""
 
-    task: Annotated[str, typer.Option(help="video_mme or needle.", show_default=False)]
+    task: Annotated[Literal["video_mme", "needle"], typer.Option(help="Benchmark.", show_default=False)]
     data: Annotated[str, typer.Option(help="Folder of the data set, as downloaded.", show_default=False)]
     output: Annotated[str, typer.Option(help="Folder for answers and scores; a stopped run resumes in it.")]
     replicas: Annotated[
@@ -98,6 +140,25 @@ class EvaluationRequest:
     limit: Annotated[int | None, typer.Option(min=1, help="video_mme: only the first questions.")] = None
     lengths: Annotated[str | None, typer.Option(help="needle: frames of the film, such as 200,400.")] = None
     depths: Annotated[str | None, typer.Option(help="needle: places of the needle, such as 0,0.5,1.")] = None
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for values that no data set can use."""
+        if self.replicas is not None and self.replicas < 1:
+            raise OptionError(f"--replicas is {self.replicas}, but must be at least 1")
+        if not Path(self.data).expanduser().is_dir():
+            raise OptionError(f"--data {self.data} is not a folder; give the folder of the data set")
+        if any(length < 1 for length in self.numbers("lengths", int)):
+            raise OptionError(f"--lengths is {self.lengths}; a film has at least 1 frame")
+        if not all(0 <= depth <= 1 for depth in self.numbers("depths", float)):
+            raise OptionError(f"--depths is {self.depths}; depths are from 0 to 1")
+
+    def numbers(self, name: str, kind: type[_Number]) -> list[_Number]:
+        """The numbers of --lengths or --depths; none where it is not given. Raises OptionError."""
+        text = getattr(self, name)
+        try:
+            return [kind(part) for part in text.split(",")] if text is not None else []
+        except ValueError as error:
+            raise OptionError(f"--{name} is {text!r}; give numbers with commas between them") from error
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from longvita.commands.support.typed_path import typed_path
 from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
-from longvita.inference.prompt_encoder import PromptError
+from longvita.inference.errors import PromptError
 
 
 def read_question(question: str) -> str:
@@ -39,6 +40,15 @@ def _file_text(path: str) -> str:
         return data.decode().strip()
     except UnicodeDecodeError as error:
         raise PromptError(f"the question's file {path} is not UTF-8: {error}; fix: save it as UTF-8") from error
+
+
+def media_paths(typed: Sequence[str] | None, noun: str) -> list[str]:
+    """The paths of typed ones. Raises PromptError where there is no such file or folder."""
+    paths = [typed_path(text) for text in typed or ()]
+    for path in paths:
+        if not os.path.exists(path):
+            raise PromptError(f"{noun} {path} does not exist")
+    return paths
 
 
 def plain_text(text: str) -> str:

@@ -13,8 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 from longvita.commands.support.chat_session import HELP, ChatSession, read_lines
+from longvita.inference.errors import PromptError
 from longvita.inference.limits import LengthError
-from longvita.inference.prompt_encoder import PromptError
 from tests.tiny import tiny_config
 
 

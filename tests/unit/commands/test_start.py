@@ -43,6 +43,42 @@ def test_a_command_imports_no_megatron_before_its_ranks_start(command: tuple[str
     assert "megatron: []" in result.stdout, result.stdout + result.stderr[-2000:]
 
 
+IMPORTED = """
+import sys
+from longvita.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("large:", sorted({"torch", "transformers", "megatron"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("--version",), "longvita 0."),
+        (("-h",), "Usage"),
+        (("generate", "-h"), "--question"),
+        (("generate", "no model", "--question", "Why?"), "error: no model is neither a folder nor a Hub id"),
+        (("generate", GOLDEN, "--question", "Why?", "--seed", "-1"), "error: --seed is -1, but must be"),
+        (("generate", GOLDEN, "--question", "no.txt"), "error: the question's file no.txt does not exist"),
+        (("generate", GOLDEN, "--question", "Why?", "--image", "no.png"), "error: picture no.png does not exist"),
+        (("generate", GOLDEN, "--question", "Why?", "--video", "no.mp4"), "error: video no.mp4 does not exist"),
+        (("generate", GOLDEN, "--question", "Why?", "--show-frames", "no.txt"), "error: --show-frames no.txt is not"),
+        (("chat", GOLDEN, "--layout", "two"), "error: --layout: 'two' is not valid"),
+        (("evaluate", GOLDEN, "--task", "needle", "--data", "no", "--output", "x"), "error: --data no is not a folder"),
+        (("verify", "no model", "--golden", GOLDEN), "error: no model is neither a folder nor a Hub id"),
+    ],
+    ids=lambda value: " ".join(value[:4]) if isinstance(value, tuple) else "",
+)
+def test_what_needs_no_model_is_refused_before_a_large_library_is_imported(command: tuple[str, ...], message: str):
+    """Importing torch alone takes more than a second."""
+    result = subprocess.run([sys.executable, "-c", IMPORTED, *command], capture_output=True, text=True, cwd=REPOSITORY)
+    assert message in result.stdout + result.stderr
+    assert "large: []" in result.stdout, result.stdout + result.stderr[-2000:]
+    assert result.returncode == (2 if "error" in message else 0)
+
+
 def test_incomplete_variables_of_a_launcher_are_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

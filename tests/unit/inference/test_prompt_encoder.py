@@ -12,8 +12,9 @@ from PIL import Image
 from longvita.commands.support.conversation import Conversation
 from longvita.config.schema import Config
 from longvita.data.tokenizer import LongVITATokenizer, load_tokenizer
+from longvita.inference.errors import PromptError
 from longvita.inference.limits import LengthError
-from longvita.inference.prompt_encoder import MediaTiles, PromptEncoder, PromptError
+from longvita.inference.prompt_encoder import MediaTiles, PromptEncoder
 from tests.tiny import tiny_config
 from tools.quickstart.tokenizer import train_tokenizer
 

@@ -56,6 +56,13 @@ def test_greedy_takes_the_first_of_the_largest() -> None:
     assert Sampler(Sampling()).sample(-LOGITS) == 2
 
 
+def test_sampling_at_the_smallest_temperature_is_finite() -> None:
+    for scale in (1.0, 1e4):
+        probabilities = token_probabilities(LOGITS * scale, Sampling(temperature=1e-4))
+        assert probabilities.isfinite().all() and float(probabilities.sum()) == pytest.approx(1.0)
+    assert Sampler(Sampling(temperature=1e-4, seed=2**64 - 1)).sample(LOGITS) in (1, 5)
+
+
 def test_a_seed_repeats_its_draws_and_another_does_not() -> None:
     def draw(seed: int) -> list[int]:
         sampler = Sampler(Sampling(temperature=1.0, seed=seed))
@@ -77,9 +84,13 @@ def test_settings_come_from_the_config() -> None:
     assert Sampling.from_config(config, seed=3) == Sampling(0.5, 7, 0.8, 9, 3)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("max_new_tokens", 0)]
-)
+OUT_OF_RANGE: list[tuple[str, float]] = [
+    ("temperature", -0.1), ("temperature", 9e-5), ("temperature", math.inf), ("top_k", -1), ("top_p", 0.0),
+    ("top_p", 1.5), ("max_new_tokens", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE)
 def test_values_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} is {value}, but must be"):
         Sampling(**{field: value})

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from longvita.checkpoint.hf.media_limits import write_media_limits
 from longvita.commands.support.model_options import engine_settings
-from longvita.commands.support.options import ModelOptions
+from longvita.commands.support.options import EvaluationRequest, ModelOptions
 from longvita.config import dump
 from longvita.config.schema import Config, DataConfig, LanguageConfig, LayoutConfig, ModelConfig
 from longvita.errors import UserError
@@ -132,9 +134,6 @@ def test_a_training_checkpoint_brings_its_config(tmp_path: Path) -> None:
         (ModelOptions(layout="tp=2"), 4, "takes 2 processes .* 4 were started"),
         (ModelOptions(layout="cp=2"), 4, r"takes 2 processes \(tp=1, pp=1, cp=2\), but 4 were started"),
         (ModelOptions(layout="vp=2,pp=2"), None, "layout.virtual_pipeline is 2, but generation needs 1"),
-        (ModelOptions(layout="two"), None, "--layout: 'two' is not valid"),
-        (ModelOptions(temperature=-1.0), None, "--temperature is -1.0"),
-        (ModelOptions(max_new_tokens=0), None, "--max-new-tokens is 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(folder: str, options: ModelOptions, processes: int | None, message: str) -> None:
@@ -145,6 +144,51 @@ def test_what_does_not_fit_is_refused(folder: str, options: ModelOptions, proces
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing is neither a folder nor a Hub id"):
         engine_settings(str(tmp_path / "nothing"), ModelOptions(), None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"layout": "two"}, "--layout: 'two' is not valid"),
+        ({"temperature": -1.0}, r"--temperature is -1.0, but must be 0 \(greedy\) or at least 0.0001"),
+        ({"temperature": 1e-40}, "--temperature is 1e-40, but must be 0"),
+        ({"temperature": 9e-5}, "--temperature is 9e-05, but must be 0"),
+        ({"temperature": math.inf}, "--temperature is inf, but must be"),
+        ({"temperature": math.nan}, "--temperature is nan, but must be"),
+        ({"top_p": 0.0}, "--top-p is 0.0, but must be greater than 0"),
+        ({"top_k": -1}, "--top-k is -1, but must be"),
+        ({"max_new_tokens": 0}, "--max-new-tokens is 0, but must be"),
+        ({"max_seq_len": 0}, "--max-seq-len is 0, but must be"),
+        ({"max_num_frames": 0}, "--max-num-frames is 0, but must be"),
+        ({"prefill_chunk_size": 0}, "--prefill-chunk-size is 0, but must be"),
+        ({"seed": -1}, "--seed is -1, but must be greater than or equal to 0"),
+        ({"seed": 2**64}, f"--seed is {2**64}, but must be less than {2**64}"),
+        ({"config": "no.yaml"}, "--config no.yaml is not a file"),
+    ],
+)
+def test_values_that_no_model_can_use_are_refused_at_once(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ModelOptions(**values)
+
+
+def test_the_ends_of_the_ranges_are_allowed(folder: str) -> None:
+    settings = engine_settings(folder, ModelOptions(seed=2**64 - 1, temperature=1e-4), None)
+    assert (settings.config.seed, settings.config.inference.temperature) == (2**64 - 1, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": "no"}, "--data no is not a folder"),
+        ({"replicas": 0}, "--replicas is 0, but must be at least 1"),
+        ({"lengths": "4,x"}, "--lengths is '4,x'; give numbers with commas"),
+        ({"lengths": "4,0"}, "--lengths is 4,0; a film has at least 1 frame"),
+        ({"depths": "0,1.5"}, "--depths is 0,1.5; depths are from 0 to 1"),
+    ],
+)
+def test_a_request_that_no_data_set_can_answer_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EvaluationRequest(**({"task": "needle", "data": ".", "output": "out"} | values))
 
 
 def test_precision_is_one_of_three() -> None:
