@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longvita.errors import UserError
-from longvita.evaluation.task import AnswerRecord
+from longvita.evaluation.task import AnswerRecord, EvaluationItem
 from longvita.files import write_atomically
 
 RUN_FILE = "run.json"
@@ -50,18 +50,20 @@ def claim(folder: Path, identity: Mapping[str, Any], write: bool = True) -> None
     raise OutputError(f"{folder} holds the answers of another run ({differences}); choose another folder with --output")
 
 
-def read_answers(folder: Path) -> dict[str, AnswerRecord]:
-    """Read all answers of the folder by key, the last one of each. An incomplete last line, left by a kill, is skipped.
+def read_answers(folder: Path, items: Sequence[EvaluationItem]) -> dict[str, AnswerRecord]:
+    """Read the answers to `items` by key, the last one of each; those to items with another digest are skipped.
 
-    Raises OutputError for any other damage.
+    An incomplete last line, left by a kill, is skipped as well. Raises OutputError for any other damage.
     """
+    digests = {item.key: item.digest for item in items}
     records: dict[str, AnswerRecord] = {}
     for path in sorted(folder.glob(_PATTERN)):
         try:
             lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-        except (OSError, ValueError) as error:
+            current = [record for record in lines if digests.get(record["key"]) == record["digest"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{path} is damaged ({error}); fix the line or remove the file") from error
-        for record in lines:
+        for record in current:
             # The file of a replica that failed to read a video may come after that of one that answered.
             if "error" not in record or record["key"] not in records:
                 records[record["key"]] = record

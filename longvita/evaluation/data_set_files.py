@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 import zlib
@@ -28,7 +29,7 @@ class MediaFiles:
         self.folder = folder
         self._paths: dict[str, Path] = {}
         self._packed: dict[str, tuple[Path, str]] = {}
-        for path in sorted(folder.rglob("*")):
+        for path in files_below(folder):
             if path.suffix.lower() in suffixes:
                 self._paths.setdefault(path.stem, path)
             elif path.suffix.lower() == ".zip":
@@ -76,6 +77,21 @@ class MediaFiles:
             hidden = name.name.startswith(".") or "__MACOSX" in name.parts
             if name.suffix.lower() in suffixes and not hidden:
                 self._packed.setdefault(name.stem, (archive, member))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """List the files below a folder and below the folders that it links to, sorted, without hidden ones."""
+    found: list[Path] = []
+    entered = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        # A link may lead to a folder that is listed already, or back to one above it.
+        if (real := os.path.realpath(place)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".")]
+        found += [Path(place, name) for name in files if not name.startswith(".")]
+    return sorted(found)
 
 
 def read_rows(paths: Sequence[Path], columns: Sequence[str]) -> list[dict[str, Any]]:

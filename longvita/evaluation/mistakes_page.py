@@ -9,7 +9,7 @@ from pathlib import Path
 from longvita.data.errors import SampleError
 from longvita.data.media.video import read_frames
 from longvita.errors import UserError
-from longvita.evaluation.choice import LETTERS
+from longvita.evaluation.option_text import LETTERS
 from longvita.evaluation.task import AnswerRecord
 from longvita.pages import as_data_url, write_page
 

@@ -11,7 +11,6 @@ The folder holds one film (a video file, or a folder of frames) and the needles:
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -35,7 +34,7 @@ from longvita.data.media.video import VideoFacts, list_frames, probe_video, sele
 from longvita.data.sample import parse_turns
 from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, read_rows
 from longvita.evaluation.needle_picture import draw_grid
-from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt, accuracy
+from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt, accuracy, digest_of
 from longvita.inference.limits import LengthError
 from longvita.inference.media_key import MediaKey
 from longvita.inference.prompt import Prompt, token_array
@@ -93,9 +92,7 @@ class NeedleInVideo(EvaluationTask):
 
     @override
     def identity(self, config: Config) -> Mapping[str, Any]:
-        texts = "".join(f"{n.question}\n{n.answer}\n{n.picture.size}" for n in self.needles).encode()
-        digest = hashlib.blake2b(texts + b"".join(n.picture.tobytes() for n in self.needles), digest_size=8)
-        return {"data": str(self.folder.resolve()), "needles": digest.hexdigest(), "film_frames": self.facts.num_frames}
+        return {"data": str(self.folder.resolve()), "film_frames": self.facts.num_frames}
 
     @override
     def check(self, encoder: PromptEncoder) -> None:
@@ -104,9 +101,10 @@ class NeedleInVideo(EvaluationTask):
 
     @override
     def items(self) -> Sequence[EvaluationItem]:
+        digests = [digest_of(n.question, n.answer, n.picture.size, n.picture.tobytes()) for n in self.needles]
         return [
-            EvaluationItem(f"{length} {depth:g} {number}", f"{length} {depth:g}", float(length))
-            for length, depth, number in itertools.product(self.lengths, self.depths, range(len(self.needles)))
+            EvaluationItem(f"{length} {depth:g} {number}", digest, f"{length} {depth:g}", float(length))
+            for length, depth, (number, digest) in itertools.product(self.lengths, self.depths, enumerate(digests))
         ]
 
     @override

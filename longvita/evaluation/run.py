@@ -30,7 +30,7 @@ def answer_all(engine: Engine, task: EvaluationTask, folder: Path) -> dict[str, 
     groups, items = engine.groups, task.items()
     # Replicas finish at different times and wait for each other.
     control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if dist.get_world_size() > 1 else None
-    done = {key for key, record in read_answers(folder).items() if "error" not in record}
+    done = {key for key, record in read_answers(folder, items).items() if "error" not in record}
     if control is not None:
         # No process may write before all have read.
         dist.barrier(group=control)
@@ -40,7 +40,7 @@ def answer_all(engine: Engine, task: EvaluationTask, folder: Path) -> dict[str, 
     pending = sum(item.key not in done for item in items)
     with _progress(task.name, pending, len(own), groups.dp_size) as count:
         for item in own:
-            record = {"key": item.key, **_answer(engine, task, item, leads)}
+            record = {"key": item.key, "digest": item.digest, **_answer(engine, task, item, leads)}
             if writer is not None:
                 writer.add(record)
             count("error" in record)
@@ -50,7 +50,7 @@ def answer_all(engine: Engine, task: EvaluationTask, folder: Path) -> dict[str, 
         dist.barrier(group=control)
     if not is_first_process():
         return None
-    answers = read_answers(folder)
+    answers = read_answers(folder, items)
     records = {item.key: answers[item.key] for item in items}
     scores = {"task": task.name, **task.identity(engine.config), **task.score(records)}
     try:

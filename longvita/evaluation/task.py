@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ class EvaluationItem:
 
     key: str
     """Unique within the task."""
+    digest: str
+    """Of what is asked and of the right answer: an answer to an item with another digest does not count."""
     group: str
     """Items of a group show the same media. One replica answers them one after the other, so media are read once."""
     cost: float
@@ -74,6 +77,15 @@ class EvaluationTask(Protocol):
 
     def illustrate(self, records: Mapping[str, AnswerRecord], folder: Path) -> None:
         """Write images or pages about the answers into the folder."""
+
+
+def digest_of(*parts: object) -> str:
+    """Return a digest of the parts of an item: bytes, and values with a fixed representation."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
 
 
 def accuracy(records: Collection[AnswerRecord]) -> dict[str, Any]:

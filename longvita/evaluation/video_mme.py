@@ -21,11 +21,12 @@ from longvita.config.schema import Config
 from longvita.data.errors import SampleError
 from longvita.data.media.video import probe_video, selected_frames
 from longvita.data.sample import Turn
-from longvita.evaluation.choice import LETTERS, chosen_option
-from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, MediaFiles, read_rows
+from longvita.evaluation.choice import chosen_option
+from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, MediaFiles, files_below, read_rows
 from longvita.evaluation.mistakes_page import write_mistakes_page
+from longvita.evaluation.option_text import LETTERS, with_letters
 from longvita.evaluation.subtitles import read_srt, texts_at
-from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt, accuracy
+from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt, accuracy, digest_of
 from longvita.inference.errors import PromptError
 from longvita.inference.limits import LengthError
 from longvita.inference.prompt_encoder import PromptEncoder
@@ -101,7 +102,10 @@ class VideoMME(EvaluationTask):
 
     @override
     def items(self) -> Sequence[EvaluationItem]:
-        return [EvaluationItem(q.question_id, q.video, _COST.get(q.duration, 1.0)) for q in self.questions.values()]
+        return [
+            EvaluationItem(q.question_id, digest_of(dataclasses.astuple(q)), q.video, _COST.get(q.duration, 1.0))
+            for q in self.questions.values()
+        ]
 
     @override
     def prepare(self, item: EvaluationItem) -> None:
@@ -193,14 +197,14 @@ def read_questions(folder: Path) -> list[VideoQuestion]:
     """Read the questions of a data set, in its order. Raises DataSetError."""
     if not folder.is_dir():
         raise DataSetError(f"the data set {folder} is not a folder; give the folder of Video-MME with --data")
-    paths = sorted(folder.rglob("*.parquet"))
+    paths = [path for path in files_below(folder) if path.suffix == ".parquet"]
     if not paths:
         raise DataSetError(f"{folder} holds no .parquet file; Video-MME has videomme/test-00000-of-00001.parquet")
     questions = []
     for row in read_rows(paths, COLUMNS):
         values = {column: str(row[column]) for column in COLUMNS if column != "options"}
-        options = tuple(map(str, row["options"] or ()))
-        if len(options) < 2 or values["answer"] not in LETTERS[: len(options)]:
+        options = _read_options(row["options"], f"question {values['question_id']} of {folder}")
+        if values["answer"] not in LETTERS[: len(options)]:
             raise DataSetError(
                 f"question {values['question_id']} of {folder} has the options {list(options)} and the answer "
                 f"{values['answer']!r}, which is not the letter of one of them"
@@ -210,6 +214,16 @@ def read_questions(folder: Path) -> list[VideoQuestion]:
     if repeated:
         raise DataSetError(f"{repeated} questions of {folder} have the same question_id as another")
     return questions
+
+
+def _read_options(value: Any, where: str) -> tuple[str, ...]:
+    """The options of a question with their letters. Raises DataSetError, which begins with `where`."""
+    if not isinstance(value, list) or not all(isinstance(option, str | int | float) for option in value):
+        raise DataSetError(f"{where} has the options {value!r:.200}, which are no list of texts; fix the table")
+    try:
+        return with_letters([str(option) for option in value])
+    except ValueError as error:
+        raise DataSetError(f"{where} has the options {value!r:.200}: {error}; fix the table") from error
 
 
 def prompt_text(question: VideoQuestion, subtitles: Sequence[str]) -> str:

@@ -142,7 +142,7 @@ def test_other_settings_and_wrong_data_are_refused(model, tmp_path):
     assert (other.returncode, other.stdout) == (2, "")
     assert "max_num_frames 6 there and 3 here" in other.stderr
     for arguments, message in (
-        (("--task", "video-mme"), "choose video_mme or needle"),
+        (("--task", "video-mme"), "is not one of"),
         (("--data", tmp_path / "nowhere"), "is not a folder"),
         (("--replicas", 0), "--replicas is 0"),
     ):

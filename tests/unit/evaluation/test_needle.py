@@ -130,11 +130,12 @@ def test_a_slow_film_repeats_its_frames(folder):
     assert selected_frames(facts, 1.0, seconds_of(facts)) == list(range(0, 250, 25))
 
 
-def test_other_needles_are_another_run(folder):
-    first = NeedleInVideo(folder, [4], [0.5]).identity(tiny_config())
-    assert NeedleInVideo(folder, [5], [0.0]).identity(tiny_config()) == first
+def test_a_changed_needle_is_another_item(folder):
+    first, second = NeedleInVideo(folder, [4], [0.5]).items()
+    assert [item.digest for item in NeedleInVideo(folder, [5], [0.0]).items()] == [first.digest, second.digest]
     Image.new("RGB", (28, 28), "blue").save(folder / "needle0.png")
-    assert NeedleInVideo(folder, [4], [0.5]).identity(tiny_config()) != first
+    changed, same = NeedleInVideo(folder, [4], [0.5]).items()
+    assert (changed.digest != first.digest, same) == (True, second)
 
 
 def test_the_report_counts_cells(folder):

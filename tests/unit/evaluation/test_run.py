@@ -5,7 +5,7 @@ from longvita.evaluation.run import split_items
 from longvita.evaluation.task import EvaluationItem
 
 ITEMS = [
-    EvaluationItem(f"{group}{number}", group, cost)
+    EvaluationItem(f"{group}{number}", "digest", group, cost)
     for group, cost in (("a", 1), ("b", 9), ("c", 4))
     for number in (1, 2)
 ]
@@ -28,7 +28,7 @@ def test_items_that_are_done_are_left_out():
     replicas=st.integers(1, 5),
 )
 def test_each_item_that_is_left_is_asked_by_one_replica(groups, done, replicas):
-    items = [EvaluationItem(str(place), str(group), cost) for place, (group, cost) in enumerate(groups)]
+    items = [EvaluationItem(str(place), "digest", str(group), cost) for place, (group, cost) in enumerate(groups)]
     split = split_items(items, {str(place) for place in done}, replicas)
     assert len(split) == replicas
     assert sorted(item.key for own in split for item in own) == sorted(

@@ -53,7 +53,12 @@ def test_the_benchmarks_own_prompts(write):
     ("changes", "message"),
     [
         ([{"answer": "E"}], "not the letter of one of them"),
-        ([{"options": ["A. Yes"]}], "001-1 .* has the options"),
+        ([{"options": ["A. Yes"]}], "001-1 .* has the options .* there are 1, but a question has 2 to 10"),
+        ([{"options": "A. One. B. Two."}], r"001-1 .* has the options 'A. One. B. Two.', which are no list of texts"),
+        ([{"options": None}], "001-1 .* has the options None, which are no list"),
+        ([{"options": [["A"], ["B"]]}], "001-1 .* which are no list of texts"),
+        ([{"options": ["A. One.", None]}], "001-1 .* which are no list of texts"),
+        ([{"options": ["B. One.", "A. Two."]}], "001-1 .* their letters are B, A, but must be in order"),
         ([{}, {}], "1 questions .* have the same question_id"),
     ],
 )
@@ -81,6 +86,39 @@ def test_folders_that_lack_something(write, tmp_path):
     (folder / "videomme" / "test-00000-of-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataSetError, match="cannot be read as Parquet"):
         read_questions(folder)
+
+
+def test_options_without_letters_get_them(write):
+    (question,) = read_questions(write({"options": ["One", "Two", "Three"]}))
+    assert question.options == ("A. One", "B. Two", "C. Three")
+    assert "How many?\nA. One\nB. Two\nC. Three\nThe best answer is:" in prompt_text(question, [])
+
+
+def test_linked_folders_are_followed(write, tmp_path):
+    real = tmp_path / "real"
+    (real / "videos").mkdir(parents=True)
+    (real / "videos" / "abc.mp4").write_bytes(b"")
+    folder = write({})
+    (folder / "videomme").rename(real / "tables")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("videos", "tables"):
+        (data / name).symlink_to(real / name, target_is_directory=True)
+    (real / "videos" / "back").symlink_to(data, target_is_directory=True)
+    (data / "tables_again").symlink_to(real / "tables", target_is_directory=True)
+    task = VideoMME(data)
+    assert task._videos.path("abc", "video") == data / "videos" / "abc.mp4"
+    assert list(task.questions) == ["001-1"]
+
+
+def test_a_corrected_question_is_another_item(write):
+    folder = write({}, {"question_id": "001-2"})
+    (folder / "abc.mp4").write_bytes(b"")
+    before = {item.key: item.digest for item in VideoMME(folder).items()}
+    for change in ({"answer": "C"}, {"question": "How many dogs?"}, {"options": ["A. One", "B. Two"]}):
+        write(change, {"question_id": "001-2"})
+        after = {item.key: item.digest for item in VideoMME(folder).items()}
+        assert (after["001-1"] != before["001-1"], after["001-2"]) == (True, before["001-2"])
 
 
 def test_scores_count_failures_as_wrong():
