@@ -19,13 +19,17 @@ def evaluate(model: ModelArgument, request: EvaluationRequest, options: EngineOp
     from longvita.commands.support.engine_ranks import launch_engines, quiet_libraries
 
     quiet_libraries()
-    from longvita.commands.support.evaluation_request import build_task, model_identity, replica_settings
-    from longvita.commands.support.model_options import prompt_encoder
+    from longvita.commands.support.evaluation_request import (
+        build_task,
+        fitted_settings,
+        model_identity,
+        replica_settings,
+    )
     from longvita.evaluation.answer_log import claim
 
     settings, count = replica_settings(model, request, options)
     work = build_task(request)
-    work.check(prompt_encoder(settings))
+    settings = fitted_settings(settings, options, work)
     # Answers depend on these, not on the layout; a stopped run resumes only with the same.
     identity = {"model": model_identity(settings.model), "precision": settings.precision}
     identity = {"task": work.name, **work.identity(settings.config), **identity}

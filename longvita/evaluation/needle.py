@@ -100,6 +100,13 @@ class NeedleInVideo(EvaluationTask):
             self._encode(self.lengths[-1], self.depths[0], number, encoder)
 
     @override
+    def longest(self, encoder: PromptEncoder) -> int:
+        answers = (encoder.template.tokenizer.encode_untrusted(needle.answer) for needle in self.needles)
+        length, depth = self.lengths[-1], self.depths[0]
+        prompts = (self.prompt(length, depth, number, encoder) for number in range(len(self.needles)))
+        return max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+
+    @override
     def items(self) -> Sequence[EvaluationItem]:
         digests = [digest_of(n.question, n.answer, n.picture.size, n.picture.tobytes()) for n in self.needles]
         return [
@@ -115,11 +122,14 @@ class NeedleInVideo(EvaluationTask):
     def _encode(self, length: int, depth: float, number: int, encoder: PromptEncoder) -> ItemPrompt:
         prompt, needle = self.prompt(length, depth, number, encoder), self.needles[number]
         answer = encoder.template.tokenizer.encode_untrusted(needle.answer)
-        limit = encoder.config.inference.max_seq_len
-        if len(prompt) + len(answer) > limit:
+        limit, positions = encoder.config.inference.max_seq_len, encoder.config.model.language.max_position_embeddings
+        excess = len(prompt) + len(answer) - limit
+        if excess > 0:
+            fitting = length - -(-excess // encoder.template.tokens_per_frame)
+            fix = f"--lengths up to {fitting} fit" if fitting > 0 else "no film fits"
             raise LengthError(
                 f"{length} frames, a needle and its question have {len(prompt)} tokens and the answer {len(answer)}, "
-                f"but --max-seq-len is {limit}; raise it, or ask for shorter --lengths"
+                f"but --max-seq-len is {limit}; fix: {fix}" + (", or raise it" if limit < positions else "")
             )
         facts = {"length": length, "depth": depth, "needle": number, "prompt_tokens": len(prompt)}
         return ItemPrompt(prompt, facts | {"answer": needle.answer, "answer_tokens": answer})

@@ -53,6 +53,10 @@ class EvaluationTask(Protocol):
     def check(self, encoder: PromptEncoder) -> None:
         """Raise UserError where the settings leave no room for the items, before weights are read."""
 
+    def longest(self, encoder: PromptEncoder) -> int | None:
+        """Return the tokens of the longest item with its answer; None where items are fitted to the limit."""
+        return None
+
     def items(self) -> Sequence[EvaluationItem]:
         """List all items in the order of the report."""
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import sys
 from pathlib import Path
 
 from longvita.checkpoint.manifest import MANIFEST
 from longvita.checkpoint.step_folders import numbered_root, step_folders
-from longvita.commands.support.model_options import engine_settings
+from longvita.commands.support.model_options import engine_settings, prompt_encoder
 from longvita.commands.support.options import EngineOptions, EvaluationRequest, OptionError
 from longvita.config.sizes import replica_size
 from longvita.evaluation.needle import DEPTHS, LENGTHS, NeedleInVideo
 from longvita.evaluation.task import EvaluationTask
 from longvita.evaluation.video_mme import VideoMME
+from longvita.inference.prompt_encoder import PromptEncoder
 from longvita.inference.settings import EngineSettings
-from longvita.processes import world_size_of_launcher
+from longvita.processes import is_first_process, world_size_of_launcher
 
 
 def replica_settings(model: str, request: EvaluationRequest, options: EngineOptions) -> tuple[EngineSettings, int]:
@@ -40,6 +43,24 @@ def build_task(request: EvaluationRequest) -> EvaluationTask:
     if request.task == VideoMME.name:
         return VideoMME(folder, request.subtitles, request.limit)
     return NeedleInVideo(folder, request.numbers("lengths", int) or LENGTHS, request.numbers("depths", float) or DEPTHS)
+
+
+def fitted_settings(settings: EngineSettings, options: EngineOptions, task: EvaluationTask) -> EngineSettings:
+    """The settings with a length limit that the task's items fit, where the user chose none.
+
+    Raises LengthError where they fit no limit, or not the chosen one.
+    """
+    config, encoder = settings.config, prompt_encoder(settings)
+    longest = None if options.max_seq_len is not None or options.config else task.longest(encoder)
+    if longest is not None and longest > config.inference.max_seq_len:
+        limit = min(longest, config.model.language.max_position_embeddings)
+        if is_first_process():
+            print(f"--max-seq-len is {limit}, for the longest item", file=sys.stderr)
+        config = config.model_copy(update={"inference": config.inference.model_copy(update={"max_seq_len": limit})})
+        settings = dataclasses.replace(settings, config=config)
+        encoder = PromptEncoder(config, encoder.template.tokenizer)
+    task.check(encoder)
+    return settings
 
 
 def model_identity(model: str) -> str:

@@ -119,8 +119,20 @@ def test_broken_folders_are_refused(folder, tmp_path):
 def test_lengths_that_do_not_fit_are_refused_at_once(folder, tokenizer):
     encoder = PromptEncoder(settings(max_seq_len=60), tokenizer)
     NeedleInVideo(folder, [4], [0.5]).check(encoder)
-    with pytest.raises(LengthError, match=r"12 frames, a needle .* but --max-seq-len is 60; raise it, or .* --lengths"):
+    with pytest.raises(LengthError, match=r"12 frames, a needle .* is 60; fix: --lengths up to") as error:
         NeedleInVideo(folder, [4, 12], [0.5]).check(encoder)
+    fitting = int(str(error.value).split("up to ")[1].split()[0])
+    NeedleInVideo(folder, [fitting], [0.5]).check(encoder)
+    with pytest.raises(LengthError):
+        NeedleInVideo(folder, [fitting + 1], [0.5]).check(encoder)
+
+
+def test_the_longest_item_fits_the_limit_of_its_length(folder, tokenizer, encoder):
+    task = NeedleInVideo(folder, [4, 12], [0.0, 1.0])
+    longest = task.longest(encoder)
+    task.check(PromptEncoder(settings(max_seq_len=longest), tokenizer))
+    with pytest.raises(LengthError):
+        task.check(PromptEncoder(settings(max_seq_len=longest - 1), tokenizer))
 
 
 def test_a_slow_film_repeats_its_frames(folder):
