@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from longvita.checkpoint.errors import CheckpointError
+from longvita.checkpoint.hf.quantised import check_not_quantised
 from longvita.checkpoint.hf.safetensors_folder import SafetensorsReader
 from longvita.checkpoint.hf.tensor_names import detect_names
 from longvita.config.schema import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
@@ -45,10 +46,11 @@ def model_config_from_folder(folder: str | Path) -> ModelConfig:
     """The ModelConfig of a Hugging Face folder, from its config.json and, for the projector, its weights' shapes.
 
     Parts that a folder does not describe keep their defaults: vision encoder and projector in a Qwen2.5 folder,
-    everything else in an InternViT folder. Raises CheckpointError for other architectures and for settings that our
-    model does not have.
+    everything else in an InternViT folder. Raises CheckpointError for other architectures, for settings that our
+    model does not have, and for a quantised folder.
     """
     folder = Path(folder)
+    check_not_quantised(folder)
     config = read_json(folder / "config.json")
     kind = str(config.get("model_type", ""))
     architecture = next(iter(config.get("architectures") or ["?"]))

@@ -15,6 +15,7 @@ from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.hf.config_json import read_json
 from longvita.checkpoint.hf.gather_tensors import check_shape, model_settings, named_parameters
 from longvita.checkpoint.hf.hub import local_folder
+from longvita.checkpoint.hf.quantised import check_not_quantised
 from longvita.checkpoint.hf.safetensors_folder import SafetensorsReader
 from longvita.checkpoint.hf.tensor_map import PARTS, HFTensor, Mapper, ParameterMap, hf_tensors, part_of_parameter
 from longvita.checkpoint.hf.tensor_names import detect_names, needed, part_of
@@ -61,7 +62,7 @@ class SourceFolder:
     """A Hugging Face folder checked against a model: its tensors, and the values of our parameters from them.
 
     `parts` are those that are wanted (vision, projector, language). Raises CheckpointError naming every tensor that is
-    missing, unexpected or of another shape.
+    missing, unexpected or of another shape, or a quantised one.
     """
 
     def __init__(self, folder: Path, config: ModelConfig, parts: Iterable[str] = PARTS) -> None:
@@ -69,6 +70,7 @@ class SourceFolder:
         unknown = sorted(set(self.parts) - set(PARTS))
         if unknown or not self.parts:
             raise CheckpointError(f"parts {list(self.parts)}: choose among {', '.join(PARTS)}")
+        check_not_quantised(folder)
         self.reader = SafetensorsReader(folder)
         self.names = detect_names(self.reader.names(), "Hugging Face")
         for part in self.parts:
