@@ -146,7 +146,8 @@ class Engine:
         current = self.prompts.start(prompt)
         try:
             room = self.prompts.room()
-            evicted = check_cache(prompt, new_tokens, room, self.config, self.groups, self.platform)
+            cached = current.cache.length
+            evicted = check_cache(prompt, cached, new_tokens, room, self.config, self.groups, self.platform)
         except LengthError:
             self.prompts.rollback()
             raise

@@ -21,7 +21,7 @@ from longvita.config.schema import Config
 from longvita.data.batch import IGNORED_LABEL, LocalBatch
 from longvita.inference.engine import Engine
 from longvita.inference.frame_attention import FrameAttention
-from longvita.inference.kv_memory import bytes_per_token
+from longvita.inference.kv_memory import bytes_per_token, largest_chunk_bytes
 from longvita.inference.limits import LengthError
 from longvita.inference.prefill_decode import Chunk, TileError
 from longvita.inference.prompt import Prompt, TensorTiles, plan_chunks
@@ -212,7 +212,8 @@ def too_large_a_cache(engine: Engine) -> dict[str, Any]:
     }
     engine.reset()
     real = engine.platform
-    engine.platform = SmallMachine(real, 60 * result["each"] + dist.get_world_size() - 1)
+    working = largest_chunk_bytes(prompt, 0, engine.config)
+    engine.platform = SmallMachine(real, working + 60 * result["each"] + dist.get_world_size() - 1)
     try:
         with pytest.raises(LengthError) as caught:
             list(engine.stream(prompt, Sampling(max_new_tokens=400)))
@@ -319,5 +320,6 @@ def test_a_cache_that_does_not_fit_is_refused_before_prefill(results: list[dict[
     first = refusals[0]
     assert first["kept"] is None
     assert f"the keys and values of {first['tokens']} tokens need" in first["message"]
+    assert "and the computation of a prefill chunk" in first["message"]
     assert f"layout.context_parallel {math.ceil(first['tokens'] / 60)}" in first["message"]
     assert "--max-num-frames" not in first["message"], "no number of frames helps: the answer alone is too long"
