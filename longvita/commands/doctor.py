@@ -33,12 +33,12 @@ def print_report(platform: str, everything: bool, console: Console) -> int:
     """
     from longvita import platforms
     from longvita.commands.support import doctor_tables
-    from longvita.doctor.components import programs, python_packages
+    from longvita.doctor.components import export_packages, programs, python_packages
     from longvita.doctor.import_check import checked
 
     with console.status("importing what is installed"):
         chosen, reason = _platform(platform)
-        components = checked([*python_packages(), *programs()])
+        components = checked([*python_packages(), *export_packages(), *programs()])
         own = checked(chosen.requirements())
         others = [] if own else [(one, checked(one.requirements())) for one in map(platforms.named, platforms.NAMES)]
     if not reason:

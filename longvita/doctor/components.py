@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from longvita import platforms
 
@@ -18,7 +19,7 @@ INSTALL_PROGRAMS = "bash scripts/setup.sh --system (as root, on Debian)"
 PROGRAMS = {"ffmpeg": ("cuts video files in the tests", "bash scripts/setup.sh --system, or apt-get install ffmpeg")}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Component:
     """A package or program: its installed version (None: missing), the required one, what needs it, the fix."""
 
@@ -55,6 +56,23 @@ def python_packages() -> list[Component]:
         members = [requirement for requirement in requirements if _applies(requirement, extra)]
         components += [_package(requirement, extra, False) for requirement in members]
     return components
+
+
+def export_packages() -> list[Component]:
+    """Packages that other software needs to load an exported folder: torchvision of the version that goes with torch.
+
+    It belongs to no extra: its build must be torch's own, from torch's index. Releases are made together, and torch 2.N
+    goes with torchvision 0.(N + 15).
+    """
+    try:
+        torch = Version(importlib.metadata.version("torch"))
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    wanted = Requirement(f"torchvision==0.{torch.minor + 15}.*")
+    index = f" --index-url https://download.pytorch.org/whl/{torch.local}" if torch.local else ""
+    found = _package(wanted, "", False)
+    purpose = "AutoProcessor on a folder of the internvl format"
+    return [dataclasses.replace(found, needed_for=purpose, remedy=f"pip install '{wanted}'{index}")]
 
 
 def programs() -> list[Component]:

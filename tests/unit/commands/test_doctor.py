@@ -58,6 +58,34 @@ def test_a_missing_required_package_is_named_with_its_remedy(monkeypatch: pytest
     assert "av: missing (everything)\n    bash scripts/setup.sh\n" in text
 
 
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "fix"),
+    [
+        ("2.13.0+cpu", None, "pip install 'torchvision==0.28.*' --index-url https://download.pytorch.org/whl/cpu"),
+        ("2.13.0", "0.29.1", "pip install 'torchvision==0.28.*'"),
+        (
+            "2.7.1+cu128",
+            "0.28.0",
+            "pip install 'torchvision==0.22.*' --index-url https://download.pytorch.org/whl/cu128",
+        ),
+    ],
+)
+def test_torchvision_of_another_torch_is_named(
+    monkeypatch: pytest.MonkeyPatch, torch: str, torchvision: str | None, fix: str
+) -> None:
+    def version(name: str) -> str:
+        found = {"torch": torch, "torchvision": torchvision}[name]
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(components, "_module", lambda name: name)
+    (found,) = components.export_packages()
+    assert (found.installed, found.fits, found.required) == (torchvision, False, False)
+    assert found.remedy == fix and "AutoProcessor" in found.needed_for
+
+
 def test_a_wrong_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "pydantic" else version(name))
