@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longvita.commands.support.options import JSONOption, LayoutOption, PlatformOption
+from longvita.commands.support.options import JSONOption, LayoutOption, PlatformOption, in_home
 from longvita.processes import EXIT_COMPLETE, is_first_process
 
 if TYPE_CHECKING:
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
 def convert(
     source: Annotated[
-        str, typer.Option("--from", help="Training checkpoint, Hugging Face folder or Hub id.", show_default=False)
+        str,
+        typer.Option(
+            "--from", help="Training checkpoint, Hugging Face folder or Hub id.", show_default=False, callback=in_home
+        ),
     ],
-    target: Annotated[str, typer.Option("--to", help="New folder.", show_default=False)],
+    target: Annotated[str, typer.Option("--to", help="New folder.", show_default=False, callback=in_home)],
     target_format: Annotated[str, typer.Option("--format", help="long_vita, internvl or checkpoint.")] = "long_vita",
     layout: LayoutOption = "tp=1",
-    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder; the source's own when absent.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer folder; the source's own when absent.", callback=in_home)
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16 or fp32; the source's when absent.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file, such as 5GB.")] = "5GB",
     platform: PlatformOption = "auto",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longvita.commands.support.options import JSONOption, LayoutOption, ModelArgument, PlatformOption
+from longvita.commands.support.options import JSONOption, LayoutOption, ModelArgument, PlatformOption, in_home
 from longvita.processes import EXIT_COMPLETE, EXIT_FAILED, is_first_process
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 def verify(
     model: ModelArgument,
-    golden: Annotated[str, typer.Option(help="Folder with golden.safetensors and golden.json.", show_default=False)],
+    golden: Annotated[
+        str,
+        typer.Option(help="Folder with golden.safetensors and golden.json.", show_default=False, callback=in_home),
+    ],
     layout: LayoutOption = "tp=1",
     platform: PlatformOption = "auto",
     as_json: JSONOption = False,

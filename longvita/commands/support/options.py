@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from longvita.config.schema import Section
 
 _Number = TypeVar("_Number", int, float)
+
+
+def in_home(path: str | None) -> str | None:
+    """Expand a ~ at the beginning of a path, which a shell leaves in --option=~/path."""
+    return os.path.expanduser(path) if path else path
+
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file", metavar="CONFIG", show_default=False)]
 Overrides = Annotated[
@@ -61,10 +68,15 @@ class EngineOptions:
         typer.Option(help="Parallel layout, such as tp=2,pp=2,sp=true.", metavar="LAYOUT", show_default=False),
     ] = None
     config: Annotated[
-        str | None, typer.Option("--config", help="YAML file with layout and inference sections.", show_default=False)
+        str | None,
+        typer.Option(
+            "--config", help="YAML file with layout and inference sections.", show_default=False, callback=in_home
+        ),
     ] = None
     """YAML file for layout, inference, platform, tiling and frame rate; the model stays the folder's."""
-    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder; the model's own when absent.")] = None
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer folder; the model's own when absent.", callback=in_home)
+    ] = None
     platform: PlatformOption = "auto"
     precision: Annotated[str, typer.Option(help="bf16, fp32, or auto: fp32 on the CPU, bf16 elsewhere.")] = "auto"
     max_seq_len: Annotated[
@@ -88,7 +100,7 @@ class EngineOptions:
         _check_values(InferenceConfig, self.inference_values())
         if self.layout:
             parse_layout(self.layout)
-        if self.config and not Path(self.config).expanduser().is_file():
+        if self.config and not Path(self.config).is_file():
             raise OptionError(f"--config {self.config} is not a file")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise OptionError(f"--precision is {self.precision!r}; choose auto, bf16 or fp32")

@@ -79,6 +79,31 @@ def test_what_needs_no_model_is_refused_before_a_large_library_is_imported(comma
     assert result.returncode == (2 if "error" in message else 0)
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("generate", GOLDEN, "--question", "Why?", "--config=~/no.yaml"), "--config HOME/no.yaml is not a file"),
+        (("verify", GOLDEN, "--golden=~/no"), "HOME/no/golden.safetensors is not there"),
+        (("convert", f"--from={GOLDEN}", "--to=~/full"), "--to HOME/full is a file"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_home_is_expanded_in_the_value_of_an_option(
+    command: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "full").touch()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(command)
+    assert ended.value.code == 2
+    assert message.replace("HOME", str(tmp_path)) in capsys.readouterr().err
+
+
 def test_incomplete_variables_of_a_launcher_are_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
