@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from longvita.commands.support.typed_path import typed_path
+from longvita.data.errors import SampleError
+from longvita.data.formats.text import decode
 from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, mark_media
 from longvita.inference.errors import PromptError
 
@@ -31,15 +32,9 @@ def read_question(question: str) -> str:
 
 def _file_text(path: str) -> str:
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
+        return decode(Path(path).read_bytes(), "it").strip()
+    except (OSError, SampleError) as error:
         raise PromptError(f"the question's file {path} cannot be read: {error}") from error
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise PromptError(f"the question's file {path} is UTF-16; fix: save it as UTF-8")
-    try:
-        return data.decode().strip()
-    except UnicodeDecodeError as error:
-        raise PromptError(f"the question's file {path} is not UTF-8: {error}; fix: save it as UTF-8") from error
 
 
 def media_paths(typed: Sequence[str] | None, noun: str) -> list[str]:

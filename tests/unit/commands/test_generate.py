@@ -26,7 +26,7 @@ def test_a_question_is_text_or_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("Why?".encode("utf-16"), "is UTF-16; fix: save it as UTF-8"),
+        ("Why?".encode("utf-16"), "cannot be read: .*it is UTF-16, not UTF-8; fix: iconv"),
         (b"Wh\xffy?", "is not UTF-8"),
         (b"\xef\xbb\xbf \n", "the question is empty"),
         (None, "does not exist"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from longvita import platforms
 from longvita.attention.kv_cache import PAGE_ROWS
 from longvita.config.schema import Config
 from longvita.inference.kv_memory import bytes_per_token, check_cache, largest_chunk_bytes
@@ -43,7 +44,7 @@ LAYOUTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("rows", [2048, 8192, 65536])
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "npu"])
+@pytest.mark.parametrize("platform", platforms.NAMES)
 def test_a_chunk_needs_about_what_a_plan_of_its_operators_says(platform: str, layout: dict, rows: int) -> None:
     """The plan (longvita/planning) follows every tensor of each platform's layers; fused ones need less."""
     config = Config.model_validate({"layout": layout, "inference": {"prefill_chunk_size": rows}, "platform": platform})
