@@ -28,8 +28,8 @@ from longvita.data.media.media_file import FileIdentity
 
 HEADER = struct.Struct("<8sI")
 """Header of an entry: MAGIC and the CRC-32 of the pixels that follow."""
-MAGIC = b"LVFRAME1"
-"""Changed with the format of an entry or the conversion of a frame to its tile."""
+MAGIC = b"LVFRAME2"
+"""Changed with the format of an entry, the numbers of frames or the conversion of a frame to its tile."""
 COUNT_FILE = "bytes"
 """File with the number of bytes in use, changed only under its lock."""
 SUBFOLDER, ENTRY = re.compile("[0-9a-f]{2}"), re.compile(r"[0-9a-f]{64}|tmp\w+\.part")

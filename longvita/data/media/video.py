@@ -1,7 +1,8 @@
 """Sample frames of videos: headers, the numbers of the sampled frames, and decoding of these frames alone.
 
-A video is a file or a folder of frame pictures. PyAV reads the files. If it fails, decord continues with the first
-missing frame, and a frame that decord cannot read either is a MediaError. No frame is repeated or skipped silently.
+A video is a file or a folder of frame pictures. Frames are numbered as a player shows them: those that the container
+hides do not count. PyAV reads the files; decord reads a film of a codec that PyAV has no decoder for, from its first
+frame to its last. No frame is repeated or skipped silently.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from longvita.data.errors import DataError, MediaError, Reason, one_line
+from longvita.data.errors import MediaError, Reason
 from longvita.data.media import media_file
 from longvita.data.media.image import MAX_PIXELS, open_picture
 from longvita.data.media.media_file import Heartbeat, MediaFile, as_media_file, opened, reader_errors
+from longvita.data.media.packet_scan import facts_of_header, read_packet_table
+from longvita.data.media.packet_store import PacketStore
 from longvita.data.media.packets import open_container, video_stream
-from longvita.data.media.pyav_reader import read_with_pyav
-from longvita.data.storage.retries import store_failure
+from longvita.data.media.pyav_reader import Damage, NoDecoderError, read_with_pyav
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Suffixes of the frames of a folder."""
@@ -103,24 +107,32 @@ def _natural_key(name: str) -> tuple:
     return tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts)
 
 
-def probe_video(path: MediaFile) -> VideoFacts:
-    """Read frames and rate of a video from its header; files without a frame count there are demuxed, not decoded.
+def probe_video(path: MediaFile, store: PacketStore | None = None) -> VideoFacts:
+    """Count the frames that a player shows of a video, and their rate, from its header.
 
+    A file whose header does not list its packets is read to its end, and the table of its packets goes to `store`. Only
+    the first frames of a film that starts amid a group of pictures are decoded.
     Raises MediaError: missing_file if `path` does not exist, broken_video if it is no video that can be opened.
     """
     path = as_media_file(path)
     if media_file.is_folder(path):
         return _probe_folder(path)
-    with reader_errors(path, "video"), open_container(path, STALL_SECONDS) as container:
-        stream = video_stream(container)
-        rate = stream.average_rate
-        num_frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-        # A frame is padded to a square.
-        if min(stream.width, stream.height) < 1 or max(stream.width, stream.height) ** 2 > MAX_PIXELS:
-            raise MediaError(Reason.BROKEN_VIDEO, f"has frames of {stream.width} x {stream.height} pixels")
-    if num_frames <= 0 or not rate:
-        raise MediaError(Reason.BROKEN_VIDEO, f"video {path} has {num_frames} frames at a rate of {rate}")
-    return VideoFacts(num_frames, float(rate))
+    with reader_errors(path, "video"):
+        with open_container(path, STALL_SECONDS) as container:
+            stream = video_stream(container)
+            if stream.codec_context is None:
+                return _probe_with_decord(path)
+            # A frame is padded to a square.
+            if min(stream.width, stream.height) < 1 or max(stream.width, stream.height) ** 2 > MAX_PIXELS:
+                raise MediaError(Reason.BROKEN_VIDEO, f"has frames of {stream.width} x {stream.height} pixels")
+            rate = float(stream.average_rate or 0)
+            facts = facts_of_header(container, stream)
+        if facts is None:
+            table = read_packet_table(path, STALL_SECONDS, lambda: None, store)
+            facts = table.num_frames, table.mean_rate(rate)
+    if facts[0] <= 0:
+        raise MediaError(Reason.BROKEN_VIDEO, f"video {path} has no frame that a player shows")
+    return VideoFacts(*facts)
 
 
 def _probe_folder(path: MediaFile) -> VideoFacts:
@@ -139,11 +151,14 @@ def read_frames(
     stall_seconds: float = STALL_SECONDS,
     heartbeat: Heartbeat = lambda: None,
     threads: int = 1,
+    damage: Damage | None = None,
+    store: PacketStore | None = None,
 ) -> Iterator[Image.Image]:
     """Yield the frames of a video at ascending `indices` as RGB pictures; others are not converted to pictures.
 
-    `threads` are those of a file's decoder. Raises MediaError, with
-    file and frame, if a frame cannot be decoded or takes longer than `stall_seconds`.
+    `threads` are those of a file's decoder; `damage` says which damaged frames of a file are replaced, by default none;
+    `store` holds the packet table of the file. Raises MediaError, with file and frame, if a frame cannot be decoded or
+    takes longer than `stall_seconds`.
     """
     path = as_media_file(path)
     if media_file.is_folder(path):
@@ -157,41 +172,32 @@ def read_frames(
         return
     if not indices:
         return
-    done = 0
-    try:
-        for picture in read_with_pyav(path, indices, stall_seconds, heartbeat, threads):
-            yield picture
-            done += 1
-        return
-    except DataError:
-        raise
-    except Exception as error:  # A damaged file may fail in any part of FFmpeg or PyAV.
-        # decord numbers the frames of a truncated file as if none were missing, and ends the process if it gets no
-        # memory.
-        if isinstance(error, MediaError | MemoryError) or store_failure(error):
-            detail = error.detail if isinstance(error, MediaError) else one_line(error)
-            frame = f"frame {indices[done]} cannot be read"
-            raise MediaError(Reason.BROKEN_VIDEO, f"video {path}: {frame}: {detail}") from error
-        pyav_error = one_line(error)
-    try:
-        for picture in _read_with_decord(path, indices[done:], heartbeat):
-            yield picture
-            done += 1
-    except Exception as error:  # decord raises DECORDError, RuntimeError, IndexError and more.
-        missing = f"frame {indices[done]}" if done < len(indices) else "its end"
-        detail = f"{missing} cannot be decoded (PyAV: {pyav_error}; decord: {one_line(error)})"
-        raise MediaError(Reason.BROKEN_VIDEO, f"video {path}: {detail}") from error
+    with reader_errors(path, "video"):
+        table = read_packet_table(path, stall_seconds, heartbeat, store)
+        try:
+            yield from read_with_pyav(path, table, indices, stall_seconds, heartbeat, threads, damage)
+        except NoDecoderError:
+            yield from _read_with_decord(path, indices, heartbeat)  # It numbers the film from its first frame on.
 
 
-def _read_with_decord(path: MediaFile, indices: Sequence[int], heartbeat: Heartbeat) -> Iterator[Image.Image]:
-    """Read all frames in order: after a seek, decord2 3.4.0 may return a wrong frame without an error."""
+def _open_with_decord(path: MediaFile) -> Any:
     import decord
 
     decord.logging.set_level(decord.logging.FATAL)
     with open_container(path, STALL_SECONDS):
         pass  # Check the format: decord's own FFmpeg would read any.
     with opened(path) as file:  # decord reads a file object completely.
-        reader = decord.VideoReader(file, num_threads=1, fault_tol=FAULT_TOLERANCE)
+        return decord.VideoReader(file, num_threads=1, fault_tol=FAULT_TOLERANCE)
+
+
+def _probe_with_decord(path: MediaFile) -> VideoFacts:
+    reader = _open_with_decord(path)
+    return VideoFacts(len(reader), float(reader.get_avg_fps()))
+
+
+def _read_with_decord(path: MediaFile, indices: Sequence[int], heartbeat: Heartbeat) -> Iterator[Image.Image]:
+    """Read all frames in order: after a seek, decord2 3.4.0 may return a wrong frame without an error."""
+    reader = _open_with_decord(path)
     if indices[-1] >= len(reader):
         raise IndexError(f"{len(reader)} frames, frame {indices[-1]} is requested")
     times = collections.Counter(indices)
@@ -199,4 +205,6 @@ def _read_with_decord(path: MediaFile, indices: Sequence[int], heartbeat: Heartb
         heartbeat()
         frame = reader.next()
         if number in times:
-            yield from itertools.repeat(Image.fromarray(frame.asnumpy()), times[number])
+            # Of a film narrower than 128 pixels decord2 3.4.0 returns a fourth channel.
+            picture = Image.fromarray(np.ascontiguousarray(frame.asnumpy()[..., :3]))
+            yield from itertools.repeat(picture, times[number])

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvita.data.media import packets
-from longvita.data.media.packets import SEEK_PACKETS, PacketTable, plan_sweeps, read_packet_table
+from longvita.data.errors import MediaError
+from longvita.data.media import packet_scan
+from longvita.data.media.packet_scan import read_packet_table
+from longvita.data.media.packets import KEY, SEEK_PACKETS, SHOWN, PacketTable, plan_sweeps
 from longvita.data.media.pyav_reader import read_with_pyav
 from tests.clips import clip
 from tests.unit.data.material import clip_frames, write_video
@@ -45,13 +47,16 @@ def one_pass(path: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+def table_of_file(path: Path) -> PacketTable:
+    return read_packet_table(path, 60, lambda: None)
+
+
 class Reading:
     """Pictures read of a file, and the number of frames that were decoded for them."""
 
     def __init__(self, path: Path, indices, threads: int = 1):
         self.decoded = 0
-        read_packet_table(path, 60, lambda: None)  # Cached from here on, so that each heartbeat is a decoded frame.
-        pictures = read_with_pyav(path, indices, 60, self._count, threads)
+        pictures = read_with_pyav(path, table_of_file(path), indices, 60, self._count, threads)
         self.frames = [np.asarray(picture) for picture in pictures]
 
     def _count(self) -> None:
@@ -111,8 +116,8 @@ def test_a_file_that_ends_early_gives_no_wrong_frame(tmp_path, bikes, in_a_packe
         cut = tmp_path / f"{end}.mp4"
         cut.write_bytes(whole.read_bytes()[: end - 20 * in_a_packet])
         frames = []
-        with pytest.raises(Exception) as caught:
-            for picture in read_with_pyav(cut, range(100), 60, lambda: None):
+        with pytest.raises(MediaError, match="cannot be read") as caught:
+            for picture in read_with_pyav(cut, table_of_file(cut), range(100), 60):
                 frames.append(np.asarray(picture))
         assert len(frames) > 30, caught.value
         np.testing.assert_array_equal(frames, bikes[: len(frames)])
@@ -122,26 +127,26 @@ def test_a_file_that_ends_early_gives_no_wrong_frame(tmp_path, bikes, in_a_packe
 
 def test_a_changed_file_is_read_again(tmp_path):
     path = write_video(tmp_path / "clip.mp4", count=20)
-    assert read_packet_table(path, 60, lambda: None).num_frames == 20
+    assert table_of_file(path).num_frames == 20
     write_video(path, count=30)
-    assert read_packet_table(path, 60, lambda: None).num_frames == 30
+    assert table_of_file(path).num_frames == 30
     assert len(Reading(path, [29]).frames) == 1
 
 
 def test_few_tables_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(packets, "TABLES_KEPT", 2)
+    monkeypatch.setattr(packet_scan, "TABLES_KEPT", 2)
     paths = [write_video(tmp_path / f"{number}.mp4", count=5) for number in range(3)]
-    tables = [read_packet_table(path, 60, lambda: None) for path in paths]
-    assert read_packet_table(paths[2], 60, lambda: None) is tables[2]
-    assert read_packet_table(paths[0], 60, lambda: None) is not tables[0]
+    tables = [table_of_file(path) for path in paths]
+    assert table_of_file(paths[2]) is tables[2]
+    assert table_of_file(paths[0]) is not tables[0]
 
 
 def table_of(groups: list[int]) -> PacketTable:
     """Groups of frames in decoding order, each beginning with a key frame."""
     count = sum(groups)
-    is_key = np.zeros(count, bool)
-    is_key[np.cumsum([0, *groups[:-1]])] = True
-    return PacketTable(np.arange(count) * 40, is_key, count)
+    bits = np.full(count, SHOWN, np.uint8)
+    bits[np.cumsum([0, *groups[:-1]])] |= KEY
+    return PacketTable(np.arange(count) * 40, bits, 0.001)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.data())
@@ -149,8 +154,8 @@ def test_sweeps_lead_to_every_frame_in_few_packets(groups, data):
     table = table_of(groups)
     frames = sorted(data.draw(st.lists(st.integers(0, table.num_frames - 1), min_size=1, max_size=20)))
     sweeps = plan_sweeps(table, frames)
-    assert [stamp for sweep in sweeps for stamp in sweep.stamps] == [40 * frame for frame in frames]
-    assert all(table.is_key[sweep.start] and sweep.start <= sweep.stamps[0] // 40 for sweep in sweeps)
+    assert [frame for sweep in sweeps for frame in sweep.frames] == frames
+    assert all(table.bits[sweep.start] & KEY and sweep.start <= sweep.frames[0] for sweep in sweeps)
     assert all(later.start - sooner.end > SEEK_PACKETS for sooner, later in itertools.pairwise(sweeps))
     starts = np.cumsum([0, *groups[:-1]])
     decoded = sum(sweep.end - sweep.start + 1 for sweep in sweeps)
@@ -160,5 +165,6 @@ def test_sweeps_lead_to_every_frame_in_few_packets(groups, data):
 
 def test_frames_shown_before_their_key_frame_are_decoded_from_the_one_before():
     stamps = np.asarray([0, 40, 80, 200, 120, 160, 240])
-    table = PacketTable(stamps, np.asarray([True, False, False, True, False, False, False]), 7)
+    bits = SHOWN | KEY * np.asarray([True, False, False, True, False, False, False])
+    table = PacketTable(stamps, bits.astype(np.uint8), 0.001)
     assert [table.start_of(int(packet)) for packet in table.order] == [0, 0, 0, 0, 0, 3, 3]
