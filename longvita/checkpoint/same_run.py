@@ -20,6 +20,7 @@ _FIXED_FIELDS = (
     "data.max_num_tiles",
     "data.max_num_frames",
     "data.max_fps",
+    "data.frame_sampling",
     "training.trainable",
     "training.precision",
     "optimizer.vision_lr_mult",

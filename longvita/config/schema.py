@@ -192,6 +192,9 @@ class DatasetConfig(Section):
     absent. Empty if each path starts with the OWNER/NAME of its own data set."""
     licence: str = ""
     """Licence of the source, as its data set card states it."""
+    folder_fps: float | None = Field(None, gt=0)
+    """Frames per second of the videos of the source that are folders of frames; when absent 2 for paths that contain
+    ShareGPTVideo and 1 for others, as published."""
     media_root: PathText | None = None
     """Folder or address that picture and video paths of the source are relative to; data.media_root when absent."""
 
@@ -223,6 +226,13 @@ class DataConfig(Section):
     """Largest number of frames sampled from one video."""
     max_fps: float = Field(1.0, gt=0)
     """Highest rate at which frames are sampled from a video, frames per second."""
+    frame_sampling: Literal["published", "even", "time"] = "published"
+    """Which frames of a video are sampled; their number is the same. published: every n-th frame at the mean rate, and
+    of a folder with more frames than the limit the published rule, which leaves out its last frames; even: evenly from
+    the first frame to the last; time: the frames on screen at evenly spaced times, for videos of uneven rate."""
+    max_damaged_share: float = Field(0.05, ge=0, le=1)
+    """A frame that cannot be decoded is replaced by the nearest one that can, if that is at most this share of the
+    video's frames away; otherwise the sample is quarantined. 0 replaces none."""
     num_workers: int = Field(2, ge=0)
     """Worker processes per training process that decode and tokenize ahead; 0 does it in the training process."""
     decode_timeout_seconds: float = Field(120.0, gt=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from longvita.data.formats.base import Place
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.media.item import MediaFacts, MediaItem, MediaSettings, decode_tiles, order_media, probe_media
 from longvita.data.media.media_file import resolve
+from longvita.data.media.packet_store import PacketStore
 from longvita.data.sample import Sample, hash_media_names
 from longvita.data.storage.retries import WAITS, with_retries
 
@@ -124,6 +126,16 @@ def _changed(request: DocumentRequest, detail: str) -> RuntimeError:
     )
 
 
+def index_folder(config: Config) -> Path:
+    """Return the folder of the indexes, packing plans and packet tables of a run."""
+    return Path(config.data.index_cache or Path(config.output) / "index")
+
+
+def packet_table_folder(config: Config) -> Path:
+    """Return the folder of the packet tables of a run, which all runs with its `data.index_cache` share."""
+    return index_folder(config) / "packet_tables"
+
+
 def media_settings(config: Config) -> MediaSettings:
     """Return the media settings of a config."""
     return MediaSettings(
@@ -136,12 +148,21 @@ def media_settings(config: Config) -> MediaSettings:
         reduced_jpeg=config.data.reduced_jpeg,
         frame_cache=config.data.frame_cache,
         frame_cache_bytes=config.data.frame_cache_bytes,
+        frame_sampling=config.data.frame_sampling,
+        max_damaged_share=config.data.max_damaged_share,
+        packet_tables=str(packet_table_folder(config)),
     )
 
 
-def probe_sample(sample: Sample, media_root: str | os.PathLike, max_fps: float) -> MediaFacts:
-    """Read the headers of a sample's media. Raises MediaError."""
-    return probe_media(*_media_files(sample, media_root), max_fps)
+def probe_sample(
+    sample: Sample,
+    media_root: str | os.PathLike,
+    max_fps: float,
+    folder_fps: float | None = None,
+    store: PacketStore | None = None,
+) -> MediaFacts:
+    """Read the headers of a sample's media; folder_fps and store as for `probe_video`. Raises MediaError."""
+    return probe_media(*_media_files(sample, media_root), max_fps, folder_fps, store)
 
 
 def media_items(sample: Sample, media_root: str | os.PathLike, facts: MediaFacts) -> list[MediaItem]:

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from longvita.config.schema import Config
 from longvita.data.errors import SampleError
-from longvita.data.media.video import probe_video, selected_frames
+from longvita.data.media.video import frame_times, probe_video, selected_frames
 from longvita.data.sample import Turn
 from longvita.evaluation.choice import chosen_option
 from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, MediaFiles, files_below, read_rows
@@ -91,6 +91,7 @@ class VideoMME(EvaluationTask):
             "subtitles": self.subtitles,
             "max_num_frames": config.inference.max_num_frames,
             "max_fps": config.data.max_fps,
+            "frame_sampling": config.data.frame_sampling,
             "max_seq_len": config.inference.max_seq_len,
         }
 
@@ -145,13 +146,14 @@ class VideoMME(EvaluationTask):
         asked = [question for question in self.questions.values() if question.video == video]
         try:
             facts, own = probe_video(path), self._subtitle_file(video)
+            times = frame_times(path, facts)
             subtitles = read_srt(own) if own else []
         except (SampleError, OSError) as error:
             raise PromptError(str(error)) from error
 
         def shown(limit: int) -> tuple[list[int], list[str]]:
-            frames = selected_frames(facts, config.data.max_fps, limit)
-            return frames, texts_at(subtitles, [frame / facts.fps for frame in frames])
+            frames = selected_frames(facts, config.data.max_fps, limit, config.data.frame_sampling, times)
+            return frames, texts_at(subtitles, [times[frame] for frame in frames])
 
         def fits(limit: int) -> bool:
             frames, lines = shown(limit)

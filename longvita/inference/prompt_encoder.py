@@ -17,8 +17,16 @@ from longvita.data.chat_template import ChatTemplate, mark_order
 from longvita.data.document import media_settings
 from longvita.data.errors import SampleError
 from longvita.data.media.image import normalise
-from longvita.data.media.item import MediaItem, MediaSettings, PromptPicture, decode_tiles, order_media, probe_media
-from longvita.data.media.video import VideoFacts, selected_frames
+from longvita.data.media.item import (
+    MediaItem,
+    MediaSettings,
+    PromptPicture,
+    VideoItem,
+    decode_tiles,
+    order_media,
+    probe_media,
+)
+from longvita.data.media.video import VideoFacts, frame_times
 from longvita.data.sample import marks_of, parse_turns
 from longvita.data.tokenizer import LongVITATokenizer
 from longvita.inference.errors import PromptError
@@ -49,9 +57,10 @@ class MediaTiles:
         settings, labels = self._settings, []
         for item in self.items:
             name = Path(item.source).name if isinstance(item.source, (str, os.PathLike)) else "picture"
-            if isinstance(item.facts, VideoFacts):
-                frames = selected_frames(item.facts, settings.max_fps, settings.max_num_frames)
-                labels += [f"{name}, frame {frame} at {frame / item.facts.fps:.1f} s" for frame in frames]
+            if isinstance(item, VideoItem):
+                times = frame_times(item.source, item.facts, settings.packet_store)
+                frames = item.frames(settings, settings.max_num_frames)
+                labels += [f"{name}, frame {frame} at {times[frame]:.1f} s" for frame in frames]
             else:
                 count = item.num_tiles(settings, settings.max_num_frames)
                 labels += [f"{name}, whole", *(f"{name}, tile {place} of {count - 1}" for place in range(1, count))]
@@ -69,7 +78,10 @@ class PromptEncoder:
             )
         self.config = config
         self.template = ChatTemplate(tokenizer, config.model.tokens_per_tile)
-        self.settings = dataclasses.replace(media_settings(config), max_num_frames=config.inference.max_num_frames)
+        # Packet tables are those of training data: a question leaves no files.
+        self.settings = dataclasses.replace(
+            media_settings(config), max_num_frames=config.inference.max_num_frames, packet_tables=None
+        )
 
     def encode(
         self,
@@ -126,8 +138,8 @@ def encode_prompt(
 def tile_keys(item: MediaItem, settings: MediaSettings) -> Iterator[Hashable]:
     """Yield a key for each tile of a picture or video: its content, and the frame or tile number in it."""
     key = MediaKey(item.source)
-    if isinstance(item.facts, VideoFacts):
-        places: Sequence[int] = selected_frames(item.facts, settings.max_fps, settings.max_num_frames)
+    if isinstance(item, VideoItem):
+        places: Sequence[int] = item.frames(settings, settings.max_num_frames)
     else:
         places = range(item.num_tiles(settings, settings.max_num_frames))
     yield from ((key, place) for place in places)

@@ -16,7 +16,7 @@ from longvita.checkpoint.sources import is_training_checkpoint, training_config
 from longvita.config.schema import DataConfig
 
 KEY = "media_limits"
-FIELDS = {"max_num_tiles", "max_num_frames", "max_fps"}
+FIELDS = {"max_num_tiles", "max_num_frames", "max_fps", "frame_sampling"}
 """Fields of the data section."""
 
 

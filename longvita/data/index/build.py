@@ -15,14 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from longvita.data.chat_template import ChatTemplate
+from longvita.data.document import probe_sample
 from longvita.data.errors import SampleError
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Format, Part
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.index.columns import COLUMNS, FileIndex, IndexBuilder
 from longvita.data.index.header_probe import CrashRecord, HeaderProbe
+from longvita.data.media.item import MediaFacts
+from longvita.data.media.packet_store import PacketStore
 from longvita.data.quarantine import QuarantinedSample
-from longvita.data.sample import hash_media_names
+from longvita.data.sample import Sample, hash_media_names
 
 PART_BYTES = 32 << 20
 """Bytes of a part: indexing one takes some seconds."""
@@ -44,6 +47,15 @@ class IndexSettings:
     """Name of the data file's format."""
     options: FormatOptions = NO_OPTIONS
     """The other settings of the file in the config."""
+    folder_fps: float | None = None
+    """Frames per second of folders of frames; as for `probe_video`."""
+    packet_tables: str | None = None
+    """Folder of the packet tables of video files, on which the index does not depend."""
+
+    def probe(self, sample: Sample) -> MediaFacts:
+        """Read the media headers of a sample. Raises MediaError."""
+        store = PacketStore(Path(self.packet_tables)) if self.packet_tables is not None else None
+        return probe_sample(sample, self.media_root, self.max_fps, self.folder_fps, store)
 
     def make_format(self) -> Format:
         """Return the format of the data file."""
@@ -118,7 +130,7 @@ def load_or_index_part(
         if saved.digest == settings.make_format().digest(path, part):
             return saved
     crashes = CrashRecord(file)
-    probe = HeaderProbe(settings.media_root, settings.max_fps, crashes, seconds)
+    probe = HeaderProbe(settings.media_root, settings.probe, crashes, seconds)
     indexed = index_part(path, part, template, settings, probe)
     indexed.save(file)
     crashes.remove()

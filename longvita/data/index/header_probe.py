@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from longvita.data.document import probe_sample
 from longvita.data.errors import DataError, MediaError, Reason, SampleError
 from longvita.data.media.item import MediaFacts
 from longvita.data.sample import Sample
@@ -86,11 +85,14 @@ DEFAULT_LIMITS = ProbeLimits()
 class HeaderProbe:
     """Reads the media headers of a part's samples.
 
-    media_root, max_fps: as for `probe_sample`. seconds: a sample that takes longer ends this process; never when None.
+    media_root: as for `probe_sample`. probe: reads those of one sample. seconds: a sample that takes longer ends this
+    process; never when None.
     """
 
-    def __init__(self, media_root: str, max_fps: float, crashes: CrashRecord, seconds: float | None):
-        self._media_root, self._max_fps, self._crashes, self._seconds = media_root, max_fps, crashes, seconds
+    def __init__(
+        self, media_root: str, probe: Callable[[Sample], MediaFacts], crashes: CrashRecord, seconds: float | None
+    ):
+        self._media_root, self._probe, self._crashes, self._seconds = media_root, probe, crashes, seconds
         self._store_failures = 0
 
     def facts(self, sample: Sample, line: int, name: str) -> MediaFacts:
@@ -124,7 +126,7 @@ class HeaderProbe:
 
     def _open(self, sample: Sample) -> MediaFacts:
         with ends_process_after(self._seconds) if self._seconds is not None else nullcontext():
-            return probe_sample(sample, self._media_root, self._max_fps)
+            return self._probe(sample)
 
 
 def crash_error(sample: Sample, what: str) -> SampleError:

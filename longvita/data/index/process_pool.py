@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longvita.data.chat_template import ChatTemplate
-from longvita.data.document import probe_sample
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
 from longvita.data.index.build import IndexPart, IndexSettings, load_or_index_part, part_file
@@ -92,7 +91,7 @@ class IndexProcessPool(contextlib.AbstractContextManager):
     def probe(self, sample: Sample, settings: IndexSettings) -> MediaFacts:
         """Read the media headers of one sample in one of the processes. Raises SampleError."""
         if self._number == 0 or not (sample.images or sample.videos):
-            return probe_sample(sample, settings.media_root, settings.max_fps)
+            return settings.probe(sample)
         pool = self._pool_of(1)
         try:
             return pool.submit(_probe, sample, settings).result()
@@ -145,4 +144,4 @@ def _index(path: str, part: Part, settings: IndexSettings, folder: Path) -> None
 def _probe(sample: Sample, settings: IndexSettings) -> MediaFacts:
     _, limits = _SETUP[0]
     with ends_process_after(limits.seconds):
-        return probe_sample(sample, settings.media_root, settings.max_fps)
+        return settings.probe(sample)

@@ -78,7 +78,7 @@ class IndexJob:
         """The folder of a file's index; it differs by tokenizer, media folder, frame rate, format and columns."""
         place = path if remote.is_remote(path) else str(Path(path).resolve())
         about = {"version": VERSION, "path": place, "tokenizer": self.processes.template.tokenizer.fingerprint}
-        text = json.dumps(about | dataclasses.asdict(self.settings))
+        text = json.dumps(about | dataclasses.asdict(dataclasses.replace(self.settings, packet_tables=None)))
         return self.cache / f"{Path(place).stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 

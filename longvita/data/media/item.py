@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,19 @@ from longvita.data.media.image import (
     upright_size,
 )
 from longvita.data.media.media_file import FileIdentity, Heartbeat, MediaFile
-from longvita.data.media.video import STALL_SECONDS, VideoFacts, count_frames, probe_video, read_frames, selected_frames
+from longvita.data.media.packet_store import PacketStore
+from longvita.data.media.pyav_reader import Damage
+from longvita.data.media.video import (
+    STALL_SECONDS,
+    FrameSampling,
+    Times,
+    VideoFacts,
+    count_frames,
+    frame_times,
+    probe_video,
+    read_frames,
+    selected_frames,
+)
 
 PromptPicture = str | os.PathLike | Image.Image
 """A picture of a prompt: its path, or the decoded picture."""
@@ -55,6 +67,17 @@ class MediaSettings:
     """Folder of the cache of decoded frames; no cache when absent."""
     frame_cache_bytes: int = 0
     """Most bytes of that cache."""
+    frame_sampling: FrameSampling = "published"
+    """Rule by which frames are sampled from a video."""
+    max_damaged_share: float = 0.05
+    """A damaged frame is replaced by the nearest intact one, if that is at most this share of the frames away."""
+    packet_tables: str | None = None
+    """Folder of the packet tables of video files; they are not stored when absent."""
+
+    @property
+    def packet_store(self) -> PacketStore | None:
+        """The store of packet tables."""
+        return PacketStore(Path(self.packet_tables)) if self.packet_tables is not None else None
 
 
 @dataclass(frozen=True)
@@ -86,10 +109,20 @@ class MediaFacts:
         return [count_frames(video, settings.max_fps, limit) for video in self.videos]
 
 
-def probe_media(pictures: Sequence[PictureSource], videos: Sequence[MediaFile], max_fps: float) -> MediaFacts:
-    """Read the headers of a sample's media files. Raises MediaError for the first one that is missing or broken."""
+def probe_media(
+    pictures: Sequence[PictureSource],
+    videos: Sequence[MediaFile],
+    max_fps: float,
+    folder_fps: float | None = None,
+    store: PacketStore | None = None,
+) -> MediaFacts:
+    """Read the headers of a sample's media files. Raises MediaError for the first one that is missing or broken.
+
+    folder_fps, store: as for `probe_video`.
+    """
     sizes = [upright_size(source) if isinstance(source, Image.Image) else probe_picture(source) for source in pictures]
-    facts = MediaFacts(tuple(PictureFacts(*size) for size in sizes), tuple(map(probe_video, videos)))
+    read = tuple(probe_video(video, store, folder_fps) for video in videos)
+    facts = MediaFacts(tuple(PictureFacts(*size) for size in sizes), read)
     for path, video in zip(videos, facts.videos):
         if count_frames(video, max_fps, 1) == 0:
             detail = f"has no frame to sample at {max_fps}/s: it has {video.num_frames} at {video.fps}/s"
@@ -112,9 +145,10 @@ class PictureItem:
 
     def decode(
         self, settings: MediaSettings, max_num_frames: int, wanted: Sequence[int], heartbeat: Heartbeat, out: np.ndarray
-    ) -> None:
-        """Decode the tiles `wanted` into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
+    ) -> int:
+        """Decode the tiles `wanted` into `out`, uint8 [k, S, S, 3]; no frame is replaced. Raises MediaError."""
         cut_tiles(self._picture(settings), self.facts.grid(settings), settings.image_size, wanted, out)
+        return 0
 
     def _picture(self, settings: MediaSettings) -> Image.Image:
         """The upright picture; a JPEG may be decoded at a reduced size not below that of its grid."""
@@ -142,19 +176,36 @@ class VideoItem:
 
     def decode(
         self, settings: MediaSettings, max_num_frames: int, wanted: Sequence[int], heartbeat: Heartbeat, out: np.ndarray
-    ) -> None:
-        """Decode the sampled frames with numbers `wanted` into `out`, uint8 [k, S, S, 3]. Raises MediaError."""
-        selected = selected_frames(self.facts, settings.max_fps, max_num_frames)
+    ) -> int:
+        """Decode the sampled frames with numbers `wanted` into `out`, uint8 [k, S, S, 3].
+
+        Returns how many of them are damaged and were replaced. Raises MediaError.
+        """
+        selected = self.frames(settings, max_num_frames)
         frames = [selected[number] for number in wanted]
-        cache = self._cache(settings)
+        cache, damage = self._cache(settings), Damage(settings.max_damaged_share)
         missing = list(range(len(frames))) if cache is None else cache.load(frames, out)
         pictures = read_frames(
-            self.source, [frames[slot] for slot in missing], settings.stall_seconds, heartbeat, settings.decode_threads
+            self.source,
+            [frames[slot] for slot in missing],
+            settings.stall_seconds,
+            heartbeat,
+            settings.decode_threads,
+            damage,
+            settings.packet_store,
         )
         for slot, picture in zip(missing, pictures, strict=True):
             out[slot] = square_tile(picture, settings.image_size)
-            if cache is not None:
+            if cache is not None and frames[slot] not in damage.replaced:
                 cache.store(frames[slot], out[slot])
+        return sum(frame in damage.replaced for frame in frames)
+
+    def frames(self, settings: MediaSettings, max_num_frames: int) -> list[int]:
+        """The frames that are sampled from the video. Raises MediaError if they depend on times that can't be read."""
+        times: Times = ()
+        if settings.frame_sampling == "time" and not self.facts.is_folder:
+            times = frame_times(self.source, self.facts, settings.packet_store)
+        return selected_frames(self.facts, settings.max_fps, max_num_frames, settings.frame_sampling, times)
 
     def _cache(self, settings: MediaSettings) -> FrameCache | None:
         """The cached frames of this video; None without a cache, for folders, and if the file does not exist."""
@@ -186,12 +237,13 @@ def decode_tiles(
     wanted: Sequence[int],
     heartbeat: Heartbeat = lambda: None,
     out: np.ndarray | None = None,
+    on_replaced: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
     """Decode the tiles `wanted` of a sample: uint8 [k, S, S, 3], in `out` if it is given.
 
     Tiles are numbered over all media of a sample, and `wanted` is ascending. A picture or video without a wanted tile
     is not opened, and of a video only the packets for wanted frames are decoded. `heartbeat` is called at each step of
-    progress. Raises MediaError.
+    progress, `on_replaced` with the number of damaged frames that were replaced by others. Raises MediaError.
     """
     size = settings.image_size
     tiles = np.empty((len(wanted), size, size, 3), np.uint8) if out is None else out
@@ -201,6 +253,6 @@ def decode_tiles(
         own = [number - first for number in wanted if first <= number < first + count]
         if own:
             heartbeat()
-            item.decode(settings, max_num_frames, own, heartbeat, tiles[slot : slot + len(own)])
+            on_replaced(item.decode(settings, max_num_frames, own, heartbeat, tiles[slot : slot + len(own)]))
         first, slot = first + count, slot + len(own)
     return tiles

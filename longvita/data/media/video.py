@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,12 @@ FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Suffixes of the frames of a folder."""
 STALL_SECONDS = 120.0
 """Longest wait for one frame, seconds."""
+FOLDER_FPS, SHARE_GPT_VIDEO_FPS = 1.0, 2.0
+"""Frames per second of folders, and of those with "ShareGPTVideo" in their path, as the published code has them."""
+FrameSampling = Literal["published", "even", "time"]
+"""Rule by which frames are sampled from a video."""
+Times = Sequence[float]
+"""Seconds from the first frame of a video to each frame."""
 FAULT_TOLERANCE = 1e-9
 """decord replaces damaged frames by repeated ones up to this fraction; the smallest value above 0 forbids it."""
 
@@ -43,7 +49,7 @@ class VideoFacts:
     num_frames: int
     """Frames in the file or folder."""
     fps: float
-    """Frames per second of the file; 1 for a folder."""
+    """Frames per second: the mean of a file."""
     is_folder: bool = False
     """Whether the video is a folder of frame pictures."""
 
@@ -59,23 +65,50 @@ def frame_indices(num_frames: int, fps: float, max_fps: float, max_num_frames: i
     return [index for index in indices if index < num_frames]
 
 
-def folder_indices(num_frames: int, max_fps: float, max_num_frames: int) -> list[int]:
-    """Sample frames of a folder of `num_frames` pictures, which counts as a video of one frame a second."""
-    count = int(min(num_frames * max_fps, max_num_frames))
+def folder_indices(num_frames: int, max_fps: float, max_num_frames: int, fps: float = 1.0) -> list[int]:
+    """Sample frames of a folder of `num_frames` pictures at `fps` (1/s); the published rule leaves out the last."""
+    count = int(min(num_frames / fps * max_fps, max_num_frames))
     return [int(num_frames / count) * slot for slot in range(count)]
 
 
-def selected_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> list[int]:
-    """Indices of the frames that are sampled from a video."""
+def selected_frames(
+    facts: VideoFacts, max_fps: float, max_num_frames: int, sampling: FrameSampling = "published", times: Times = ()
+) -> list[int]:
+    """Indices of the frames that are sampled from a video; their number does not depend on `sampling`.
+
+    sampling: `published` is the rule of `frame_indices` and `folder_indices`; `even` spaces the frames evenly from the
+    first to the last; `time` takes the frames on screen at evenly spaced times. times: for `time` and a file, seconds
+    from its first frame to each frame.
+    """
+    if sampling == "published":
+        if facts.is_folder:
+            return folder_indices(facts.num_frames, max_fps, max_num_frames, facts.fps)
+        return frame_indices(facts.num_frames, facts.fps, max_fps, max_num_frames)
+    count = count_frames(facts, max_fps, max_num_frames)
+    if sampling == "even":
+        return [slot * (facts.num_frames - 1) // max(1, count - 1) for slot in range(count)]
     if facts.is_folder:
-        return folder_indices(facts.num_frames, max_fps, max_num_frames)
-    return frame_indices(facts.num_frames, facts.fps, max_fps, max_num_frames)
+        return [slot * facts.num_frames // count for slot in range(count)]
+    step = _frame_step(facts.num_frames, facts.fps, max_fps, max_num_frames) / facts.fps
+    # Times in milliseconds are rounded, so a frame that is half a millisecond late counts.
+    return [max(0, bisect.bisect_right(times, slot * step + 0.0005) - 1) for slot in range(count)]
+
+
+def frame_times(path: MediaFile, facts: VideoFacts, store: PacketStore | None = None) -> Times:
+    """Seconds from the first frame of a video to each frame, by the time stamps of a file. Raises MediaError."""
+    path = as_media_file(path)
+    if facts.is_folder:
+        return [frame / facts.fps for frame in range(facts.num_frames)]
+    with reader_errors(path, "video"):
+        times = read_packet_table(path, STALL_SECONDS, lambda: None, store).times[: facts.num_frames].tolist()
+    # Frames lost at the end of a truncated file follow at the mean rate.
+    return [*times, *(frame / facts.fps for frame in range(len(times), facts.num_frames))]
 
 
 def count_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> int:
     """len(selected_frames(...)), without the list."""
     if facts.is_folder:
-        return int(min(facts.num_frames * max_fps, max_num_frames))
+        return int(min(facts.num_frames / facts.fps * max_fps, max_num_frames))
     step = _frame_step(facts.num_frames, facts.fps, max_fps, max_num_frames)
     return bisect.bisect_left(range(max_num_frames), float(facts.num_frames), key=lambda slot: slot * step)
 
@@ -107,8 +140,10 @@ def _natural_key(name: str) -> tuple:
     return tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts)
 
 
-def probe_video(path: MediaFile, store: PacketStore | None = None) -> VideoFacts:
+def probe_video(path: MediaFile, store: PacketStore | None = None, folder_fps: float | None = None) -> VideoFacts:
     """Count the frames that a player shows of a video, and their rate, from its header.
+
+    folder_fps: frames per second of a folder of frames; the published rule by its path when None.
 
     A file whose header does not list its packets is read to its end, and the table of its packets goes to `store`. Only
     the first frames of a film that starts amid a group of pictures are decoded.
@@ -116,7 +151,7 @@ def probe_video(path: MediaFile, store: PacketStore | None = None) -> VideoFacts
     """
     path = as_media_file(path)
     if media_file.is_folder(path):
-        return _probe_folder(path)
+        return _probe_folder(path, folder_fps)
     with reader_errors(path, "video"):
         with open_container(path, STALL_SECONDS) as container:
             stream = video_stream(container)
@@ -135,14 +170,15 @@ def probe_video(path: MediaFile, store: PacketStore | None = None) -> VideoFacts
     return VideoFacts(*facts)
 
 
-def _probe_folder(path: MediaFile) -> VideoFacts:
+def _probe_folder(path: MediaFile, fps: float | None) -> VideoFacts:
     try:
         num_frames = len(list_frames(path))
     except OSError as error:
         raise MediaError(Reason.BROKEN_VIDEO, f"video folder {path} cannot be listed: {error}") from error
     if num_frames == 0:
         raise MediaError(Reason.BROKEN_VIDEO, f"video {path} is a folder without a .png, .jpg or .jpeg file")
-    return VideoFacts(num_frames, 1.0, is_folder=True)
+    published = SHARE_GPT_VIDEO_FPS if "ShareGPTVideo" in str(path) else FOLDER_FPS
+    return VideoFacts(num_frames, fps or published, is_folder=True)
 
 
 def read_frames(

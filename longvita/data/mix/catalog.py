@@ -8,13 +8,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.chat_template import ChatTemplate
-from longvita.data.document import DocumentRequest, media_settings
+from longvita.data.document import DocumentRequest, index_folder, media_settings, packet_table_folder
 from longvita.data.errors import DataError
 from longvita.data.formats.paths import data_file, format_of
 from longvita.data.formats.record import FormatOptions
@@ -147,11 +146,6 @@ def build_catalog(
     return Catalog(files, media_settings(config), missing_files(config, sources))
 
 
-def index_folder(config: Config) -> Path:
-    """Return the folder of the indexes and packing plans of a run."""
-    return Path(config.data.index_cache or Path(config.output) / "index")
-
-
 def files_of(config: Config, sources: Mapping[str, DatasetConfig]) -> list[tuple[str, DatasetConfig, str]]:
     """List the source name, source and path relative to data_root of each file of a mix.
 
@@ -176,7 +170,8 @@ def index_job(config: Config, source: str, dataset: DatasetConfig, path: str, pr
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
     format = format_of(data_file(config.data, path), dataset.format)
     options = FormatOptions.of(dataset)
-    settings = IndexSettings(source, media_root, config.data.max_fps, format, options)
+    tables = str(packet_table_folder(config))
+    settings = IndexSettings(source, media_root, config.data.max_fps, format, options, dataset.folder_fps, tables)
     return IndexJob(processes, settings, index_folder(config))
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from longvita.config.schema import Config
-from longvita.data.mix.catalog import Catalog, index_folder
+from longvita.data.document import index_folder
+from longvita.data.mix.catalog import Catalog
 from longvita.data.mix.mixture import shuffle
 from longvita.data.packing.packer import PACKER_VERSION, EpochPlan, PackingPlan, StoredPlan
 

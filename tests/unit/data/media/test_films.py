@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from longvita.data.media import packet_scan
+from longvita.data.media.item import MediaSettings, VideoItem
 from longvita.data.media.packet_scan import read_packet_table
-from longvita.data.media.packet_store import pack_table, unpack_table
-from longvita.data.media.packets import video_stream
+from longvita.data.media.packet_store import FIELDS, PacketStore, pack_table, unpack_table
+from longvita.data.media.packets import PacketTable, video_stream
 from longvita.data.media.pyav_reader import Damage
-from longvita.data.media.video import probe_video, read_frames
-from tests.unit.data.media.films import FILMS, OPEN_GOP, h264, number_in
+from longvita.data.media.video import (
+    VideoFacts,
+    count_frames,
+    frame_times,
+    probe_video,
+    read_frames,
+    selected_frames,
+)
+from longvita.inference.prompt_encoder import MediaTiles
+from tests.unit.data.media.films import (
+    CLOSED_GOP,
+    FILMS,
+    HEIGHT,
+    OPEN_GOP,
+    WIDTH,
+    X264,
+    copied,
+    h264,
+    number_in,
+    numbered,
+    write_film,
+)
 
 
 def shown_by_a_player(path) -> list[np.ndarray]:
@@ -86,3 +111,115 @@ def test_a_damaged_frame_is_damaged_whatever_else_is_read(tmp_path, suffix, seed
         assert other not in replaced
         np.testing.assert_array_equal(alone[frame], alone[other])
     np.testing.assert_array_equal(pictures(path, range(1, count, 4), damage=Damage(1.0)), alone[1::4])
+
+
+class TestTimes:
+    STAMPS = (*range(0, 2000, 50), *(2000 + 700 * number for number in range(40)))
+
+    @pytest.fixture
+    def uneven(self, tmp_path):
+        return write_film(tmp_path / "film.mkv", *X264, CLOSED_GOP, stamps=self.STAMPS)
+
+    def test_are_those_of_the_stamps(self, uneven):
+        facts = probe_video(uneven)
+        np.testing.assert_allclose(frame_times(uneven, facts), np.asarray(self.STAMPS) / 1000, atol=0.002)
+        assert facts.fps == pytest.approx(79 / (self.STAMPS[-1] / 1000), rel=0.01)
+
+    def test_of_a_cut_film_begin_at_its_first_frame(self, tmp_path):
+        film = copied(h264(tmp_path / "whole.mp4"), tmp_path / "film.mp4", "-ss", "2.7")
+        np.testing.assert_allclose(frame_times(film, probe_video(film)), np.arange(53) / 10, atol=1e-6)
+
+    def test_of_joined_recordings_go_on(self, tmp_path):
+        one = h264(tmp_path / "one.ts", count=40).read_bytes()
+        (tmp_path / "two.ts").write_bytes(one + one)
+        facts = probe_video(tmp_path / "two.ts")
+        assert facts == VideoFacts(80, 10.0)
+        np.testing.assert_allclose(frame_times(tmp_path / "two.ts", facts), np.arange(80) / 10, atol=1e-3)
+
+    def test_a_false_rate_of_the_header_is_not_used(self, tmp_path):
+        """Browsers write 1,000 frames a second."""
+        film = tmp_path / "film.webm"
+        with av.open(str(film), "w") as container:
+            stream = container.add_stream("libvpx", rate=1000)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            for number in range(80):
+                frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
+                frame.pts, frame.time_base = number * 100, Fraction(1, 1000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        with av.open(str(film)) as container:
+            assert container.streams.video[0].average_rate == 1000
+        assert probe_video(film).fps == pytest.approx(10)
+
+    @pytest.mark.parametrize("sampling", ["published", "even", "time"])
+    def test_labels_are_those_of_the_frames(self, uneven, sampling):
+        settings = MediaSettings(image_size=16, max_fps=1.0, frame_sampling=sampling)
+        item = VideoItem(uneven, probe_video(uneven))
+        frames = item.frames(settings, 64)
+        assert len(frames) == count_frames(item.facts, 1.0, 64) == 30
+        tiles = MediaTiles([item], settings)
+        times = frame_times(uneven, item.facts)
+        assert tiles.labels() == [f"film.mkv, frame {frame} at {times[frame]:.1f} s" for frame in frames]
+        shown = [picture.resize((WIDTH, HEIGHT)) for picture in tiles.pictures(range(30))]
+        assert len(shown) == 30
+
+    def test_frames_by_time(self, uneven):
+        settings = MediaSettings(max_fps=1.0, frame_sampling="time")
+        frames = VideoItem(uneven, probe_video(uneven)).frames(settings, 64)
+        seconds = np.asarray(self.STAMPS)[frames] / 1000
+        assert (np.abs(seconds - np.arange(30)) <= 0.7).all()
+
+    def test_even_frames_reach_the_end(self, tmp_path):
+        assert selected_frames(VideoFacts(20, 1.0, True), 1.0, 8, "even") == [0, 2, 5, 8, 10, 13, 16, 19]
+        assert selected_frames(VideoFacts(20, 1.0, True), 1.0, 8, "time") == [0, 2, 5, 7, 10, 12, 15, 17]
+        assert selected_frames(VideoFacts(1000, 10.0), 1.0, 5, "even") == [0, 249, 499, 749, 999]
+        assert selected_frames(VideoFacts(1, 10.0), 1.0, 5, "even") == [0]
+
+
+class TestPacketStore:
+    def test_a_stored_film_is_not_read_again(self, tmp_path, monkeypatch):
+        film, store = h264(tmp_path / "film.ts"), PacketStore(tmp_path / "tables")
+        facts, first = probe_video(film, store), pictures(film, [3, 50])
+        packet_scan._tables.clear()
+        monkeypatch.setattr(packet_scan, "scan_packets", None)
+        assert probe_video(film, store) == facts
+        np.testing.assert_array_equal(pictures(film, [3, 50], store=store), first)
+
+    @pytest.mark.parametrize("damage", [lambda content: content[:-3], lambda content: b"", lambda content: b"x" * 99])
+    def test_a_damaged_entry_is_made_again(self, tmp_path, damage):
+        film, store = h264(tmp_path / "film.ts"), PacketStore(tmp_path / "tables")
+        facts = probe_video(film, store)
+        (entry,) = (path for path in store.folder.rglob("*") if path.is_file())
+        content = entry.read_bytes()
+        entry.write_bytes(damage(content))
+        packet_scan._tables.clear()
+        assert probe_video(film, store) == facts
+        assert entry.read_bytes() == content
+
+    @given(st.lists(st.integers(1, 200), min_size=1, max_size=300), st.integers(-(1 << 40), 1 << 40))
+    def test_any_table_is_kept(self, steps, first):
+        stamps = first + np.cumsum([0, *steps])
+        table = PacketTable(stamps, np.full(len(stamps), 3, np.uint8), 0.001, (2,), True, 9, 7)
+        copy = unpack_table(pack_table(table))
+        np.testing.assert_array_equal(copy.stamps, stamps)
+        assert [getattr(copy, name) for name in FIELDS] == [getattr(table, name) for name in FIELDS]
+
+    def test_takes_two_bytes_a_frame_of_an_unsteady_camera(self):
+        """An hour at 30 frames a second, each up to 4 milliseconds late, with B-frames."""
+        chance = np.random.default_rng(0)
+        shown = np.arange(108_000) * 33 + chance.integers(0, 5, 108_000)
+        decoded = shown.reshape(-1, 4)[:, [0, 3, 1, 2]].ravel()
+        table = PacketTable(decoded, np.where(np.arange(108_000) % 60, 2, 3).astype(np.uint8), 0.001)
+        assert len(pack_table(table)) < 2 * 108_000
+
+
+def test_a_folder_of_frames_has_the_rate_of_its_source(tmp_path):
+    folder = tmp_path / "ShareGPTVideo" / "clip"
+    folder.mkdir(parents=True)
+    for number in range(10):
+        Image.fromarray(numbered(number)).save(folder / f"{number}.png")
+    (tmp_path / "other").symlink_to(folder)
+    assert probe_video(folder).fps == 2
+    assert probe_video(tmp_path / "other").fps == 1
+    assert probe_video(tmp_path / "other", folder_fps=5.0).fps == 5
+    assert selected_frames(probe_video(folder), 1.0, 64) == [0, 2, 4, 6, 8]
