@@ -72,6 +72,8 @@ class Document:
     encoded: EncodedSample
     pixels: np.ndarray
     """uint8 [k, S, S, 3]: the wanted tiles."""
+    replaced_frames: int = 0
+    """Damaged frames among these tiles, each replaced by the nearest intact one."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,13 @@ class DocumentReader:
             raise _changed(request, f"{len(encoded.input_ids)} tokens, {request.length} in the index")
         items = media_items(sample, request.media_root, request.facts)
         limit, wanted = request.max_num_frames, request.wanted
-        pixels = with_retries(
-            lambda: decode_tiles(items, self.settings, limit, wanted, heartbeat, out), request.name, heartbeat
-        )
-        return Document(encoded, pixels)
+
+        def decode() -> Document:
+            replaced: list[int] = []
+            pixels = decode_tiles(items, self.settings, limit, wanted, heartbeat, out, replaced.append)
+            return Document(encoded, pixels, sum(replaced))
+
+        return with_retries(decode, request.name, heartbeat)
 
 
 def _read_sample(request: DocumentRequest, heartbeat: Callable[[], None]) -> Sample:

@@ -20,7 +20,7 @@ import numpy as np
 import torch.distributed as dist
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.audit.sample_accounting import OutcomeCounts, PlannedSamples, count_outcomes
+from longvita.data.audit.sample_accounting import OutcomeCounts, PlannedSamples, count_outcomes, count_replaced_frames
 from longvita.data.batch import LocalBatch
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.document import DocumentReader, DocumentRequest
@@ -128,6 +128,7 @@ class Loader(Iterator[LocalBatch]):
         self._num_taken += 1
         if self.ranks.leads_replica:
             self._counts.update(count_outcomes(attempts))
+        self._counts.update(count_replaced_frames(attempts[-1]))  # Each process decodes its own frames.
         data = self.config.data
         return assemble(
             list(attempts[-1].usable_documents()),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from longvita.data.document import Document
 from longvita.data.loading.micro_batch import ReadMicroBatch
 from longvita.data.mix.catalog import Catalog, by_source, unusable_reasons
 from longvita.data.packing.packer import SequenceStream
@@ -25,7 +26,9 @@ FILE_NAME = "sample_accounting.json"
 PLANNED, REPEATED, DELIVERED, SUBSTITUTED = "planned", "repeated", "delivered", "substituted"
 """A sample that the plan took; one of those that it had taken before (a ratio above 1, a later epoch); one that a batch
 held; one that a batch held before its own turn, in a sequence substituted for another that had no usable document."""
-OUTCOMES = (PLANNED, DELIVERED, REPEATED, SUBSTITUTED)
+REPLACED_FRAMES = "replaced_frames"
+"""A damaged frame of a delivered or substituted sample, replaced by the nearest intact one."""
+OUTCOMES = (PLANNED, DELIVERED, REPEATED, SUBSTITUTED, REPLACED_FRAMES)
 
 OutcomeCounts = Counter[tuple[str, str]]
 """Numbers of samples by source, and by one of OUTCOMES or, for quarantined ones, a reason word."""
@@ -130,6 +133,15 @@ class PlannedSamples:
         files = self._catalog.file_numbers(samples)
         self._counts[0] += np.bincount(files, minlength=len(self._catalog.files))
         self._counts[1] += np.bincount(files[repeated], minlength=len(self._catalog.files))
+
+
+def count_replaced_frames(read: ReadMicroBatch) -> OutcomeCounts:
+    """Count the damaged frames that this process replaced in the documents that a batch is made of."""
+    counts: OutcomeCounts = Counter()
+    for document, (request, result) in enumerate(zip(read.micro_batch.requests, read.results)):
+        if document not in read.broken and isinstance(result, Document) and result.replaced_frames:
+            counts[request.source, REPLACED_FRAMES] += result.replaced_frames
+    return counts
 
 
 def count_outcomes(attempts: Sequence[ReadMicroBatch]) -> OutcomeCounts:

@@ -3,10 +3,10 @@
 It is started as a new program, not forked, so it inherits no thread, no device and no lock, and it does not import
 torch. It ends when the training process closes the connection or dies.
 
-Messages, worker to trainer: ("hello",), ("ready",), ("begin", number), ("alive",), ("document", number, EncodedSample),
-("unusable", number, SampleError), ("done",), ("error", traceback). Trainer to worker: WorkerSetup after "hello", then
-tasks, which are (number of tiles, bytes of the block for them, list of WorkItems), each followed by that SharedBlock if
-it has tiles.
+Messages, worker to trainer: ("hello",), ("ready",), ("begin", number), ("alive",), ("document", number, EncodedSample,
+number of replaced frames), ("unusable", number, SampleError), ("done",), ("error", traceback). Trainer to worker:
+WorkerSetup after "hello", then tasks, which are (number of tiles, bytes of the block for them, list of WorkItems), each
+followed by that SharedBlock if it has tiles.
 """
 
 from __future__ import annotations
@@ -136,4 +136,4 @@ def _serve(connection: Connection, reader: DocumentReader, item: WorkItem, out: 
             raise  # This rank decodes nothing of it, so the other ranks would not read its finding.
         connection.send(("unusable", item.number, item.request.decode_error(f"failed: {one_line(error)}")))
     else:
-        connection.send(("document", item.number, document.encoded))
+        connection.send(("document", item.number, document.encoded, document.replaced_frames))

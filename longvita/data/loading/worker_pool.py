@@ -87,12 +87,12 @@ class _Task:
         self.tried: set[int] = set()
         """Documents at which a worker has ended once."""
 
-    def add(self, number: int, result: EncodedSample | SampleError) -> None:
+    def add(self, number: int, result: EncodedSample | SampleError, replaced_frames: int = 0) -> None:
         """Store the outcome of a document; its tiles are already in memory."""
         if isinstance(result, SampleError):
             self.results[number] = result
         else:
-            self.results[number] = Document(result, self.work[number].select(self.tiles))
+            self.results[number] = Document(result, self.work[number].select(self.tiles), replaced_frames)
 
     def send(self, connection: Connection, work: list[WorkItem]) -> None:
         """Send some of the documents to a worker to read."""
@@ -251,14 +251,16 @@ class WorkerPool:
         elif kind == "error":
             self._fail(f"a data worker failed:\n{content[0]}")
 
-    def _finish_document(self, worker: _Worker, number: int, result: EncodedSample | SampleError) -> None:
+    def _finish_document(
+        self, worker: _Worker, number: int, result: EncodedSample | SampleError, replaced_frames: int = 0
+    ) -> None:
         self._failed_starts = 0
         worker.begun = None
         worker.work = [item for item in worker.work if item.number != number]
         with self._changed:
             # A task without an entry has been collected already.
             if worker.task in self._tasks:
-                self._tasks[worker.task].add(number, result)
+                self._tasks[worker.task].add(number, result, replaced_frames)
             self._changed.notify_all()
 
     def _replace_if_slow(self, position: int) -> None:

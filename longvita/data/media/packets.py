@@ -28,6 +28,8 @@ by the content of a file: a playlist (hls, concat, dash) with the name of a vide
 address."""
 PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls", "jpeg2000")
 """Codecs of streams that may be a still picture next to a film."""
+COVERS = 0x400 | 0x800
+"""FFmpeg's bits of a stream of attached pictures (attached_pic) or of pictures of moments (timed_thumbnails)."""
 KEY, SHOWN = 1, 2
 """Bits of a packet: a decoder can start with it; a player shows its frame."""
 
@@ -174,10 +176,7 @@ def video_stream(container: Any) -> Any:
 
     Raises MediaError if there is none.
     """
-    from av.stream import Disposition
-
-    covers = Disposition.attached_pic | Disposition.timed_thumbnails
-    films = [stream for stream in container.streams.video if not stream.disposition & covers]
+    films = [stream for stream in container.streams.video if not int(stream.disposition) & COVERS]
     if not films:
         cover = " but a cover picture" if container.streams.video else ""
         raise MediaError(Reason.BROKEN_VIDEO, f"has no video stream{cover}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from longvita.data.audit.sample_accounting import (
     DELIVERED,
     PLANNED,
     REPEATED,
+    REPLACED_FRAMES,
     SUBSTITUTED,
     SampleAccounting,
     count_outcomes,
@@ -75,6 +77,25 @@ def test_data_that_changed_between_two_starts(folder):
     accounting = stored_and_loaded(accounting).started_on(hashes[2], 20).plus([])
     assert accounting.changes == (20,)
     assert accounting.report(build_loader(config, LoaderRanks()).catalog, 30)["data_changed_at"] == [20]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_replaced_frames_are_counted_once_over_all_ranks(folder, num_workers):
+    write_jsonl(folder / "a.jsonl", [conversation("<video>", videos=["cut.mp4"])] * BATCH)
+    config = data_config(folder, {"a": {"data_paths": ["a.jsonl"]}}, num_workers=num_workers, max_damaged_share=1.0)
+    store = dist.HashStore()
+    ranks = [build_loader(config, LoaderRanks(vision_rank=rank, vision_size=2), store=store) for rank in range(2)]
+    with ThreadPoolExecutor(2) as threads:  # Each waits for the other's findings.
+        list(threads.map(next, ranks))
+    alone = build_loader(config, LoaderRanks())
+    next(alone)
+    counts, shared = alone.outcome_counts(), sum((loader.outcome_counts() for loader in ranks), Counter())
+    assert counts["a", DELIVERED] > 0
+    assert counts["a", REPLACED_FRAMES] == 6 * counts["a", DELIVERED]
+    assert shared == counts
+    assert SampleAccounting(counts).of_source("a")["quarantined"] == {}
+    for loader in (alone, *ranks):
+        loader.close()
 
 
 def test_of_an_epoch(folder):

@@ -229,11 +229,12 @@ def test_time_in_which_the_job_was_suspended_does_not_count(stuff):
 
 ENDLESS_FILE = """
 class Packet:
-    size, pts, dts, is_keyframe = 1, 0, 0, True
+    size, pts, dts, is_keyframe, is_discard = 1, 0, 0, True, False
 
 class File:
     def __init__(self, *arguments, **options):
         self.streams, self.video, self.frames = self, [self], 1
+        self.disposition, self.index, self.codec_context = 0, 0, None
     def __enter__(self):
         return self
     def __exit__(self, *error):

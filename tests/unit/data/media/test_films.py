@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from longvita.data.errors import MediaError
 from longvita.data.media import packet_scan
-from longvita.data.media.item import MediaSettings, VideoItem
+from longvita.data.media.item import MediaSettings, VideoItem, decode_tiles
 from longvita.data.media.packet_scan import read_packet_table
 from longvita.data.media.packet_store import FIELDS, PacketStore, pack_table, unpack_table
 from longvita.data.media.packets import PacketTable, video_stream
@@ -31,6 +32,7 @@ from tests.unit.data.media.films import (
     CLOSED_GOP,
     FILMS,
     HEIGHT,
+    NO_B_FRAMES,
     OPEN_GOP,
     WIDTH,
     X264,
@@ -223,3 +225,45 @@ def test_a_folder_of_frames_has_the_rate_of_its_source(tmp_path):
     assert probe_video(tmp_path / "other").fps == 1
     assert probe_video(tmp_path / "other", folder_fps=5.0).fps == 5
     assert selected_frames(probe_video(folder), 1.0, 64) == [0, 2, 4, 6, 8]
+
+
+class TestShareOfDamage:
+    @pytest.fixture
+    def cut(self, tmp_path):
+        """A film whose header promises 80 frames, of which the last ones are lost."""
+        film = write_film(tmp_path / "film.mp4", "-movflags", "faststart", *X264, NO_B_FRAMES)
+        film.write_bytes(film.read_bytes()[:-400])
+        return film
+
+    def test_a_lost_end_costs_the_frames_concerned(self, cut):
+        facts = probe_video(cut)
+        assert facts.num_frames == 80
+        damage = Damage(0.5)
+        numbers = [number_in(picture) for picture in read_frames(cut, range(80), damage=damage)]
+        last = min(damage.replaced) - 1
+        assert 40 < last < 79
+        assert numbers == [min(frame, last) for frame in range(80)]
+
+    def test_a_frame_that_is_too_far_from_an_intact_one_is_an_error(self, cut):
+        damage = Damage(0.5)
+        list(read_frames(cut, range(80), damage=damage))
+        last = min(damage.replaced) - 1
+        assert len(list(read_frames(cut, [last + 2], damage=Damage(2 / 80)))) == 1
+        with pytest.raises(MediaError, match=f"frame {last + 2} cannot be read"):
+            list(read_frames(cut, [last + 2], damage=Damage(1 / 80)))
+        with pytest.raises(MediaError, match=f"frame {last + 1} cannot be read"):
+            list(read_frames(cut, [last + 1]))
+
+    def test_replaced_frames_are_counted_and_not_cached(self, cut, tmp_path):
+        counts = []
+        settings = MediaSettings(
+            image_size=16,
+            max_fps=10.0,
+            max_damaged_share=0.5,
+            frame_cache=str(tmp_path / "c"),
+            frame_cache_bytes=1 << 30,
+        )
+        item = VideoItem(cut, probe_video(cut))
+        tiles = [decode_tiles([item], settings, 80, range(80), on_replaced=counts.append) for _ in range(2)]
+        np.testing.assert_array_equal(*tiles)
+        assert counts[0] == counts[1] > 0
