@@ -10,6 +10,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from tests.programs import need_programs
+
 WIDTH, HEIGHT, BITS = 64, 48, 8
 RATE = 10
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-x264-params")
@@ -21,6 +23,8 @@ HEVC = "log-level=none:open-gop=1:keyint=20:min-keyint=20:bframes=4:scenecut=0"
 
 
 def ffmpeg(*arguments: str | Path) -> None:
+    """Run ffmpeg; skip the test where there is none."""
+    need_programs("ffmpeg")
     subprocess.run(["ffmpeg", "-v", "error", "-y", *map(str, arguments)], check=True, stdin=subprocess.DEVNULL)
 
 
