@@ -48,7 +48,12 @@ def test_short_context_is_kept_after_the_long(report):
 def test_exports_say_how_long_the_videos_of_training_were(quickstart):
     for layout in ("long_vita", "internvl"):
         config = json.loads((quickstart / "export" / layout / "config.json").read_text())
-        assert config["media_limits"] == {"max_num_tiles": 1, "max_num_frames": 330, "max_fps": 1.0}
+        assert config["media_limits"] == {
+            "max_num_tiles": 1,
+            "max_num_frames": 330,
+            "max_fps": 1.0,
+            "frame_sampling": "published",
+        }
 
 
 def test_exports_equal_the_model(report):
