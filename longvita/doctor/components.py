@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from longvita import platforms
+from longvita.platforms.versions import distribution_version
 
 PACKAGE = "longvita"
 INSTALL = "bash scripts/setup.sh"
@@ -64,10 +65,10 @@ def export_packages() -> list[Component]:
     It belongs to no extra: its build must be torch's own, from torch's index. Releases are made together, and torch 2.N
     goes with torchvision 0.(N + 15).
     """
-    try:
-        torch = Version(importlib.metadata.version("torch"))
-    except importlib.metadata.PackageNotFoundError:
+    installed = distribution_version("torch")
+    if installed is None:
         return []
+    torch = Version(installed)
     wanted = Requirement(f"torchvision==0.{torch.minor + 15}.*")
     index = f" --index-url https://download.pytorch.org/whl/{torch.local}" if torch.local else ""
     found = _package(wanted, "", False)
@@ -98,11 +99,7 @@ def _applies(requirement: Requirement, extra: str) -> bool:
 
 
 def _package(requirement: Requirement, extra: str, required: bool) -> Component:
-    try:
-        installed: str | None = importlib.metadata.version(requirement.name)
-        module = _module(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
-        installed, module = None, ""
+    installed = distribution_version(requirement.name)
     return Component(
         name=requirement.name,
         installed=installed,
@@ -111,7 +108,7 @@ def _package(requirement: Requirement, extra: str, required: bool) -> Component:
         required=required,
         fits=installed is not None and requirement.specifier.contains(installed, prereleases=True),
         remedy=f"pip install -e '.[{extra}]' -c constraints.txt" if extra else INSTALL,
-        module=module,
+        module="" if installed is None else _module(requirement.name),
     )
 
 

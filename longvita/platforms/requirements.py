@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass
 
 from packaging.requirements import Requirement
 
 from longvita.platforms.base import importable
+from longvita.platforms.versions import distribution_version
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ def installed_version(wanted: str, module: str) -> str | None:
     if not importable(module):
         return None
     requirement = Requirement(wanted)
-    try:
-        version = importlib.metadata.version(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
+    version = distribution_version(requirement.name)
+    if version is None:
         return "importable"
     return version if requirement.specifier.contains(version, prereleases=True) else None

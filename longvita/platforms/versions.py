@@ -16,6 +16,14 @@ _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _ROOT_FILES = ("pyproject.toml", "setup.py")
 
 
+def distribution_version(distribution: str) -> str | None:
+    """The version of an installed distribution; None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 @functools.cache
 def library_version(distribution: str, module: str, always_commit: bool = False) -> str:
     """The version of a library as printed: "0.16.0", or "0.16.0 (commit 3df491c3)" from a Git checkout.
@@ -27,10 +35,7 @@ def library_version(distribution: str, module: str, always_commit: bool = False)
     """
     if not importable(module):
         return "not installed"
-    try:
-        version = importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown version"
+    version = distribution_version(distribution) or "unknown version"
     commit = source_commit(distribution, module)
     if commit is not None:
         return f"{version} (commit {commit[:COMMIT_DIGITS]})"

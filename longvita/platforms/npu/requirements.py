@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from packaging.version import Version
 
 from longvita.platforms.base import importable
 from longvita.platforms.requirements import MachineRequirement, installed_version
+from longvita.platforms.versions import distribution_version
 from longvita.processes import variable
 
 CANN_TOOLKIT = "CANN toolkit"
@@ -91,7 +91,7 @@ def _cann() -> MachineRequirement:
 
 def _torch_npu() -> MachineRequirement:
     """torch_npu, built for the release of torch that is installed."""
-    found, torch = _version("torch-npu"), _version("torch")
+    found, torch = distribution_version("torch-npu"), distribution_version("torch")
     other = found is not None and torch is not None and Version(found).release != Version(torch).release
     fault = f"it needs torch of the same version, and torch {torch} is installed" if other else ""
     return MachineRequirement("torch-npu", found, "everything", INSTALL_PACKAGES, "torch_npu", fault=fault)
@@ -99,17 +99,10 @@ def _torch_npu() -> MachineRequirement:
 
 def _triton() -> MachineRequirement:
     """triton-ascend, alone: upstream triton has the same module, and rejects MindSpeed's kernels with a ValueError."""
-    upstream = _version("triton")
-    own = installed_version("triton-ascend", "triton") if _version("triton-ascend") else None
+    upstream = distribution_version("triton")
+    own = installed_version("triton-ascend", "triton") if distribution_version("triton-ascend") else None
     fault = f"upstream triton {upstream} has its module and rejects MindSpeed's kernels" if upstream else ""
     if own is None and not upstream and importable("triton"):
         fault = "a module `triton` without a known package takes its place"
     purpose = "MindSpeed imports it; it has wheels for Python 3.11 alone"
     return MachineRequirement("triton-ascend", own, purpose, INSTALL_TRITON, "triton", fault=fault)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -57,7 +57,7 @@ def test_without_mindspeed_the_error_has_the_command_that_installs_it() -> None:
 @pytest.fixture
 def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide triton, which comes with a torch built for GPUs."""
-    monkeypatch.setattr("longvita.platforms.npu.requirements._version", lambda name: None)
+    monkeypatch.setattr("longvita.platforms.npu.requirements.distribution_version", lambda name: None)
 
 
 @pytest.mark.usefixtures("without_triton")
