@@ -146,14 +146,15 @@ class VideoMME(EvaluationTask):
         asked = [question for question in self.questions.values() if question.video == video]
         try:
             facts, own = probe_video(path), self._subtitle_file(video)
-            times = frame_times(path, facts)
+            # Times cost a pass over the film.
+            times = frame_times(path, facts) if own or config.data.frame_sampling == "time" else ()
             subtitles = read_srt(own) if own else []
         except (SampleError, OSError) as error:
             raise PromptError(str(error)) from error
 
         def shown(limit: int) -> tuple[list[int], list[str]]:
             frames = selected_frames(facts, config.data.max_fps, limit, config.data.frame_sampling, times)
-            return frames, texts_at(subtitles, [times[frame] for frame in frames])
+            return frames, texts_at(subtitles, [times[frame] for frame in frames] if subtitles else [])
 
         def fits(limit: int) -> bool:
             frames, lines = shown(limit)
