@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from longvita import platforms
+
 
 def _over_stubs(load: Callable[[str], Any]) -> Callable[[str], Any]:
     @functools.cache
@@ -24,9 +26,4 @@ def _over_stubs(load: Callable[[str], Any]) -> Callable[[str], Any]:
     return _load
 
 
-try:
-    from longvita import platforms
-
-    platforms._load = _over_stubs(platforms._load)
-except ModuleNotFoundError:
-    pass  # another program's Python, which this project's packages are not installed for
+platforms._load = _over_stubs(platforms._load)
