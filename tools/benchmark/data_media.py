@@ -38,9 +38,9 @@ from PIL import Image
 
 from longvita.config.schema import Config
 from longvita.data.loader import Loader, LoaderRanks, build_loader
-from longvita.data.media.image import probe_picture
 from longvita.data.media.item import MediaSettings, PictureFacts, PictureItem, VideoItem, decode_tiles
 from longvita.data.media.packet_scan import read_packet_table
+from longvita.data.media.pictures.picture_file import probe_picture
 from longvita.data.media.video import probe_video, selected_frames
 from longvita.parallel.tile_sharing import assign_tiles
 

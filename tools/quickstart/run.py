@@ -27,7 +27,7 @@ from longvita.commands.train import train_stages
 from longvita.config import dump, load
 from longvita.config.schema import Config
 from longvita.config.sizes import ulysses_size
-from longvita.data.media.image import open_picture
+from longvita.data.media.pictures.picture_file import open_picture
 from tools.quickstart.build import COMPLETE, DEPTHS, LONG, NEEDLE_FOLDER, TOKENIZER, Sizes, build, needle_source
 from tools.quickstart.evaluate import HeldOutRun, evaluate_held_out
 from tools.quickstart.export_check import largest_difference

@@ -42,7 +42,7 @@ from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.storage import remote
 from longvita.process_limits import open_more_files
 
-VERSION = 5
+VERSION = 6
 """Increased when the contents of the files change."""
 META = "meta.json"
 

@@ -6,17 +6,17 @@ possible; `normalise` converts them to the vision tower's float32 input.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from longvita.data.errors import MediaError, Reason, one_line
-from longvita.data.media.media_file import MediaFile, opened, reader_errors
+from longvita.data.errors import MediaError, Reason
+from longvita.data.media.pictures.picture_file import MAX_PIXELS
+from longvita.data.media.pictures.upright import to_upright_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +27,6 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 """ImageNet standard deviation, R G B."""
 PADDING_COLOUR = tuple(int(255 * mean) for mean in IMAGE_MEAN)
 """Colour of the bars that make a frame square."""
-MAX_PIXELS = 178_956_970
-"""Largest picture that is opened, pixels: Pillow's own limit against decompression bombs."""
-PICTURE_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-"""Pillow's names of the formats that are read (MPO is read as JPEG). Pillow detects the format by a file's content: it
-would make Ghostscript run the program in a PostScript file."""
-HEADER_EXIF_FORMATS = ("JPEG", "MPO", "TIFF", "WEBP")
-"""Formats with the orientation in the header; other formats have it only if the header has an EXIF block."""
 
 
 @dataclass(frozen=True)
@@ -168,98 +161,3 @@ def normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
             plane -= np.float32(IMAGE_MEAN[colour])
             plane /= np.float32(IMAGE_STD[colour])
     return tiles
-
-
-def open_picture(
-    path: MediaFile, size: tuple[int, int] | None = None, min_size: tuple[int, int] | None = None
-) -> Image.Image:
-    """Decode a picture file as an upright RGB picture, the first one of an animation.
-
-    size: width and height that the upright picture must have, pixels. min_size: width and height that are enough; a
-    JPEG file is then decoded at 1/2, 1/4 or 1/8 of its size if both are still reached.
-    Raises MediaError for a missing file, one that is no picture or is truncated, one larger than MAX_PIXELS and one of
-    another size.
-    """
-    with _opened(path) as picture:
-        if size is not None:
-            check_size_as_indexed(upright_size(picture), size)
-        if min_size is not None and picture.format == "JPEG":
-            picture.draft(None, min_size[::-1] if _orientation(picture) >= 5 else min_size)
-        return to_upright_rgb(picture)
-
-
-@functools.cache
-def picture_formats() -> tuple[str, ...]:
-    """The formats of PICTURE_FORMATS that the installed Pillow reads."""
-    Image.init()
-    return tuple(name for name in PICTURE_FORMATS if name in Image.OPEN)
-
-
-@contextlib.contextmanager
-def _opened(path: MediaFile) -> Iterator[Image.Image]:
-    """Open a picture file of a permitted size; errors name it."""
-    with reader_errors(path, "picture"), opened(path) as file, Image.open(file, formats=picture_formats()) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            size = f"{picture.width} x {picture.height} pixels"
-            raise MediaError(Reason.BROKEN_PICTURE, f"{size} are more than the {MAX_PIXELS} that are opened")
-        yield picture
-
-
-def check_size_as_indexed(size: tuple[int, int], indexed: tuple[int, int]) -> None:
-    """Raise MediaError if an upright picture has another size (width, height) than when it was indexed."""
-    if size != indexed:
-        raise MediaError(
-            Reason.BROKEN_PICTURE,
-            f"it is {size[0]} x {size[1]} pixels and was {indexed[0]} x {indexed[1]} when it was indexed; rebuild "
-            "its index (longvita data index --rebuild)",
-        )
-
-
-def probe_picture(path: MediaFile) -> tuple[int, int]:
-    """Width and height in pixels of the upright picture, from its header alone. Raises MediaError as `open_picture`."""
-    with _opened(path) as picture:
-        return upright_size(picture)
-
-
-def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height of a PIL picture after it is turned upright; nothing is decoded."""
-    return picture.size[::-1] if _orientation(picture) >= 5 else picture.size
-
-
-def to_upright_rgb(picture: Image.Image) -> Image.Image:
-    """Convert any PIL picture to RGB: turned by its EXIF, transparency on white, 16-bit and float scaled to 8 bits."""
-    try:
-        turn = _orientation(picture) > 1
-        picture.load()
-        if turn:
-            picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I") or picture.mode == "F":
-            return _deep_to_rgb(picture)
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, picture).convert("RGB")
-        return picture.convert("RGB")
-    except Exception as error:  # Pillow raises errors of many kinds for damaged files.
-        raise MediaError(Reason.BROKEN_PICTURE, f"its pixels cannot be read: {one_line(error)}") from error
-
-
-def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation 1 to 8, 1 if the header has none."""
-    if picture.format in HEADER_EXIF_FORMATS or "exif" in picture.info:
-        value = picture.getexif().get(0x0112, 1)
-        return value if value in range(1, 9) else 1
-    return 1
-
-
-def _deep_to_rgb(picture: Image.Image) -> Image.Image:
-    """Convert one channel of more than 8 bits to RGB: 16-bit values by their upper byte, floats over their range."""
-    values = np.asarray(picture)
-    if picture.mode == "F":
-        values = np.nan_to_num(values)
-        low, high = float(values.min()), float(values.max())
-        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (min(low, 0.0), max(high, 255.0))
-        values = (values - low) / (high - low) * 255
-    elif picture.mode.startswith("I;16") or int(values.max()) > 255:
-        values = values.clip(0, 65535) // 256
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8), "L").convert("RGB")

@@ -12,19 +12,11 @@ from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
 from longvita.data.media.frame_cache import FrameCache
-from longvita.data.media.image import (
-    Grid,
-    check_size_as_indexed,
-    choose_grid,
-    cut_tiles,
-    open_picture,
-    probe_picture,
-    square_tile,
-    to_upright_rgb,
-    upright_size,
-)
+from longvita.data.media.image import Grid, choose_grid, cut_tiles, square_tile
 from longvita.data.media.media_file import FileIdentity, Heartbeat, MediaFile
 from longvita.data.media.packet_store import PacketStore
+from longvita.data.media.pictures.picture_file import check_size_as_indexed, open_picture, probe_picture
+from longvita.data.media.pictures.upright import to_upright_rgb, upright_size
 from longvita.data.media.pyav_reader import Damage
 from longvita.data.media.video import (
     STALL_SECONDS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 PICTURES = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "gif", "tif", "tiff", "ppm", "pgm", "pnm", "avif"),
-    *("jp2", "j2k", "ico", "pcx", "tga", "heic", "heif", "jxl", "svg", "psd"),
+    *("jp2", "j2k", "ico", "pcx", "tga", "heic", "heif", "hif", "jxl", "svg", "psd", "mpo", "pbm"),
 )
 VIDEOS = (
     *("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "m2ts", "mts", "ts", "flv", "wmv", "asf", "ogv"),

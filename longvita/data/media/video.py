@@ -21,11 +21,11 @@ from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
 from longvita.data.media import media_file
-from longvita.data.media.image import MAX_PIXELS, open_picture
 from longvita.data.media.media_file import Heartbeat, MediaFile, as_media_file, opened, reader_errors
 from longvita.data.media.packet_scan import facts_of_header, read_packet_table
 from longvita.data.media.packet_store import PacketStore
 from longvita.data.media.packets import open_container, video_stream
+from longvita.data.media.pictures.picture_file import MAX_PIXELS, open_picture
 from longvita.data.media.pyav_reader import Damage, NoDecoderError, read_with_pyav
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from longvita.data.loader import LoaderRanks, build_loader
 from longvita.data.loading import worker_pool as pool_module
@@ -59,6 +61,7 @@ def write_media(folder: Path) -> None:
     picture("coffee").resize((96, 64)).save(folder / "good.png")
     picture("chelsea").save(folder / "good.jpg")
     Image.new("L", (100_000, 8), 120).save(folder / "wide.png")
+    write_damaged_metadata(folder)
     write_video(folder / "good.mp4", 20)
     write_video(folder / "hangs.mp4", 20)
     early = ["ffmpeg", "-v", "error", "-i", str(folder / "good.mp4"), "-c", "copy", "-output_ts_offset", "-5"]
@@ -72,6 +75,31 @@ def write_media(folder: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")  # Refused by its header.
     Image.new("1", (12_000, 12_000)).save(folder / "large_bomb.png")  # Its pixels as RGB are 432 MB.
     picture("coffee").save(folder.parent / "outside.png")
+
+
+DAMAGED_METADATA = ("exif.webp", "exif.avif", "profile.png", "text.png", "tags.tif", "exif.jpg", "turned.tif")
+"""Pictures whose pixels are whole."""
+
+
+def write_damaged_metadata(folder: Path) -> None:
+    """DAMAGED_METADATA: junk instead of EXIF, a description outside the file, large texts; a turned TIFF picture."""
+    photograph, turned, texts = picture("coffee").resize((96, 64)), Image.Exif(), PngInfo()
+    turned[0x010F], turned[0x0112] = "Maker", 6
+    texts.add_text("a", "b" * (8 << 20), zip=True)
+    options: dict[str, dict] = {"text.png": {"pnginfo": texts}, "profile.png": {"icc_profile": b"b" * (8 << 20)}}
+    options["tags.tif"] = {"tiffinfo": {270: "text " * 9}}
+    for name in DAMAGED_METADATA:
+        photograph.save(folder / name, **options.get(name, {"exif": turned}))
+    junk, outside = b"\0" * 8, b"\xff\xff\xff\x7f"
+    for name, mark, distance, new in (
+        ("exif.webp", b"Maker", -38, junk),
+        ("exif.avif", b"Maker", -38, junk),
+        ("exif.jpg", b"Maker", -38, junk),
+        ("tags.tif", struct.pack("<HH", 270, 2), 8, outside),
+    ):
+        content = (folder / name).read_bytes()
+        start = content.index(mark) + distance
+        (folder / name).write_bytes(content[:start] + new + content[start + len(new) :])
 
 
 def with_image(name: str) -> Make:
@@ -150,6 +178,7 @@ GOOD: dict[str, Make] = {
     "png": with_image("good.png"),
     "jpg": with_image("good.jpg"),
     "wide": with_image("wide.png"),
+    **{name: with_image(name) for name in DAMAGED_METADATA},
     "mp4": with_video("good.mp4"),
     "several": lambda tag, _: conversation(
         f"<image><video>{tag}<image>?", images=["good.png"] * 2, videos=["good.mp4"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from longvita.data.errors import MediaError, SampleError
-from longvita.data.media.image import normalise, open_picture, tile_image
+from longvita.data.media.image import normalise, tile_image
 from longvita.data.media.item import MediaSettings
+from longvita.data.media.pictures.picture_file import open_picture
 from longvita.data.media.video import frame_indices, read_frames
 from longvita.inference.prompt_encoder import encode_prompt
 from tests.unit.data.material import picture

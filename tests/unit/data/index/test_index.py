@@ -15,8 +15,9 @@ from longvita.data.index.build import IndexSettings
 from longvita.data.index.header_probe import ProbeLimits
 from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
-from longvita.data.media import image, video
+from longvita.data.media import video
 from longvita.data.media.item import MediaSettings
+from longvita.data.media.pictures import upright
 from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.mix.measure import measure
 from longvita.data.quarantine import QuarantinedSample, QuarantineFile, count_reasons, read_quarantine
@@ -177,7 +178,7 @@ def test_nothing_is_decoded(folder, template, monkeypatch):
     def refuse(*_arguments, **_options):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(image, "to_upright_rgb", refuse)
+    monkeypatch.setattr(upright, "_load", refuse)
     monkeypatch.setattr(video, "read_with_pyav", refuse)
     monkeypatch.setattr(video, "_read_with_decord", refuse)
     index = index_of(write_jsonl(folder / "a.jsonl", GOOD), folder, template)

@@ -13,9 +13,9 @@ import pytest
 from longvita.data.document import probe_sample
 from longvita.data.errors import MediaError, Reason
 from longvita.data.media import video
-from longvita.data.media.image import open_picture, probe_picture
 from longvita.data.media.item import MediaFacts, MediaSettings, decode_tiles, order_media, probe_media
 from longvita.data.media.media_file import FilePart, InlineMedia, files_in, leads_outside, opened, read_bytes, resolve
+from longvita.data.media.pictures.picture_file import open_picture, probe_picture
 from longvita.data.media.video import list_frames, probe_video, read_frames
 from longvita.data.sample import Sample, Turn, hash_media_names
 from longvita.inference.media_key import MediaKey

@@ -1,0 +1,1 @@
+"""Picture files: the parts that pixels depend on, orientation, conversion to RGB."""
