@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from longvita.data.errors import MediaError, Reason, one_line
+from longvita.data.media.h264_slices import is_disposable, size_of_length
 from longvita.data.media.media_file import Heartbeat, MediaFile
 from longvita.data.media.packets import KEY, PacketTable, Sweep, open_container, plan_sweeps, video_stream
 from longvita.data.storage.retries import store_failure
@@ -171,6 +172,7 @@ class SweepDecoder:
         self._stream.thread_type = "NONE" if threads == 1 else "AUTO"
         self._decoder.thread_count = threads
         self._can_skip = self._decoder.name in SKIPPABLE_CODECS and table.has_stamps and threads == 1
+        self._length_bytes = size_of_length(self._decoder.extradata)
         self._reformatter = VideoReformatter()
         self._errors: list[tuple[int, str]] = []
         """Packets since the last start that the decoder reports as damaged, and what it reports."""
@@ -273,7 +275,8 @@ class SweepDecoder:
             for number, packet in packets:
                 stamp = int(table.stamps[number])
                 if self._skips:
-                    self._decoder.skip_frame = "DEFAULT" if wanted is None or stamp in wanted else "NONREF"
+                    is_skipped = stamp not in (wanted or ()) and is_disposable(bytes(packet), self._length_bytes)
+                    self._decoder.skip_frame = "NONREF" if is_skipped else "DEFAULT"
                 self._stamp_of[packet.pts] = stamp
                 yield from self._decode(packet, number)
                 left.discard(stamp)
@@ -385,14 +388,16 @@ def _complaints(found: list[Any]) -> Iterator[None]:
     """Collect the errors that a decoder logs in this thread; it conceals some of the damage that it finds."""
     from av import logging
 
-    level = logging.get_level()
+    level, skips_repeated = logging.get_level(), logging.get_skip_repeated()
     logging.set_level(logging.ERROR)
+    logging.set_skip_repeated(False)  # Otherwise a complaint is lost if the last one, of any film, was the same.
     try:
         with logging.Capture() as complaints:
             yield
         found += complaints
     finally:
         logging.set_level(level)
+        logging.set_skip_repeated(skips_repeated)
 
 
 def _has_data(packet: Any) -> bool:

@@ -6,6 +6,7 @@ import random
 from fractions import Fraction
 
 import av
+import av.logging
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from longvita.data.errors import MediaError
-from longvita.data.media import packet_scan
+from longvita.data.media import packet_scan, pyav_reader
+from longvita.data.media.h264_slices import is_disposable, size_of_length
 from longvita.data.media.item import MediaSettings, VideoItem, decode_tiles
 from longvita.data.media.packet_scan import read_packet_table
 from longvita.data.media.packet_store import FIELDS, PacketStore, pack_table, unpack_table
@@ -113,6 +115,51 @@ def test_a_damaged_frame_is_damaged_whatever_else_is_read(tmp_path, suffix, seed
         assert other not in replaced
         np.testing.assert_array_equal(alone[frame], alone[other])
     np.testing.assert_array_equal(pictures(path, range(1, count, 4), damage=Damage(1.0)), alone[1::4])
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_lost_picture_is_found_whatever_else_is_read(tmp_path, suffix):
+    """One that others depend on; a decoder that skips frames does not report it."""
+    path = h264(tmp_path / f"film.{suffix}", CLOSED_GOP)
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+        length_bytes = size_of_length(container.streams.video[0].codec_context.extradata)
+    content = path.read_bytes()
+    disposable = [is_disposable(packet, length_bytes) for packet in packets]
+    lost = next(number for number in range(24, 80) if not disposable[number] and disposable[number + 1])
+    damaged = bytearray(content)
+    damaged[content.index(packets[lost]) + length_bytes] = 0x1F  # A unit of an unknown type.
+    path.write_bytes(damaged)
+    packet_scan._tables.clear()
+    alone = [pictures(path, [frame], damage=Damage(1.0))[0] for frame in range(80)]
+    assert not np.array_equal(alone, shown_by_a_player(h264(tmp_path / f"whole.{suffix}", CLOSED_GOP)))
+    for step in (1, 2, 3, 4, 5):
+        chosen = range(step - 1, 80, step)
+        np.testing.assert_array_equal(pictures(path, chosen, damage=Damage(1.0)), [alone[frame] for frame in chosen])
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_frames_that_no_other_depends_on(tmp_path, suffix):
+    """Two of three between key frames: B-frames that are not referred to."""
+    path = h264(tmp_path / f"film.{suffix}", CLOSED_GOP)
+    with av.open(str(path)) as container:
+        length_bytes = size_of_length(container.streams.video[0].codec_context.extradata)
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    assert (length_bytes > 0) == (suffix != "ts")
+    disposable = [packet for packet in packets if is_disposable(packet, length_bytes)]
+    assert 20 < len(disposable) < 60
+    assert not is_disposable(packets[0], length_bytes)
+    assert not is_disposable(b"", length_bytes)
+    assert length_bytes == 0 or not is_disposable(disposable[0][:-1], length_bytes)
+
+
+def test_complaints_of_a_decoder_are_heard_again():
+    """Also if the last one was the same."""
+    for _ in range(2):
+        found: list = []
+        with pyav_reader._complaints(found):
+            av.logging.log(av.logging.ERROR, "h264", "no frame!")
+        assert [text for _, _, text in found] == ["no frame!"]
 
 
 class TestTimes:
