@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from longvita.data.storage.hidden import is_hidden
 from longvita.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
@@ -74,8 +75,7 @@ class MediaFiles:
             raise DataSetError(f"{archive} cannot be read: {error}; download it again") from error
         for member in members:
             name = PurePosixPath(member)
-            hidden = name.name.startswith(".") or "__MACOSX" in name.parts
-            if name.suffix.lower() in suffixes and not hidden:
+            if name.suffix.lower() in suffixes and not is_hidden(member):
                 self._packed.setdefault(name.stem, (archive, member))
 
 
@@ -89,8 +89,8 @@ def files_below(folder: Path) -> list[Path]:
             folders.clear()
             continue
         entered.add(real)
-        folders[:] = [name for name in sorted(folders) if not name.startswith(".")]
-        found += [Path(place, name) for name in files if not name.startswith(".")]
+        folders[:] = [name for name in sorted(folders) if not is_hidden(name)]
+        found += [Path(place, name) for name in files if not is_hidden(name)]
     return sorted(found)
 
 

@@ -33,6 +33,7 @@ from longvita.data.media.media_file import InlineMedia
 from longvita.data.media.pictures.picture_file import open_picture
 from longvita.data.media.video import VideoFacts, list_frames, probe_video, selected_frames
 from longvita.data.sample import parse_turns
+from longvita.data.storage.hidden import is_hidden
 from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, read_rows
 from longvita.evaluation.needle_picture import draw_grid
 from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt, accuracy, digest_of
@@ -216,7 +217,8 @@ def read_needles(folder: Path) -> list[Needle]:
     """Read the needles of a folder. Raises DataSetError."""
     if not folder.is_dir():
         raise DataSetError(f"{folder} is not a folder; give one that holds a film and needles with --data")
-    path, tables = folder / "needles.jsonl", sorted(folder.glob("*.parquet"))
+    path = folder / "needles.jsonl"
+    tables = [table for table in sorted(folder.glob("*.parquet")) if not is_hidden(table.name)]
     try:
         if path.is_file():
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -247,7 +249,7 @@ def seconds_of(film: VideoFacts) -> int:
 
 
 def _find_film(folder: Path) -> Path:
-    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    entries = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
     films = [path for path in entries if path.suffix.lower() in VIDEO_SUFFIXES]
     films = films or [path for path in entries if path.is_dir() and list_frames(path)]
     if len(films) != 1:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from longvita.data.errors import DataError, MediaError, Reason, one_line
 from longvita.data.storage import remote
+from longvita.data.storage.hidden import is_hidden
 
 BROKEN = {"picture": Reason.BROKEN_PICTURE, "video": Reason.BROKEN_VIDEO}
 MAX_SHOWN = 100
@@ -33,6 +34,8 @@ class FilePart:
     """Bytes; up to the file's end when None."""
     name: str = ""
     """Name of the part in the file."""
+    content: bytes | None = field(default=None, repr=False, compare=False)
+    """Its bytes if they are read already."""
 
     def __str__(self) -> str:
         return f"{self.path}[{self.name}]" if self.name and not self.path.endswith(self.name) else self.path
@@ -139,11 +142,11 @@ def _path_of(source: str | os.PathLike | FilePart) -> str:
 
 
 def files_in(folder: MediaFile) -> list[tuple[str, MediaFile]]:
-    """Name and source of each entry of a folder."""
+    """Name and source of each entry of a folder that is not hidden."""
     if isinstance(folder, FilePart):
         names = [name for name in remote.files_below(folder.path) if "/" not in name]
         return [(name, FilePart(remote.join(folder.path, name))) for name in names]
-    return [(path.name, path) for path in Path(str(folder)).iterdir()]
+    return [(path.name, path) for path in Path(str(folder)).iterdir() if not is_hidden(path.name)]
 
 
 def check_regular_file(source: MediaFile, noun: str) -> None:
@@ -192,6 +195,8 @@ def read_bytes(source: MediaFile) -> bytes:
 
 def _open(source: FilePart | InlineMedia) -> BinaryIO:
     if isinstance(source, InlineMedia):
+        return io.BytesIO(source.content)
+    if source.content is not None:
         return io.BytesIO(source.content)
     try:
         file = remote.open_file(source.path, min(source.size or MAX_READ_BYTES, MAX_READ_BYTES))

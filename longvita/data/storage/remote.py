@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from longvita.data.errors import DataError
+from longvita.data.storage.hidden import is_hidden
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -58,6 +59,22 @@ def open_file(path: str, piece: int | None = None) -> BinaryIO:
         return io.BufferedReader(_RemoteFile(path, system.open(inner, "rb", **options)), piece or READ_BYTES)
 
 
+def read_range(path: str, start: int, size: int) -> bytes:
+    """Read `size` bytes of a file, fewer at its end: in one request if the store's library reads ranges by itself.
+
+    Raises OSError, and DataError if fsspec lacks a package.
+    """
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(size)
+    system, inner = _system(path)
+    # The other libraries open a file for it, and would read ahead.
+    options = {} if system.async_impl else {"cache_type": "none"}
+    with _as_os_errors(path):
+        return system.cat_file(inner, start, start + size, **options)
+
+
 def size(path: str) -> int:
     """Return the size of a file, bytes. Raises OSError."""
     return int(_ask(path, os.path.getsize, "size"))
@@ -82,26 +99,38 @@ def _ask(path: str, local: Callable[[str], Any], method: str) -> Any:
 
 
 def files_below(folder: str) -> list[str]:
-    """List all files in a folder and its subfolders, relative to it, sorted, with forward slashes."""
+    """List the files in a folder and its subfolders, relative to it, sorted, with forward slashes; no hidden ones."""
     if not is_remote(folder):
         found = [
             os.path.relpath(os.path.join(place, name), folder) for place, _, names in os.walk(folder) for name in names
         ]
-        return sorted(path.replace(os.sep, "/") for path in found if os.path.isfile(os.path.join(folder, path)))
-    system, inner = _system(folder)
-    return sorted(_relative(path, inner) for path in system.find(inner))
+        files = [path.replace(os.sep, "/") for path in found if os.path.isfile(os.path.join(folder, path))]
+    else:
+        system, inner = _system(folder)
+        files = [_relative(path, inner) for path in system.find(inner)]
+    return sorted(path for path in files if not is_hidden(path))
 
 
 def matches(root: str, pattern: str) -> list[str]:
-    """List what a pattern with *, ? and [ ] matches in `root`, sorted, relative to it if the pattern is."""
+    """List what a pattern with *, ? and [ ] matches in `root`, sorted, relative to it if the pattern is.
+
+    What is hidden below the folder that the pattern begins with is left out.
+    """
     whole = join(root, pattern)
     if not is_remote(whole):
-        return sorted(glob.glob(pattern, root_dir=root or None, recursive=True))
-    first = min(whole.index(character) for character in GLOB_CHARACTERS if character in whole)
-    folder = whole[: whole.rindex("/", 0, first) + 1]
+        found = glob.glob(pattern, root_dir=root or None, recursive=True)
+        return sorted(path for path in found if not is_hidden(path[len(_fixed_folder(pattern)) :]))
+    folder = _fixed_folder(whole)
     system, inner = _system(folder)
-    found = [folder + _relative(path, inner) for path in system.glob(as_folder(inner) + whole[len(folder) :])]
+    below = [_relative(path, inner) for path in system.glob(as_folder(inner) + whole[len(folder) :])]
+    found = [folder + path for path in below if not is_hidden(path)]
     return sorted(found if is_remote(pattern) else [path.removeprefix(as_folder(root)) for path in found])
+
+
+def _fixed_folder(pattern: str) -> str:
+    """Return the start of a pattern up to the last slash before its first *, ? or [ ]."""
+    first = min(pattern.index(character) for character in GLOB_CHARACTERS if character in pattern)
+    return pattern[: pattern.rfind("/", 0, first) + 1]
 
 
 def state(path: str) -> list[Any]:
@@ -112,7 +141,7 @@ def state(path: str) -> list[Any]:
     """
     if is_remote(path):
         system, inner = _system(path)
-        files = sorted(system.find(inner)) if system.isdir(inner) else [inner]
+        files = [join(inner, name) for name in files_below(path)] if system.isdir(inner) else [inner]
         facts = [(_relative(file, inner), int(system.size(file)), system.ukey(file)) for file in files]
     elif os.path.isdir(path):
         stats = [(name, os.stat(os.path.join(path, name))) for name in files_below(path)]
