@@ -111,7 +111,9 @@ def _read_sample(request: DocumentRequest, heartbeat: Callable[[], None]) -> Sam
     """Read a sample and check that it is the one that was indexed."""
     format = make_format(request.format, request.options)
     try:
-        sample = with_retries(lambda: format.read(request.path, request.place), request.name, heartbeat)
+        sample = with_retries(
+            lambda: format.read(request.path, request.place, bool(request.wanted)), request.name, heartbeat
+        )
     except SampleError as error:
         raise _changed(request, error.detail) from error
     except OSError as error:

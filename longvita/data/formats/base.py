@@ -29,6 +29,13 @@ class Place:
     """Below 2**32."""
     line: int
     """Number of the sample's line or record in its file, from 1, for messages; below 2**32."""
+    more: tuple[tuple[int, int], ...] = ()
+    """Offset and size of each further range, of a sample that lies in several."""
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """Offset and size of each range."""
+        return (self.offset, self.size), *self.more
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,11 @@ class Format(Protocol):
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
         """Yield, for each line or record of a part, counted from 1, its sample, its error, or None for a blank line."""
 
-    def read(self, path: str, place: Place) -> Sample:
-        """Read the sample at a place. Raises SampleError if there is none (any more), OSError if the read fails."""
+    def read(self, path: str, place: Place, with_media: bool = True) -> Sample:
+        """Read the sample at a place. Raises SampleError if there is none (any more), OSError if the read fails.
+
+        with_media: whether its pictures or videos will be opened, so that they may be read together with its text.
+        """
 
 
 class TextFormat:
@@ -72,7 +82,7 @@ class TextFormat:
         """Digest of the bytes."""
         return digest_bytes(path, part)
 
-    def read(self, path: str, place: Place) -> Sample:
+    def read(self, path: str, place: Place, with_media: bool = True) -> Sample:
         """The sample of a line or an element."""
         with remote.open_file(path) as file:
             file.seek(place.offset)

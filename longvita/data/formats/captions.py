@@ -93,7 +93,7 @@ class Captions:
             except SampleError as error:
                 yield place, error
 
-    def read(self, path: str, place: Place) -> Sample:
+    def read(self, path: str, place: Place, with_media: bool = True) -> Sample:
         """The sample of a line, a row, or a picture or video."""
         listing = _list_of(path)
         if listing is None:

@@ -65,7 +65,7 @@ class Parquet:
                 for row_number in range(read, table.group_rows[group]):
                     yield Place(group, row_number, next(numbers)), lost
 
-    def read(self, path: str, place: Place) -> Sample:
+    def read(self, path: str, place: Place, with_media: bool = True) -> Sample:
         """The sample of a row. The rows before it in its group are read too, so small groups are faster."""
         table = open_table(path)
         if place.offset < len(table.group_bytes):

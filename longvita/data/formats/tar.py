@@ -1,10 +1,13 @@
 """Members of tar archives, found by their headers alone or by a verified index file next to the archive.
 
-The ranges are our own: tarfile reads an archive from its start, and an index part or a sample is a range of it.
+The ranges are our own: tarfile reads an archive from its start, and an index part or a sample is a range of it. Hidden
+members, as macOS adds them, are left out.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import os
 import tarfile
@@ -12,11 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from longvita.data.media.media_file import FilePart
 from longvita.data.storage import remote
+from longvita.data.storage.hidden import is_hidden
 
 BLOCK = tarfile.BLOCKSIZE
 HEADER_BYTES = 4 * BLOCK
 """Bytes of one request to a store: enough for most headers with long names."""
+PIECE_BYTES = 64 << 10
+"""Bytes of one request to a store for the headers and texts of a range that is not read at once."""
 MAX_END_BYTES = 2 * tarfile.RECORDSIZE
 """Bytes after the last member."""
 MAX_RECORD_BYTES = 1 << 20
@@ -25,7 +32,11 @@ INDEX_CHECKS = 16
 """Members of an index file whose headers are compared before it is used."""
 
 
-@dataclass(frozen=True)
+LINK = "is a link; fix: pack the files themselves (tar --dereference --hard-dereference)"
+SPARSE = "is stored as a sparse file; fix: pack the archive without tar's option --sparse"
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A file in an archive."""
 
@@ -39,7 +50,9 @@ class Member:
     time: float = 0.0
     """Modification time, seconds; 0 from an index file."""
     is_cut: bool = False
-    """Whether the archive ends before its end."""
+    """Whether the archive ends before the next header can begin."""
+    problem: str = ""
+    """Why the bytes at `data` are not its content, and the fix; empty if they are."""
 
     @property
     def end(self) -> int:
@@ -52,7 +65,7 @@ def listed_members(path: str, start: int, end: int) -> Iterator[Member]:
     index = _index(path, remote.size(path))
     if index is None:
         return members(path, start, end)
-    return (member for member in index if start <= member.header < end)
+    return (member for member in index if start <= member.header < end and not is_hidden(member.name))
 
 
 def members(path: str, start: int, end: int) -> Iterator[Member]:
@@ -62,19 +75,67 @@ def members(path: str, start: int, end: int) -> Iterator[Member]:
     """
     if start >= end:
         return
-    size = remote.size(path)
     with remote.open_file(path, HEADER_BYTES) as file:
-        file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            while (info := archive.next()) is not None and info.offset < end:
-                if info.isreg():
-                    is_cut = info.offset_data + info.size > size
-                    yield Member(info.name, info.offset, info.offset_data, info.size, info.mtime, is_cut)
-                    if is_cut:
-                        return
-                archive.members = []  # type: ignore[attr-defined] # It would keep all headers.
-            if info is None:
-                _check_end(file, archive.offset, size)
+        yield from _members_of(file, 0, start, end)
+
+
+class TarRange(contextlib.AbstractContextManager):
+    """A range of an archive, open for reading. It begins with a header.
+
+    max_joined: from a store, so many bytes are read in one request and held; a larger range is read in pieces, and its
+    pictures and videos by requests of their own. Raises OSError.
+    """
+
+    def __init__(self, path: str, start: int, size: int, max_joined: int):
+        self._path, self._start, self._end = path, start, start + size
+        self._is_held = remote.is_remote(path) and size <= max_joined
+        self._base = start if self._is_held else 0
+        self._file: BinaryIO = (
+            io.BytesIO(remote.read_range(path, start, size)) if self._is_held else remote.open_file(path, PIECE_BYTES)
+        )
+
+    def __exit__(self, *_error: object) -> None:
+        self._file.close()
+
+    def members(self) -> Iterator[Member]:
+        """The members whose headers are in the range. Raises tarfile.TarError, OSError."""
+        return _members_of(self._file, self._base, self._start, self._end)
+
+    def read(self, member: Member) -> bytes:
+        """The content of a member."""
+        self._file.seek(member.data - self._base)
+        return self._file.read(member.size)
+
+    def part(self, member: Member) -> FilePart:
+        """A member as a part of the archive, with its bytes if they are held."""
+        content = self.read(member) if self._is_held else None
+        return FilePart(self._path, member.data, member.size, member.name, content)
+
+
+def _members_of(file: BinaryIO, base: int, start: int, end: int) -> Iterator[Member]:
+    """`members`, of an archive whose byte `base` is the first of `file`."""
+    size = base + file.seek(0, os.SEEK_END)
+    file.seek(start - base)
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        info = archive.next()
+        while info is not None:
+            if (info.isreg() or info.islnk() or info.issym()) and not is_hidden(info.name):
+                member = _member(info, base, archive.offset, is_cut=base + archive.offset > size)
+                yield member
+                if member.is_cut:
+                    return
+            if end <= base + archive.offset <= size:
+                return
+            archive.members = []  # type: ignore[attr-defined] # It would keep all headers.
+            info = archive.next()
+        _check_end(file, archive.offset, size - base)
+
+
+def _member(info: tarfile.TarInfo, base: int, end: int, is_cut: bool) -> Member:
+    """The member of a header of a file that begins at byte `base` of the archive. `end`: byte of the next header."""
+    problem = LINK if not info.isreg() else SPARSE if info.issparse() else ""
+    stored = end - info.offset_data if problem else info.size
+    return Member(info.name, base + info.offset, base + info.offset_data, stored, float(info.mtime), is_cut, problem)
 
 
 def _check_end(file: BinaryIO, offset: int, size: int) -> None:

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import itertools
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats.base import Part, Place
 from longvita.data.formats.media_refs import transposed
 from longvita.data.formats.record import EMPTY, FormatOptions, record_sample
-from longvita.data.formats.tar import Member, listed_members, members
+from longvita.data.formats.tar import Member, TarRange, listed_members
+from longvita.data.formats.tar_keys import Runs, find_runs, key_of
 from longvita.data.formats.text import decode, parse_object
 from longvita.data.media.media_file import FilePart
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
+from longvita.data.storage.retries import with_retries
 
-TEXTS = {"txt": "caption", "cls": "caption"}
-"""Suffixes of text members other than json, and their names in a record."""
+CAPTIONS = ("txt", "cls")
+"""Suffixes of members with a caption, the first that a sample has is used."""
+TEXTS = ("json", *CAPTIONS)
 TEXT_BYTES = 8 << 10
 """Bytes of one request to a store for a text; a longer text is one request."""
 MAX_BYTES = (1 << 32) - 1
 """Largest size of a Place."""
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Consecutive members with one key."""
-
-    members: tuple[Member, ...]
-    damage: str = ""
-    """Why the archive cannot be read after these members."""
+MAX_HELD = 1 << 16
+"""Members that are held while a part is read, about 20 MB: more than a part of the usual size has. The headers of a
+larger one are read again."""
+JOINED_BYTES = 8 << 20
+"""Largest sample that is read from a store in one request: about what a connection delivers while two requests wait."""
+JOINED_TEXT_BYTES = 256 << 10
+"""The same for a sample whose pictures and videos are not needed."""
 
 
 class WebDataset:
@@ -47,10 +51,9 @@ class WebDataset:
         self.options = options
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
-        """Parts that begin with the first sample at or after each multiple of `part_bytes`."""
+        """Parts that begin with the first sample at or after each multiple of `part_bytes`; no sample is in two."""
         bounds, size = [0], remote.size(path)
-        for group in _groups(path, Part(0, size)):
-            start = group.members[0].header if group.members else 0
+        for start in find_runs(path, 0, size).independent_starts().tolist():
             if start // part_bytes > bounds[-1] // part_bytes:
                 bounds.append(start)
         return [Part(first, stop) for first, stop in itertools.pairwise([*bounds, size])] if size else []
@@ -59,54 +62,140 @@ class WebDataset:
         """Digest of headers and texts; pictures and videos may be large and are compared by their headers alone."""
         digest = hashlib.blake2b(digest_size=16)
         with remote.open_file(path, TEXT_BYTES) as file:
-            for group in _groups(path, part):
-                for member in group.members:
+            try:
+                for member in listed_members(path, part.start, part.end):
                     digest.update(repr(member).encode())
-                    if ending(member.name) in ("json", *TEXTS):
+                    if ending(member.name) in TEXTS:
                         file.seek(member.data)
                         digest.update(file.read(member.size))
-                digest.update(group.damage.encode())
+            except tarfile.TarError as error:
+                digest.update(str(error).encode())
         return digest.hexdigest()
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
         """One sample for each key."""
-        for number, group in enumerate(_groups(path, part), start=1):
-            first = group.members[0].header if group.members else part.start
-            size = group.members[-1].end - first if group.members else 0
-            place = Place(first, min(size, MAX_BYTES), number)
+        runs = find_runs(path, part.start, part.end, MAX_HELD)
+        if runs.damage and len(runs.keys) == 0:
+            yield Place(part.start, 0, 1), _damaged(runs)
+        for line, numbers in enumerate(runs.samples(), start=1):
+            place = _place(runs, numbers, line)
             try:
-                if group.damage:
-                    raise SampleError(Reason.INVALID_SAMPLE, f"the archive can't be read from here: {group.damage}")
-                if size > MAX_BYTES:
-                    raise SampleError(Reason.INVALID_SAMPLE, f"a sample of {size} bytes; the maximum is {MAX_BYTES}")
-                yield place, self._sample(path, group.members)
+                _check_complete(runs, numbers)
+                held = [runs.members[number] for number in numbers] if runs.members else []
+                read = functools.partial(self._read, path, place, JOINED_BYTES, held)
+                yield place, with_retries(read, f"{path}:{line}")
             except SampleError as error:
                 yield place, error
 
-    def read(self, path: str, place: Place) -> Sample:
-        """The sample of a key."""
-        for group in _grouped(members(path, place.offset, place.offset + place.size)):
-            if group.members and not group.damage:
-                return self._sample(path, group.members)
-        raise SampleError(Reason.INVALID_SAMPLE, f"there is no sample at byte {place.offset} of {path}")
+    def read(self, path: str, place: Place, with_media: bool = True) -> Sample:
+        """The sample of a key. From a store, members that are neighbours are read in one request."""
+        return self._read(path, place, JOINED_BYTES if with_media else JOINED_TEXT_BYTES)
 
-    def _sample(self, path: str, group: Sequence[Member]) -> Sample:
-        record: dict[str, Any] = {}
-        media: dict[str, list[FilePart]] = {"images": [], "videos": []}
-        with remote.open_file(path, TEXT_BYTES) as file:
-            for member in group:
-                end = ending(member.name)
-                if end == "json" or end in TEXTS:
-                    file.seek(member.data)
-                    record |= _parse_text(file.read(member.size), end, member.name)
-                elif end in PICTURES or end in VIDEOS:
-                    part = FilePart(path, member.data, member.size, member.name)
-                    media["images" if end in PICTURES else "videos"].append(part)
-        for kind, parts in media.items():
-            name = next((name for name in self.options.names_of(kind) if record.get(name) not in EMPTY), None)
+    def _read(self, path: str, place: Place, max_joined: int, held: Sequence[list[Member]] = ()) -> Sample:
+        """`read`; held: the members of each range, if they are known."""
+        members = _Members()
+        try:
+            for number, (start, size) in enumerate(place.ranges):
+                with TarRange(path, start, size, max_joined) as archive:
+                    for member in held[number] if held else archive.members():
+                        members.add(member, archive)
+        except tarfile.TarError as error:
+            raise SampleError(Reason.INVALID_SAMPLE, f"there is no sample at byte {place.offset}: {error}") from error
+        return members.sample(self.options)
+
+
+class _Members:
+    """The members of one sample."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._names: set[str] = set()
+        self._texts: dict[str, tuple[bytes, str]] = {}
+        """Content and name by suffix."""
+        self._media: dict[str, list[FilePart]] = {"images": [], "videos": []}
+        self._others: set[str] = set()
+
+    def add(self, member: Member, archive: TarRange) -> None:
+        """Add a member, in the order of the archive.
+
+        Raises SampleError for one that belongs to another sample: the name was there before, or a text of its kind.
+        """
+        end = ending(member.name)
+        self._check(member, end)
+        self._key = key_of(member.name)
+        self._names.add(member.name)
+        if end in TEXTS:
+            self._texts[end] = archive.read(member), member.name
+        elif end in PICTURES or end in VIDEOS:
+            self._media["images" if end in PICTURES else "videos"].append(archive.part(member))
+        else:
+            self._others.add(f".{end}" if end else "(no suffix)")
+
+    def sample(self, options: FormatOptions) -> Sample:
+        """The sample of all members. Raises SampleError."""
+        record = parse_object(*self._texts["json"]) if "json" in self._texts else {}
+        captions = [self._texts[end] for end in CAPTIONS if end in self._texts]
+        if captions:
+            record["caption"] = decode(*captions[0]).strip()
+        for kind, parts in self._media.items():
+            name = next((name for name in options.names_of(kind) if record.get(name) not in EMPTY), "")
             # If the text lists its media, that list sets their order and number.
-            record[name or self.options.names_of(kind)[0]] = _named(record[name], parts) if name else parts
-        return record_sample(record, self.options)
+            record[name or options.names_of(kind)[0]] = _named(record[name], parts) if name else parts
+        sample = record_sample(record, options)
+        others = {*self._others, *(f".{end}" for end in CAPTIONS[1:] if len(captions) > 1)}
+        return dataclasses.replace(sample, unused=tuple(sorted({*sample.unused, *others})))
+
+    def _check(self, member: Member, end: str) -> None:
+        if self._names and key_of(member.name) != self._key:
+            raise SampleError(Reason.INVALID_SAMPLE, f"there is {member.name} among the members of {self._key}")
+        if member.is_cut:
+            raise SampleError(Reason.INVALID_SAMPLE, f"the archive ends within {member.name}")
+        if member.problem and end in (*TEXTS, *PICTURES, *VIDEOS):
+            raise SampleError(Reason.INVALID_SAMPLE, f"{member.name} {member.problem}")
+        if member.name in self._names:
+            raise SampleError(
+                Reason.INVALID_SAMPLE,
+                f"{member.name} is in the archive twice; fix: name each sample differently, or if one replaces the "
+                "other, unpack the archive and pack it again, which keeps the last",
+            )
+        if end in self._texts:
+            raise SampleError(
+                Reason.INVALID_SAMPLE,
+                f"{self._texts[end][1]} and {member.name} are two texts of the key {self._key}, which ends at the "
+                f"first dot; fix: rename the members of each sample, such as {_with_one_dot(member.name)}",
+            )
+
+
+def _with_one_dot(name: str) -> str:
+    """A name of another key: its stem without dots."""
+    folder, name = os.path.split(name)
+    stem, end = os.path.splitext(name)
+    return os.path.join(folder, stem.replace(".", "_") + end)
+
+
+def _place(runs: Runs, numbers: np.ndarray, line: int) -> Place:
+    starts, ends = runs.starts[numbers], runs.ends[numbers]
+    sizes = np.minimum(ends - starts, MAX_BYTES)
+    (start, size), *more = zip(starts.tolist(), sizes.tolist())
+    return Place(start, size, line, tuple(more))
+
+
+def _check_complete(runs: Runs, numbers: np.ndarray) -> None:
+    """Raise SampleError for a sample that is too large, or may have lost a member because the archive is damaged."""
+    size = int((runs.ends[numbers] - runs.starts[numbers]).max())
+    if size > MAX_BYTES:
+        raise SampleError(Reason.INVALID_SAMPLE, f"a sample of {size} bytes; the maximum is {MAX_BYTES}")
+    if runs.damage and numbers[-1] == len(runs.keys) - 1:
+        raise _damaged(runs)
+    # Where samples have several runs, one with a single run may have had its others in the damaged rest.
+    if runs.damage and runs.is_scattered and len(numbers) == 1:
+        raise SampleError(
+            Reason.INVALID_SAMPLE, f"a member may be lost: the archive can't be read to its end: {runs.damage}"
+        )
+
+
+def _damaged(runs: Runs) -> SampleError:
+    return SampleError(Reason.INVALID_SAMPLE, f"the archive can't be read from here: {runs.damage}")
 
 
 def _named(value: Any, parts: Sequence[FilePart]) -> list[Any]:
@@ -120,34 +209,3 @@ def _named(value: Any, parts: Sequence[FilePart]) -> list[Any]:
     if len(names) == len(parts) and not any(name in known for name in names if isinstance(name, str)):
         return list(parts)
     return [known.get(name, name) if isinstance(name, str) else name for name in names]
-
-
-def _groups(path: str, part: Part) -> Iterator[_Group]:
-    """The samples whose headers are in a part."""
-    return _grouped(listed_members(path, part.start, part.end))
-
-
-def _grouped(found: Iterable[Member]) -> Iterator[_Group]:
-    """Members by their keys; damage is reported with the last group."""
-    group: list[Member] = []
-    try:
-        for member in found:
-            if group and _key(member) != _key(group[0]):
-                yield _Group(tuple(group))
-                group = []
-            group.append(member)
-    except tarfile.TarError as error:
-        yield _Group(tuple(group), damage=str(error))
-        return
-    if group:
-        yield _Group(tuple(group), damage=f"it ends within {group[-1].name}" if group[-1].is_cut else "")
-
-
-def _key(member: Member) -> str:
-    """The name up to the first dot after the folders: a.0.jpg and a.1.jpg belong to one sample."""
-    folder, name = os.path.split(member.name)
-    return os.path.join(folder, name.split(".", 1)[0])
-
-
-def _parse_text(content: bytes, end: str, name: str) -> dict[str, Any]:
-    return {TEXTS[end]: decode(content, name).strip()} if end in TEXTS else parse_object(content, name)

@@ -1,5 +1,7 @@
 """The columns of an index: 32 bytes for each sample and 8 for each of its pictures and videos, mapped from disk.
 
+A sample of several ranges has 16 more for each further range.
+
 They are mapped read-only: a file of 17 million samples opens at once, and the ranks of a machine share its pages.
 """
 
@@ -33,13 +35,15 @@ ROW = np.dtype(
 """A sample: its Place, a hash of its media names, its tokens without tiles, the end of its rows of media."""
 MEDIA_ROW = np.dtype([("extent", "<u4"), ("detail", "<u4")])
 """A picture: width and height, pixels. A video: its kind and number of frames, and its index into the frame rates."""
+RANGE_ROW = np.dtype([("offset", "<u8"), ("row", "<u4"), ("size", "<u4")])
+"""A further range of a sample, which has the number `row`."""
 KIND_BITS = 30
 """Bits of an extent below its kind."""
 EXTENT = (1 << KIND_BITS) - 1
 MIN_MAPPED_BYTES = 64 << 10
 """A smaller file of the index is read instead: each mapped one holds a file open."""
 PICTURE, VIDEO_FILE, FRAME_FOLDER = 0, 1, 2
-COLUMNS = ("rows", "media", "rates")
+COLUMNS = ("rows", "media", "rates", "ranges")
 MAX_UNUSED_NAMES = 50
 """Names of unused values that are counted by themselves; all others are counted together."""
 MAX_NAME = 60
@@ -61,6 +65,8 @@ class FileIndex:
     """In the order of their lines."""
     unused: Mapping[str, int] = field(default_factory=dict)
     """Number of usable samples whose record has a value of a name that is not used, by name."""
+    ranges: np.ndarray = field(default_factory=lambda: np.zeros(0, RANGE_ROW))
+    """[k] RANGE_ROW, in the order of the samples."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,7 +74,8 @@ class FileIndex:
     def place(self, number: int) -> Place:
         """The place of a sample in its file."""
         row = self.rows[number]
-        return Place(int(row["offset"]), int(row["size"]), int(row["line"]))
+        more = tuple((int(one["offset"]), int(one["size"])) for one in _ranges_of(self, range(number, number + 1)))
+        return Place(int(row["offset"]), int(row["size"]), int(row["line"]), more)
 
     def media_starts(self) -> np.ndarray:
         """[n + 1] int64, each sample's first row of `media`."""
@@ -120,6 +127,7 @@ class IndexBuilder:
         self._rows: list[tuple[int, ...]] = []
         self._media: list[tuple[int, int]] = []
         self._rates: dict[float, int] = {}
+        self._ranges: list[tuple[int, int, int]] = []
         self._quarantined: list[QuarantinedSample] = []
         self._unused: Counter[str] = Counter()
 
@@ -133,6 +141,7 @@ class IndexBuilder:
             kind = FRAME_FOLDER if video.is_folder else VIDEO_FILE
             rate = self._rates.setdefault(video.fps, len(self._rates))
             self._media.append((kind << KIND_BITS | min(video.num_frames, EXTENT), rate))
+        self._ranges += [(offset, len(self._rows), size) for offset, size in place.more]
         self._rows.append((place.offset, names, place.size, place.line, text_tokens, len(self._media)))
 
     def quarantine(self, entry: QuarantinedSample) -> None:
@@ -147,6 +156,7 @@ class IndexBuilder:
             np.array(list(self._rates), np.float64),
             tuple(self._quarantined),
             dict(self._unused),
+            np.array(self._ranges, RANGE_ROW),
         )
 
 
@@ -164,18 +174,22 @@ def sum_unused(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def join_parts(parts: Sequence[tuple[FileIndex, int]]) -> FileIndex:
     """The index of a file from those of its parts in order, each with the number of lines before it."""
     rates = np.unique(np.concatenate([np.zeros(0), *(part.rates for part, _ in parts)]))
-    rows, media, quarantined = [np.zeros(0, ROW)], [np.zeros(0, MEDIA_ROW)], []
-    media_before = 0
+    rows, media, quarantined, ranges = [np.zeros(0, ROW)], [np.zeros(0, MEDIA_ROW)], [], [np.zeros(0, RANGE_ROW)]
+    media_before = rows_before = 0
     for part, lines_before in parts:
         own = part.rows.copy()
         own["line"] += lines_before
         own["media_end"] += media_before
         rows.append(own)
         media.append(_with_rates(part, rates))
+        ranges.append(part.ranges.copy())
+        ranges[-1]["row"] += rows_before
         media_before += len(part.media)
+        rows_before += len(part)
         quarantined += [dataclasses.replace(entry, line=entry.line + lines_before) for entry in part.quarantined]
     unused = sum_unused(part.unused for part, _ in parts)
-    return FileIndex(np.concatenate(rows), np.concatenate(media), rates, tuple(quarantined), unused)
+    columns = np.concatenate(rows), np.concatenate(media), rates, tuple(quarantined), unused, np.concatenate(ranges)
+    return FileIndex(*columns)
 
 
 def _with_rates(part: FileIndex, rates: np.ndarray) -> np.ndarray:
@@ -203,4 +217,12 @@ def slice_index(index: FileIndex, rows: range, lines: range, unused: Mapping[str
     quarantined = tuple(
         dataclasses.replace(entry, line=entry.line - lines.start + 1) for entry in index.quarantined[slice(*bounds)]
     )
-    return FileIndex(own, np.asarray(index.media[first:end]), index.rates, quarantined, unused)
+    ranges = _ranges_of(index, rows).copy()
+    ranges["row"] -= rows.start
+    return FileIndex(own, np.asarray(index.media[first:end]), index.rates, quarantined, unused, ranges)
+
+
+def _ranges_of(index: FileIndex, rows: range) -> np.ndarray:
+    """The further ranges of some samples."""
+    numbers = index.ranges["row"]
+    return index.ranges[bisect.bisect_left(numbers, rows.start) : bisect.bisect_left(numbers, rows.stop)]

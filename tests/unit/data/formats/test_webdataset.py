@@ -79,16 +79,30 @@ def test_a_list_of_old_names_means_the_members(tmp_path):
     assert [read_bytes(ref) for ref in sample.images] == [RED, BLUE]
 
 
-def test_folders_and_links_are_no_members(tmp_path):
-    path = tmp_path / "a.tar"
-    write_tar(path, [said(1, "one"), ("2.txt", "the picture is a link")])
+def add_entry(path, name, kind, link="/etc/passwd"):
     with tarfile.open(path, "a") as archive:
-        for name, kind in (("folder", tarfile.DIRTYPE), ("2.png", tarfile.SYMTYPE)):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "/etc/passwd"
-            archive.addfile(info)
-    assert reasons_of("webdataset", path) == [(2, Reason.INVALID_SAMPLE)]
-    assert "a caption without a picture" in list(read_all("webdataset", path))[1][2].detail
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, link
+        archive.addfile(info)
+
+
+def test_folders_are_no_members(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [said(1, "one")])
+    add_entry(path, "folder", tarfile.DIRTYPE)
+    assert len(samples_of("webdataset", path)) == 1
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_sample_whose_picture_is_a_link_is_not_text_alone(tmp_path, kind, first):
+    """tar writes the second of two files that are one on disk as a link."""
+    path = write_tar(tmp_path / "a.tar", [] if first else [said(1, "one"), said(2, "two")])
+    add_entry(path, "2.png", kind, "1.png")
+    if first:
+        append(path, *said(2, "two"))
+    *_, (_, place, error) = read_all("webdataset", path)
+    assert (place.line, error.reason) == (1 if first else 2, Reason.INVALID_SAMPLE)
+    assert error.detail == "2.png is a link; fix: pack the files themselves (tar --dereference --hard-dereference)"
 
 
 def test_long_names(tmp_path):
