@@ -59,6 +59,12 @@ def test_data_plan():
     assert all(value >= 1 for value in others.values())
 
 
+def test_data_archives():
+    figures = figures_of("data.py --part archives")
+    assert figures.pop("webdataset_bytes_over_members") < 1.02
+    assert figures == {"webdataset_requests_a_sample": 1, "webdataset_requests_a_sample_by_members": 4}
+
+
 def test_packed_attention():
     figures = figures_of("packed_attention.py --documents 4 --tokens 50 --rounds 1")
     assert figures.keys() == {"speedup", "output_difference", "gradient_difference"}

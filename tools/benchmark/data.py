@@ -1,12 +1,12 @@
-"""The data pipeline: a plan of 17 million samples, and decoding compared with the published code. Takes five minutes.
+"""The data pipeline: a plan of 17 million samples, requests to a store, and decoding compared with the published code.
 
     python tools/benchmark/data.py --json
 
-The plan (one core): `plan_samples_per_second`, from an open index to the last packed sequence of an epoch;
-`index_bytes_per_sample` and `open_seconds` of that index; `fill` at 16,384 tokens and `fill_long` at 131,072;
+It takes five minutes. The plan (one core): `plan_samples_per_second`, from an open index to the last packed sequence of
+an epoch; `index_bytes_per_sample` and `open_seconds` of that index; `fill` at 16,384 tokens and `fill_long` at 131,072;
 `step_imbalance`, the work of the slowest of 8 replicas divided by the mean, with attention and tiles counted, 64
 sequences per step, for the worst of 200 steps; `fill_over_...`, our fill divided by another packer's on the same
-samples. data_media.py describes pictures and videos.
+samples. data_archives.py describes archives in a store, data_media.py pictures and videos.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from data_archives import archive_figures
 from data_media import picture_figures, video_figures
 from data_media_material import MAKERS_OF_FILMS
 from data_plan import plan_figures
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=17_000_000, help="rows of the synthetic index")
     parts: dict[str, Callable[[Path], dict[str, float]]] = {
         "plan": lambda folder: plan_figures(folder, arguments.samples),
+        "archives": archive_figures,
         "pictures": picture_figures,
         "videos": video_figures,
     }

@@ -52,12 +52,19 @@ class Runs:
             yield self._order[self._firsts[number] : ends[number]]
 
     def independent_starts(self) -> np.ndarray:
-        """First byte of each run from which on no key of the runs before it comes again: there a part may begin."""
+        """First byte of each run from which on no key of the runs before it comes again: there a part may begin.
+
+        In a damaged archive with scattered samples, the last part has one of them, so that it shows that others may
+        have lost members.
+        """
         counts = np.diff(np.append(self._firsts, len(self.keys)))
         last = np.empty(len(self.keys), np.int64)
         last[self._order] = np.repeat(self._order[self._firsts + counts - 1], counts)
         open_until = np.concatenate([[-1], np.maximum.accumulate(last)[:-1]])
-        return self.starts[open_until < np.arange(len(last))]
+        is_free = open_until < np.arange(len(last))
+        if self.damage and self.is_scattered:
+            is_free[self._order[self._firsts[counts > 1]].max() + 1 :] = False
+        return self.starts[is_free]
 
     @cached_property
     def _order(self) -> np.ndarray:
