@@ -1,4 +1,4 @@
-"""A thousand samples of an archive with their members in any order, half of them wrong: none loses a part in silence."""
+"""A thousand samples of an archive with their members in any order, half of them wrong: no part is lost in silence."""
 
 from __future__ import annotations
 
