@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longvita.data.media.item import PictureSource
-from longvita.data.media.media_file import FilePart, InlineMedia, read_bytes
+from longvita.data.media.media_file import EmbeddedMedia, FilePart, read_bytes
 
 
 class MediaKey:
@@ -23,7 +23,7 @@ class MediaKey:
         self._path = Path(os.path.realpath(source)) if isinstance(source, (str, os.PathLike)) else None
         self._state, self.size = self._look()
         self._digest: str | None = None
-        if isinstance(source, FilePart | InlineMedia):
+        if isinstance(source, FilePart | EmbeddedMedia):
             self._digest = hashlib.sha256(read_bytes(source)).hexdigest()
         elif not isinstance(source, (str, os.PathLike)):
             self._digest = hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes()).hexdigest()

@@ -1,7 +1,8 @@
-"""A store of files in memory that counts requests as an object store gets them."""
+"""An object store that counts its requests: counted:///PATH is the local file of that path."""
 
 from __future__ import annotations
 
+import os
 from typing import Any, ClassVar
 
 import fsspec
@@ -9,26 +10,23 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 
 class CountingStore(AbstractFileSystem):
-    """Files at counted://NAME. A look-up of a file and a range of its bytes are one request each, as in S3."""
+    """Local files for reading. A look-up of a file and a range of its bytes are one request each, as in S3."""
 
     protocol = "counted"
     # As the libraries of object stores, it reads a range without a look-up before.
     async_impl = True
     cachable = False
-    files: ClassVar[dict[str, bytes]] = {}
-    """Content by name."""
     ranges: ClassVar[list[tuple[int, int]]] = []
     """First byte and length of each range that was requested."""
     lookups: ClassVar[list[str]] = []
-    """Name of each file that was looked up."""
+    """Path of each file that was looked up."""
 
     @classmethod
-    def put(cls, name: str, content: bytes) -> str:
-        """Store a file, set the counts to 0 and return its address."""
+    def address(cls, path: str | os.PathLike) -> str:
+        """Make the store known in this process, set the counts to 0 and return the address of a local file."""
         fsspec.register_implementation(cls.protocol, cls, clobber=True)
-        cls.files[name] = content
         cls.reset()
-        return f"{cls.protocol}://{name}"
+        return f"{cls.protocol}://{os.path.abspath(path)}"
 
     @classmethod
     def reset(cls) -> None:
@@ -41,19 +39,35 @@ class CountingStore(AbstractFileSystem):
         """Return the number of requests."""
         return len(cls.ranges) + len(cls.lookups)
 
+    @classmethod
+    def bytes_read(cls) -> int:
+        """Return the bytes of all ranges."""
+        return sum(size for _, size in cls.ranges)
+
     def info(self, path: str, **_options: Any) -> dict[str, Any]:
-        """Look up a file."""
-        name = self._strip_protocol(path)
-        self.lookups.append(name)
-        if name not in self.files:
-            raise FileNotFoundError(path)
-        return {"name": name, "size": len(self.files[name]), "type": "file"}
+        """Look up a file or folder."""
+        path = self._strip_protocol(path)
+        self.lookups.append(path)
+        return _description(path)
+
+    def ls(self, path: str, detail: bool = True, **_options: Any) -> list[Any]:
+        """List a folder, or a file itself."""
+        path = self._strip_protocol(path)
+        folder = os.path.isdir(path)
+        paths = sorted(os.path.join(path, name) for name in os.listdir(path)) if folder else [path]
+        return [_description(one) if detail else one for one in paths]
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_options: Any) -> bytes:
         """Read a range."""
-        content = self.files[self._strip_protocol(path)][start:end]
+        with open(self._strip_protocol(path), "rb") as file:
+            file.seek(start or 0)
+            content = file.read(-1 if end is None else end - (start or 0))
         self.ranges.append((start or 0, len(content)))
         return content
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix(f"{cls.protocol}://")
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> AbstractBufferedFile:
         return _CountedFile(self, path, mode, **options)
@@ -62,3 +76,8 @@ class CountingStore(AbstractFileSystem):
 class _CountedFile(AbstractBufferedFile):
     def _fetch_range(self, start: int, end: int) -> bytes:
         return self.fs.cat_file(self.path, start, end)
+
+
+def _description(path: str) -> dict[str, Any]:
+    status, kind = os.stat(path), "directory" if os.path.isdir(path) else "file"
+    return {"name": path, "size": status.st_size, "type": kind, "mtime": status.st_mtime_ns}

@@ -6,7 +6,7 @@ It takes five minutes. The plan (one core): `plan_samples_per_second`, from an o
 an epoch; `index_bytes_per_sample` and `open_seconds` of that index; `fill` at 16,384 tokens and `fill_long` at 131,072;
 `step_imbalance`, the work of the slowest of 8 replicas divided by the mean, with attention and tiles counted, 64
 sequences per step, for the worst of 200 steps; `fill_over_...`, our fill divided by another packer's on the same
-samples. data_archives.py describes archives in a store, data_media.py pictures and videos.
+samples. data_archives.py describes archives in a store, data_media.py pictures and videos, data_tables.py tables.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from data_archives import archive_figures
 from data_media import picture_figures, video_figures
 from data_media_material import MAKERS_OF_FILMS
 from data_plan import plan_figures
+from data_tables import table_figures
 from harness import check_programs, print_figures
 
 
@@ -34,6 +35,7 @@ def main() -> int:
         "archives": archive_figures,
         "pictures": picture_figures,
         "videos": video_figures,
+        "tables": table_figures,
     }
     parser.add_argument("--part", choices=parts, action="append", help="run only this part (default: all)")
     arguments = parser.parse_args()

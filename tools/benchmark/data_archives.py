@@ -27,15 +27,15 @@ SAMPLES = 20
 
 def archive_figures(folder: Path) -> dict[str, float]:
     """All results, for an archive of photographs with their texts."""
-    content = _archive(folder)
-    path = CountingStore.put("photographs.tar", content)
+    archive_file = _write_archive(folder)
+    path = CountingStore.address(archive_file)
     places = [place for place, _ in read_samples(path, None, NO_OPTIONS)]
     CountingStore.reset()
     for place in places:
         for picture in WebDataset(NO_OPTIONS).read(path, place).images:
             read_bytes(picture)
-    ours, transferred = CountingStore.requests(), sum(size for _, size in CountingStore.ranges)
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+    ours, transferred = CountingStore.requests(), CountingStore.bytes_read()
+    with tarfile.open(archive_file) as archive:
         members = archive.getmembers()
     CountingStore.reset()
     for member in members:
@@ -49,13 +49,13 @@ def archive_figures(folder: Path) -> dict[str, float]:
     }
 
 
-def _archive(folder: Path) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
+def _write_archive(folder: Path) -> Path:
+    path = folder / "photographs.tar"
+    with tarfile.open(path, mode="w") as archive:
         for number, name in enumerate(write_pictures(folder, SAMPLES)):
             text = json.dumps({"question": "What is shown?", "answer": f"Photograph {number}."}).encode()
             info = tarfile.TarInfo(f"{number:06}.json")
             info.size = len(text)
             archive.add(folder / name, f"{number:06}.jpg")
             archive.addfile(info, io.BytesIO(text))
-    return content.getvalue()
+    return path

@@ -84,17 +84,23 @@ def ffmpeg(*arguments: str | Path) -> None:
 
 def write_config(folder: Path, key: str, names: Sequence[str], sequence_length: int, workers: int) -> Config:
     """A config of one source with a question about each of `names`; key: "images" or "videos"."""
-    write_tokenizer(folder / "tokenizer")
     mark = {"images": "<image>", "videos": "<video>"}[key]
     turns = [{"role": "user", "content": f"{mark}\nwhat?"}, {"role": "assistant", "content": "this"}]
     lines = [json.dumps({"messages": turns, key: [name]}) for name in names]
     (folder / f"{key}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return make_config(folder, {key: {"data_paths": [f"{key}.jsonl"]}}, sequence_length, workers)
+
+
+def make_config(folder: Path, sources: dict[str, dict], sequence_length: int, workers: int) -> Config:
+    """A config of sources, with its tokenizer and index in a folder."""
+    write_tokenizer(folder / "tokenizer")
     data = {
         "tokenizer": str(folder / "tokenizer"),
-        "dataset": {key: {"data_paths": [f"{key}.jsonl"]}},
+        "dataset": sources,
         "data_root": str(folder),
         "media_root": str(folder),
         "sequence_length": sequence_length,
         "num_workers": workers,
+        "index_processes": workers,
     }
     return Config.model_validate({"output": str(folder / "run"), "data": data, "training": {"global_batch_size": 1}})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longvita.commands.support.options import CaptionPrompt, Columns, DataFormat, Roles
+from longvita.commands.support.options import CaptionPrompt, Columns, DataFormat, Overrides, Roles
 from longvita.processes import EXIT_COMPLETE, EXIT_INCOMPLETE
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def convert(
     ],
     to: Annotated[str, typer.Option(help="jsonl or webdataset.", show_default=False)],
     output: Annotated[str, typer.Option(help="Folder to make.", show_default=False)],
+    overrides: Overrides = None,
+    chosen: Annotated[list[str] | None, typer.Option("--source", help="Source of CONFIG; may be repeated.")] = None,
     shard_bytes: Annotated[int, typer.Option(min=1, help="webdataset: bytes at which a shard is full.")] = 1 << 30,
     media_root: Annotated[
         str | None, typer.Option(help="Folder that paths are relative to; the config's, or the current one.")
@@ -44,7 +46,8 @@ def convert(
     target = Path(output)
     draft = target.with_name(f"{target.name}.partial")
     _check_output(to, output, target, draft)
-    sources = convert_sources(source, media_root, data_format, format_options(columns or [], prompt, roles or []))
+    options = format_options(columns or [], prompt, roles or [])
+    sources = convert_sources(source, overrides or [], chosen or [], media_root, data_format, options)
     names = [one.file_name for one in sources]
     if len(set(names)) < len(names):
         raise DataError(f"two sources would both become {max(names, key=names.count)}; give them other names")

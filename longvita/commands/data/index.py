@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_FIRST_SAMPLES = 10
 """Files whose first quarantined sample is printed."""
+MAX_READ_RATIO = 10
+"""Largest read_ratio of a source for which no other format is proposed."""
 
 
 def index(
@@ -38,14 +41,15 @@ def index(
     from longvita.commands.support.config_file import load_config
 
     own = [] if processes is None else [f"data.index_processes={processes}"]
-    return index_files(load_config(config, [*with_missing(overrides, allow_missing), *own]), as_json, rebuild)
+    loaded = load_config(config, [*with_missing(overrides, allow_missing), *own])
+    return index_files(loaded, as_json, rebuild, shlex.join([str(config), *(overrides or [])]))
 
 
-def index_files(config: Config, as_json: bool, rebuild: bool) -> int:
+def index_files(config: Config, as_json: bool, rebuild: bool, arguments: str) -> int:
     """Index the files of the mix and of the held-out sources that have no index; print a table or one object.
 
-    Quarantined samples go to the quarantine file of the run. Returns the exit code. Raises DataError for a file that is
-    missing, TokenizerError.
+    Quarantined samples go to the quarantine file of the run. `arguments` name the config in a command line. Returns the
+    exit code. Raises DataError for a file that is missing, TokenizerError.
     """
     from rich.console import Console
 
@@ -76,6 +80,7 @@ def index_files(config: Config, as_json: bool, rebuild: bool) -> int:
     else:
         Console(width=max(Console().width, 120)).print(_table(figures))
     _print_unused(figures)
+    _print_slow_tables(figures["training"], arguments)
     _print_problems(config, [file for files in found.values() for file in files], list(missing.values()))
     return EXIT_COMPLETE
 
@@ -87,6 +92,18 @@ def _print_unused(figures: dict[str, dict[str, SourceIndex]]) -> None:
             if one.unused:
                 names = ", ".join(f"{name} {count:,}" for name, count in one.unused.items())
                 print(f"not used of source {source!r}, with the number of its samples: {names}", file=sys.stderr)
+
+
+def _print_slow_tables(figures: dict[str, SourceIndex], arguments: str) -> None:
+    """Print on stderr the sources whose row groups are read for one sample's images, with the command that helps."""
+    for source, one in figures.items():
+        if one.read_ratio > MAX_READ_RATIO:
+            command = f"longvita data convert {arguments} --source {shlex.quote(source)} --to webdataset --output DIR"
+            print(
+                f"source {source!r}: a sample's images or videos cost up to {one.read_ratio:.0f} times their bytes to "
+                f"read, because a table's row group is read for them; fix: {command}, then data_paths: [DIR/*.tar]",
+                file=sys.stderr,
+            )
 
 
 def _print_problems(config: Config, files: Sequence[CatalogFile], missing: Sequence[Missing]) -> None:
@@ -113,7 +130,8 @@ def _print_problems(config: Config, files: Sequence[CatalogFile], missing: Seque
 
 
 def _as_json(figures: SourceIndex) -> dict:
-    return {**dataclasses.asdict(figures), "bytes_a_sample": round(figures.bytes_a_sample, 2)}
+    rounded = {"bytes_a_sample": round(figures.bytes_a_sample, 2), "read_ratio": round(figures.read_ratio, 2)}
+    return dataclasses.asdict(figures) | rounded
 
 
 def _table(figures: dict[str, dict[str, SourceIndex]]) -> Table:

@@ -31,6 +31,8 @@ class Place:
     """Number of the sample's line or record in its file, from 1, for messages; below 2**32."""
     more: tuple[tuple[int, int], ...] = ()
     """Offset and size of each further range, of a sample that lies in several."""
+    shape: str = ""
+    """What the format must know to read the sample without its pictures and videos: ASCII, with few values per file."""
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:

@@ -6,10 +6,12 @@ import base64
 import binascii
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.media.media_file import FilePart, InlineMedia, MediaRef
+from longvita.data.formats.table_cells import TableCell
+from longvita.data.media.media_file import EmbeddedMedia, FilePart, InlineMedia, MediaRef
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import is_path
 
@@ -69,7 +71,9 @@ def media_ref(value: Any, name: str) -> MediaRef:
         value, is_bytes = value.get(key, value), key in ("bytes", "data", "base64", "b64_json")
     if isinstance(value, bytes):
         return InlineMedia(value, name)
-    if isinstance(value, FilePart | InlineMedia):
+    if isinstance(value, TableCell):
+        return replace(value, name=name)
+    if isinstance(value, FilePart):
         return value
     if not isinstance(value, str) or not is_path(value):
         raise SampleError(Reason.INVALID_SAMPLE, f"{name} is no path, bytes or struct of both, but {value!a:.60}")
@@ -93,7 +97,7 @@ def _is_base64(text: str) -> bool:
 
 def holds_media(value: Any) -> bool:
     """Return whether a value looks like a picture or video: bytes, a struct with them, the name of such a file."""
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | EmbeddedMedia):
         return True
     if isinstance(value, str):
         is_name = len(value) < 4096 and "\n" not in value and ending(value) in (*PICTURES, *VIDEOS)

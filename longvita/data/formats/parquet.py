@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -11,9 +12,14 @@ from typing import Any
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Part, Place
 from longvita.data.formats.record import COLUMNS, NESTED, FormatOptions, record_sample
-from longvita.data.formats.tables import Table, holds_bytes, is_light, open_table
+from longvita.data.formats.table_cells import TableRow
+from longvita.data.formats.table_values import Shape, holds_bytes, holds_cells, is_light
+from longvita.data.formats.tables import Table, open_table
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
+
+MAX_SHAPE = 500
+"""Longest text of a row's shape in the index, characters; a row with a longer one is read with its pictures."""
 
 
 class Parquet:
@@ -44,52 +50,52 @@ class Parquet:
         return hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
-        """One sample for each row; in a damaged group, an error for each row from the damage on.
+        """One sample for each row; an error for each row from a damaged one on, to the end of its group.
 
         Columns that are not used are read too if they are small, so that what a sample leaves out is named.
         """
         table, numbers = open_table(path), itertools.count(1)
         needed = self._columns(table, path)
-        others = [name for name in table.columns if name not in needed]
-        columns = [*needed, *(name for name in others if is_light(table.type_of(name)))]
+        others = [name for name in table.columns if name not in needed and is_light(table.type_of(name))]
+        with_cells = _with_cells(table, needed)
         for group in range(part.start, part.end):
-            read, unread = 0, self._unread(table, group, columns)
-            try:
-                for row in table.rows(group, columns):
-                    read += 1
-                    yield Place(group, read - 1, next(numbers)), self._sample(row, needed, unread)
-            except (OSError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise  # The store failed; pyarrow's errors for damaged pages have no errno.
-                lost = SampleError(Reason.INVALID_SAMPLE, f"group {group} can't be read from row {read} on: {error}")
-                for row_number in range(read, table.group_rows[group]):
-                    yield Place(group, row_number, next(numbers)), lost
+            unread = self._unread(table, group, [*needed, *others])
+            for number in range(table.group_rows[group]):
+                row, shapes = TableRow(table, path, group, number), dict[str, Shape]()
+                sample: Sample | SampleError
+                try:
+                    with _damage(row):
+                        shapes |= row.shapes(with_cells)
+                        sample = record_sample({**unread, **_values(row, needed, others, shapes)}, self.options)
+                except SampleError as error:
+                    sample = error
+                yield Place(group, number, next(numbers), shape=_shape_text(shapes)), sample
 
     def read(self, path: str, place: Place, with_media: bool = True) -> Sample:
-        """The sample of a row. The rows before it in its group are read too, so small groups are faster."""
+        """The sample of a row. The texts before it in its group are read too; pictures and videos when opened."""
         table = open_table(path)
-        if place.offset < len(table.group_bytes):
-            needed = self._columns(table, path)
-            rows = table.rows(place.offset, needed)
-            for row in itertools.islice(rows, place.size, place.size + 1):
-                sample = self._sample(row, needed, {})
-                if isinstance(sample, SampleError):
-                    raise sample
-                return sample
-        raise SampleError(Reason.INVALID_SAMPLE, f"there is no row {place.size} of group {place.offset}")
+        if place.offset >= len(table.group_rows) or place.size >= table.group_rows[place.offset]:
+            raise SampleError(Reason.INVALID_SAMPLE, f"there is no row {place.size} of group {place.offset}")
+        row, needed = TableRow(table, path, place.offset, place.size), self._columns(table, path)
+        with _damage(row):
+            shapes = json.loads(place.shape) if place.shape else row.shapes(_with_cells(table, needed))
+            return record_sample(row.values(needed, shapes), self.options)
+
+    def read_ratio(self, path: str, samples: Mapping[int, int]) -> float:
+        """Bytes read for the pictures of one sample divided by the mean bytes of a sample's pictures.
+
+        A group's pictures are read from its first row on, so this is the most, for the samples of a mean place a half.
+        samples: for each group, the number of its samples with pictures or videos.
+        """
+        table = open_table(path)
+        columns = _with_cells(table, self._columns(table, path))
+        sizes = {group: table.cell_bytes(group, columns) for group in samples}
+        return sum(size * samples[group] for group, size in sizes.items()) / max(sum(sizes.values()), 1)
 
     def _unread(self, table: Table, group: int, columns: list[str]) -> dict[str, Any]:
         """For each column that is not read and has a value in a group, a value of its kind, for all rows."""
         names = [name for name in table.columns if name not in columns and table.has_values(group, name)]
         return {name: b"" if holds_bytes(table.type_of(name)) else ... for name in names}
-
-    def _sample(self, row: Any, needed: list[str], unread: Mapping[str, Any]) -> Sample | SampleError:
-        try:
-            return record_sample({**unread, **_values(row, needed)}, self.options)
-        except SampleError as error:
-            return error
-        except ValueError as error:  # Such as broken UTF-8.
-            return SampleError(Reason.INVALID_SAMPLE, f"the row can't be read: {error}")
 
     def _columns(self, table: Table, path: str) -> list[str]:
         """Names of the columns to read. Raises DataError if a configured one does not exist, or if there is none."""
@@ -108,9 +114,34 @@ class Parquet:
         return found
 
 
-def _values(row: Any, needed: list[str]) -> dict[str, Any]:
-    """The values of a row; the needed ones alone if another one is broken. Raises ValueError."""
+@contextlib.contextmanager
+def _damage(row: TableRow) -> Iterator[None]:
+    """Convert errors of damaged values, such as broken UTF-8, to SampleErrors; those of the store pass."""
     try:
-        return row.to_pylist()[0]
-    except ValueError:
-        return row.select(needed).to_pylist()[0]
+        yield
+    except SampleError:
+        raise
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # The store failed; pyarrow's errors for damaged pages have no errno.
+        raise SampleError(
+            Reason.INVALID_SAMPLE, f"row {row.number} of group {row.group} can't be read: {error}"
+        ) from error
+
+
+def _values(row: TableRow, needed: list[str], others: list[str], shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """The values of a row; the needed ones alone if another one is broken. Raises ValueError and OSError."""
+    try:
+        return row.values([*needed, *others], shapes)
+    except (OSError, ValueError):
+        return row.values(needed, shapes)
+
+
+def _with_cells(table: Table, columns: list[str]) -> list[str]:
+    """The columns that may hold cells; JSON text as bytes is text."""
+    return [name for name in columns if name != NESTED and holds_cells(table.type_of(name))]
+
+
+def _shape_text(shapes: Mapping[str, Shape]) -> str:
+    text = json.dumps(shapes, separators=(",", ":")) if shapes else ""
+    return text if len(text) <= MAX_SHAPE else ""

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longvita.data.errors import DataError, MediaError, Reason, SampleError
+from longvita.data.errors import DataError, SampleError
 from longvita.data.formats import read_samples
 from longvita.data.formats.record import FormatOptions
 from longvita.data.media import media_file
-from longvita.data.media.media_file import FilePart, InlineMedia, MediaRef, leads_outside, resolve
+from longvita.data.media.media_file import EmbeddedMedia, FilePart, MediaRef, leads_outside, resolve
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.quarantine import QuarantinedSample
 from longvita.data.sample import Sample
@@ -182,16 +182,13 @@ def _path_of(ref: MediaRef, media_root: str) -> str | None:
 def _content(ref: MediaRef, is_video: bool, media_root: str) -> bytes:
     """Bytes of a media file. Raises MediaError."""
     source = resolve(ref, media_root)
-    media_file.check_regular_file(source, "video" if is_video else "picture")
-    try:
+    with media_file.reader_errors(source, "video" if is_video else "picture"):
         return media_file.read_bytes(source)
-    except OSError as error:
-        raise MediaError(Reason.MISSING_FILE, f"{ref} can't be read: {error}") from error
 
 
 def _ending(ref: MediaRef, is_video: bool, content: bytes) -> str:
     """Suffix of a media file; if it has no known one, that of its first bytes."""
-    known = ending(ref.name if isinstance(ref, FilePart | InlineMedia) else ref)
+    known = ending(ref.name if isinstance(ref, FilePart | EmbeddedMedia) else ref)
     if known in (VIDEOS if is_video else PICTURES):
         return known
     return "mp4" if is_video else next((end for first, end in SIGNATURES.items() if content.startswith(first)), "jpg")

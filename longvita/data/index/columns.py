@@ -1,4 +1,4 @@
-"""The columns of an index: 32 bytes for each sample and 8 for each of its pictures and videos, mapped from disk.
+"""The columns of an index: 32 or 36 bytes for each sample and 8 for each of its pictures and videos, mapped from disk.
 
 A sample of several ranges has 16 more for each further range.
 
@@ -43,12 +43,13 @@ EXTENT = (1 << KIND_BITS) - 1
 MIN_MAPPED_BYTES = 64 << 10
 """A smaller file of the index is read instead: each mapped one holds a file open."""
 PICTURE, VIDEO_FILE, FRAME_FOLDER = 0, 1, 2
-COLUMNS = ("rows", "media", "rates", "ranges")
+COLUMNS = ("rows", "media", "rates", "ranges", "shapes", "shape_numbers")
 MAX_UNUSED_NAMES = 50
 """Names of unused values that are counted by themselves; all others are counted together."""
 MAX_NAME = 60
 """Characters of such a name."""
 OTHER_NAMES = "(other names)"
+NO_SHAPES = np.zeros(0, "S1")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class FileIndex:
     """Number of usable samples whose record has a value of a name that is not used, by name."""
     ranges: np.ndarray = field(default_factory=lambda: np.zeros(0, RANGE_ROW))
     """[k] RANGE_ROW, in the order of the samples."""
+    shapes: np.ndarray = field(default_factory=lambda: NO_SHAPES)
+    """[s] bytes, the distinct shapes of the samples' places, ascending; empty if no place has one."""
+    shape_numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
+    """[n] uint32, index into `shapes` of each sample; empty if no place has one."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,12 +79,28 @@ class FileIndex:
     def place(self, number: int) -> Place:
         """The place of a sample in its file."""
         row = self.rows[number]
+        shape = self.shapes[self.shape_numbers[number]].decode() if len(self.shapes) else ""
         more = tuple((int(one["offset"]), int(one["size"])) for one in _ranges_of(self, range(number, number + 1)))
-        return Place(int(row["offset"]), int(row["size"]), int(row["line"]), more)
+        return Place(int(row["offset"]), int(row["size"]), int(row["line"]), more, shape)
+
+    def all_shapes(self) -> np.ndarray:
+        """[n] bytes, the shape of each sample's place."""
+        return self.shapes[self.shape_numbers] if len(self.shapes) else np.zeros(len(self), NO_SHAPES.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the columns."""
+        return sum(getattr(self, name).nbytes for name in COLUMNS)
 
     def media_starts(self) -> np.ndarray:
         """[n + 1] int64, each sample's first row of `media`."""
         return np.concatenate([[0], self.rows["media_end"]]).astype(np.int64)
+
+    def media_samples_by_offset(self) -> dict[int, int]:
+        """For each offset of a place, the number of its samples with pictures or videos."""
+        has_media = np.diff(self.media_starts()) > 0
+        offsets, counts = np.unique(self.rows["offset"][has_media], return_counts=True)
+        return dict(zip(offsets.tolist(), counts.tolist()))
 
     def facts(self, number: int) -> MediaFacts:
         """The media headers of one sample."""
@@ -128,6 +149,7 @@ class IndexBuilder:
         self._media: list[tuple[int, int]] = []
         self._rates: dict[float, int] = {}
         self._ranges: list[tuple[int, int, int]] = []
+        self._shapes: list[str] = []
         self._quarantined: list[QuarantinedSample] = []
         self._unused: Counter[str] = Counter()
 
@@ -143,6 +165,7 @@ class IndexBuilder:
             self._media.append((kind << KIND_BITS | min(video.num_frames, EXTENT), rate))
         self._ranges += [(offset, len(self._rows), size) for offset, size in place.more]
         self._rows.append((place.offset, names, place.size, place.line, text_tokens, len(self._media)))
+        self._shapes.append(place.shape)
 
     def quarantine(self, entry: QuarantinedSample) -> None:
         """Add a sample that cannot be used."""
@@ -157,6 +180,7 @@ class IndexBuilder:
             tuple(self._quarantined),
             dict(self._unused),
             np.array(self._ranges, RANGE_ROW),
+            *numbered_shapes([np.array(self._shapes, "S")]),
         )
 
 
@@ -189,7 +213,14 @@ def join_parts(parts: Sequence[tuple[FileIndex, int]]) -> FileIndex:
         quarantined += [dataclasses.replace(entry, line=entry.line + lines_before) for entry in part.quarantined]
     unused = sum_unused(part.unused for part, _ in parts)
     columns = np.concatenate(rows), np.concatenate(media), rates, tuple(quarantined), unused, np.concatenate(ranges)
-    return FileIndex(*columns)
+    return FileIndex(*columns, *numbered_shapes([part.all_shapes() for part, _ in parts]))
+
+
+def numbered_shapes(shapes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct shapes, ascending, and the number of each among them; nothing if all are empty."""
+    joined = np.concatenate([NO_SHAPES, *shapes])
+    distinct, numbers = np.unique(joined, return_inverse=True)
+    return (distinct, numbers.astype(np.uint32)) if joined.any() else (NO_SHAPES, np.zeros(0, np.uint32))
 
 
 def _with_rates(part: FileIndex, rates: np.ndarray) -> np.ndarray:
@@ -219,7 +250,8 @@ def slice_index(index: FileIndex, rows: range, lines: range, unused: Mapping[str
     )
     ranges = _ranges_of(index, rows).copy()
     ranges["row"] -= rows.start
-    return FileIndex(own, np.asarray(index.media[first:end]), index.rates, quarantined, unused, ranges)
+    shapes = numbered_shapes([index.all_shapes()[rows.start : rows.stop]])
+    return FileIndex(own, np.asarray(index.media[first:end]), index.rates, quarantined, unused, ranges, *shapes)
 
 
 def _ranges_of(index: FileIndex, rows: range) -> np.ndarray:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
+
+from typing_extensions import override
 
 from longvita.data.errors import DataError, MediaError, Reason, one_line
 from longvita.data.storage import remote
@@ -41,22 +44,52 @@ class FilePart:
         return f"{self.path}[{self.name}]" if self.name and not self.path.endswith(self.name) else self.path
 
 
-@dataclass(frozen=True)
-class InlineMedia:
+class EmbeddedMedia(ABC):
     """A picture or video stored in the data file."""
 
-    content: bytes = field(repr=False)
-    """The bytes of a picture or video file."""
     name: str
     """Name for messages."""
 
     def __str__(self) -> str:
         return self.name
 
+    @abstractmethod
+    def read(self) -> bytes:
+        """Return the bytes of the picture or video file. Raises OSError and ValueError."""
 
-MediaRef = str | FilePart | InlineMedia
+    @abstractmethod
+    def unique_name(self) -> list:
+        """Return a unique name as JSON values, without reading any file."""
+
+    @abstractmethod
+    def identity(self) -> FileIdentity:
+        """Return the identity of the picture or video in its current state. Raises OSError."""
+
+
+@dataclass(frozen=True)
+class InlineMedia(EmbeddedMedia):
+    """A picture or video of the data file whose bytes are in memory."""
+
+    content: bytes = field(repr=False)
+    """The bytes of a picture or video file."""
+    name: str
+
+    @override
+    def read(self) -> bytes:
+        return self.content
+
+    @override
+    def unique_name(self) -> list:
+        return [self.name, hashlib.blake2b(self.content, digest_size=16).hexdigest()]
+
+    @override
+    def identity(self) -> FileIdentity:
+        return FileIdentity(str(self.unique_name()), len(self.content), 0)
+
+
+MediaRef = str | FilePart | EmbeddedMedia
 """Reference of a sample to a picture or video; a string is a path below the media root."""
-MediaFile = str | os.PathLike | FilePart | InlineMedia
+MediaFile = str | os.PathLike | FilePart | EmbeddedMedia
 """A media file that can be opened; `resolve` returns it for a MediaRef."""
 Heartbeat = Callable[[], None]
 """Called at each step of progress."""
@@ -66,9 +99,7 @@ def name_of(ref: MediaRef) -> str | list:
     """A unique name of a media file as JSON values, without reading any file."""
     if isinstance(ref, FilePart):
         return [ref.path, ref.offset, ref.name]
-    if isinstance(ref, InlineMedia):
-        return [ref.name, hashlib.blake2b(ref.content, digest_size=16).hexdigest()]
-    return ref
+    return ref.unique_name() if isinstance(ref, EmbeddedMedia) else ref
 
 
 @dataclass(frozen=True)
@@ -85,16 +116,20 @@ class FileIdentity:
     @classmethod
     def of(cls, source: MediaFile) -> FileIdentity:
         """The identity of a media file in its current state. Raises OSError."""
-        if isinstance(source, InlineMedia):
-            return cls(str(name_of(source)), len(source.content), 0)
-        path, bounds = _path_of(source), str(name_of(source)) if isinstance(source, FilePart) else ""
+        if isinstance(source, EmbeddedMedia):
+            return source.identity()
+        return cls.of_part(_path_of(source), str(name_of(source)) if isinstance(source, FilePart) else "")
+
+    @classmethod
+    def of_part(cls, path: str, bounds: str) -> FileIdentity:
+        """The identity of a part of a file, which `bounds` describes. Raises OSError."""
         if remote.is_remote(path):
             return cls(f"{path}{bounds} {remote.state(path)}", 0, 0)
         status = os.stat(path)
         return cls(os.path.abspath(path) + bounds, status.st_size, status.st_mtime_ns)
 
 
-def resolve(ref: MediaRef, root: str | os.PathLike) -> Path | FilePart | InlineMedia:
+def resolve(ref: MediaRef, root: str | os.PathLike) -> Path | FilePart | EmbeddedMedia:
     """The media file of a reference. Raises MediaError for a path that leads outside the media root."""
     if not isinstance(ref, str):
         return ref
@@ -125,14 +160,14 @@ def leads_outside(path: str, root: str | os.PathLike) -> bool:
     return os.path.commonpath([full, top]) != top
 
 
-def as_media_file(source: MediaFile) -> Path | FilePart | InlineMedia:
+def as_media_file(source: MediaFile) -> Path | FilePart | EmbeddedMedia:
     """Convert a path to Path; anything else is returned unchanged."""
-    return source if isinstance(source, FilePart | InlineMedia) else Path(source)
+    return source if isinstance(source, FilePart | EmbeddedMedia) else Path(source)
 
 
 def is_folder(source: MediaFile) -> bool:
     """Whether a source is a folder of frames."""
-    if isinstance(source, InlineMedia) or (isinstance(source, FilePart) and source.size is not None):
+    if isinstance(source, EmbeddedMedia) or (isinstance(source, FilePart) and source.size is not None):
         return False
     return remote.is_folder(_path_of(source))
 
@@ -151,7 +186,7 @@ def files_in(folder: MediaFile) -> list[tuple[str, MediaFile]]:
 
 def check_regular_file(source: MediaFile, noun: str) -> None:
     """Raise MediaError if a path does not exist, or is no regular file and might block its reader."""
-    if isinstance(source, InlineMedia) or remote.is_remote(_path_of(source)):
+    if isinstance(source, EmbeddedMedia) or remote.is_remote(_path_of(source)):
         return
     path = _path_of(source)
     if not os.path.exists(path):
@@ -180,7 +215,7 @@ def opened(source: MediaFile) -> Iterator[str | BinaryIO]:
 
     Raises MediaError if the file does not exist.
     """
-    if not isinstance(source, FilePart | InlineMedia):
+    if not isinstance(source, FilePart | EmbeddedMedia):
         yield str(source)
         return
     with _open(source) as file:
@@ -193,9 +228,9 @@ def read_bytes(source: MediaFile) -> bytes:
         return Path(file).read_bytes() if isinstance(file, str) else file.read()
 
 
-def _open(source: FilePart | InlineMedia) -> BinaryIO:
-    if isinstance(source, InlineMedia):
-        return io.BytesIO(source.content)
+def _open(source: FilePart | EmbeddedMedia) -> BinaryIO:
+    if isinstance(source, EmbeddedMedia):
+        return io.BytesIO(source.read())
     if source.content is not None:
         return io.BytesIO(source.content)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longvita.data.chat_template import ChatTemplate
+from longvita.data.formats.parquet import Parquet
 from longvita.data.index.columns import KIND_BITS, PICTURE, sum_unused
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.catalog import CatalogFile, by_source, unusable_reasons
@@ -32,6 +33,9 @@ class SourceIndex:
     """Size of the index."""
     unused: dict[str, int]
     """Samples whose record has a value of a name that is not used, by name."""
+    read_ratio: float
+    """Bytes read for the images or videos of one sample divided by their own, in the table with the largest groups; 0
+    if no file is a table that holds them."""
 
     @property
     def bytes_a_sample(self) -> float:
@@ -57,7 +61,19 @@ def source_index(files: Sequence[CatalogFile], template: ChatTemplate, settings:
         sums["videos"] += len(columns.media) - pictures
         sums["frames"] += int((file.measured.tiles[usable] - picture_tiles[usable]).sum())
         sums["tokens"] += int(file.measured.lengths[usable].sum(dtype="int64"))
-        sums["index_bytes"] += columns.rows.nbytes + columns.media.nbytes + columns.rates.nbytes
+        sums["index_bytes"] += columns.nbytes
     unused = sum_unused(file.index.unused for file in files)
     samples = sum(file.num_samples for file in files)
-    return SourceIndex(len(files), samples, unusable_reasons(files), **sums, unused=unused)
+    ratio = _read_ratio(files)
+    return SourceIndex(len(files), samples, unusable_reasons(files), **sums, unused=unused, read_ratio=ratio)
+
+
+def _read_ratio(files: Sequence[CatalogFile]) -> float:
+    """The read_ratio of a source. One file is opened for it: that with the most samples in a group."""
+    counts = {
+        number: file.index.media_samples_by_offset() for number, file in enumerate(files) if len(file.index.shapes)
+    }
+    largest = max(counts, key=lambda number: max(counts[number].values(), default=0), default=None)
+    if largest is None:
+        return 0.0
+    return Parquet(files[largest].settings.options).read_ratio(files[largest].path, counts[largest])

@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from longvita.data.errors import DataError
 from longvita.data.storage.hidden import is_hidden
@@ -48,15 +48,16 @@ def as_folder(address: str | os.PathLike) -> str:
 def open_file(path: str, piece: int | None = None) -> BinaryIO:
     """Open a file for reading bytes, with seek. Raises OSError, and DataError if fsspec lacks a package.
 
-    piece: bytes per request to a remote store, for random access; if None, the store's own read-ahead is used, for
-    sequential access.
+    piece: bytes per request to a remote store, for random access; 0 for one request per read; if None, the store's own
+    read-ahead is used, for sequential access.
     """
     if not is_remote(path):
         return open(path, "rb")
     system, inner = _system(path)
     options = {} if piece is None else {"cache_type": "none"}
     with _as_os_errors(path):
-        return io.BufferedReader(_RemoteFile(path, system.open(inner, "rb", **options)), piece or READ_BYTES)
+        file = _RemoteFile(path, system.open(inner, "rb", **options))
+        return cast(BinaryIO, file) if piece == 0 else io.BufferedReader(file, piece or READ_BYTES)
 
 
 def read_range(path: str, start: int, size: int) -> bytes:

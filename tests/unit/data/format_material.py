@@ -17,6 +17,7 @@ from PIL import Image
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Part, Place
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
+from longvita.data.media.media_file import EmbeddedMedia, MediaRef
 from longvita.data.sample import Sample
 from tests.unit.data.material import picture
 
@@ -107,6 +108,11 @@ def samples_of(name: str, path: str | Path, options: FormatOptions = NO_OPTIONS)
     found = [content for _, _, content in read_all(name, path, options=options)]
     assert all(isinstance(content, Sample) for content in found), found
     return found
+
+
+def embedded(media: Sequence[MediaRef]) -> list[Any]:
+    """The bytes and the name of each picture or video that a data file holds; any other one as it is."""
+    return [(ref.read(), ref.name) if isinstance(ref, EmbeddedMedia) else ref for ref in media]
 
 
 def reasons_of(name: str, path: str | Path, options: FormatOptions = NO_OPTIONS) -> list[tuple[int, str]]:

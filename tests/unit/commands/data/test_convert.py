@@ -206,9 +206,23 @@ def test_a_mix(folder):
     assert (sample[0][1].text, sample[2]) == ("3", [png("red")])
 
 
+def test_one_source_of_a_mix(folder):
+    write_jsonl(folder / "a.jsonl", [conversation("one")])
+    write_config(folder / "config.yaml", {name: {"data_paths": [f"{name}.jsonl"]} for name in ("a", "b", "gone")})
+    arguments = ["--to", "jsonl", "--output", folder / "out"]
+    (folder / "moved").mkdir()
+    write_jsonl(folder / "moved" / "b.jsonl", [conversation("two")])
+    result = convert(folder / "config.yaml", f"data.data_root={folder / 'moved'}", "--source", "b", *arguments)
+    assert result.exit_code == 0, result.exception
+    assert [path.name for path in (folder / "out").iterdir()] == ["b.jsonl"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["c.yaml", "--to", "jsonl", "--output", "new", "--source", "b"], "no such source; it has a"),
+        (["a.jsonl", "--to", "jsonl", "--output", "new", "--source", "a"], "a.jsonl is a data file"),
+        (["a.jsonl", "seed=1", "--to", "jsonl", "--output", "new"], "a.jsonl is a data file"),
         (["none.jsonl", "--to", "jsonl", "--output", "new"], "none.jsonl does not exist"),
         (["a.jsonl", "--to", "xml", "--output", "new"], "--to 'xml' is none of jsonl, webdataset"),
         (["a.jsonl", "--to", "jsonl", "--output", "there"], "there exists; remove it or give another folder"),

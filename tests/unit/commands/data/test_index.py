@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from longvita.data.errors import DataError
 from longvita.data.index import build
 from longvita.data.index.store import IndexProgress
 from longvita.data.mix import progress as data_progress
+from tests.unit.data.format_material import png, write_arrow, write_parquet
 from tests.unit.data.loading.test_worker_pool import alive
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
@@ -82,6 +84,41 @@ def test_what_is_not_used_is_counted_by_name(config, folder):
     assert len(unused) == 51
     assert json.loads(run(config, "--json").stdout)["training"]["a"]["unused"] == unused
     assert json.loads(run(config, "--json").stdout)["held_out"]["a"]["unused"] == {}
+
+
+@pytest.mark.parametrize("write, name, ratio", [(write_parquet, "a.parquet", 12), (write_arrow, "a.arrow", 0)])
+def test_large_row_groups(folder, write, name, ratio):
+    """The printed command writes the same samples as archives, of which each is read by itself."""
+    rows = [{"q": "<image>?", "a": f"{number}", "scan": png("red", 8 + number)} for number in range(24)]
+    path = write(folder / name, rows, 12)
+    write_jsonl(folder / "b.jsonl", SAMPLES[:1])
+    columns = {"question": "q", "answer": "a", "images": "scan"}
+    sources = {"the scans": {"data_paths": [path.name], "columns": columns}, "b": {"data_paths": ["b.jsonl"]}}
+    config = write_config(folder, sources)
+    result = run(config, "seed=3", "--json")
+    figures = json.loads(result.stdout)["training"]
+    assert {source: one["read_ratio"] for source, one in figures.items()} == {"the scans": ratio, "b": 0}
+    lines = [line for line in result.stderr.splitlines() if "to read, because" in line]
+    assert len(lines) == (ratio > 0)
+    for line in lines:
+        assert "source 'the scans': a sample's images or videos cost up to 12 times their bytes" in line
+        command, _, then = line.partition("fix: ")[2].partition(", then ")
+        assert then == "data_paths: [DIR/*.tar]"
+        words = shlex.split(command.replace("DIR", str(folder / "out")))
+        assert words[0] == "longvita"
+        assert CliRunner().invoke(app, words[1:]).exit_code == 0
+        sources["the scans"]["data_paths"] = ["out/*.tar"]
+        again = run(write_config(folder, sources), "--json")
+        converted = json.loads(again.stdout)["training"]["the scans"]
+        assert converted["read_ratio"] == 0
+        assert [converted[key] for key in ("samples", "pictures", "tokens")] == [
+            figures["the scans"][key] for key in ("samples", "pictures", "tokens")
+        ]
+
+
+def test_row_groups_of_ten_rows_are_not_large(folder):
+    write_parquet(folder / "a.parquet", [{"caption": "it", "image": png("red", 8 + n)} for n in range(20)], 10)
+    assert "to read, because" not in run(write_config(folder, {"a": {"data_paths": ["a.parquet"]}})).stderr
 
 
 def test_table(config):

@@ -11,10 +11,11 @@ import pytest
 
 from longvita.data.errors import Reason
 from longvita.data.formats.record import FormatOptions
-from longvita.data.media.media_file import InlineMedia, read_bytes, resolve
+from longvita.data.media.media_file import read_bytes, resolve
 from longvita.data.sample import Sample, Turn
 from tests.unit.data.format_material import (
     dump_json,
+    embedded,
     llava,
     png,
     read_all,
@@ -299,7 +300,7 @@ def test_bytes_in_the_parts_of_a_table(suffix, tmp_path):
     rows = [said(("user", parts), ("assistant", answer), system=None, tools=None),
             said(("user", parts[1:]), ("assistant", answer), system="Be brief.", tools="[]")]  # fmt: skip
     found = [one for _, _, one in read_all("parquet", TABLES[suffix](tmp_path / f"a.{suffix}", rows))]
-    assert found[0].images == (InlineMedia(RED, "x.png"),)
+    assert embedded(found[0].images) == [(RED, "x.png")]
     assert [one.turns[-2].text for one in found] == ["<image>What colour?", "What colour?"]
     assert [len(one.turns) for one in found] == [2, 3]
     assert [one.unused for one in found] == [(), ("tools",)]

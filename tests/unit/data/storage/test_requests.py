@@ -23,7 +23,7 @@ TEXT = json.dumps(llava("<image>and<image>?", "red and blue"))
 
 
 def stored(tmp_path, members):
-    return CountingStore.put("a.tar", write_tar(tmp_path / "a.tar", members).read_bytes())
+    return CountingStore.address(write_tar(tmp_path / "a.tar", members))
 
 
 def places_of(path):
@@ -37,7 +37,7 @@ def read(path, place, with_media=True):
 
 
 def transferred():
-    return sum(size for _, size in CountingStore.ranges)
+    return CountingStore.bytes_read()
 
 
 def requests_by(read_it):
@@ -108,7 +108,7 @@ def test_a_part_of_an_archive_is_read_as_samples(tmp_path):
 
 def test_a_range(tmp_path):
     (tmp_path / "a").write_bytes(b"0123456789")
-    for path in (str(tmp_path / "a"), f"file://{tmp_path}/a", CountingStore.put("a", b"0123456789")):
+    for path in (str(tmp_path / "a"), f"file://{tmp_path}/a", CountingStore.address(tmp_path / "a")):
         assert remote.read_range(path, 3, 4) == b"3456"
         assert remote.read_range(path, 8, 4) == b"89"
     with pytest.raises(FileNotFoundError):

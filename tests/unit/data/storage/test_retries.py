@@ -7,7 +7,6 @@ import errno
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from longvita.data.document import DocumentReader
 from longvita.data.errors import DataError, MediaError, Reason
@@ -15,6 +14,7 @@ from longvita.data.index.build import IndexSettings
 from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.index.store import IndexJob, load_index
 from longvita.data.media import pyav_reader
+from longvita.data.media.pictures import picture_file
 from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.storage import remote, retries
 from tests.unit.data.material import conversation, data_config, write_jsonl
@@ -80,7 +80,7 @@ def test_a_data_file_that_stays_away_ends_the_run_by_name(reader_and_requests, m
     assert waits == list(retries.WAITS)
 
 
-@pytest.mark.parametrize("number, owner, name", [(1, Image, "open"), (2, pyav_reader, "open_container")])
+@pytest.mark.parametrize("number, owner, name", [(1, picture_file, "read_at"), (2, pyav_reader, "open_container")])
 def test_a_medium_that_fails_for_a_moment_is_decoded_again(
     reader_and_requests, monkeypatch, waits, number, owner, name
 ):
@@ -91,7 +91,7 @@ def test_a_medium_that_fails_for_a_moment_is_decoded_again(
     assert waits == list(retries.WAITS[:2])
 
 
-@pytest.mark.parametrize("number, owner, name", [(1, Image, "open"), (2, pyav_reader, "open_container")])
+@pytest.mark.parametrize("number, owner, name", [(1, picture_file, "read_at"), (2, pyav_reader, "open_container")])
 def test_a_medium_that_stays_away_costs_its_sample(reader_and_requests, monkeypatch, waits, number, owner, name):
     reader, requests = reader_and_requests
     monkeypatch.setattr(owner, name, Failing(getattr(owner, name), 99))
@@ -102,7 +102,7 @@ def test_a_medium_that_stays_away_costs_its_sample(reader_and_requests, monkeypa
 
 def test_what_a_damaged_file_raises_is_not_tried_again(reader_and_requests, monkeypatch, waits):
     reader, requests = reader_and_requests
-    monkeypatch.setattr(Image, "open", Failing(Image.open, 99, OSError("image file is truncated")))
+    monkeypatch.setattr(picture_file, "read_at", Failing(picture_file.read_at, 99, OSError("image file is truncated")))
     with pytest.raises(MediaError, match="truncated"):
         reader.read(requests[1])
     assert waits == []
@@ -110,7 +110,7 @@ def test_what_a_damaged_file_raises_is_not_tried_again(reader_and_requests, monk
 
 def test_a_header_is_opened_again(folder, template, monkeypatch, waits):
     path, job = job_of(folder, template, SAMPLES)
-    monkeypatch.setattr(Image, "open", Failing(Image.open, 3))
+    monkeypatch.setattr(picture_file, "read_at", Failing(picture_file.read_at, 3))
     index = load_index(path, job)
     assert (len(index), len(index.quarantined)) == (3, 0)
     assert waits == list(retries.WAITS)
@@ -119,7 +119,7 @@ def test_a_header_is_opened_again(folder, template, monkeypatch, waits):
 def test_one_header_that_stays_away_costs_its_sample(folder, template, monkeypatch):
     path, job = job_of(folder, template, [SAMPLES[1], *SAMPLES, *SAMPLES])
     tries = len(retries.WAITS) + 1
-    monkeypatch.setattr(Image, "open", Failing(Image.open, 2 * tries))
+    monkeypatch.setattr(picture_file, "read_at", Failing(picture_file.read_at, 2 * tries))
     index = load_index(path, job)
     assert [(entry.line, entry.reason) for entry in index.quarantined] == [
         (1, Reason.BROKEN_PICTURE),
@@ -130,7 +130,7 @@ def test_one_header_that_stays_away_costs_its_sample(folder, template, monkeypat
 def test_a_store_that_stays_away_ends_the_pass_which_resumes_later(folder, template, monkeypatch):
     path, job = job_of(folder, template, [SAMPLES[1]] * 5)
     with monkeypatch.context() as patch:
-        patch.setattr(Image, "open", Failing(Image.open, 999))
+        patch.setattr(picture_file, "read_at", Failing(picture_file.read_at, 999))
         with pytest.raises(DataError, match=r"a\.jsonl.*Stale file handle.*3 samples in a row can't be read"):
             load_index(path, job)
     assert len(load_index(path, job)) == 5
