@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks the project: format and lint (ruff), types (mypy), then tests (pytest).
-#   bash scripts/test.sh            all tests that this machine can run
+#   bash scripts/test.sh            the tests that this machine can run, without those that take minutes each
+#   bash scripts/test.sh --full     those too: before a release, or after a change of what they test
 #   bash scripts/test.sh --fast     the tests of FAST_TESTS below: under three minutes in all on two cores
 #   bash scripts/test.sh ARGUMENT   other arguments are those of pytest, for example tests/unit/config or -k ring
 set -euo pipefail
@@ -16,8 +17,9 @@ FAST_TESTS=(
 )
 
 case ${1:-} in
--h | --help) sed -n '2,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 0 ;;
+-h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 0 ;;
 --fast) set -- "${FAST_TESTS[@]}" "${@:2}" ;;
+--full) set -- -m 'not gpu and not npu' "${@:2}" ;;
 esac
 
 bash scripts/setup.sh --system
@@ -30,6 +32,6 @@ python=.venv/bin/python
 echo "== format" && $python -m ruff format --check .
 echo "== lint" && $python -m ruff check .
 echo "== types" && $python -m mypy
-# Tests that need an accelerator are deselected (pyproject.toml) and listed before pytest's last line.
+# Tests that need an accelerator or take minutes are deselected (pyproject.toml) and listed before pytest's last line.
 echo "== tests"
 exec $python -m pytest -q --durations=15 --durations-min=5 -ra "$@"

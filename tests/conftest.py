@@ -63,7 +63,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List by name the tests that markers leave out; pytest itself only counts them."""
     if _left_out and not terminalreporter.config.option.keyword:
         terminalreporter.section(
-            "deselected (tests that need an accelerator, or a source that is not here, are by default)"
+            "deselected (tests that need an accelerator or a source that is not here, or take minutes, are by default)"
         )
         for name in sorted(_left_out):
             terminalreporter.write_line(name)
