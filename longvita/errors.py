@@ -1,4 +1,11 @@
-"""The base class of errors that a user can fix."""
+"""The base class of errors that a user can fix, and how errors quote values."""
+
+MAX_QUOTED = 200
+"""Most characters of a value in a message."""
+MAX_WORD = 60
+"""Most characters of a value that is one word, such as a role."""
+KEPT_AT_END = 40
+"""Characters of a shortened text that are those of its end, such as the name of a file."""
 
 
 class UserError(Exception):
@@ -14,3 +21,16 @@ class UserError(Exception):
 
 USER_ERRORS: tuple[type[Exception], ...] = (UserError, FileNotFoundError, NotADirectoryError, PermissionError)
 """Errors that are printed as one message: those of this project, and files that are missing or not accessible."""
+
+
+def shorten(value: object, limit: int = MAX_QUOTED) -> str:
+    """Return the text of a value on one line of at most `limit` characters, for a message.
+
+    The middle of a longer text is left out. A record may hold pictures of megabytes where a path belongs, and errors of
+    libraries may quote them.
+    """
+    text = str(value)
+    if len(text) > limit:
+        end = min(KEPT_AT_END, limit // 4)
+        text = f"{text[: limit - end - 5]} ... {text[-end:]}"
+    return " ".join(text.splitlines())

@@ -19,7 +19,6 @@ FAST_TESTS=(
 case ${1:-} in
 -h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit 0 ;;
 --fast) set -- "${FAST_TESTS[@]}" "${@:2}" ;;
---full) set -- -m 'not gpu and not npu' "${@:2}" ;;
 esac
 
 bash scripts/setup.sh --system

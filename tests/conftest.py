@@ -44,11 +44,16 @@ def write_yaml(tmp_path: Path) -> Callable[..., Path]:
 _left_out: list[str] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option of `scripts/test.sh --full`."""
+    parser.addoption("--full", action="store_true", help="run the tests that take minutes too")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of another project's source where it is not at hand."""
-    if os.environ.get("MINDSPEED_SOURCE"):
-        return
-    without = [item for item in items if item.get_closest_marker("mindspeed")]
+    """Leave out the tests of another project's source where it is not at hand, and long ones unless asked for."""
+    markers = [] if os.environ.get("MINDSPEED_SOURCE") else ["mindspeed"]
+    markers += [] if config.option.full else ["long"]
+    without = [item for item in items if any(map(item.get_closest_marker, markers))]
     if without:
         config.hook.pytest_deselected(items=without)
         items[:] = [item for item in items if item not in without]

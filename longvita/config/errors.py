@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longvita.errors import UserError
+from longvita.errors import UserError, shorten
 
 MAX_VALUE_LENGTH = 70
 
@@ -79,7 +79,7 @@ def show_value(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     text = value if isinstance(value, str) and value else repr(value)
     text = " ".join(text.split())
-    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 4] + " ..."
+    return shorten(text, MAX_VALUE_LENGTH)
 
 
 def short_path(path: Path) -> str:

@@ -17,6 +17,7 @@ from longvita.config import checks, names
 from longvita.config.errors import ABSENT, ConfigError, Problem, ValueOrigin, short_path
 from longvita.config.nodes import FieldPath, Node, merge, parse, read_file
 from longvita.config.schema import Config
+from longvita.errors import shorten
 
 INCLUDE = "include"
 OVERRIDE = ValueOrigin("override")
@@ -238,7 +239,7 @@ def _type_fix(value: Any, info: Any) -> str:
     if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off") and "true" in wanted:
         return f"write {'true' if value.lower() in ('yes', 'on') else 'false'}"
     if wanted.startswith("list") and not isinstance(value, list):
-        return f"write it as a list: [{value}]"
+        return f"write it as a list: [{shorten(value)}]"
     if value is None and "null" not in wanted:
         return "give a value, or remove the line for the default"
     return ""

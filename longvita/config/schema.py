@@ -197,6 +197,8 @@ class DatasetConfig(Section):
     ShareGPTVideo and 1 for others, as published."""
     media_root: PathText | None = None
     """Folder or address that picture and video paths of the source are relative to; data.media_root when absent."""
+    max_quarantined: float | None = Field(None, ge=0, le=1)
+    """Largest share of quarantined samples of the source; data.max_quarantined when absent."""
 
 
 class DataConfig(Section):
@@ -214,6 +216,11 @@ class DataConfig(Section):
     """Where the data_paths of all sources lie on the Hugging Face Hub: OWNER/NAME/FOLDER, the prefix of each path."""
     allow_missing: bool = False
     """Whether missing data files are left out and counted; otherwise a missing file is an error."""
+    max_quarantined: float = Field(0.05, ge=0, le=1)
+    """Largest share of a source's samples that its index may quarantine (broken ones, and those longer than a sequence)
+    when a run starts; a source with more stops it. For sources of 100 samples or more, and for the share of files that
+    are not of their format at any number; 1 allows any share. Samples that fail later, when they are decoded, do not
+    stop a run: beyond this share each checkpoint prints a warning."""
     media_root: PathText = "."
     """Folder or address that picture and video paths are relative to; they must stay inside it; / allows any path."""
     sequence_length: int = Field(16384, ge=2)

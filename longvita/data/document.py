@@ -23,6 +23,7 @@ from longvita.data.media.media_file import resolve
 from longvita.data.media.packet_store import PacketStore
 from longvita.data.sample import Sample, hash_media_names
 from longvita.data.storage.retries import WAITS, with_retries
+from longvita.errors import shorten
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def _read_sample(request: DocumentRequest, heartbeat: Callable[[], None]) -> Sam
         raise _changed(request, error.detail) from error
     except OSError as error:
         raise RuntimeError(
-            f"{request.name} cannot be read any more ({error}), after {len(WAITS) + 1} tries in {sum(WAITS):.0f} s; "
-            "fix: start the run again when the file is available"
+            f"{request.name} cannot be read any more ({shorten(error)}), after {len(WAITS) + 1} tries in "
+            f"{sum(WAITS):.0f} s; fix: start the run again when the file is available"
         ) from error
     if hash_media_names(sample) != request.names:
         raise _changed(request, "other pictures or videos")

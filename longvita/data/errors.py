@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-from longvita.errors import UserError
+from longvita.errors import UserError, shorten
 
 
 class Reason(StrEnum):
@@ -29,6 +29,8 @@ class Reason(StrEnum):
     """A picture cannot be read."""
     BROKEN_VIDEO = "broken_video"
     """A video cannot be read or decoded."""
+    WRONG_FORMAT = "wrong_format"
+    """The file as a whole is not of the format that its source or its name says, or it is empty: one entry, line 1."""
     TOO_LONG = "too_long"
     """Longer than a sequence, even with the fewest frames of its videos."""
 
@@ -58,4 +60,4 @@ def one_line(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it needs more memory than data.decode_memory_bytes allows a decoding process"
     lines = [re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "it", line) for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()[:200] if lines else ''}"
+    return f"{type(error).__name__}: {shorten(lines[0].strip()) if lines else ''}"

@@ -31,8 +31,9 @@ from longvita.data.loading.micro_batch import MicroBatch, ReadMicroBatch, owners
 from longvita.data.loading.tile_memory import TilePool
 from longvita.data.loading.worker import WorkerSetup
 from longvita.data.loading.worker_pool import InlineReader, WorkerPool
-from longvita.data.mix.catalog import Catalog, build_catalog, make_template
+from longvita.data.mix.catalog import Catalog, make_template
 from longvita.data.mix.missing_files import describe_missing
+from longvita.data.mix.quarantine_limit import build_checked_catalog
 from longvita.data.packing.balance import StepDivision, WorkModel
 from longvita.data.packing.packer import SequenceStream
 from longvita.data.packing.plan_cache import plan_epoch, plan_name
@@ -236,7 +237,7 @@ def build_loader(
     """
     sources = _sources(config, split)
     template = make_template(config)
-    catalog = build_catalog(config, template, sources)
+    catalog = build_checked_catalog(config, template, sources)
     end = None
     if split.startswith(VALIDATION):
         end = min(config.training.validation_sequences, plan_epoch(catalog, config, 0).num_sequences)

@@ -10,6 +10,7 @@ from typing import Any
 
 from longvita.data.errors import Reason, SampleError
 from longvita.data.media.media_file import MediaRef, name_of
+from longvita.errors import MAX_WORD, shorten
 
 CHAT_ROLES = ("system", "user", "assistant")
 """Roles of ChatML."""
@@ -78,7 +79,7 @@ def _parse_turn(number: int, message: Any) -> Turn:
         raise SampleError(Reason.INVALID_SAMPLE, f"turn {number} is {type(message).__name__}, not an object")
     role, text = message.get("role"), message.get("content")
     if text is None or (isinstance(text, str) and not text.strip()):
-        raise SampleError(Reason.EMPTY_TURN, f"turn {number} ({role!a:.40}) has no text")
+        raise SampleError(Reason.EMPTY_TURN, f"turn {number} ({shorten(ascii(role), MAX_WORD)}) has no text")
     return Turn(chat_role(role, number), checked_text(text, number))
 
 
@@ -94,7 +95,8 @@ def chat_role(role: Any, number: int, more: Sequence[tuple[str, str]] = ()) -> s
     known = ", ".join((*ROLES, *(word for word, _ in more)))
     raise SampleError(
         Reason.INVALID_SAMPLE,
-        f"turn {number} has the role {role!a:.60}; known are {known}; fix: name its ChatML role in the source's roles",
+        f"turn {number} has the role {shorten(ascii(role), MAX_WORD)}; known are {known}; fix: name its ChatML role in "
+        "the source's roles",
     )
 
 

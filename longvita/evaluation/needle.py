@@ -34,6 +34,7 @@ from longvita.data.media.pictures.picture_file import open_picture
 from longvita.data.media.video import VideoFacts, list_frames, probe_video, selected_frames
 from longvita.data.sample import parse_turns
 from longvita.data.storage.hidden import is_hidden
+from longvita.errors import shorten
 from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, read_rows
 from longvita.evaluation.needle_picture import draw_grid
 from longvita.evaluation.task import AnswerRecord, EvaluationItem, EvaluationTask, ItemPrompt, accuracy, digest_of
@@ -239,7 +240,8 @@ def _needle(folder: Path, row: Mapping[str, Any]) -> Needle:
         picture = open_picture(folder / row["image"])
     question, answer = row["question"], row["answer"]
     if not (isinstance(question, str) and isinstance(answer, str) and question.strip() and answer.strip()):
-        raise ValueError(f"a needle needs a question and an answer, this has {question!r} and {answer!r}")
+        given = f"{shorten(repr(question))} and {shorten(repr(answer))}"
+        raise ValueError(f"a needle needs a question and an answer, this has {given}")
     return Needle(picture, question, answer)
 
 

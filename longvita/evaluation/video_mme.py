@@ -21,6 +21,7 @@ from longvita.config.schema import Config
 from longvita.data.errors import SampleError
 from longvita.data.media.video import frame_times, probe_video, selected_frames
 from longvita.data.sample import Turn
+from longvita.errors import shorten
 from longvita.evaluation.choice import chosen_option
 from longvita.evaluation.data_set_files import VIDEO_SUFFIXES, DataSetError, MediaFiles, files_below, read_rows
 from longvita.evaluation.mistakes_page import write_mistakes_page
@@ -209,8 +210,8 @@ def read_questions(folder: Path) -> list[VideoQuestion]:
         options = _read_options(row["options"], f"question {values['question_id']} of {folder}")
         if values["answer"] not in LETTERS[: len(options)]:
             raise DataSetError(
-                f"question {values['question_id']} of {folder} has the options {list(options)} and the answer "
-                f"{values['answer']!r}, which is not the letter of one of them"
+                f"question {values['question_id']} of {folder} has the options {shorten(list(options))} and the "
+                f"answer {shorten(repr(values['answer']))}, which is not the letter of one of them"
             )
         questions.append(VideoQuestion(video=values.pop("videoID"), options=options, **values))
     repeated = len(questions) - len({question.question_id for question in questions})
@@ -222,11 +223,11 @@ def read_questions(folder: Path) -> list[VideoQuestion]:
 def _read_options(value: Any, where: str) -> tuple[str, ...]:
     """The options of a question with their letters. Raises DataSetError, which begins with `where`."""
     if not isinstance(value, list) or not all(isinstance(option, str | int | float) for option in value):
-        raise DataSetError(f"{where} has the options {value!r:.200}, which are no list of texts; fix the table")
+        raise DataSetError(f"{where} has the options {shorten(repr(value))}, which are no list of texts; fix the table")
     try:
         return with_letters([str(option) for option in value])
     except ValueError as error:
-        raise DataSetError(f"{where} has the options {value!r:.200}: {error}; fix the table") from error
+        raise DataSetError(f"{where} has the options {shorten(repr(value))}: {error}; fix the table") from error
 
 
 def prompt_text(question: VideoQuestion, subtitles: Sequence[str]) -> str:

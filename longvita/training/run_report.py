@@ -13,9 +13,11 @@ from rich.console import RenderableType
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config.schema import Config
 from longvita.data.audit.sample_accounting import FILE_NAME as ACCOUNTING_FILE
+from longvita.data.audit.sample_accounting import PLANNED, SampleAccounting
 from longvita.data.loader import Loader
+from longvita.data.mix.quarantine_limit import MIN_SAMPLES, limit_of
 from longvita.data.quarantine import FILE_NAME as QUARANTINE_FILE
-from longvita.data.quarantine import count_reasons, read_quarantine
+from longvita.data.quarantine import count_reasons, read_quarantine, reasons_text
 from longvita.files import write_atomically
 from longvita.training.metrics import Metrics, read_metrics
 from longvita.training.signals import StopReason
@@ -44,6 +46,21 @@ def data_change_text(state: TrainingState, resumed: Path | None) -> str:
         f"{state.consumed_sequences:,} on the order is another one; samples of this epoch may come twice or never; "
         f"{ACCOUNTING_FILE} lists the change"
     )
+
+
+def decode_failures_text(config: Config, accounting: SampleAccounting) -> str:
+    """The warning that a run prints at a checkpoint if sources lose too many samples when they are decoded; or none."""
+    lines = []
+    for source, dataset in config.data.dataset.items():
+        counts = accounting.of_source(source)
+        failed, limit = sum(counts["quarantined"].values()), limit_of(config, dataset)
+        if counts[PLANNED] >= MIN_SAMPLES and failed > limit * counts[PLANNED]:
+            lines.append(
+                f"{failed:,} of the {counts[PLANNED]:,} samples of source {source!r} so far could not be read or "
+                f"decoded ({reasons_text(counts['quarantined'])}); max_quarantined is {limit:g}; see "
+                f"{QUARANTINE_FILE}"
+            )
+    return "\n".join(lines)
 
 
 def finish_report(

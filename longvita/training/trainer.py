@@ -22,11 +22,11 @@ from longvita.data.loader import Loader, LoaderRanks, build_loader
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
 from longvita.training.metrics import open_metrics
-from longvita.training.run_report import data_change_text, finish_report, start_text
+from longvita.training.run_report import data_change_text, decode_failures_text, finish_report, start_text
 from longvita.training.signals import StopReason, StopRequests
 from longvita.training.state import start_or_resume
 from longvita.training.step import TimedBatches, TrainingError, train_step
-from longvita.training.validation import held_out_losses
+from longvita.training.validation import check_held_out, held_out_losses
 
 
 def train(stages: Sequence[Config], accounting_table: Callable[[dict[str, Any]], RenderableType]) -> int:
@@ -114,6 +114,7 @@ class TrainingRun:
     def _open_data(self) -> Loader:
         """The loader at the first sequence that is not consumed; reports data that changed since the checkpoint."""
         state = self.state
+        check_held_out(self.config)
         loader = build_loader(self.config, LoaderRanks.from_groups(self.groups), state.consumed_sequences)
         before = state.sample_accounting
         self.counted_before = state.sample_accounting = before.started_on(loader.data_hash, state.consumed_sequences)
@@ -133,6 +134,8 @@ class TrainingRun:
         if self.loader is not None:
             counts = processes.from_all_ranks(self.loader.outcome_counts())
             self.state.sample_accounting = self.counted_before.plus(counts)
+            if warning := decode_failures_text(self.config, self.state.sample_accounting):
+                self.metrics.say(warning)
         self.checkpointer.save(self.state)
         self.saved_iteration = self.state.iteration
         if not self.config.checkpoint.asynchronous:

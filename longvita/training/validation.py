@@ -6,8 +6,17 @@ import contextlib
 import math
 
 from longvita.checkpoint.training_state import TrainingState
+from longvita.config.schema import Config
 from longvita.data.loader import VALIDATION, LoaderRanks, build_loader
+from longvita.data.mix.catalog import make_template
+from longvita.data.mix.quarantine_limit import build_checked_catalog
 from longvita.training.step import evaluate
+
+
+def check_held_out(config: Config) -> None:
+    """Index the held-out sources. Raises DataError for one that cannot be used, before the first training step."""
+    for source, dataset in config.data.validation.items():
+        build_checked_catalog(config, make_template(config), {source: dataset})
 
 
 def held_out_losses(state: TrainingState) -> dict[str, float | None]:

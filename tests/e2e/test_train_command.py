@@ -15,7 +15,7 @@ from longvita.checkpoint.step_folders import step_folders, step_of
 from longvita.commands import train
 from longvita.commands.support.config_file import load_config_with_origins
 from longvita.config import ConfigError
-from longvita.processes import EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT
+from longvita.processes import EXIT_REFUSED, EXIT_SIGINT, EXIT_SIGTERM, EXIT_TIME_LIMIT
 from longvita.training.metrics import read_metrics
 from tests.distributed.helpers import free_port
 from tests.e2e.training_material import STEPS, log_of, losses_of, start, start_train, write_run
@@ -190,6 +190,16 @@ def test_data_that_changed_since_the_checkpoint_are_reported(tmp_path):
     assert DATA_CHANGED in log_of(tmp_path)
     accounting = json.loads((tmp_path / "run" / "sample_accounting.json").read_text())
     assert accounting["data_changed_at"] == [2]
+
+
+def test_a_held_out_source_that_loses_too_much_ends_the_run_before_its_first_step(tmp_path):
+    config = write_run(tmp_path)
+    with (tmp_path / "held_out.jsonl").open("a") as file:
+        file.write("{}\n" * 98)
+    assert start_train(config).wait(timeout=MAX_SECONDS) == EXIT_REFUSED, log_of(tmp_path)
+    says = "source 'held_out': 98 of its 100 samples (98.0%) are quarantined"
+    assert says in log_of(tmp_path), log_of(tmp_path)
+    assert losses_of(tmp_path / "run") == {}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longvita.commands.support.options import AllowMissing, ConfigFile, JSONOption, Overrides, with_missing
-from longvita.processes import EXIT_COMPLETE
+from longvita.processes import EXIT_COMPLETE, EXIT_INCOMPLETE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from longvita.data.mix.missing_files import Missing
     from longvita.data.report.index_figures import SourceIndex
 
-MAX_FIRST_SAMPLES = 10
-"""Files whose first quarantined sample is printed."""
+MAX_SHOWN = 10
+"""Files that are named because they have no usable sample, and files whose first quarantined sample is printed."""
 MAX_READ_RATIO = 10
 """Largest read_ratio of a source for which no other format is proposed."""
 
@@ -49,7 +49,7 @@ def index_files(config: Config, as_json: bool, rebuild: bool, arguments: str) ->
     """Index the files of the mix and of the held-out sources that have no index; print a table or one object.
 
     Quarantined samples go to the quarantine file of the run. `arguments` name the config in a command line. Returns the
-    exit code. Raises DataError for a file that is missing, TokenizerError.
+    exit code: 1 if a run would not start with a source. Raises DataError for a file that is missing, TokenizerError.
     """
     from rich.console import Console
 
@@ -60,6 +60,7 @@ def index_files(config: Config, as_json: bool, rebuild: bool, arguments: str) ->
     from longvita.data.mix.catalog import files_of, index_job, make_template
     from longvita.data.mix.missing_files import missing_files
     from longvita.data.mix.progress import indexing
+    from longvita.data.mix.quarantine_limit import describe_lossy, lossy_sources
     from longvita.data.report.index_figures import figures_by_source
 
     template, settings = make_template(config), media_settings(config)
@@ -82,7 +83,10 @@ def index_files(config: Config, as_json: bool, rebuild: bool, arguments: str) ->
     _print_unused(figures)
     _print_slow_tables(figures["training"], arguments)
     _print_problems(config, [file for files in found.values() for file in files], list(missing.values()))
-    return EXIT_COMPLETE
+    lossy = [one for mix, sources in mixes.items() for one in lossy_sources(config, sources, found[mix])]
+    if lossy:
+        print(describe_lossy(lossy), file=sys.stderr)
+    return EXIT_INCOMPLETE if lossy else EXIT_COMPLETE
 
 
 def _print_unused(figures: dict[str, dict[str, SourceIndex]]) -> None:
@@ -114,11 +118,13 @@ def _print_problems(config: Config, files: Sequence[CatalogFile], missing: Seque
     for one in missing:
         if one:
             print(f"data.allow_missing leaves them out: {describe_missing(one)}", file=sys.stderr)
-    for file in files:
-        if not len(file.measured.usable):
-            print(f"{file.path} of source {file.source!r} has no sample that can be used", file=sys.stderr)
+    useless = [file for file in files if not len(file.measured.usable)]
+    for file in useless[:MAX_SHOWN]:
+        print(f"{file.path} of source {file.source!r} has no sample that can be used", file=sys.stderr)
+    if len(useless) > MAX_SHOWN:
+        print(f"and {len(useless) - MAX_SHOWN} more files have none", file=sys.stderr)
     firsts = [file.quarantined[0] for file in files if file.quarantined]
-    for entry in firsts[:MAX_FIRST_SAMPLES]:
+    for entry in firsts[:MAX_SHOWN]:
         print(f"first quarantined: {entry.path}:{entry.line}: {entry.reason}: {entry.detail}", file=sys.stderr)
     if firsts:
         quarantine = QuarantineFile(Path(config.output) / FILE_NAME)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from longvita.data.errors import DataError, SampleError
 from longvita.data.formats.base import Format, Place
 from longvita.data.formats.captions import Captions
+from longvita.data.formats.checked import CheckedFormat
 from longvita.data.formats.json_array import JsonArray
 from longvita.data.formats.jsonl import Jsonl
 from longvita.data.formats.parquet import Parquet
@@ -24,7 +25,7 @@ def make_format(name: str, options: FormatOptions) -> Format:
     """Create the format of a source's files. Raises DataError for an unknown name."""
     if name not in FORMATS:
         raise DataError(f"there is no format {name!r}; the formats are {', '.join(FORMATS)}")
-    return FORMATS[name](options)
+    return CheckedFormat(FORMATS[name](options))
 
 
 def read_samples(path: str, name: str | None, options: FormatOptions) -> Iterator[tuple[Place, Sample | SampleError]]:

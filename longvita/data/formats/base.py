@@ -9,7 +9,7 @@ from typing import Protocol
 
 from longvita.data.errors import SampleError
 from longvita.data.formats.record import FormatOptions, parse_record
-from longvita.data.formats.text import HEAD_BYTES, other_encoding
+from longvita.data.formats.wrong_format import wrong_format
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
@@ -56,6 +56,12 @@ class Format(Protocol):
 
     def __init__(self, options: FormatOptions): ...
 
+    def problem(self, path: str) -> str | None:
+        """Why the file as a whole is not of this format, with the fix; None if it may be. Raises OSError.
+
+        The other methods are called for files without such a problem.
+        """
+
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Parts of about `part_bytes`, in order. Samples added at the end of a file do not change the parts before."""
 
@@ -80,6 +86,10 @@ class TextFormat:
     def __init__(self, options: FormatOptions):
         self.options = options
 
+    def problem(self, path: str) -> str | None:
+        """What the file's beginning shows."""
+        return wrong_format(path, self.name)
+
     def digest(self, path: str, part: Part) -> str:
         """Digest of the bytes."""
         return digest_bytes(path, part)
@@ -93,12 +103,6 @@ class TextFormat:
     def parse(self, content: bytes) -> Sample:
         """The sample of the bytes of a place. Raises SampleError."""
         return parse_record(content, self.options)
-
-
-def file_encoding(path: str) -> str | None:
-    """Why a file is no UTF-8 by its first bytes; None if it may be."""
-    with remote.open_file(path) as file:
-        return other_encoding(file.read(HEAD_BYTES))
 
 
 def digest_bytes(path: str, part: Part) -> str:

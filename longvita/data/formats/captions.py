@@ -19,14 +19,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from longvita.data.errors import DataError, Reason, SampleError
-from longvita.data.formats.base import Part, Place, digest_bytes, file_encoding
+from longvita.data.formats.base import Part, Place, digest_bytes
 from longvita.data.formats.jsonl import Jsonl, lines_of
 from longvita.data.formats.record import FormatOptions, record_sample
 from longvita.data.formats.text import decode, parse_object
+from longvita.data.formats.wrong_format import wrong_format
 from longvita.data.media.media_file import FilePart, leads_outside
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
+from longvita.errors import shorten
 
 QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
 """A field in quotes."""
@@ -52,6 +54,12 @@ class Captions:
 
     def __init__(self, options: FormatOptions):
         self.options = options
+
+    def problem(self, path: str) -> str | None:
+        """What the beginning of its list shows."""
+        listing = _list_of(path)
+        found = wrong_format(listing, ending(listing)) if listing else None
+        return f"{listing}: {found}" if found else None
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Parts of metadata.jsonl as of JSONL; a table is one part, because a value may contain line ends.
@@ -82,11 +90,6 @@ class Captions:
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
         """One sample for each line, row, or picture or video."""
-        listing = _list_of(path)
-        encoding = file_encoding(listing) if listing else None
-        if encoding:
-            yield Place(0, 0, 1), SampleError(Reason.INVALID_SAMPLE, f"{listing} can't be read: {encoding}")
-            return
         for place, content in self._contents(path, part):
             try:
                 yield place, self._sample(path, place, content) if content is None or content.strip() else None
@@ -122,7 +125,7 @@ class Captions:
             name = names[place.offset]
             if ending(name) in TEXTS:
                 detail = f"has no picture or video of that name next to it (.{', .'.join((*PICTURES, *VIDEOS))})"
-                raise SampleError(Reason.INVALID_SAMPLE, f"{name} {detail}")
+                raise SampleError(Reason.INVALID_SAMPLE, f"{shorten(name)} {detail}")
             record = _text_record(path, name)
         else:
             listing = _list_of(path) or ""
@@ -137,7 +140,9 @@ class Captions:
 def _with_media_file(record: dict[str, Any], folder: str, name: str, options: FormatOptions) -> dict[str, Any]:
     """The record with its one picture or video, a file of the folder."""
     if leads_outside(name, folder):
-        raise SampleError(Reason.OUTSIDE_MEDIA_ROOT, f"{name} leads outside its folder {folder}; move it there")
+        raise SampleError(
+            Reason.OUTSIDE_MEDIA_ROOT, f"{shorten(name)} leads outside its folder {folder}; move it there"
+        )
     replaced = {*options.names_of("images"), *options.names_of("videos")}
     kept = {key: value for key, value in record.items() if key not in replaced}
     kind = "videos" if ending(name) in VIDEOS else "images"
@@ -174,7 +179,7 @@ def _text_of(folder: str, name: str) -> tuple[str, bytes] | None:
 def _text_record(folder: str, name: str) -> dict[str, Any]:
     found = _text_of(folder, name)
     if found is None:
-        raise SampleError(Reason.NO_ANSWER, f"{name} has no .txt or .json file next to it")
+        raise SampleError(Reason.NO_ANSWER, f"{shorten(name)} has no .txt or .json file next to it")
     text, content = found
     return {"caption": decode(content, text).strip()} if text.endswith(".txt") else parse_object(content, text)
 

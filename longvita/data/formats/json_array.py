@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.formats.base import MAX_SAMPLE_BYTES, READ_BYTES, Part, Place, TextFormat, file_encoding
-from longvita.data.formats.text import other_encoding
+from longvita.data.formats.base import MAX_SAMPLE_BYTES, READ_BYTES, Part, Place, TextFormat
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
@@ -22,7 +21,7 @@ _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _FLAT = rb'\{(?:[^"{}]++|' + _STRING + rb")*+\}"
 SHALLOW = re.compile(rb'\{(?:[^"{}]++|' + _STRING + rb"|" + _FLAT + rb")*+\}", re.DOTALL)
 """An object with one level of nested objects, as most samples are: one match instead of one for each TOKEN."""
-BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(\[?)")
+BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*+\[")
 """The start of a file: byte order mark, white space, and the array's bracket."""
 ENDING = re.compile(rb"\s*+,?\s*+\]\s*+")
 """The end of a file after the last element."""
@@ -37,8 +36,6 @@ class JsonArray(TextFormat):
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Parts that begin with the first sample at or after each multiple of `part_bytes`."""
         size, start = remote.size(path), array_start(path)
-        if start is None:
-            return [Part(0, size)] if size else []
         bounds: list[int] = []
         end = start
         for offset, element in elements(path, Part(start, size)):
@@ -51,10 +48,6 @@ class JsonArray(TextFormat):
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
         """One sample for each element."""
-        if part.start == 0:  # The file has no bracket of an array: elements start after it.
-            detail = f"no JSON array: {file_encoding(path) or 'for one object a line use format jsonl'}"
-            yield Place(0, 0, 1), SampleError(Reason.INVALID_JSON, detail)
-            return
         number, end, is_cut = 0, part.start, False
         for number, (offset, element) in enumerate(elements(path, part), start=1):
             end = offset + len(element)
@@ -77,12 +70,11 @@ def _is_closed(path: str, end: int, size: int) -> bool:
         return size - end <= READ_BYTES and ENDING.fullmatch(file.read(READ_BYTES)) is not None
 
 
-def array_start(path: str) -> int | None:
-    """The byte after the array's opening bracket, None if the file is no array."""
+def array_start(path: str) -> int:
+    """The byte after the array's opening bracket."""
     with remote.open_file(path) as file:
-        content = file.read(READ_BYTES)
-    head = None if other_encoding(content) else BEGINNING.match(content)
-    return head.end() if head and head[1] else None
+        head = BEGINNING.match(file.read(READ_BYTES))
+    return head.end() if head else 0
 
 
 def elements(path: str, part: Part) -> Iterator[tuple[int, bytes]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from longvita.data.errors import Reason, SampleError
-from longvita.data.formats.base import MAX_SAMPLE_BYTES, Part, Place, TextFormat, file_encoding
+from longvita.data.formats.base import MAX_SAMPLE_BYTES, Part, Place, TextFormat
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 
@@ -20,8 +20,6 @@ class Jsonl(TextFormat):
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Parts that begin with the first complete line at or after each multiple of `part_bytes`."""
         end = remote.size(path)
-        if end and file_encoding(path):
-            return [Part(0, end)]
         bounds = [0]
         with remote.open_file(path) as file:
             for target in range(part_bytes, end, part_bytes):
@@ -35,11 +33,7 @@ class Jsonl(TextFormat):
         return [Part(start, stop) for start, stop in itertools.pairwise(bounds)]
 
     def samples(self, path: str, part: Part) -> Iterator[tuple[Place, Sample | SampleError | None]]:
-        """One sample for each line, None for a blank one; one error for a file that is no UTF-8."""
-        encoding = file_encoding(path) if part.start == 0 else None
-        if encoding:
-            yield Place(0, 0, 1), SampleError(Reason.INVALID_JSON, f"the file is not JSONL: {encoding}")
-            return
+        """One sample for each line, None for a blank one."""
         for number, (offset, line) in enumerate(lines_of(path, part), start=1):
             place = Place(offset, len(line), number)
             try:

@@ -14,6 +14,7 @@ from longvita.data.formats.table_cells import TableCell
 from longvita.data.media.media_file import EmbeddedMedia, FilePart, InlineMedia, MediaRef
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import is_path
+from longvita.errors import shorten
 
 DATA_ADDRESS = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+=-]+)*?;base64,")
 """The start of a picture or video in an address."""
@@ -38,11 +39,8 @@ def transposed(value: Any) -> Any:
         return value
     lengths = {len(items) for items in lists.values()}
     if len(lengths) > 1:
-        raise SampleError(
-            Reason.INVALID_SAMPLE,
-            f"a struct of lists has {', '.join(f'{len(items)} {key}' for key, items in lists.items())}; fix: as many "
-            "of each",
-        )
+        counts = shorten(", ".join(f"{len(items)} {key}" for key, items in lists.items()))
+        raise SampleError(Reason.INVALID_SAMPLE, f"a struct of lists has {counts}; fix: as many of each")
     return [dict(zip(lists, items)) for items in zip(*lists.values())]
 
 
@@ -76,7 +74,9 @@ def media_ref(value: Any, name: str) -> MediaRef:
     if isinstance(value, FilePart):
         return value
     if not isinstance(value, str) or not is_path(value):
-        raise SampleError(Reason.INVALID_SAMPLE, f"{name} is no path, bytes or struct of both, but {value!a:.60}")
+        raise SampleError(
+            Reason.INVALID_SAMPLE, f"{shorten(name)} is no path, bytes or struct of both, but {shorten(ascii(value))}"
+        )
     return _of_text(value, name, is_bytes)
 
 
@@ -86,7 +86,7 @@ def _of_text(text: str, name: str, is_bytes: bool) -> MediaRef:
         try:
             content = base64.b64decode("".join(text[address.end() if address else 0 :].split()), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise SampleError(Reason.INVALID_SAMPLE, f"{name} is no base64 of a file: {error}") from None
+            raise SampleError(Reason.INVALID_SAMPLE, f"{shorten(name)} is no base64 of a file: {error}") from None
         return InlineMedia(content, name)
     return text.removeprefix(FILE_ADDRESS)
 

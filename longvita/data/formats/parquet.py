@@ -15,8 +15,10 @@ from longvita.data.formats.record import COLUMNS, NESTED, FormatOptions, record_
 from longvita.data.formats.table_cells import TableRow
 from longvita.data.formats.table_values import Shape, holds_bytes, holds_cells, is_light
 from longvita.data.formats.tables import Table, open_table
+from longvita.data.formats.wrong_format import wrong_format
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
+from longvita.errors import shorten
 
 MAX_SHAPE = 500
 """Longest text of a row's shape in the index, characters; a row with a longer one is read with its pictures."""
@@ -29,6 +31,16 @@ class Parquet:
 
     def __init__(self, options: FormatOptions):
         self.options = options
+
+    def problem(self, path: str) -> str | None:
+        """What the file's beginning shows, or the reader says."""
+        found = wrong_format(path, "arrow" if path.endswith(".arrow") else self.name)
+        if found is None:
+            try:
+                open_table(path)
+            except DataError as error:
+                return str(error)
+        return found
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Row groups, joined until they have `part_bytes`. Raises DataError for a column that does not exist."""
@@ -108,7 +120,7 @@ class Parquet:
         if missing or not found:
             which = f"no column {missing[0]!r}" if missing else "no column with messages or captions"
             raise DataError(
-                f"data file {path} has {which}; it has {', '.join(table.columns)}: see the source's columns "
+                f"data file {path} has {which}; it has {shorten(', '.join(table.columns))}: see the source's columns "
                 f"({', '.join(COLUMNS)})"
             )
         return found
@@ -125,7 +137,7 @@ def _damage(row: TableRow) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # The store failed; pyarrow's errors for damaged pages have no errno.
         raise SampleError(
-            Reason.INVALID_SAMPLE, f"row {row.number} of group {row.group} can't be read: {error}"
+            Reason.INVALID_SAMPLE, f"row {row.number} of group {row.group} can't be read: {shorten(error)}"
         ) from error
 
 

@@ -23,6 +23,7 @@ from longvita.data.sample import (
     mark_media,
     marks_of,
 )
+from longvita.errors import shorten
 
 COLUMNS = {
     "messages": ("conversations", "messages", "texts", "content_metadata.qAndA"),
@@ -169,8 +170,8 @@ class _Values:
 
     def names(self) -> str:
         """The names of the values; those of nulls are marked."""
-        names = (f"{name} (null)" if value is None else str(name)[:60] for name, value in self.record.items())
-        return ", ".join(names)[:200] or "nothing"
+        names = (f"{shorten(name)} (null)" if value is None else str(name) for name, value in self.record.items())
+        return shorten(", ".join(names)) or "nothing"
 
 
 def _messages(values: _Values) -> tuple[Messages, bool]:
@@ -248,6 +249,7 @@ def _check_marks_without_media(found: Messages, values: _Values, used: Sequence[
     if held is None and found.bare_parts.isdisjoint(left):
         return
     noun = "images" if left[0] == IMAGE_MARK else "videos"
-    what = f"{held!r} is not read; fix: columns: {{{noun}: {held}}}" if held else "none is listed; fix: list them"
+    name = shorten(held)
+    what = f"{name!r} is not read; fix: columns: {{{noun}: {name}}}" if held else "none is listed; fix: list them"
     count = len(found.owned[left[0]])
     raise SampleError(Reason.MARK_COUNT, f"the text has {count} {left[0]} marks for 0 {noun}, but {what}")

@@ -12,6 +12,7 @@ from longvita.data.errors import DataError
 from longvita.data.formats.row_reader import RowReader, row_reader
 from longvita.data.formats.table_values import leaf_cells, no_cells, values_of
 from longvita.data.storage import remote
+from longvita.errors import shorten
 
 BATCH_BYTES = 4 << 20
 """Bytes of rows that are read at once."""
@@ -39,7 +40,9 @@ def _open(path: str, state: str) -> Table:
     except (pyarrow.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # The store failed; pyarrow's error for a damaged footer has no errno.
-        raise DataError(f"data file {path} is no table of format parquet: {error}") from error
+        raise DataError(
+            f"data file {path} is no table of format parquet: {shorten(error)}; fix: fetch or write it again"
+        ) from error
 
 
 class _ParquetTable:

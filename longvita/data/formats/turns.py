@@ -13,6 +13,7 @@ from longvita.data.formats.text import parse_json
 from longvita.data.media.media_file import MediaRef
 from longvita.data.media.suffixes import PICTURES, ending
 from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Turn, chat_role, checked_text
+from longvita.errors import MAX_WORD, shorten
 
 ROLE_KEYS, TEXT_KEYS, LOSS_KEYS = ("role", "from"), ("content", "value"), ("loss", "weight")
 """Keys of a turn; the first with a value is used."""
@@ -123,7 +124,7 @@ def _has_loss(message: Mapping[str, Any], number: int) -> bool:
         return True
     strange = [key for key, value in given.items() if value not in (0, 1)]
     if strange or len({bool(value) for value in given.values()}) > 1:
-        values = ", ".join(f"{key} {value!a:.20}" for key, value in given.items())
+        values = ", ".join(f"{key} {shorten(ascii(value), MAX_WORD)}" for key, value in given.items())
         raise SampleError(
             Reason.INVALID_SAMPLE, f"turn {number} has {values}; fix: 0 or 1 (or false, true), the same in both"
         )
@@ -146,7 +147,8 @@ def _piece(part: Any, number: int, marks: list[_Mark]) -> str:
     if kind not in PART_KINDS:
         raise SampleError(
             Reason.INVALID_SAMPLE,
-            f"turn {number} has a part of type {kind!a:.40}; known are {', '.join(PART_KINDS)}; fix: leave it out",
+            f"turn {number} has a part of type {shorten(ascii(kind), MAX_WORD)}; known are {', '.join(PART_KINDS)}; "
+            "fix: leave it out",
         )
     mark = PART_KINDS[kind]
     if mark == "text":
@@ -163,7 +165,8 @@ def _own_media(part: Mapping[str, Any], name: str) -> MediaRef | None:
     key, value = next(iter(held.items()))
     if isinstance(value, list) and len(value) > 1:
         raise SampleError(
-            Reason.INVALID_SAMPLE, f"{name} has {len(value)} files under {key!r}; fix: a video file, or its folder"
+            Reason.INVALID_SAMPLE,
+            f"{shorten(name)} has {len(value)} files under {key!r}; fix: a video file, or its folder",
         )
     if key in REFERENCES:
         return media_ref(held, name)

@@ -20,11 +20,13 @@ from longvita.data.formats.record import EMPTY, FormatOptions, record_sample
 from longvita.data.formats.tar import Member, TarRange, listed_members
 from longvita.data.formats.tar_keys import Runs, find_runs, key_of
 from longvita.data.formats.text import decode, parse_object
+from longvita.data.formats.wrong_format import wrong_format
 from longvita.data.media.media_file import FilePart
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 from longvita.data.storage.retries import with_retries
+from longvita.errors import shorten
 
 CAPTIONS = ("txt", "cls")
 """Suffixes of members with a caption, the first that a sample has is used."""
@@ -49,6 +51,10 @@ class WebDataset:
 
     def __init__(self, options: FormatOptions):
         self.options = options
+
+    def problem(self, path: str) -> str | None:
+        """What the file's beginning shows."""
+        return wrong_format(path, self.name)
 
     def parts(self, path: str, part_bytes: int) -> list[Part]:
         """Parts that begin with the first sample at or after each multiple of `part_bytes`; no sample is in two."""
@@ -146,23 +152,24 @@ class _Members:
         return dataclasses.replace(sample, unused=tuple(sorted({*sample.unused, *others})))
 
     def _check(self, member: Member, end: str) -> None:
+        name, key = shorten(member.name), shorten(self._key)
         if self._names and key_of(member.name) != self._key:
-            raise SampleError(Reason.INVALID_SAMPLE, f"there is {member.name} among the members of {self._key}")
+            raise SampleError(Reason.INVALID_SAMPLE, f"there is {name} among the members of {key}")
         if member.is_cut:
-            raise SampleError(Reason.INVALID_SAMPLE, f"the archive ends within {member.name}")
+            raise SampleError(Reason.INVALID_SAMPLE, f"the archive ends within {name}")
         if member.problem and end in (*TEXTS, *PICTURES, *VIDEOS):
-            raise SampleError(Reason.INVALID_SAMPLE, f"{member.name} {member.problem}")
+            raise SampleError(Reason.INVALID_SAMPLE, f"{name} {member.problem}")
         if member.name in self._names:
             raise SampleError(
                 Reason.INVALID_SAMPLE,
-                f"{member.name} is in the archive twice; fix: name each sample differently, or if one replaces the "
+                f"{name} is in the archive twice; fix: name each sample differently, or if one replaces the "
                 "other, unpack the archive and pack it again, which keeps the last",
             )
         if end in self._texts:
             raise SampleError(
                 Reason.INVALID_SAMPLE,
-                f"{self._texts[end][1]} and {member.name} are two texts of the key {self._key}, which ends at the "
-                f"first dot; fix: rename the members of each sample, such as {_with_one_dot(member.name)}",
+                f"{shorten(self._texts[end][1])} and {name} are two texts of the key {key}, which ends at the "
+                f"first dot; fix: rename the members of each sample, such as {shorten(_with_one_dot(member.name))}",
             )
 
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
+from longvita.data.formats.checked import WHOLE_FILE
 from longvita.data.index.build import PART_BYTES, UNREADABLE, IndexPart, IndexSettings
 from longvita.data.index.columns import (
     COLUMNS,
@@ -42,7 +43,7 @@ from longvita.data.index.process_pool import IndexProcessPool
 from longvita.data.storage import remote
 from longvita.process_limits import open_more_files
 
-VERSION = 6
+VERSION = 7
 """Increased when the contents of the files change."""
 META = "meta.json"
 
@@ -164,7 +165,9 @@ def _update(
     indexed = {part: old[part] for part in parts if part in old and old[part].digest == format.digest(path, part)}
     missing = [part for part in parts if part not in indexed]
     if meta and missing and meta["state"] != state:
-        is_longer = all(part in indexed or format.digest(path, part) == old[part].digest for part in old)
+        # A file that is not of its format any more has no digests of its old parts.
+        same = (part in indexed or format.digest(path, part) == old[part].digest for part in old)
+        is_longer = WHOLE_FILE not in parts and all(same)
         what = "grew" if is_longer else "changed"
         logger.warning("%s %s since it was indexed: %d of %d parts again", path, what, len(missing), len(parts))
     new, total = [], sum(part.end - part.start for part in missing)

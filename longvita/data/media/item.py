@@ -29,6 +29,7 @@ from longvita.data.media.video import (
     read_frames,
     selected_frames,
 )
+from longvita.errors import shorten
 
 PromptPicture = str | os.PathLike | Image.Image
 """A picture of a prompt: its path, or the decoded picture."""
@@ -118,7 +119,7 @@ def probe_media(
     for path, video in zip(videos, facts.videos):
         if count_frames(video, max_fps, 1) == 0:
             detail = f"has no frame to sample at {max_fps}/s: it has {video.num_frames} at {video.fps}/s"
-            raise MediaError(Reason.BROKEN_VIDEO, f"video {path} {detail}")
+            raise MediaError(Reason.BROKEN_VIDEO, f"video {shorten(path)} {detail}")
     return facts
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -15,12 +15,13 @@ from typing import BinaryIO
 from typing_extensions import override
 
 from longvita.data.errors import DataError, MediaError, Reason, one_line
+from longvita.data.file_kinds import HEAD_BYTES, FileKind, placeholder_of
 from longvita.data.storage import remote
 from longvita.data.storage.hidden import is_hidden
+from longvita.data.storage.retries import store_failure
+from longvita.errors import shorten
 
 BROKEN = {"picture": Reason.BROKEN_PICTURE, "video": Reason.BROKEN_VIDEO}
-MAX_SHOWN = 100
-"""Characters of an address in a message."""
 MAX_READ_BYTES = 1 << 20
 """Largest request to a store, bytes: a picture in one request, a video as its decoder reads it."""
 
@@ -137,13 +138,13 @@ def resolve(ref: MediaRef, root: str | os.PathLike) -> Path | FilePart | Embedde
         if remote.is_remote(ref):
             raise MediaError(
                 Reason.OUTSIDE_MEDIA_ROOT,
-                f"{ref[:MAX_SHOWN]} is an address outside the media root {root}; fix: download it, or set media_root "
-                f"to that address, such as {remote.host_of(ref)[:MAX_SHOWN]}",
+                f"{shorten(ref)} is an address outside the media root {root}; fix: download it, or set media_root "
+                f"to that address, such as {shorten(remote.host_of(ref))}",
             )
         raise MediaError(
             Reason.OUTSIDE_MEDIA_ROOT,
-            f"{ref} leads outside the media root {root}; set data.media_root (or the source's media_root) to a "
-            "folder that holds it, / for any path",
+            f"{shorten(ref)} leads outside the media root {root}; set data.media_root (or the source's media_root) to "
+            "a folder that holds it, / for any path",
         )
     path = remote.join(root, ref)
     return FilePart(path) if remote.is_remote(path) else Path(path)
@@ -190,26 +191,36 @@ def check_regular_file(source: MediaFile, noun: str) -> None:
         return
     path = _path_of(source)
     if not os.path.exists(path):
-        raise MediaError(Reason.MISSING_FILE, f"{noun} {path} does not exist")
+        raise MediaError(Reason.MISSING_FILE, f"{noun} {shorten(path)} does not exist")
     if not os.path.isfile(path):
-        raise MediaError(BROKEN[noun], f"{noun} {path} is no regular file")
+        raise MediaError(BROKEN[noun], f"{noun} {shorten(path)} is no regular file")
 
 
-@contextmanager
+@contextlib.contextmanager
 def reader_errors(path: MediaFile, noun: str) -> Iterator[None]:
     """Check that a picture or video (`noun`) is a regular file, and name it in the errors of the block."""
     check_regular_file(path, noun)
     try:
         yield
     except MediaError as error:
-        raise MediaError(error.reason, f"{noun} {path}: {error.detail}") from error
+        raise MediaError(error.reason, f"{noun} {shorten(path)}: {error.detail}") from error
     except DataError:  # A package for the store is missing, which is no error of the file.
         raise
     except Exception as error:  # A damaged file may fail in any part of Pillow, FFmpeg or PyAV.
-        raise MediaError(BROKEN[noun], f"{noun} {path} cannot be opened: {one_line(error)}") from error
+        why = _placeholder(path) if store_failure(error) is None else None
+        detail = f"{noun} {shorten(path)} cannot be opened: {why or one_line(error)}"
+        raise MediaError(BROKEN[noun], detail) from error
 
 
-@contextmanager
+def _placeholder(source: MediaFile) -> FileKind | None:
+    """What is in place of a file that cannot be opened, such as a Git LFS pointer."""
+    with contextlib.suppress(Exception), opened(source) as file:  # The first error is the one to report.
+        with open(file, "rb") if isinstance(file, str) else contextlib.nullcontext(file) as content:
+            return placeholder_of(content.read(HEAD_BYTES))
+    return None
+
+
+@contextlib.contextmanager
 def opened(source: MediaFile) -> Iterator[str | BinaryIO]:
     """Open a source for Pillow, PyAV and decord: yields a local path, or a file object that is closed at the end.
 
@@ -236,7 +247,7 @@ def _open(source: FilePart | EmbeddedMedia) -> BinaryIO:
     try:
         file = remote.open_file(source.path, min(source.size or MAX_READ_BYTES, MAX_READ_BYTES))
     except FileNotFoundError as error:
-        raise MediaError(Reason.MISSING_FILE, f"{source} does not exist") from error
+        raise MediaError(Reason.MISSING_FILE, f"{shorten(source)} does not exist") from error
     if source.offset == 0 and source.size is None:
         return file
     end = remote.size(source.path) if source.size is None else source.offset + source.size

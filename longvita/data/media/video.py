@@ -27,6 +27,7 @@ from longvita.data.media.packet_store import PacketStore
 from longvita.data.media.packets import open_container, video_stream
 from longvita.data.media.pictures.picture_file import MAX_PIXELS, open_picture
 from longvita.data.media.pyav_reader import Damage, NoDecoderError, read_with_pyav
+from longvita.errors import shorten
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 """Suffixes of the frames of a folder."""
@@ -166,7 +167,7 @@ def probe_video(path: MediaFile, store: PacketStore | None = None, folder_fps: f
             table = read_packet_table(path, STALL_SECONDS, lambda: None, store)
             facts = table.num_frames, table.mean_rate(rate)
     if facts[0] <= 0:
-        raise MediaError(Reason.BROKEN_VIDEO, f"video {path} has no frame that a player shows")
+        raise MediaError(Reason.BROKEN_VIDEO, f"video {shorten(path)} has no frame that a player shows")
     return VideoFacts(*facts)
 
 
@@ -174,9 +175,11 @@ def _probe_folder(path: MediaFile, fps: float | None) -> VideoFacts:
     try:
         num_frames = len(list_frames(path))
     except OSError as error:
-        raise MediaError(Reason.BROKEN_VIDEO, f"video folder {path} cannot be listed: {error}") from error
+        raise MediaError(
+            Reason.BROKEN_VIDEO, f"video folder {shorten(path)} cannot be listed: {shorten(error)}"
+        ) from error
     if num_frames == 0:
-        raise MediaError(Reason.BROKEN_VIDEO, f"video {path} is a folder without a .png, .jpg or .jpeg file")
+        raise MediaError(Reason.BROKEN_VIDEO, f"video {shorten(path)} is a folder without a .png, .jpg or .jpeg file")
     published = SHARE_GPT_VIDEO_FPS if "ShareGPTVideo" in str(path) else FOLDER_FPS
     return VideoFacts(num_frames, fps or published, is_folder=True)
 
@@ -202,7 +205,7 @@ def read_frames(
         for index in indices:
             heartbeat()
             if index >= len(files):
-                detail = f"video {path} has {len(files)} frames, frame {index} is requested"
+                detail = f"video {shorten(path)} has {len(files)} frames, frame {index} is requested"
                 raise MediaError(Reason.BROKEN_VIDEO, detail)
             yield open_picture(files[index])
         return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from longvita.data.errors import DataError
 from longvita.data.storage.hidden import is_hidden
+from longvita.errors import shorten
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -190,7 +191,7 @@ def _as_os_errors(path: str) -> Iterator[None]:
         is_plain = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
         if is_plain or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise OSError(errno.EIO, f"{path}: {type(error).__name__}: {error}") from error
+        raise OSError(errno.EIO, f"{shorten(path)}: {type(error).__name__}: {shorten(error)}") from error
 
 
 def _relative(path: str, folder: str) -> str:
@@ -205,4 +206,6 @@ def _system(path: str) -> tuple[AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
         # The message of fsspec names the package for the scheme.
-        raise DataError(f"{path} cannot be opened: {error}; fix: install that package, or give a local path") from error
+        raise DataError(
+            f"{shorten(path)} cannot be opened: {shorten(error)}; fix: install that package, or give a local path"
+        ) from error

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from longvita.data.errors import MediaError
+from longvita.errors import shorten
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ def with_retries(read: Callable[[], T], name: str, heartbeat: Callable[[], None]
         except (OSError, MediaError) as error:
             if isinstance(error, MediaError) and store_failure(error) is None:
                 raise
-            logger.warning("%s: %s; retrying in %.0f s", name, error, wait)
+            logger.warning("%s: %s; retrying in %.0f s", name, shorten(error), wait)
             heartbeat()
             time.sleep(wait)
     return read()

@@ -122,6 +122,8 @@ def first_samples(path: str, dataset: DatasetConfig) -> list[Sample]:
     """Return the usable ones of a file's first samples. Raises DataError, SampleError or OSError if there are none."""
     options = FormatOptions.of(dataset)
     format = make_format(format_of(path, dataset.format), options)
+    if problem := format.problem(path):
+        raise DataError(problem)
     found = [sample for _, sample in itertools.islice(format.samples(path, _first_part(path, format)), MAX_SAMPLES)]
     usable = [sample for sample in found if isinstance(sample, Sample)]
     errors = [sample for sample in found if isinstance(sample, SampleError)]
@@ -134,7 +136,7 @@ def first_samples(path: str, dataset: DatasetConfig) -> list[Sample]:
 def _first_part(path: str, format: Format) -> Part:
     """Return a part that begins with the first sample. Dividing it like the index would need a pass over the file."""
     if format.name == "json":
-        return Part(array_start(path) or 0, remote.size(path))
+        return Part(array_start(path), remote.size(path))
     if format.name in ("jsonl", "webdataset"):
         return Part(0, remote.size(path))
     parts = format.parts(path, 1)

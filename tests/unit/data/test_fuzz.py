@@ -171,6 +171,7 @@ BAD_FORMS: dict[str, Make] = {
     "no weight": weighted(0),
     "an unknown role": lambda tag, _: {"messages": [{"role": "alien", "content": tag}]},
     "a caption of nothing": lambda tag, _: {"caption": tag},
+    "a picture as a path": lambda tag, _: llava(f"<image>{tag}?", image=f"a/{RED * 1000}"),
 }
 GOOD: dict[str, Make] = {
     **FORMS,
@@ -228,7 +229,12 @@ def config(tmp_path, monkeypatch):
     write_tokenizer(tmp_path / "tokenizer")
     write_media(tmp_path / "media")
     config = data_config(tmp_path, {"a": {"data_paths": ["a.jsonl"]}})
-    fields = {"num_workers": 2, "decode_timeout_seconds": 2.0, "decode_memory_bytes": 256 * 1024**2}
+    fields = {
+        "max_quarantined": 1.0,
+        "num_workers": 2,
+        "decode_timeout_seconds": 2.0,
+        "decode_memory_bytes": 256 * 1024**2,
+    }
     return config.model_copy(update={"data": config.data.model_copy(update=fields)})
 
 

@@ -1,10 +1,12 @@
 import json
+from collections import Counter
 
 import pytest
 
 from longvita.config.flops import Workload, training_flops
+from longvita.data.audit.sample_accounting import SampleAccounting
 from longvita.training.metrics import Metrics, duration, read_metrics
-from longvita.training.run_report import running_mean, write_report
+from longvita.training.run_report import decode_failures_text, running_mean, write_report
 from longvita.training.step import BatchFigures, LossFigures, StepFigures
 from tests.tiny import tiny_config
 
@@ -84,3 +86,21 @@ def test_durations(seconds, text):
 
 def test_running_mean():
     assert running_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
+
+
+@pytest.mark.parametrize(
+    "planned, failed, limits, warns",
+    [
+        (1000, 51, {}, True),
+        (1000, 50, {}, False),
+        (99, 99, {}, False),
+        (1000, 51, {"max_quarantined": 0.06}, False),
+        (1000, 1, {"max_quarantined": 0.0}, True),
+    ],
+)
+def test_samples_that_fail_when_they_are_decoded_are_warned_of(planned, failed, limits, warns):
+    settings = tiny_config(data={"dataset": {"web": {"data_paths": ["a.jsonl"], **limits}}})
+    counts = {("web", "planned"): planned, ("web", "broken_video"): failed, ("web", "delivered"): planned - failed}
+    text = decode_failures_text(settings, SampleAccounting().plus([Counter(counts)]))
+    says = f"{failed:,} of the {planned:,} samples of source 'web' so far could not be read or decoded (broken_video"
+    assert text.startswith(says) if warns else text == ""

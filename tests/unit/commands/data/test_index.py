@@ -242,3 +242,40 @@ def test_the_bar_counts_bytes_and_what_is_set_aside(folder, monkeypatch):
             open_one(config, name, None, name, None)
     shown = [(fields["completed"], fields["found"]) for fields in seen if "completed" in fields]
     assert shown == [(50, "3 quarantined"), (100, "4 quarantined"), (250, "7 quarantined"), (400, "8 quarantined")]
+
+
+class TestExitCode:
+    """1 if a run would not start with a source; figures, problems and the quarantine file are written all the same."""
+
+    def test_a_source_without_a_usable_sample(self, config, folder):
+        for name in "ab":
+            write_jsonl(folder / f"{name}.jsonl", ["{oops"] * 2)
+        result = run(config, "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["training"]["a"]["quarantined"] == {"invalid_json": 4}
+        assert "source 'a': none of its 4 samples can be used: invalid_json 4" in result.stderr
+        assert len((folder / "run" / "quarantine.jsonl").read_text().splitlines()) == 4
+
+    def test_too_many_quarantined_samples(self, config, folder):
+        write_jsonl(folder / "b.jsonl", [*SAMPLES[:1] * 90, *["{oops"] * 10])
+        result = run(config)
+        assert result.exit_code == 1 and "invalid_json 11" in result.stdout
+        assert "source 'a': 12 of its 105 samples (11.4%) are quarantined" in result.stderr
+        assert run(config, "data.max_quarantined=0.12").exit_code == 0
+
+    def test_a_held_out_source(self, config, folder):
+        write_jsonl(folder / "held.jsonl", ["{oops"])
+        result = run(config)
+        assert result.exit_code == 1 and "none of its 1 samples can be used" in result.stderr
+
+    def test_many_files_of_another_format(self, folder):
+        """Each is one entry; the first ones are named."""
+        (folder / "c").mkdir()
+        for number in range(30):
+            (folder / "c" / f"{number:02}.jsonl").write_text(json.dumps(SAMPLES * 9, indent=1))
+        result = run(write_config(folder, {"a": {"data_paths": ["c/*.jsonl"]}}))
+        assert result.exit_code == 1 and "wrong_format 30" in result.stdout
+        assert "and 20 more files have none" in result.stderr
+        assert "30 of its 30 files are not of their format" in result.stderr
+        assert len((folder / "run" / "quarantine.jsonl").read_text().splitlines()) == 30
+        assert len(result.stderr.splitlines()) < 40

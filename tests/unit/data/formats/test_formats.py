@@ -184,12 +184,10 @@ def test_a_digest_stays_until_the_content_changes(data_file):
     assert digests != [format.digest(str(path), part) for part in format.parts(str(path), 1)]
 
 
-def test_an_empty_part_size_of_nothing(tmp_path):
-    for name, file in (("jsonl", "a.jsonl"), ("json", "a.json"), ("webdataset", "a.tar")):
-        (tmp_path / file).write_bytes(b"")
-        assert list(read_all(name, tmp_path / file)) == []
-    dump_json(tmp_path / "b.json", [])
-    assert list(read_all("json", tmp_path / "b.json")) == []
+def test_an_empty_array_and_an_empty_archive_hold_no_sample(tmp_path):
+    dump_json(tmp_path / "a.json", [])
+    write_tar(tmp_path / "a.tar", [])
+    assert [*read_all("json", tmp_path / "a.json"), *read_all("webdataset", tmp_path / "a.tar")] == []
 
 
 @pytest.mark.parametrize("kind, processes", [("parquet", 2), ("parquet", 0), ("webdataset", 0), ("captions", 1)])

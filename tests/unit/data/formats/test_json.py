@@ -100,15 +100,6 @@ def test_a_truncated_file(tmp_path):
     assert len(list(read_all("json", path, 1))) == 5
 
 
-@pytest.mark.parametrize("content", ['{"a": 1}', "hello", '{"conversations": []}\n{"conversations": []}'])
-def test_a_file_that_is_no_array(tmp_path, content):
-    path = tmp_path / "a.json"
-    path.write_text(content)
-    ((_, place, error),) = read_all("json", path)
-    assert (place.line, error.reason) == (1, Reason.INVALID_JSON)
-    assert "for one object a line use format jsonl" in error.detail
-
-
 def test_a_byte_order_mark_and_spaces_before_the_array(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b"\xef\xbb\xbf \n[ " + json.dumps(llava("hello")).encode() + b"\n]\n")

@@ -106,8 +106,9 @@ def test_a_damaged_footer(tmp_path):
     content = bytearray(path.read_bytes())
     content[-60:-8] = b"\xff" * 52
     path.write_bytes(content)
-    with pytest.raises(DataError, match="is no table of format parquet"):
-        list(read_all("parquet", path))
+    ((_, place, error),) = read_all("parquet", path)
+    assert (place.line, error.reason) == (1, Reason.WRONG_FORMAT)
+    assert "is no table of format parquet" in error.detail
 
 
 def test_a_row_of_broken_text_costs_itself_alone(tmp_path):
@@ -154,8 +155,9 @@ def test_a_picture_in_a_column_of_another_name(tmp_path):
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_a_file_that_is_no_table(tmp_path, name):
     (tmp_path / name).write_text("this is no table\n" * 50)
-    with pytest.raises(DataError, match=f"{name} is no table of format parquet"):
-        make_format("parquet", NO_OPTIONS).parts(str(tmp_path / name), 100)
+    ((_, place, error),) = read_all("parquet", tmp_path / name, 100)
+    assert (place.line, error.reason) == (1, Reason.WRONG_FORMAT)
+    assert "table: it is text that begins with 'this is no table'; fix: fetch it again" in error.detail
 
 
 def test_a_missing_column(tmp_path):

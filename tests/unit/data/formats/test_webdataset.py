@@ -165,7 +165,7 @@ def test_members_after_an_end_are_not_skipped_silently(tmp_path):
 def test_a_file_that_is_no_archive(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(b"this is no archive\n" * 100)
-    assert reasons_of("webdataset", path) == [(1, Reason.INVALID_SAMPLE)]
+    assert reasons_of("webdataset", path) == [(1, Reason.WRONG_FORMAT)]
 
 
 def forbid_a_pass(monkeypatch):

@@ -94,6 +94,25 @@ def test_broken_videos_are_named(stored, name):
     assert caught.value.reason == Reason.BROKEN_VIDEO
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "it is a Git LFS pointer .*fix: git lfs",
+        ),
+        (b"<!DOCTYPE html>\n<html></html>\n" * 99, "it is an HTML page, such as a login or error page, .*fix: fetch"),
+        (b"this is neither\n" * 99, r"\w+Error: "),
+    ],
+)
+def test_what_is_in_place_of_a_file_is_named(own_media, stored, name, content, says):
+    """As in a clone without Git LFS, or after a download without a login."""
+    (own_media() / name).write_bytes(content)
+    with pytest.raises(MediaError, match=f"{name}.* cannot be opened: {says}"):
+        (open_picture if name == "a.png" else probe_video)(stored(name))
+
+
 @pytest.mark.parametrize("source", [FilePart("/nowhere/a.tar", 5, 5, "b.png"), FilePart("memory://none.png")])
 def test_a_container_that_is_missing(memory, source):
     for read in (open_picture, probe_picture, probe_video):

@@ -46,8 +46,8 @@ def test_intact_files_are_accepted(run: Path) -> None:
     "text, says",
     [
         ("this is no JSON\n" * 3, "first 3 samples have errors"),
-        ("", "it holds no sample"),
-        ('[{"messages": []}]\n', "errors"),
+        ("", "the file is empty"),
+        ('[{"messages": []}]\n', "it is a JSON array; fix: set its source's format to json"),
     ],
     ids=["no json", "empty", "an array"],
 )
