@@ -1,11 +1,15 @@
-"""Limits that a process sets on itself before it opens untrusted files."""
+"""Limits of a process: those that it sets on itself before it opens untrusted files, and the cores that it may use."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def limit_memory(more: int) -> None:
@@ -31,6 +35,25 @@ def ends_process_after(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def available_cores() -> int:
+    """Cores that this process may use: by its affinity, which Slurm sets, and by the quota of a container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, StopIteration):
+        own = next(line[3:] for line in OWN_CGROUPS.read_text().splitlines() if line.startswith("0::"))
+        folder = CGROUPS / own.lstrip("/")
+        quotas = (_quota(one / "cpu.max") for one in (folder, *folder.parents) if one.is_relative_to(CGROUPS))
+        cores = min(cores, *quotas)
+    return max(1, cores)
+
+
+def _quota(file: Path) -> int:
+    """Cores of a control group, whole ones; very many if it has no limit ("max 100000")."""
+    with contextlib.suppress(OSError, ValueError):
+        most, period = file.read_text().split()
+        return max(1, int(most) // int(period))
+    return 1 << 30
 
 
 def open_more_files() -> None:

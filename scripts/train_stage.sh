@@ -9,7 +9,8 @@
 #   --here     runs on this machine only, even if Slurm is installed
 #
 # With sbatch, the recipe is submitted by scripts/slurm/train.sbatch to as many nodes of 8 devices as its layout needs.
-# Without it, the recipe runs on this machine if 8 devices are enough; for several machines see docs/train.md.
+# Without it, the recipe runs on this machine if 8 devices are enough; for several machines see docs/train.md. The data
+# files are indexed before a rank takes a device.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." # the paths in a recipe are relative to it
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longvita.commands.support.options import ConfigFile, Overrides
-from longvita.processes import EXIT_COMPLETE, launch, with_defaults, world_size_of_launcher
+from longvita.processes import EXIT_COMPLETE, current_place, launch, with_defaults, world_size_of_launcher
 
 if TYPE_CHECKING:
     from longvita.config.schema import Config
@@ -44,10 +44,12 @@ def train_stages(*stages: Config) -> int:
     """Train the stages of the configs one after the other, in as many processes as the first config asks for.
 
     Returns the exit code; a stage that does not complete is the last. Under torchrun or srun this process is one of the
-    ranks. Raises ConfigError for what can be known before the start.
+    ranks. Otherwise the data files of all stages are indexed first, before any rank takes a device. Raises ConfigError
+    for what can be known before the start.
     """
     from longvita.config import check_world_size, dump
     from longvita.config.sizes import processes_to_start
+    from longvita.data.mix.catalog import index_mixes
     from longvita.platforms import environment
     from longvita.training.launch_check import check
 
@@ -55,6 +57,8 @@ def train_stages(*stages: Config) -> int:
     for number, config in enumerate(stages):
         check(config, [earlier.output for earlier in stages[:number]])
         check_world_size(config, world)
+    for config in stages if current_place() is None else ():
+        index_mixes(config)
     payload = {"stages": [dump(config) for config in stages]}
     variables = environment.defaults(stages[0].platform)
     return launch("longvita.commands.train:train_rank", payload, world, variables)

@@ -258,10 +258,12 @@ class DataConfig(Section):
     """Folder of a cache of decoded frames, shared by processes, epochs and runs; no cache when absent."""
     frame_cache_bytes: int = Field(100 * 1024**3, ge=1)
     """Size limit of frame_cache, bytes; the least recently used frames are removed first."""
-    index_processes: int = Field(2, ge=0)
-    """Worker processes that index data files; 0 indexes in the main process, which a broken header can crash."""
+    index_processes: int | None = Field(None, ge=0)
+    """Worker processes that index data files; all available cores when absent. 0 indexes in the main process, which a
+    broken header can crash."""
     index_cache: PathText | None = None
-    """Folder of the indexes of the data files; the folder "index" inside output when absent."""
+    """Folder of the indexes of the data files, and of what is known of media files; when absent the folder "index" next
+    to output, which the runs with neighbouring output folders share."""
 
 
 class LayoutConfig(Section):

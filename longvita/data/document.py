@@ -18,6 +18,7 @@ from longvita.data.errors import Reason, SampleError
 from longvita.data.formats import make_format
 from longvita.data.formats.base import Place
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
+from longvita.data.media.facts_store import FactsStore
 from longvita.data.media.item import MediaFacts, MediaItem, MediaSettings, decode_tiles, order_media, probe_media
 from longvita.data.media.media_file import resolve
 from longvita.data.media.packet_store import PacketStore
@@ -135,13 +136,20 @@ def _changed(request: DocumentRequest, detail: str) -> RuntimeError:
 
 
 def index_folder(config: Config) -> Path:
-    """Return the folder of the indexes, packing plans and packet tables of a run."""
-    return Path(config.data.index_cache or Path(config.output) / "index")
+    """Return the folder of the indexes, packing plans, packet tables and media facts, which the runs next to each other
+    share.
+    """
+    return Path(config.data.index_cache or Path(config.output).parent / "index")
 
 
 def packet_table_folder(config: Config) -> Path:
-    """Return the folder of the packet tables of a run, which all runs with its `data.index_cache` share."""
+    """Return the folder of the packet tables of a run."""
     return index_folder(config) / "packet_tables"
+
+
+def media_facts_folder(config: Config) -> Path:
+    """Return the folder of the facts from headers of media files."""
+    return index_folder(config) / "media_facts"
 
 
 def media_settings(config: Config) -> MediaSettings:
@@ -165,12 +173,13 @@ def media_settings(config: Config) -> MediaSettings:
 def probe_sample(
     sample: Sample,
     media_root: str | os.PathLike,
-    max_fps: float,
+    max_fps: float | None,
     folder_fps: float | None = None,
     store: PacketStore | None = None,
+    known: FactsStore | None = None,
 ) -> MediaFacts:
-    """Read the headers of a sample's media; folder_fps and store as for `probe_video`. Raises MediaError."""
-    return probe_media(*_media_files(sample, media_root), max_fps, folder_fps, store)
+    """Read the headers of a sample's media; the other arguments as for `probe_media`. Raises MediaError."""
+    return probe_media(*_media_files(sample, media_root), max_fps, folder_fps, store, known)
 
 
 def media_items(sample: Sample, media_root: str | os.PathLike, facts: MediaFacts) -> list[MediaItem]:

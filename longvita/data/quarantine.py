@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from longvita.data.errors import Reason, SampleError
 from longvita.files import write_atomically
@@ -16,8 +17,42 @@ FILE_NAME = "quarantine.jsonl"
 """Name of the file below a run's output folder."""
 
 
+class _JSONLine:
+    """A dataclass of texts, a line number and a reason that is kept as one line of JSON."""
+
+    def to_json(self) -> str:
+        """Return the entry as a line of its file."""
+        return json.dumps(dataclasses.asdict(self))  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        """Parse what `to_json` returned. Raises ValueError for anything else."""
+        value = json.loads(line)
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        kinds = {field.name: int if field.name == "line" else str for field in fields}
+        if not isinstance(value, dict) or {name: type(one) for name, one in value.items()} != kinds:
+            raise ValueError(f"not an entry of {', '.join(kinds)}")
+        return cls(**{**value, "reason": Reason(value["reason"])})
+
+
 @dataclass(frozen=True)
-class QuarantinedSample:
+class QuarantinedLine(_JSONLine):
+    """A line of a data file whose sample cannot be used, under whatever source and path the file is read."""
+
+    line: int
+    """Line of the sample in the file, from 1."""
+    reason: Reason
+    """Reason word."""
+    detail: str
+    """What is wrong, in a sentence."""
+
+    def of(self, source: str, path: str) -> QuarantinedSample:
+        """Return the entry of the quarantine file for a source's data file."""
+        return QuarantinedSample(source, path, self.line, self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class QuarantinedSample(_JSONLine):
     """A sample that is not trained on."""
 
     source: str
@@ -40,19 +75,6 @@ class QuarantinedSample:
     def key(self) -> tuple[str, str, int]:
         """Identity of the sample."""
         return (self.source, self.path, self.line)
-
-    def to_json(self) -> str:
-        """Return the entry as a line of the quarantine file."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, line: str | bytes) -> QuarantinedSample:
-        """Parse what `to_json` returned. Raises ValueError for anything else."""
-        value = json.loads(line)
-        kinds = {field.name: int if field.name == "line" else str for field in dataclasses.fields(cls)}
-        if not isinstance(value, dict) or {name: type(one) for name, one in value.items()} != kinds:
-            raise ValueError(f"not an entry of {', '.join(kinds)}")
-        return cls(**{**value, "reason": Reason(value["reason"])})
 
 
 class QuarantineFile:
@@ -120,7 +142,7 @@ def _ends_with_partial_line(path: Path) -> bool:
         return file.read() not in (b"", b"\n")
 
 
-def count_reasons(entries: Iterable[QuarantinedSample]) -> dict[str, int]:
+def count_reasons(entries: Iterable[QuarantinedLine | QuarantinedSample]) -> dict[str, int]:
     """Count entries by reason word, the most frequent first."""
     return dict(Counter(str(entry.reason) for entry in entries).most_common())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from longvita.config import Config, ConfigError
 from longvita.config.errors import Problem
+from longvita.data.document import index_folder
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_PAGES = ("models", "datasets", "spaces", "docs")
@@ -27,7 +28,11 @@ def check(config: Config, made_before: Sequence[str] = ()) -> None:
             message = "is neither a folder here nor a Hub id (OWNER/NAME)"
             problems.append(Problem(message, f"checkpoint.{field}", name, fix="check the path"))
     data = config.data
-    folders = {"output": config.output, "data.index_cache": data.index_cache, "data.frame_cache": data.frame_cache}
+    folders = {
+        "output": config.output,
+        "data.index_cache": str(index_folder(config)),
+        "data.frame_cache": data.frame_cache,
+    }
     for field, folder in folders.items():
         if folder is not None:
             problems += _folder_problems(field, folder)

@@ -155,6 +155,10 @@ def test_two_nodes_compute_what_one_machine_does_also_when_stopped_and_put_back(
     assert f"resumes from {step_folder(jobs.folder / 'stage1' / 'checkpoints', int(stopped[1]))}" in log
     assert log.index("start 1, 2 nodes of 1 ranks: n[1-2]") < log.index("back into the queue") < log.index("start 2, ")
     assert len(list((jobs.folder / "stage1" / "logs" / job).glob("node00[01]-*.log"))) == 2
+    for before in log.split("the ranks: ")[:2]:  # Before the ranks of each start, which find everything indexed.
+        assert "0: share 1 of 2 is indexed" in before and "1: share 2 of 2 is indexed" in before
+        assert "every data file has its index" in before
+    assert log.count("that have no index or changed") == 2
 
     second = write_stage("stage4", jobs.folder / "stage4", data, initial=jobs.folder / "stage1")
     job = jobs.submit(str(second))
@@ -168,7 +172,7 @@ def test_two_nodes_compute_what_one_machine_does_also_when_stopped_and_put_back(
 
 
 def rank_process(job: str, rank: int) -> tuple[int, list[str]]:
-    """The process of a rank of a job on this machine, and its variables."""
+    """The process of a rank of a job on this machine, and its variables; step 0 indexes the data."""
     wanted = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}"}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -176,7 +180,7 @@ def rank_process(job: str, rank: int) -> tuple[int, list[str]]:
             command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:  # it has ended
             continue
-        if wanted <= set(variables) and command[1:4] == ["-m", "longvita", "train"] and "SLURM_STEP_ID=0" in variables:
+        if wanted <= set(variables) and command[1:4] == ["-m", "longvita", "train"] and "SLURM_STEP_ID=1" in variables:
             return int(folder.name), variables
     raise AssertionError(f"job {job} has no rank {rank} here")
 

@@ -18,6 +18,7 @@ from tests.conftest import REPOSITORY
 PROGRAMS = {
     # The ranks: their arguments and variables; a checkpoint, and the exit code that the test asks for.
     "srun": """
+if [[ " $* " == *" data index "* ]]; then printf '%s\\n' "$@" >"$HERE/index.txt"; exit "$INDEX"; fi
 printf '%s\\n' "$@" >"$HERE/ranks.txt"; env >"$HERE/variables.txt"
 [[ -z ${SAVES:-} ]] || mkdir -p "$HERE/out/checkpoints/$SAVES"
 echo "1: RuntimeError: no more" >"$HERE/out/logs/7/node000-a.log"
@@ -54,6 +55,7 @@ class Folder:
         """Run a command with the stubs first on PATH."""
         plain = {name: os.environ[name] for name in ("HOME",) if name in os.environ}
         common = {"HERE": self.path, "CODE": 0, "STATE": "RUNNING", "CHECK": 0, "PLATFORM": "cpu", "PROCESSES": 8}
+        common["INDEX"] = 0
         common |= {"PATH": f"{self.path / 'bin'}:/usr/bin:/bin", "LONGVITA_PYTHON": self.path / "bin" / "python"}
         environment = {**plain, **{name: str(value) for name, value in (common | variables).items()}}
         return subprocess.run(
@@ -88,6 +90,45 @@ def test_ranks_of_a_job(folder):
     assert {"MASTER_ADDR=address-of-a1", "MASTER_PORT=20007", "OMP_NUM_THREADS=8", "PYTHONUNBUFFERED=1"} < set(
         variables
     )
+
+
+def test_data_files_are_indexed_on_all_nodes_before_the_ranks(folder):
+    folder.job("my.yaml", "seed=3")
+    index = folder.read("index.txt")
+    assert index[-6:] == ["-m", "longvita", "data", "index", "my.yaml", "seed=3"]
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=32"} < set(index)
+    assert not [word for word in index if word.startswith("--gpus")]
+
+
+@pytest.mark.parametrize(("code", "is_requeued"), [(2, False), (143, True)])
+def test_without_an_index_no_rank_is_started(folder, code, is_requeued):
+    """A job that is stopped by its time limit resumes the index in its next start."""
+    result = folder.job("my.yaml", INDEX=code)
+    assert result.returncode == 2
+    assert f"the data files are not indexed (srun's exit code: {code})" in result.stderr
+    assert (folder.path / "requeued.txt").exists() == is_requeued
+    assert not (folder.path / "ranks.txt").exists()
+
+
+def test_a_job_that_only_indexes(folder):
+    result = folder.job("--index", "my.yaml", "seed=3")
+    assert result.returncode == 0, result.stderr
+    assert folder.read("index.txt")[-4:] == ["data", "index", "my.yaml", "seed=3"]
+    assert not (folder.path / "ranks.txt").exists()
+
+
+def test_training_waits_for_a_job_that_indexes(folder):
+    (folder.path / "bin" / "sbatch").write_text(
+        """#!/usr/bin/env bash\nprintf '%s\\n' "$@" >>"$HERE/submitted.txt"; echo "7;cluster" """
+    )
+    result = submit(folder, "--index-job=--partition=cpu --nodes=4", "--time=9", "my.yaml", "seed=1")
+    assert result.returncode == 0, result.stderr
+    script, submitted = str(REPOSITORY / "scripts/slurm/train.sbatch"), folder.read("submitted.txt")
+    index = ["--parsable", "--ntasks-per-node=1", "--job-name=stub_index", "--partition=cpu", "--nodes=4", script]
+    assert submitted[:9] == [*index, "--index", "my.yaml", "seed=1"]
+    training = ["--nodes=1", "--ntasks-per-node=8", "--job-name=stub", "--time=9"]
+    training += ["--dependency=afterok:7", "--kill-on-invalid-dep=yes"]
+    assert submitted[9:] == [*training, script, "my.yaml", "seed=1"]
 
 
 def test_ranks_request_the_gpus_of_their_node(folder):
@@ -215,6 +256,7 @@ def test_stages_in_a_dry_run(folder, stage, model, config, nodes):
     )
     assert f" sbatch --nodes={nodes} --ntasks-per-node=8 --job-name=long_vita_" in result.stdout, result.stderr
     assert f"-m longvita train configs/train/{config}.yaml data.tokenizer=absent" in result.stdout
+    assert f"-m longvita data index configs/train/{config}.yaml data.tokenizer=absent" in result.stdout
     assert " srun " in result.stdout and "MASTER_ADDR=" in result.stdout
     assert (result.returncode, "data.tokenizer = absent" in result.stderr) == (2, True)
     assert not (folder.path / "submitted.txt").exists()

@@ -16,7 +16,7 @@ from longvita.config.schema import Config
 from longvita.data.formats.base import Part
 from longvita.data.index.build import IndexPart
 from longvita.data.index.columns import KIND_BITS, MEDIA_ROW, ROW, VIDEO_FILE, FileIndex
-from longvita.data.index.store import open_edition, write_edition
+from longvita.data.index.editions import open_edition, write_edition
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.measure import Measured, measure
 from longvita.data.mix.mixture import select_samples, shuffle
@@ -107,7 +107,7 @@ def _columns(
 def _plan(index: FileIndex, length: int, frames: int) -> PackedEpoch:
     start = time.perf_counter()
     settings = MediaSettings(max_num_frames=frames)
-    measured = measure(index, PictureTemplate(), settings, length, "source", "file")  # type: ignore[arg-type]
+    measured = measure(index, PictureTemplate(), settings, length)  # type: ignore[arg-type]
     taken = measured.usable[select_samples(len(measured.usable), 1.0, len(index), 42, "source/file")]
     samples = shuffle(taken, 42, 0)
     plan = EpochPlan(samples, measured.lengths[samples], length, 42, 0)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longvita.commands.support.options import AllowMissing, ConfigFile, JSONOption, Overrides, with_missing
-from longvita.processes import EXIT_COMPLETE, EXIT_INCOMPLETE
+from longvita.processes import EXIT_COMPLETE, EXIT_INCOMPLETE, current_place
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from longvita.config.schema import Config
+    from longvita.data.index.store import Share
     from longvita.data.mix.catalog import CatalogFile
     from longvita.data.mix.missing_files import Missing
     from longvita.data.report.index_figures import SourceIndex
@@ -33,19 +34,47 @@ def index(
     config: ConfigFile,
     overrides: Overrides = None,
     processes: Annotated[int | None, typer.Option(min=0, help="Processes; data.index_processes when absent.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Index share K of N alone; under srun or torchrun, each task one."),
+    ] = None,
     allow_missing: AllowMissing = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Delete existing indexes first.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Delete existing indexes first, and read all media headers again.")
+    ] = False,
     as_json: JSONOption = False,
 ) -> int:
     """Index the data files of a config that have no index yet, and print the figures of each source."""
     from longvita.commands.support.config_file import load_config
+    from longvita.data.mix.catalog import index_mixes
 
     own = [] if processes is None else [f"data.index_processes={processes}"]
+    share = share_of(part)
     loaded = load_config(config, [*with_missing(overrides, allow_missing), *own])
-    return index_files(loaded, as_json, rebuild, shlex.join([str(config), *(overrides or [])]))
+    if share.count == 1:
+        return index_all(loaded, as_json, rebuild, shlex.join([str(config), *(overrides or [])]))
+    if rebuild or as_json:
+        option = "--rebuild" if rebuild else "--json"
+        raise typer.BadParameter(f"goes with one process that indexes everything, not {share.count}", param_hint=option)
+    ending = "every data file has its index" if index_mixes(loaded, share) else "the last task joins the parts"
+    print(f"share {share.number + 1} of {share.count} is indexed; {ending}")
+    return EXIT_COMPLETE
 
 
-def index_files(config: Config, as_json: bool, rebuild: bool, arguments: str) -> int:
+def share_of(part: str | None) -> Share:
+    """The share that `--part K/N` names, or that of this task of srun or torchrun."""
+    from longvita.data.index.store import EVERYTHING, Share
+
+    if part is None:
+        place = current_place()
+        return EVERYTHING if place is None else Share(place.rank, place.world_size)
+    number, _, count = part.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise typer.BadParameter(f"{part!r} is not K/N with K from 1 to N, such as 2/4", param_hint="--part")
+    return Share(int(number) - 1, int(count))
+
+
+def index_all(config: Config, as_json: bool, rebuild: bool, arguments: str) -> int:
     """Index the files of the mix and of the held-out sources that have no index; print a table or one object.
 
     Quarantined samples go to the quarantine file of the run. `arguments` name the config in a command line. Returns the
@@ -54,26 +83,19 @@ def index_files(config: Config, as_json: bool, rebuild: bool, arguments: str) ->
     from rich.console import Console
 
     from longvita.data.document import media_settings
-    from longvita.data.formats.paths import data_file
     from longvita.data.index.process_pool import IndexProcessPool
-    from longvita.data.index.store import forget_index, size_of
-    from longvita.data.mix.catalog import files_of, index_job, make_template
+    from longvita.data.mix.catalog import files_of, index_files, make_template, open_files
     from longvita.data.mix.missing_files import missing_files
-    from longvita.data.mix.progress import indexing
     from longvita.data.mix.quarantine_limit import describe_lossy, lossy_sources
     from longvita.data.report.index_figures import figures_by_source
 
     template, settings = make_template(config), media_settings(config)
     mixes = {"training": config.data.dataset, "held_out": config.data.validation}
     missing = {mix: missing_files(config, sources) for mix, sources in mixes.items()}
-    found: dict[str, list[CatalogFile]] = {}
+    places = {mix: files_of(config, sources) for mix, sources in mixes.items()}
     with IndexProcessPool.of(config, template) as processes:
-        for mix, sources in mixes.items():
-            places = files_of(config, sources)
-            for source, dataset, path in places if rebuild else ():
-                forget_index(data_file(config.data, path), index_job(config, source, dataset, path, processes))
-            with indexing(sum(size_of(data_file(config.data, path)) for _, _, path in places)) as open_one:
-                found[mix] = [open_one(config, *place, processes) for place in places]
+        index_files(config, [place for own in places.values() for place in own], processes, is_rebuilt=rebuild)
+        found = {mix: open_files(config, own, processes) for mix, own in places.items()}
     figures = {mix: figures_by_source(files, template, settings) for mix, files in found.items()}
     if as_json:
         text = {mix: {source: _as_json(one) for source, one in own.items()} for mix, own in figures.items()}

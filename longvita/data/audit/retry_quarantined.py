@@ -64,7 +64,7 @@ def retry_quarantined(quarantine: str | Path, config: Config) -> Retried:
     with IndexProcessPool.of(config, template) as processes:
         # The data files of the mix and of the held-out sources.
         jobs = {
-            (source, data_file(config.data, path)): index_job(config, source, dataset, path, processes)
+            (source, data_file(config.data, path)): index_job(config, dataset, path, processes)
             for sources in (config.data.dataset, config.data.validation)
             for source, dataset, path in files_of(config, sources)
         }
@@ -114,8 +114,8 @@ def _check_file(
         except SampleError as error:
             errors[line] = error
     settings, index = media_settings(config), builder.index()
-    measured = measure(index, job.processes.template, settings, config.data.sequence_length, *key)
-    errors |= {entry.line: SampleError(entry.reason, entry.detail) for entry in measured.too_long}
+    measured = measure(index, job.processes.template, settings, config.data.sequence_length)
+    errors |= {entry.line: SampleError(entry.reason, entry.detail) for entry in measured.unusable}
     part = CatalogFile(*key, job.settings, index, measured, measured.usable)
     catalog = Catalog([part], settings)
     requests = [catalog.request(number) for number in measured.usable.tolist()]

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from longvita.data.formats.table_values import Shape, cells_in, filled, scalars, shape_of, values_of
 from longvita.data.formats.tables import Table, open_table, version_of
-from longvita.data.media.media_file import EmbeddedMedia, FileIdentity
+from longvita.data.media.media_file import EmbeddedMedia
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class TableCell(EmbeddedMedia):
         return [self.name, self.group, self.row, self.number, self.version]
 
     @override
-    def identity(self) -> FileIdentity:
-        return FileIdentity.of_part(self.path, str(self.unique_name()))
+    def place(self) -> tuple[str, str]:
+        return self.path, str(self.unique_name())
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from longvita.data.formats.base import Format, Part
 from longvita.data.formats.record import NO_OPTIONS, FormatOptions
 from longvita.data.index.columns import COLUMNS, FileIndex, IndexBuilder
 from longvita.data.index.header_probe import CrashRecord, HeaderProbe
+from longvita.data.media.facts_store import FactsStore
 from longvita.data.media.item import MediaFacts
 from longvita.data.media.packet_store import PacketStore
-from longvita.data.quarantine import QuarantinedSample
+from longvita.data.quarantine import QuarantinedLine
 from longvita.data.sample import Sample, hash_media_names
 
 PART_BYTES = 32 << 20
@@ -34,28 +35,42 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZip
 
 
 @dataclass(frozen=True)
+class KnownMedia:
+    """Folders with what was read of media files before."""
+
+    packet_tables: str
+    """Packet tables of video files."""
+    facts: str
+    """Facts from headers."""
+    is_renewed: bool = False
+    """Whether each header is read although its facts are known."""
+
+
+@dataclass(frozen=True)
 class IndexSettings:
     """What an index depends on in addition to its data file."""
 
-    source: str
-    """Name of the data source, for the quarantine file."""
     media_root: str
     """Folder that media paths are relative to."""
-    max_fps: float
-    """Most frames sampled from one second of video, 1/s."""
     format: str = "jsonl"
     """Name of the data file's format."""
     options: FormatOptions = NO_OPTIONS
     """The other settings of the file in the config."""
     folder_fps: float | None = None
     """Frames per second of folders of frames; as for `probe_video`."""
-    packet_tables: str | None = None
-    """Folder of the packet tables of video files, on which the index does not depend."""
+    known: KnownMedia | None = None
+    """What is known of media files, on which the index does not depend."""
 
-    def probe(self, sample: Sample) -> MediaFacts:
-        """Read the media headers of a sample. Raises MediaError."""
-        store = PacketStore(Path(self.packet_tables)) if self.packet_tables is not None else None
-        return probe_sample(sample, self.media_root, self.max_fps, self.folder_fps, store)
+    def probe(self, sample: Sample, facts: FactsStore | None = None) -> MediaFacts:
+        """Read the media headers of a sample, except those in `facts`. Raises MediaError."""
+        store = PacketStore(Path(self.known.packet_tables)) if self.known else None
+        return probe_sample(sample, self.media_root, None, self.folder_fps, store, facts)
+
+    def open_facts(self) -> contextlib.AbstractContextManager[FactsStore | None]:
+        """Open the store of the facts of media files; yields None where there is none."""
+        if self.known is None:
+            return contextlib.nullcontext()
+        return FactsStore(Path(self.known.facts), self.known.is_renewed)
 
     def make_format(self) -> Format:
         """Return the format of the data file."""
@@ -94,7 +109,7 @@ class IndexPart:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays["about"].tobytes())
         lines = arrays["quarantined"].tobytes().decode().split("\n")
-        quarantined = tuple(QuarantinedSample.from_json(line) for line in lines if line)
+        quarantined = tuple(QuarantinedLine.from_json(line) for line in lines if line)
         index = FileIndex(**{name: arrays[name] for name in COLUMNS}, quarantined=quarantined, unused=about["unused"])
         return cls(Part(**about["part"]), about["digest"], about["lines"], index)
 
@@ -113,7 +128,7 @@ def index_part(path: str, part: Part, template: ChatTemplate, settings: IndexSet
                 length = template.text_length(sample.turns, sample.marks)
                 builder.add(place, hash_media_names(sample), length, facts, sample.unused)
         except SampleError as error:
-            builder.quarantine(QuarantinedSample.because(error, settings.source, path, place.line))
+            builder.quarantine(QuarantinedLine(place.line, error.reason, error.detail))
     return IndexPart(part, digest, lines, builder.index())
 
 
@@ -130,8 +145,9 @@ def load_or_index_part(
         if saved.digest == settings.make_format().digest(path, part):
             return saved
     crashes = CrashRecord(file)
-    probe = HeaderProbe(settings.media_root, settings.probe, crashes, seconds)
-    indexed = index_part(path, part, template, settings, probe)
+    with settings.open_facts() as facts:
+        probe = HeaderProbe(settings.media_root, settings.probe, crashes, seconds, facts)
+        indexed = index_part(path, part, template, settings, probe)
     indexed.save(file)
     crashes.remove()
     return indexed

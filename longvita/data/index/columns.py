@@ -20,7 +20,7 @@ import numpy as np
 from longvita.data.formats.base import Place
 from longvita.data.media.item import MediaFacts, PictureFacts
 from longvita.data.media.video import VideoFacts
-from longvita.data.quarantine import QuarantinedSample
+from longvita.data.quarantine import QuarantinedLine
 
 ROW = np.dtype(
     [
@@ -62,7 +62,7 @@ class FileIndex:
     """[m] MEDIA_ROW, in the order of the samples, the pictures of each before its videos."""
     rates: np.ndarray
     """[r] float64, the distinct frame rates of the file's videos, 1/s."""
-    quarantined: Sequence[QuarantinedSample]
+    quarantined: Sequence[QuarantinedLine]
     """In the order of their lines."""
     unused: Mapping[str, int] = field(default_factory=dict)
     """Number of usable samples whose record has a value of a name that is not used, by name."""
@@ -117,7 +117,7 @@ class FileIndex:
         return VideoFacts(extent & EXTENT, rate, extent >> KIND_BITS == FRAME_FOLDER)
 
 
-class QuarantinedEntries(Sequence[QuarantinedSample]):
+class QuarantinedEntries(Sequence[QuarantinedLine]):
     """Entries of a mapped file. Parsing is delayed because most readers of an index need only their number.
 
     Raises ValueError if the file does not hold `count` entries.
@@ -137,8 +137,8 @@ class QuarantinedEntries(Sequence[QuarantinedSample]):
         return self._entries[place]
 
     @cached_property
-    def _entries(self) -> tuple[QuarantinedSample, ...]:
-        return tuple(QuarantinedSample.from_json(line) for line in self._content.tobytes().decode().splitlines())
+    def _entries(self) -> tuple[QuarantinedLine, ...]:
+        return tuple(QuarantinedLine.from_json(line) for line in self._content.tobytes().decode().splitlines())
 
 
 class IndexBuilder:
@@ -150,7 +150,7 @@ class IndexBuilder:
         self._rates: dict[float, int] = {}
         self._ranges: list[tuple[int, int, int]] = []
         self._shapes: list[str] = []
-        self._quarantined: list[QuarantinedSample] = []
+        self._quarantined: list[QuarantinedLine] = []
         self._unused: Counter[str] = Counter()
 
     def add(self, place: Place, names: int, text_tokens: int, facts: MediaFacts, unused: Sequence[str] = ()) -> None:
@@ -167,7 +167,7 @@ class IndexBuilder:
         self._rows.append((place.offset, names, place.size, place.line, text_tokens, len(self._media)))
         self._shapes.append(place.shape)
 
-    def quarantine(self, entry: QuarantinedSample) -> None:
+    def quarantine(self, entry: QuarantinedLine) -> None:
         """Add a sample that cannot be used."""
         self._quarantined.append(entry)
 

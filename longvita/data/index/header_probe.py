@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvita.data.errors import DataError, MediaError, Reason, SampleError
+from longvita.data.media.facts_store import SAVED, FactsStore
 from longvita.data.media.item import MediaFacts
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
@@ -61,6 +62,11 @@ class CrashRecord:
         self._file.write(_LINE.pack(line))
 
 
+def was_interrupted(path: Path) -> bool:
+    """Whether the process that indexed a part ended before it was done; `path` as for CrashRecord."""
+    return path.with_suffix(".line").exists()
+
+
 def count_crashes(folder: Path) -> int:
     """Number of crashes of all parts whose records are in a folder.
 
@@ -85,14 +91,20 @@ DEFAULT_LIMITS = ProbeLimits()
 class HeaderProbe:
     """Reads the media headers of a part's samples.
 
-    media_root: as for `probe_sample`. probe: reads those of one sample. seconds: a sample that takes longer ends this
-    process; never when None.
+    media_root: as for `probe_sample`. probe: reads those of one sample that `known` does not have. seconds: a sample
+    that takes longer ends this process; never when None.
     """
 
     def __init__(
-        self, media_root: str, probe: Callable[[Sample], MediaFacts], crashes: CrashRecord, seconds: float | None
+        self,
+        media_root: str,
+        probe: Callable[[Sample, FactsStore | None], MediaFacts],
+        crashes: CrashRecord,
+        seconds: float | None,
+        known: FactsStore | None = None,
     ):
         self._media_root, self._probe, self._crashes, self._seconds = media_root, probe, crashes, seconds
+        self._known = known
         self._store_failures = 0
 
     def facts(self, sample: Sample, line: int, name: str) -> MediaFacts:
@@ -122,11 +134,13 @@ class HeaderProbe:
                 ) from error
             raise
         self._store_failures = 0
+        if self._known is not None:
+            self._known.save(SAVED)  # Outside the time limit, which is the headers'.
         return facts
 
     def _open(self, sample: Sample) -> MediaFacts:
         with ends_process_after(self._seconds) if self._seconds is not None else nullcontext():
-            return self._probe(sample)
+            return self._probe(sample, self._known)
 
 
 def crash_error(sample: Sample, what: str) -> SampleError:

@@ -11,6 +11,7 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,12 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
 from longvita.data.index.build import IndexPart, IndexSettings, load_or_index_part, part_file
-from longvita.data.index.header_probe import DEFAULT_LIMITS, ProbeLimits, count_crashes, crash_error
+from longvita.data.index.header_probe import DEFAULT_LIMITS, ProbeLimits, count_crashes, crash_error, was_interrupted
 from longvita.data.media.item import MediaFacts
 from longvita.data.sample import Sample
 from longvita.data.tokenizer import LongVITATokenizer
-from longvita.process_limits import ends_process_after, limit_memory
-from longvita.processes import die_with_parent
+from longvita.process_limits import available_cores, ends_process_after, limit_memory
+from longvita.processes import die_with_parent, processes_on_this_machine
 
 if TYPE_CHECKING:
     from longvita.config.schema import Config
@@ -31,13 +32,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class PartTask:
+    """A part of a data file to index."""
+
+    path: str
+    part: Part
+    settings: IndexSettings
+    folder: Path
+    """Folder of its index until all parts of the file are indexed."""
+
+    @property
+    def file(self) -> Path:
+        """File of its index."""
+        return part_file(self.folder, self.part)
+
+
 class IndexProcessPool(contextlib.AbstractContextManager):
     """Processes, started at the first work and kept for the next file until `close`.
 
-    number: of processes; 0 indexes in this process, without limits, where a crash ends the run.
+    number: of processes; 0 indexes in this process, without limits, where a crash ends the run. When None, one for each
+    core: all those of this process, or its share of them where other processes of its run index at the same time.
     """
 
-    def __init__(self, template: ChatTemplate, number: int, limits: ProbeLimits = DEFAULT_LIMITS):
+    def __init__(self, template: ChatTemplate, number: int | None, limits: ProbeLimits = DEFAULT_LIMITS):
         self.template, self._number, self._limits = template, number, limits
         self._pool: ProcessPoolExecutor | None = None
         self._size = 0
@@ -48,38 +66,47 @@ class IndexProcessPool(contextlib.AbstractContextManager):
         limits = ProbeLimits(config.data.sample_timeout_seconds, config.data.decode_memory_bytes)
         return cls(template, config.data.index_processes, limits)
 
-    def index(self, path: str, parts: Sequence[Part], settings: IndexSettings, folder: Path) -> Iterator[IndexPart]:
-        """Yield the index of each part as it is done, loaded from `folder` if an interrupted pass saved it there.
+    def size(self, is_alone: bool = True) -> int:
+        """Number of processes; `is_alone` is False where the other processes of this run on this machine index too."""
+        if self._number is not None:
+            return self._number
+        return max(1, available_cores() // (1 if is_alone else processes_on_this_machine()))
 
-        Raises DataError if the processes crash for another reason than a sample's media files.
+    def index(self, tasks: Sequence[PartTask], is_alone: bool = True) -> Iterator[tuple[PartTask, IndexPart]]:
+        """Yield each part and its index as it is done, loaded from its file if an interrupted pass saved it there.
+
+        is_alone: as for `size`. Raises DataError if the processes crash for another reason than a sample's media files.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._number == 0:
-            yield from (load_or_index_part(path, part, self.template, settings, folder, None) for part in parts)
+        for folder in {task.folder for task in tasks}:
+            folder.mkdir(parents=True, exist_ok=True)
+        if self.size(is_alone) == 0:
+            for task in tasks:
+                yield task, load_or_index_part(task.path, task.part, self.template, task.settings, task.folder, None)
             return
-        size, done, last_progress = self._number, set[Part](), (-1, -1)
-        while len(done) < len(parts):
+        left, interrupted, last_progress = dict.fromkeys(tasks), list[PartTask](), (-1, -1)
+        while left:
             try:
-                left = [part for part in parts if part not in done]
-                for part in self._index_in_pool(path, left, settings, folder, size):
-                    done.add(part)
-                    yield IndexPart.load(part_file(folder, part))
+                # With one process, the recorded line is that of the crash, and no other part is interrupted.
+                size = 1 if interrupted else self.size(is_alone)
+                for task in self._index_in_pool(interrupted or list(left), size):
+                    del left[task]
+                    yield task, IndexPart.load(task.file)
+                interrupted = []
             except BrokenProcessPool:
                 self.close()
-                progress = (len(done), count_crashes(folder))
+                progress = (len(left), sum(count_crashes(folder) for folder in {task.folder for task in left}))
+                interrupted = [task for task in left if was_interrupted(task.file)]
+                paths = ", ".join({task.path for task in interrupted or left})
                 if progress == last_progress:
                     raise DataError(
-                        f"the processes that index {path} end again and again; is there enough memory?"
+                        f"the processes that index {paths} end again and again; is there enough memory?"
                     ) from None
                 last_progress = progress
-                logger.warning("%s: a process that indexed it ended; its part is started again", path)
-                size = 1  # With one process, the recorded line is that of the crash, and no other part is interrupted.
+                logger.warning("%s: a process that indexed it ended; its part is started again", paths)
 
-    def _index_in_pool(
-        self, path: str, parts: Sequence[Part], settings: IndexSettings, folder: Path, size: int
-    ) -> Iterator[Part]:
+    def _index_in_pool(self, tasks: Sequence[PartTask], size: int) -> Iterator[PartTask]:
         pool = self._pool_of(size)
-        futures = {pool.submit(_index, path, part, settings, folder): part for part in parts}
+        futures = {pool.submit(_index, task): task for task in tasks}
         try:
             for future in as_completed(futures):
                 future.result()
@@ -90,7 +117,7 @@ class IndexProcessPool(contextlib.AbstractContextManager):
 
     def probe(self, sample: Sample, settings: IndexSettings) -> MediaFacts:
         """Read the media headers of one sample in one of the processes. Raises SampleError."""
-        if self._number == 0 or not (sample.images or sample.videos):
+        if self.size() == 0 or not (sample.images or sample.videos):
             return settings.probe(sample)
         pool = self._pool_of(1)
         try:
@@ -130,14 +157,14 @@ def _set_up(tokenizer: str, tokens_per_tile: int, limits: ProbeLimits) -> None:
     _SETUP[:] = [(ChatTemplate(LongVITATokenizer.from_json(tokenizer), tokens_per_tile), limits)]
 
 
-def _index(path: str, part: Part, settings: IndexSettings, folder: Path) -> None:
+def _index(task: PartTask) -> None:
     template, limits = _SETUP[0]
     try:
-        load_or_index_part(path, part, template, settings, folder, limits.seconds)
+        load_or_index_part(task.path, task.part, template, task.settings, task.folder, limits.seconds)
     except MemoryError:
         raise DataError(
-            f"{path}: reading a part of it takes more than data.decode_memory_bytes {limits.memory_bytes}, in training "
-            "too; raise that, or write the file with smaller row groups"
+            f"{task.path}: reading a part of it takes more than data.decode_memory_bytes {limits.memory_bytes}, in "
+            "training too; raise that, or write the file with smaller row groups"
         ) from None
 
 

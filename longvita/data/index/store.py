@@ -1,8 +1,6 @@
 """Indexes on disk: a folder for each data file, built once, opened by mapping, rebuilt where the data file changed.
 
-A folder holds meta.json, the columns and the quarantined entries; the names of the latter contain the number of their
-edition. A new edition is written next to the old one and meta.json is replaced last. Therefore a process that has the
-old edition open keeps it, and no process sees an incomplete one.
+All files of a mix are indexed in one pass, by the processes of one machine or by several machines that share the parts.
 """
 
 from __future__ import annotations
@@ -12,57 +10,75 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
-import itertools
 import json
 import logging
-import os
 import shutil
-import socket
-import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
 from longvita.data.formats.checked import WHOLE_FILE
 from longvita.data.index.build import PART_BYTES, UNREADABLE, IndexPart, IndexSettings
-from longvita.data.index.columns import (
-    COLUMNS,
-    MIN_MAPPED_BYTES,
-    FileIndex,
-    QuarantinedEntries,
-    join_parts,
-    slice_index,
-    sum_unused,
+from longvita.data.index.columns import FileIndex
+from longvita.data.index.editions import (
+    DRAFTS,
+    META,
+    is_current,
+    lines_of_edition,
+    locked,
+    open_edition,
+    read_meta,
+    saved_parts,
+    write_edition,
 )
-from longvita.data.index.process_pool import IndexProcessPool
+from longvita.data.index.process_pool import IndexProcessPool, PartTask
 from longvita.data.storage import remote
 from longvita.process_limits import open_more_files
 
 VERSION = 7
 """Increased when the contents of the files change."""
-META = "meta.json"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class IndexProgress:
-    """Progress over the parts of a file that have to be indexed."""
+    """Progress over the parts of data files that have to be indexed."""
 
+    files: int
+    """Data files with such parts."""
     done: int
-    """Size of the parts that are done, in bytes or in the unit of the format's parts."""
+    """Bytes of the parts that are done."""
     total: int
-    """Size of all of them."""
+    """Bytes of all of them."""
     quarantined: int
     """Quarantined samples of the parts that are done."""
+    processes: int
+    """Processes that index."""
 
 
 OnProgress = Callable[[IndexProgress], None]
+"""Called before the first part and after each."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The parts that this process indexes where several processes, on one or more machines, share them."""
+
+    number: int
+    """From 0."""
+    count: int
+    """Processes."""
+
+    def holds(self, file: int, part: int) -> bool:
+        """Whether a part is in the share, by the numbers of its file and of the part, so that small files spread."""
+        return (file + part) % self.count == self.number
+
+
+EVERYTHING = Share(0, 1)
 
 
 @dataclass(frozen=True)
@@ -75,41 +91,68 @@ class IndexJob:
     """Folder of the indexes' folders."""
     part_bytes: int = PART_BYTES
 
+    def renewed(self) -> IndexJob:
+        """A job that reads each header although it is known."""
+        known = self.settings.known and dataclasses.replace(self.settings.known, is_renewed=True)
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, known=known))
+
     def folder(self, path: str) -> Path:
-        """The folder of a file's index; it differs by tokenizer, media folder, frame rate, format and columns."""
+        """The folder of a file's index; it differs by tokenizer, media folder, rate of folders, format and columns."""
         place = path if remote.is_remote(path) else str(Path(path).resolve())
         about = {"version": VERSION, "path": place, "tokenizer": self.processes.template.tokenizer.fingerprint}
-        text = json.dumps(about | dataclasses.asdict(dataclasses.replace(self.settings, packet_tables=None)))
+        text = json.dumps(about | dataclasses.asdict(dataclasses.replace(self.settings, known=None)))
         return self.cache / f"{Path(place).stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
 def load_index(path: str | Path, job: IndexJob, progress: OnProgress = lambda _: None) -> FileIndex:
-    """Load the index of a data file from the cache folder, or build it there.
+    """Load the index of a data file from the cache folder, or build it there as `update_indexes` does.
 
-    Of a file that changed since, only the parts whose bytes differ are indexed again: of a grown file, its end. Several
-    processes may call this at once: the first one works, the others wait for it. `progress` is called after each part
-    that was indexed. Raises DataError if the file does not exist.
+    Raises DataError if the file does not exist.
     """
-    path = str(path)
-    if not remote.exists(path):
-        raise DataError(
-            f"data file {path} of source {job.settings.source!r} does not exist; see data.data_root and its data_paths"
-        )
-    folder = job.folder(path)
-    state = remote.state(path)
-    if _meta(folder).get("state") != state:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder) as drafts:
-            if _meta(folder).get("state") != state:
-                _update(path, job, state, _saved_parts(folder), drafts, progress)
+    if not remote.exists(str(path)):
+        raise DataError(f"data file {path} does not exist; see data.data_root and the data_paths of its source")
+    update_indexes([(str(path), job)], progress)
+    return open_index(path, job)
+
+
+def open_index(path: str | Path, job: IndexJob) -> FileIndex:
+    """Open the index of a data file that has one, and rebuild it if it is damaged."""
+    folder = job.folder(str(path))
     try:
         return open_edition(folder)
     except UNREADABLE as error:
         logger.warning("the index of %s is damaged (%s: %s) and is rebuilt", path, type(error).__name__, error)
         forget_index(path, job)
-        with _locked(folder) as drafts:
-            _update(path, job, state, [], drafts, progress)
+        update_indexes([(str(path), job)])
         return open_edition(folder)
+
+
+def update_indexes(
+    files: Sequence[tuple[str, IndexJob]], progress: OnProgress = lambda _: None, share: Share = EVERYTHING
+) -> bool:
+    """Index data files that have no index or changed since, in one pass; whether each has its index now.
+
+    Of a file that changed, only the parts whose bytes differ are indexed again: of a grown file, its end. Several
+    processes may call this at once with the same files: the first one works, the others wait for it; but processes with
+    a share each work at the same time, and the last one joins the parts of a file.
+    """
+    of_folder = {job.folder(path): (number, path, job) for number, (path, job) in enumerate(files)}
+    updates = []
+    open_more_files()  # Each lock holds one open.
+    with contextlib.ExitStack() as locks:
+        # In one order for all processes, so that no two of them wait for each other.
+        for folder, (number, path, job) in sorted(of_folder.items()):
+            state = remote.state(path)
+            if is_current(folder, state):
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            drafts = locks.enter_context(locked(folder, fcntl.LOCK_EX if share.count == 1 else fcntl.LOCK_SH))
+            if not is_current(folder, state):
+                own = drafts if share.count == 1 else folder / DRAFTS
+                updates.append(_FileUpdate.of(number, path, job, state, own, saved_parts(folder)))
+        _run(sorted(updates, key=lambda one: one.number), progress, share)
+    joined = [_join(one) for one in updates] if share.count > 1 else []
+    return all(joined)
 
 
 def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
@@ -117,19 +160,19 @@ def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
     path = str(path)
     load_index(path, job)
     folder = job.folder(path)
-    with _locked(folder) as drafts:
-        stale = {part for part, own in _lines_of_parts(folder) if not lines.isdisjoint(own)}
-        kept = [saved for saved in _saved_parts(folder) if saved.part not in stale]
+    with locked(folder) as drafts:
+        stale = {part for part, own in lines_of_edition(folder) if not lines.isdisjoint(own)}
+        kept = [saved for saved in saved_parts(folder) if saved.part not in stale]
         # Parts of an interrupted pass may be from before the media were fixed.
         shutil.rmtree(drafts, ignore_errors=True)
-        _update(path, job, remote.state(path), kept, drafts, lambda _: None)
+        _run([_FileUpdate.of(0, path, job, remote.state(path), drafts, kept)], lambda _: None, EVERYTHING)
 
 
 def forget_index(path: str | Path, job: IndexJob) -> None:
     """Delete the index of a data file, so that the next `load_index` rebuilds it."""
     folder = job.folder(str(path))
     if folder.exists():
-        with _locked(folder) as drafts:
+        with locked(folder) as drafts:
             shutil.rmtree(drafts, ignore_errors=True)
             (folder / META).unlink(missing_ok=True)
 
@@ -137,150 +180,103 @@ def forget_index(path: str | Path, job: IndexJob) -> None:
 def lines_of_parts(path: str | Path, job: IndexJob) -> list[tuple[Part, range]]:
     """The parts of a data file and the line numbers of each, from its index, which is built if it is missing."""
     load_index(path, job)
-    return _lines_of_parts(job.folder(str(path)))
+    return lines_of_edition(job.folder(str(path)))
 
 
-def _lines_of_parts(folder: Path) -> list[tuple[Part, range]]:
-    parts = _meta(folder)["parts"]
-    bounds = itertools.pairwise(itertools.accumulate((about["lines"] for about in parts), initial=1))
-    return [(Part(about["start"], about["end"]), range(*lines)) for about, lines in zip(parts, bounds)]
+@dataclass
+class _FileUpdate:
+    """The next edition of a data file's index."""
+
+    number: int
+    """Number of the file in its pass."""
+    path: str
+    job: IndexJob
+    state: list[Any]
+    """State of the file, as of `remote.state`."""
+    drafts: Path
+    """Folder of the parts until all are indexed."""
+    parts: Sequence[Part]
+    indexed: dict[Part, IndexPart]
+    """Parts that are unchanged since the last edition, and those that were indexed now."""
+
+    @classmethod
+    def of(
+        cls, number: int, path: str, job: IndexJob, state: list[Any], drafts: Path, saved: Sequence[IndexPart]
+    ) -> _FileUpdate:
+        """Plan an edition that keeps those of the `saved` parts whose bytes are unchanged."""
+        format, meta, old = job.settings.make_format(), read_meta(drafts.parent), {one.part: one for one in saved}
+        parts = format.parts(path, job.part_bytes)
+        kept = {part: old[part] for part in parts if part in old and old[part].digest == format.digest(path, part)}
+        if meta and len(kept) < len(parts) and meta["state"] != state:
+            # A file that is not of its format any more has no digests of its old parts.
+            same = (part in kept or format.digest(path, part) == old[part].digest for part in old)
+            is_longer = WHOLE_FILE not in parts and all(same)
+            what, again = "grew" if is_longer else "changed", len(parts) - len(kept)
+            logger.warning("%s %s since it was indexed: %d of %d parts again", path, what, again, len(parts))
+        return cls(number, path, job, state, drafts, parts, kept)
+
+    def tasks(self, share: Share) -> list[PartTask]:
+        """The parts of a share that have to be indexed."""
+        own = (part for place, part in enumerate(self.parts) if share.holds(self.number, place))
+        return [PartTask(self.path, part, self.job.settings, self.drafts) for part in own if part not in self.indexed]
+
+    def bytes_of(self, part: Part) -> int:
+        """About the bytes of a part, whose unit is the format's."""
+        return self.state[1] * (part.end - part.start) // self._units
+
+    @functools.cached_property
+    def _units(self) -> int:
+        return max(sum(part.end - part.start for part in self.parts), 1)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all parts are indexed."""
+        return len(self.indexed) == len(self.parts)
+
+    def write(self) -> None:
+        """Write the edition and remove the drafts."""
+        folder = self.drafts.parent
+        edition = read_meta(folder).get("edition", 0) + 1
+        index = write_edition(folder, [self.indexed[part] for part in self.parts], self.state, edition)
+        shutil.rmtree(self.drafts, ignore_errors=True)
+        logger.info("indexed %s: %d samples, %d quarantined", self.path, len(index), len(index.quarantined))
 
 
-def size_of(path: str | Path) -> int:
-    """Bytes of a data file, or of all files of a folder."""
-    return remote.state(str(path))[1]
+def _run(updates: Sequence[_FileUpdate], progress: OnProgress, share: Share) -> None:
+    """Index the parts of a share; without shares, write the edition of each file whose parts are all done."""
+    of_task = {task: one for one in updates for task in one.tasks(share)}
+    for one in updates:
+        if one.is_complete and share.count == 1:
+            one.write()
+    if not of_task:
+        return
+    total = sum(one.bytes_of(task.part) for task, one in of_task.items())
+    # On a file system without locks, the other processes index too.
+    is_alone = share.count == 1 and all(one.drafts.name == DRAFTS for one in updates)
+    pool, done, quarantined = updates[0].job.processes, 0, 0
+    files = len({one.number for one in of_task.values()})
+    progress(IndexProgress(files, done, total, quarantined, pool.size(is_alone)))
+    for task, indexed in pool.index(list(of_task), is_alone):
+        one = of_task[task]
+        one.indexed[task.part] = indexed
+        done, quarantined = done + one.bytes_of(task.part), quarantined + len(indexed.index.quarantined)
+        progress(IndexProgress(files, done, total, quarantined, pool.size(is_alone)))
+        if one.is_complete and share.count == 1:
+            one.write()
 
 
-def _update(
-    path: str, job: IndexJob, state: list[Any], saved: Sequence[IndexPart], drafts: Path, progress: OnProgress
-) -> None:
-    """Write a new edition: the `saved` parts whose bytes are unchanged, and the others indexed again.
+def _join(update: _FileUpdate) -> bool:
+    """Write the edition of a file if the shares of all processes are done; whether it has its edition.
 
-    The latter are in the folder `drafts` until all are done.
+    A process that still works on its share holds the lock, and joins the parts itself.
     """
-    folder = drafts.parent
-    start, meta, format = time.monotonic(), _meta(folder), job.settings.make_format()
-    old = {one.part: one for one in saved}
-    parts = format.parts(path, job.part_bytes)
-    indexed = {part: old[part] for part in parts if part in old and old[part].digest == format.digest(path, part)}
-    missing = [part for part in parts if part not in indexed]
-    if meta and missing and meta["state"] != state:
-        # A file that is not of its format any more has no digests of its old parts.
-        same = (part in indexed or format.digest(path, part) == old[part].digest for part in old)
-        is_longer = WHOLE_FILE not in parts and all(same)
-        what = "grew" if is_longer else "changed"
-        logger.warning("%s %s since it was indexed: %d of %d parts again", path, what, len(missing), len(parts))
-    new, total = [], sum(part.end - part.start for part in missing)
-    for one in job.processes.index(path, missing, job.settings, drafts):
-        indexed[one.part] = one
-        new.append(one)
-        progress(
-            IndexProgress(
-                done=sum(one.part.end - one.part.start for one in new),
-                total=total,
-                quarantined=sum(len(one.index.quarantined) for one in new),
-            )
-        )
-    index = write_edition(folder, [indexed[part] for part in parts], state, meta.get("edition", 0) + 1)
-    shutil.rmtree(drafts, ignore_errors=True)
-    seconds = time.monotonic() - start
-    logger.info("indexed %s: %d samples, %d quarantined, %.1f s", path, len(index), len(index.quarantined), seconds)
-
-
-def _saved_parts(folder: Path) -> list[IndexPart]:
-    """The parts of the newest edition; none if there is no readable one."""
-    try:
-        index = open_edition(folder)
-    except UNREADABLE:
-        return []
-    parts, row = [], 0
-    for about, (part, lines) in zip(_meta(folder)["parts"], _lines_of_parts(folder)):
-        rows = range(row, row + about["rows"])
-        parts.append(IndexPart(part, about["digest"], about["lines"], slice_index(index, rows, lines, about["unused"])))
-        row = rows.stop
-    return parts
-
-
-def write_edition(folder: Path, parts: Sequence[IndexPart], state: list[Any], edition: int) -> FileIndex:
-    """Write an edition of the parts of a data file, in order; `state` is the `remote.state` of that file."""
-    lines_before = itertools.accumulate((part.lines for part in parts), initial=0)
-    index = join_parts([(part.index, before) for part, before in zip(parts, lines_before)])
-    for name in COLUMNS:
-        _write_atomically(folder / f"{name}-{edition}.npy", functools.partial(np.save, arr=getattr(index, name)))
-    entries = [f"{entry.to_json()}\n".encode() for entry in index.quarantined]
-    _write_atomically(folder / f"quarantined-{edition}.jsonl", lambda file: file.writelines(entries))
-    about = [
-        {
-            "start": one.part.start,
-            "end": one.part.end,
-            "digest": one.digest,
-            "lines": one.lines,
-            "rows": len(one.index),
-            "unused": one.index.unused,
-        }
-        for one in parts
-    ]
-    meta = {"edition": edition, "state": state, "quarantined": len(index.quarantined), "parts": about}
-    _write_atomically(folder / META, lambda file: file.write(json.dumps(meta).encode()))
-    # The previous edition stays: a process may have read its number and not opened it yet.
-    for name in (*(f"{column}-{edition - 2}.npy" for column in COLUMNS), f"quarantined-{edition - 2}.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-    return index
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is complete or absent, also after a crash of the machine.
-
-    A process without a lock that has the old file of this name mapped keeps it.
-    """
-    draft = path.with_name(f".{path.name}.{_own_name()}")
-    with open(draft, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
-def open_edition(folder: Path) -> FileIndex:
-    """The newest edition of an index, mapped from its folder."""
-    open_more_files()  # Each mapped column holds its file open, and a mix may have thousands of files.
-    meta = _meta(folder)
-    edition = meta["edition"]
-    columns = {name: _column(folder / f"{name}-{edition}.npy") for name in COLUMNS}
-    quarantined = QuarantinedEntries(folder / f"quarantined-{edition}.jsonl", meta["quarantined"])
-    unused = sum_unused(about["unused"] for about in meta["parts"])
-    return FileIndex(**columns, quarantined=quarantined, unused=unused)
-
-
-def _column(path: Path) -> np.ndarray:
-    """Map a large column, which ranks share, and read a small one: a mapping holds one of a limited number of files."""
-    column = np.load(path, mmap_mode="r" if path.stat().st_size >= MIN_MAPPED_BYTES else None)
-    column.flags.writeable = False
-    return column
-
-
-def _meta(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / META).read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def _own_name() -> str:
-    """A name that is unique among the processes that may write to the same file system."""
-    return f"{socket.gethostname()}.{os.getpid()}"
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
-    """Hold an index's lock; yields the folder for drafts of parts, where the next process resumes an interrupted pass.
-
-    On a file system without locks, several processes may do the same work, each with a folder of its own.
-    """
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield folder / f"parts.{_own_name()}"
-        else:
-            yield folder / "parts"
+    folder = update.drafts.parent
+    with contextlib.suppress(BlockingIOError), locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if not is_current(folder, update.state) and all(task.file.exists() for task in update.tasks(EVERYTHING)):
+            try:
+                _run([update], lambda _: None, EVERYTHING)
+            except OSError:
+                if not is_current(folder, update.state):  # Without locks, another process may join it too.
+                    raise
+        return is_current(folder, update.state)
+    return False

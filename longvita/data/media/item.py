@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from longvita.data.errors import MediaError, Reason
+from longvita.data.media.facts_store import Facts, FactsStore
 from longvita.data.media.frame_cache import FrameCache
 from longvita.data.media.image import Grid, choose_grid, cut_tiles, square_tile
 from longvita.data.media.media_file import FileIdentity, Heartbeat, MediaFile
@@ -25,7 +26,9 @@ from longvita.data.media.video import (
     VideoFacts,
     count_frames,
     frame_times,
+    no_frame,
     probe_video,
+    rate_of_folder,
     read_frames,
     selected_frames,
 )
@@ -105,22 +108,44 @@ class MediaFacts:
 def probe_media(
     pictures: Sequence[PictureSource],
     videos: Sequence[MediaFile],
-    max_fps: float,
+    max_fps: float | None,
     folder_fps: float | None = None,
     store: PacketStore | None = None,
+    known: FactsStore | None = None,
 ) -> MediaFacts:
     """Read the headers of a sample's media files. Raises MediaError for the first one that is missing or broken.
 
-    folder_fps, store: as for `probe_video`.
+    max_fps: rate at which each video must have a frame, 1/s; any rate when None. folder_fps, store: as for
+    `probe_video`. known: a file of which the facts are there is not opened, and those of the others are added.
     """
-    sizes = [upright_size(source) if isinstance(source, Image.Image) else probe_picture(source) for source in pictures]
-    read = tuple(probe_video(video, store, folder_fps) for video in videos)
-    facts = MediaFacts(tuple(PictureFacts(*size) for size in sizes), read)
+    sizes = tuple(_picture_facts(picture, known) for picture in pictures)
+    facts = MediaFacts(sizes, tuple(_video_facts(video, folder_fps, store, known) for video in videos))
     for path, video in zip(videos, facts.videos):
-        if count_frames(video, max_fps, 1) == 0:
-            detail = f"has no frame to sample at {max_fps}/s: it has {video.num_frames} at {video.fps}/s"
-            raise MediaError(Reason.BROKEN_VIDEO, f"video {shorten(path)} {detail}")
+        if max_fps is not None and count_frames(video, max_fps, 1) == 0:
+            raise MediaError(Reason.BROKEN_VIDEO, f"video {shorten(path)} has {no_frame(video, max_fps)}")
     return facts
+
+
+def _picture_facts(source: PictureSource, known: FactsStore | None) -> PictureFacts:
+    if isinstance(source, Image.Image):
+        return PictureFacts(*upright_size(source))
+    return PictureFacts(*(probe_picture(source) if known is None else known.of("picture", source, probe_picture)))
+
+
+def _video_facts(
+    source: MediaFile, folder_fps: float | None, store: PacketStore | None, known: FactsStore | None
+) -> VideoFacts:
+    if known is None:
+        return probe_video(source, store, folder_fps)
+
+    def read(source: MediaFile) -> Facts:
+        facts = probe_video(source, store, folder_fps)
+        return facts.num_frames, None if facts.is_folder else facts.fps
+
+    num_frames, fps = known.of("video", source, read)
+    if fps is None:
+        return VideoFacts(num_frames, rate_of_folder(source, folder_fps), is_folder=True)
+    return VideoFacts(num_frames, fps)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -63,8 +64,8 @@ class EmbeddedMedia(ABC):
         """Return a unique name as JSON values, without reading any file."""
 
     @abstractmethod
-    def identity(self) -> FileIdentity:
-        """Return the identity of the picture or video in its current state. Raises OSError."""
+    def place(self) -> tuple[str | None, str]:
+        """Return the file that it is read from, None if it is in memory, and a text that tells it from others there."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class InlineMedia(EmbeddedMedia):
         return [self.name, hashlib.blake2b(self.content, digest_size=16).hexdigest()]
 
     @override
-    def identity(self) -> FileIdentity:
-        return FileIdentity(str(self.unique_name()), len(self.content), 0)
+    def place(self) -> tuple[None, str]:
+        return None, str(self.unique_name())
 
 
 MediaRef = str | FilePart | EmbeddedMedia
@@ -108,7 +109,8 @@ class FileIdentity:
     """The current state of a file; a rewritten file has another identity."""
 
     path: str
-    """Absolute path with the bounds of a part; an address with its store's metadata; or the hash of inline bytes."""
+    """Path with the bounds of a part, absolute and without links to folders; an address with what its store reports of
+    the file; or the hash of inline bytes."""
     size: int
     """Bytes of the file."""
     mtime_ns: int
@@ -117,17 +119,40 @@ class FileIdentity:
     @classmethod
     def of(cls, source: MediaFile) -> FileIdentity:
         """The identity of a media file in its current state. Raises OSError."""
-        if isinstance(source, EmbeddedMedia):
-            return source.identity()
-        return cls.of_part(_path_of(source), str(name_of(source)) if isinstance(source, FilePart) else "")
-
-    @classmethod
-    def of_part(cls, path: str, bounds: str) -> FileIdentity:
-        """The identity of a part of a file, which `bounds` describes. Raises OSError."""
+        path, part = place_of(source)
+        if path is None:
+            return cls(part, 0, 0)
+        if part:
+            return cls.of(path).part(part)
         if remote.is_remote(path):
-            return cls(f"{path}{bounds} {remote.state(path)}", 0, 0)
+            return cls(f"{path} {remote.version(path)}", 0, 0)
         status = os.stat(path)
-        return cls(os.path.abspath(path) + bounds, status.st_size, status.st_mtime_ns)
+        return cls(_without_links(path), status.st_size, status.st_mtime_ns)
+
+    def part(self, name: str) -> FileIdentity:
+        """The identity of a part of this file."""
+        return FileIdentity(self.path + name, self.size, self.mtime_ns)
+
+
+def place_of(source: MediaFile) -> tuple[str | None, str]:
+    """The file that a media file is read from, None if it is in memory, and the name of its part of it, if any."""
+    if isinstance(source, EmbeddedMedia):
+        return source.place()
+    if isinstance(source, FilePart):
+        is_part = source.offset or source.size is not None
+        return source.path, f"[{source.offset}:{source.size}]" if is_part else ""
+    return os.fspath(source), ""
+
+
+def _without_links(path: str) -> str:
+    """The absolute path of a file, by the real path of its folder: one folder of pictures may have several names."""
+    folder, name = os.path.split(path)
+    return os.path.join(_real_folder(os.path.abspath(folder)), name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def resolve(ref: MediaRef, root: str | os.PathLike) -> Path | FilePart | EmbeddedMedia:

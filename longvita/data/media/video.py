@@ -114,6 +114,11 @@ def count_frames(facts: VideoFacts, max_fps: float, max_num_frames: int) -> int:
     return bisect.bisect_left(range(max_num_frames), float(facts.num_frames), key=lambda slot: slot * step)
 
 
+def no_frame(facts: VideoFacts, max_fps: float) -> str:
+    """The error of a video of which no frame is sampled."""
+    return f"no frame to sample at {max_fps}/s: it has {facts.num_frames} at {facts.fps}/s; fix: raise data.max_fps"
+
+
 def max_frames_that_fit(videos: Sequence[VideoFacts], max_fps: float, max_num_frames: int, room: int) -> int | None:
     """The largest frame limit, up to `max_num_frames`, at which all videos together have at most `room` frames.
 
@@ -180,8 +185,13 @@ def _probe_folder(path: MediaFile, fps: float | None) -> VideoFacts:
         ) from error
     if num_frames == 0:
         raise MediaError(Reason.BROKEN_VIDEO, f"video {shorten(path)} is a folder without a .png, .jpg or .jpeg file")
+    return VideoFacts(num_frames, rate_of_folder(path, fps), is_folder=True)
+
+
+def rate_of_folder(path: MediaFile, fps: float | None) -> float:
+    """Frames per second of a folder of frames; the published rule by its path when `fps` is None."""
     published = SHARE_GPT_VIDEO_FPS if "ShareGPTVideo" in str(path) else FOLDER_FPS
-    return VideoFacts(num_frames, fps or published, is_folder=True)
+    return fps or published
 
 
 def read_frames(

@@ -6,27 +6,37 @@ It is built from the indexes of the files alone.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from longvita.config.schema import Config, DatasetConfig
 from longvita.data.chat_template import ChatTemplate
-from longvita.data.document import DocumentRequest, index_folder, media_settings, packet_table_folder
+from longvita.data.document import (
+    DocumentRequest,
+    index_folder,
+    media_facts_folder,
+    media_settings,
+    packet_table_folder,
+)
 from longvita.data.errors import DataError
 from longvita.data.formats.paths import data_file, format_of
 from longvita.data.formats.record import FormatOptions
-from longvita.data.index.build import IndexSettings
+from longvita.data.index.build import IndexSettings, KnownMedia
 from longvita.data.index.columns import FileIndex
 from longvita.data.index.process_pool import IndexProcessPool
-from longvita.data.index.store import IndexJob, IndexProgress, load_index
+from longvita.data.index.store import EVERYTHING, IndexJob, Share, forget_index, open_index, update_indexes
 from longvita.data.media.item import MediaSettings
 from longvita.data.mix.measure import Measured, measure
 from longvita.data.mix.missing_files import Missing, describe_missing, files_of_mix, lacks_all_files, missing_files
 from longvita.data.mix.mixture import select_samples
+from longvita.data.mix.progress import indexing
 from longvita.data.quarantine import QuarantinedSample, count_reasons
 from longvita.data.tokenizer import load_tokenizer
+
+FilePlace = tuple[str, DatasetConfig, str]
+"""Source name, source and path relative to data_root of a file of a mix."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,8 @@ class CatalogFile:
     @property
     def quarantined(self) -> list[QuarantinedSample]:
         """Its unusable samples."""
-        return [*self.index.quarantined, *self.measured.too_long]
+        lines = (*self.index.quarantined, *self.measured.unusable)
+        return [line.of(self.source, self.path) for line in lines]
 
 
 def unusable_reasons(files: Iterable[CatalogFile]) -> dict[str, int]:
@@ -121,20 +132,15 @@ def make_template(config: Config) -> ChatTemplate:
     return ChatTemplate(tokenizer, config.model.tokens_per_tile)
 
 
-def build_catalog(
-    config: Config,
-    template: ChatTemplate,
-    sources: dict[str, DatasetConfig],
-    open_one: Callable[..., CatalogFile] | None = None,
-) -> Catalog:
-    """Build the catalog of a mix.
+def build_catalog(config: Config, template: ChatTemplate, sources: dict[str, DatasetConfig]) -> Catalog:
+    """Build the catalog of a mix; its files are indexed first.
 
-    open_one: opens each file, with the arguments of `open_file`, the default. Raises DataError if no sample is left or
-    files are missing; with data.allow_missing, if all are.
+    Raises DataError if no sample is left or files are missing; with data.allow_missing, if all are.
     """
-    places = files_of(config, sources)
     with IndexProcessPool.of(config, template) as processes:
-        files = [(open_one or open_file)(config, *place, processes) for place in places]
+        places = files_of(config, sources)
+        index_files(config, places, processes)
+        files = open_files(config, places, processes)
     if sum(len(file.selected) for file in files) == 0:
         fitting = sum(len(file.measured.usable) for file in files)
         raise DataError(
@@ -146,7 +152,7 @@ def build_catalog(
     return Catalog(files, media_settings(config), missing_files(config, sources))
 
 
-def files_of(config: Config, sources: Mapping[str, DatasetConfig]) -> list[tuple[str, DatasetConfig, str]]:
+def files_of(config: Config, sources: Mapping[str, DatasetConfig]) -> list[FilePlace]:
     """List the source name, source and path relative to data_root of each file of a mix.
 
     Raises DataError if files are missing; with data.allow_missing missing files are left out, and DataError is raised
@@ -165,28 +171,58 @@ def files_of(config: Config, sources: Mapping[str, DatasetConfig]) -> list[tuple
     ]
 
 
-def index_job(config: Config, source: str, dataset: DatasetConfig, path: str, processes: IndexProcessPool) -> IndexJob:
+def index_job(config: Config, dataset: DatasetConfig, path: str, processes: IndexProcessPool) -> IndexJob:
     """Return how one file of a mix is indexed."""
     media_root = dataset.media_root if dataset.media_root is not None else config.data.media_root
     format = format_of(data_file(config.data, path), dataset.format)
     options = FormatOptions.of(dataset)
-    tables = str(packet_table_folder(config))
-    settings = IndexSettings(source, media_root, config.data.max_fps, format, options, dataset.folder_fps, tables)
+    known = KnownMedia(str(packet_table_folder(config)), str(media_facts_folder(config)))
+    settings = IndexSettings(media_root, format, options, dataset.folder_fps, known)
     return IndexJob(processes, settings, index_folder(config))
 
 
-def open_file(
+def index_files(
     config: Config,
-    source: str,
-    dataset: DatasetConfig,
-    path: str,
+    places: Sequence[FilePlace],
     processes: IndexProcessPool,
-    progress: Callable[[IndexProgress], None] = lambda progress: None,
+    share: Share = EVERYTHING,
+    is_rebuilt: bool = False,
+) -> bool:
+    """Index files of mixes that have no index or changed, in one pass; as for `update_indexes`.
+
+    is_rebuilt: delete existing indexes first, and read the headers of all media files again.
+    """
+    jobs = [index_job(config, dataset, path, processes) for _, dataset, path in places]
+    files = [(data_file(config.data, path), job) for (_, _, path), job in zip(places, jobs)]
+    if is_rebuilt:
+        for file, job in files:
+            forget_index(file, job)
+        files = [(file, job.renewed()) for file, job in files]
+    with indexing() as show:
+        return update_indexes(files, show, share)
+
+
+def index_mixes(config: Config, share: Share = EVERYTHING) -> bool:
+    """Index the files of the training mix and of the held-out sources, as `index_files` does.
+
+    Raises DataError for files that are missing, TokenizerError.
+    """
+    with IndexProcessPool.of(config, make_template(config)) as processes:
+        mixes = (config.data.dataset, config.data.validation)
+        return index_files(config, [place for mix in mixes for place in files_of(config, mix)], processes, share)
+
+
+def open_files(config: Config, places: Sequence[FilePlace], processes: IndexProcessPool) -> list[CatalogFile]:
+    """Open the indexes of files of a mix, which `index_files` has made, and measure them for this run."""
+    return [_open_file(config, *place, processes) for place in places]
+
+
+def _open_file(
+    config: Config, source: str, dataset: DatasetConfig, path: str, processes: IndexProcessPool
 ) -> CatalogFile:
-    """Index and measure one file of a mix; `progress` as for load_index. Raises DataError if it is missing."""
     file = data_file(config.data, path)
-    job = index_job(config, source, dataset, path, processes)
-    index = load_index(file, job, progress)
-    measured = measure(index, processes.template, media_settings(config), config.data.sequence_length, source, file)
+    job = index_job(config, dataset, path, processes)
+    index = open_index(file, job)
+    measured = measure(index, processes.template, media_settings(config), config.data.sequence_length)
     selected = select_samples(len(measured.usable), dataset.ratio, dataset.num, config.seed, f"{source}/{path}")
     return CatalogFile(source, file, job.settings, index, measured, measured.usable[selected])

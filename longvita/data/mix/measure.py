@@ -1,7 +1,8 @@
 """The lengths of a file's samples for one run: its template, tile size, frame limit and sequence length.
 
 A sample whose videos make it longer than a sequence gets the largest frame limit at which it fits. One that is too long
-even at one frame per video is quarantined.
+even at one frame per video is quarantined, and so is one with a folder of frames that is too short for one frame at the
+run's rate.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import numpy as np
 
 from longvita.data.chat_template import ChatTemplate
 from longvita.data.errors import Reason
-from longvita.data.index.columns import EXTENT, KIND_BITS, PICTURE, FileIndex
+from longvita.data.index.columns import EXTENT, FRAME_FOLDER, KIND_BITS, PICTURE, FileIndex
 from longvita.data.media.image import choose_grid
-from longvita.data.media.item import MediaSettings
-from longvita.data.media.video import count_frames, max_frames_that_fit
-from longvita.data.quarantine import QuarantinedSample
+from longvita.data.media.item import MediaFacts, MediaSettings
+from longvita.data.media.video import count_frames, max_frames_that_fit, no_frame
+from longvita.data.quarantine import QuarantinedLine
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,11 @@ class Measured:
     """[n] int32, frame limit of the videos of each sample."""
     usable: np.ndarray
     """[k] int64, numbers of the samples that fit a sequence."""
-    too_long: tuple[QuarantinedSample, ...]
-    """The other samples."""
+    unusable: tuple[QuarantinedLine, ...]
+    """The other samples, in the order of their lines."""
 
 
-def measure(
-    index: FileIndex, template: ChatTemplate, settings: MediaSettings, sequence_length: int, source: str, path: str
-) -> Measured:
+def measure(index: FileIndex, template: ChatTemplate, settings: MediaSettings, sequence_length: int) -> Measured:
     """Measure a file's samples."""
     text = index.rows["text_tokens"].astype(np.int64)
     picture_tokens, tiles, frames = count_media(index, template, settings)
@@ -52,12 +51,32 @@ def measure(
         limits[number], fewer = limit, sum(facts.frame_counts(settings, limit))
         lengths[number] = still + fewer * template.tokens_per_frame
         tiles[number] += fewer - frames[number]
-    fits = lengths <= sequence_length
-    too_long = tuple(
-        QuarantinedSample(source, path, line, Reason.TOO_LONG, _why(length, limit, settings, sequence_length))
-        for line, length, limit in zip(index.rows["line"][~fits].tolist(), lengths[~fits], limits[~fits])
-    )
-    return Measured(lengths.astype(np.int32), tiles.astype(np.int32), limits, np.flatnonzero(fits), too_long)
+    without_frame = _without_frame(index, settings)
+    fits = (lengths <= sequence_length) & ~without_frame
+    unusable = []
+    for number in np.flatnonzero(~fits).tolist():
+        if without_frame[number]:
+            reason, detail = Reason.BROKEN_VIDEO, _which_video(index.facts(number), settings)
+        else:
+            reason, detail = Reason.TOO_LONG, _why(lengths[number], limits[number], settings, sequence_length)
+        unusable.append(QuarantinedLine(int(index.rows["line"][number]), reason, detail))
+    return Measured(lengths.astype(np.int32), tiles.astype(np.int32), limits, np.flatnonzero(fits), tuple(unusable))
+
+
+def _without_frame(index: FileIndex, settings: MediaSettings) -> np.ndarray:
+    """Whether each sample has a video of which no frame is sampled, bool [n]; only a folder of frames can be one."""
+    folders = np.flatnonzero(index.media["extent"] >> KIND_BITS == FRAME_FOLDER)
+    distinct, number = np.unique(index.media[folders].view("<u8"), return_inverse=True)
+    videos = map(index.video, distinct.view(index.media.dtype))
+    is_empty = np.array([count_frames(video, settings.max_fps, 1) == 0 for video in videos], bool)
+    found = np.zeros(len(index), bool)
+    found[np.searchsorted(index.rows["media_end"], folders[is_empty[number.ravel()]], side="right")] = True
+    return found
+
+
+def _which_video(facts: MediaFacts, settings: MediaSettings) -> str:
+    number, video = next(pair for pair in enumerate(facts.videos, 1) if count_frames(pair[1], settings.max_fps, 1) == 0)
+    return f"video {number} has {no_frame(video, settings.max_fps)}"
 
 
 def count_media(

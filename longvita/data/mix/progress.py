@@ -1,18 +1,20 @@
-"""Progress bars of data commands, on standard error if it is a terminal."""
+"""Progress of data commands on standard error: bars on a terminal; elsewhere a line now and then."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator
 
 from rich import progress as bars
 from rich.console import Console
+from rich.filesize import decimal
 
-from longvita.config.schema import Config, DatasetConfig
-from longvita.data.formats.paths import data_file
-from longvita.data.index.process_pool import IndexProcessPool
-from longvita.data.index.store import IndexProgress, size_of
-from longvita.data.mix.catalog import CatalogFile, open_file
+from longvita.data.index.store import IndexProgress
+
+SECONDS_BETWEEN_LINES = 60.0
+"""Time between two lines where there is no bar, seconds."""
 
 
 @contextlib.contextmanager
@@ -24,30 +26,59 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextlib.contextmanager
-def indexing(total_bytes: int) -> Iterator[Callable[..., CatalogFile]]:
-    """Show a bar of the bytes indexed, speed, quarantined samples and time left; yields `open_file` with it."""
-    found = bars.TextColumn("{task.fields[found]}")
+def indexing() -> Iterator[Callable[[IndexProgress], None]]:
+    """Print how much has to be indexed, then show a bar of the bytes, the quarantined samples and the time left.
+
+    Without a terminal, a line says the same after the first part, and then once a minute. Nothing is shown while
+    nothing has to be indexed. Yields the function to call with the progress.
+    """
+    found, lines = bars.TextColumn("{task.fields[found]}"), IndexingLines()
     with _bar(bars.DownloadColumn(), bars.TransferSpeedColumn(), found, bars.TimeRemainingColumn()) as bar:
-        task = bar.add_task("indexing", total=total_bytes, found="")
-        before, quarantined = 0, 0
+        task = bar.add_task("indexing", total=None, found="", visible=False)
 
-        def open_one(
-            config: Config, source: str, dataset: DatasetConfig, path: str, processes: IndexProcessPool
-        ) -> CatalogFile:
-            nonlocal before, quarantined
-            size = size_of(data_file(config.data, path))
+        def show(progress: IndexProgress) -> None:
+            lines.print_due(progress, is_first_only=not bar.disable)
+            text = f"{progress.quarantined:,} quarantined"
+            bar.update(task, completed=progress.done, total=progress.total, found=text, visible=True)
 
-            def show(progress: IndexProgress) -> None:
-                done = before + size * progress.done // max(progress.total, 1)
-                bar.update(task, completed=done, found=f"{quarantined + progress.quarantined:,} quarantined")
+        yield show
 
-            bar.update(task, description=f"indexing {source}")
-            file = open_file(config, source, dataset, path, processes, show)
-            before, quarantined = before + size, quarantined + len(file.index.quarantined)
-            bar.update(task, completed=before, found=f"{quarantined:,} quarantined")
-            return file
 
-        yield open_one
+class IndexingLines:
+    """The lines of progress: what is to be done, and then how much is left."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._next = clock, 0.0
+        self._start: float | None = None
+
+    def print_due(self, progress: IndexProgress, is_first_only: bool = False) -> None:
+        """Print the line that is due, if there is one."""
+        if self._start is None:
+            self._start = self._next = self._clock()
+            print(_first_line(progress), file=sys.stderr, flush=True)
+        elif not is_first_only and 0 < progress.done < progress.total and self._clock() >= self._next:
+            self._next = self._clock() + SECONDS_BETWEEN_LINES
+            print(_later_line(progress, self._clock() - self._start), file=sys.stderr, flush=True)
+
+
+def _later_line(progress: IndexProgress, seconds: float) -> str:
+    left = seconds * (progress.total / progress.done - 1)
+    return (
+        f"indexing: {progress.done / progress.total:.0%} of {decimal(progress.total)}, "
+        f"{progress.quarantined:,} quarantined, about {_duration(left)} left"
+    )
+
+
+def _first_line(progress: IndexProgress) -> str:
+    files = f"{progress.files:,} data file{'s' if progress.files > 1 else ''}"
+    where = f", in {progress.processes} process{'es' if progress.processes > 1 else ''}" if progress.processes else ""
+    return f"indexing {decimal(progress.total)} of {files} that have no index or changed{where}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _bar(*columns: bars.ProgressColumn) -> bars.Progress:

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longvita.config.schema import Config, DatasetConfig
-from longvita.data.formats.paths import data_file
-from longvita.data.index.store import size_of
-from longvita.data.mix.catalog import Catalog, build_catalog, by_source, files_of, make_template
+from longvita.data.mix.catalog import Catalog, build_catalog, by_source, make_template
 from longvita.data.mix.missing_files import Missing
-from longvita.data.mix.progress import counting, indexing
+from longvita.data.mix.progress import counting
 from longvita.data.packing.packer import PackingPlan
 from longvita.data.packing.plan_cache import plan_epoch
 from longvita.data.quarantine import QuarantinedSample
@@ -45,9 +43,7 @@ def collect(
     Raises DataError for a missing file, an empty mix, or replicas that a step cannot be divided among.
     """
     template = make_template(config)
-    paths = [data_file(config.data, path) for _, _, path in files_of(config, sources)]
-    with indexing(sum(map(size_of, paths))) as open_one:
-        catalog = build_catalog(config, template, sources, open_one)
+    catalog = build_catalog(config, template, sources)
     plan, length = plan_epoch(catalog, config, 0), config.data.sequence_length
     with counting(f"{title}: packing", -(-int(catalog.lengths[catalog.selected].sum(dtype="int64")) // length)) as show:
         figures.pack(plan, show)

@@ -155,6 +155,14 @@ def state(path: str) -> list[Any]:
     return [len(facts), sum(size for _, size, _ in facts), digest]
 
 
+def version(path: str) -> str:
+    """Return a hash of what the store of a remote file reports of it, by one request. Raises OSError."""
+    system, inner = _system(path)
+    with _as_os_errors(path):
+        facts = sorted((str(name), str(value)) for name, value in system.info(inner).items())
+    return hashlib.blake2b(repr(facts).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
 class _RemoteFile(io.RawIOBase):
     """A file of a remote store whose errors are converted to OSErrors."""
 

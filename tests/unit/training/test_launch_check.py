@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from longvita.cli import app
@@ -29,6 +30,33 @@ def test_folders_that_cannot_be_made_are_reported_with_their_lines(tmp_path: Pat
     config.write_text(config.read_text().replace(f"output: {tmp_path}/run", f"output: {file}/run"))
     text = refused(config)
     assert text.startswith(f"{config}:2: output = ") and "cannot be made" in text
+
+
+def test_the_folder_of_the_indexes_next_to_output_can_be_made(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    (tmp_path / "index").write_text("no folder")
+    text = refused(config)
+    assert "data.index_cache" in text and f"cannot be made: {tmp_path / 'index'} is not a folder" in text
+
+
+def test_data_are_indexed_before_the_ranks_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a rank of torchrun or srun, which has its device already, the loader does it."""
+    indexed: list[int] = []
+
+    def launch(*_arguments: object) -> int:
+        indexed.append(len(list((tmp_path / "index").glob("*/meta.json"))))
+        return 0
+
+    monkeypatch.setattr("longvita.commands.train.launch", launch)
+    command = ["train", str(write_run(tmp_path, data={"index_processes": 0}))]
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    assert CliRunner().invoke(app, command).exit_code == 0
+    monkeypatch.delenv("RANK")
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, indexed) == (0, [0, 3])
+    assert "3 data files that have no index or changed" in result.stderr
 
 
 def test_processes_that_make_no_replicas_are_reported_with_their_lines(tmp_path: Path) -> None:

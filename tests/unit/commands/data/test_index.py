@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
-from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -17,9 +18,10 @@ from typer.testing import CliRunner
 from longvita.cli import app
 from longvita.config import to_yaml
 from longvita.data.errors import DataError
-from longvita.data.index import build
-from longvita.data.index.store import IndexProgress
+from longvita.data.index import build, editions
+from longvita.data.index.store import IndexJob, IndexProgress
 from longvita.data.mix import progress as data_progress
+from tests.conftest import REPOSITORY
 from tests.unit.data.format_material import png, write_arrow, write_parquet
 from tests.unit.data.loading.test_worker_pool import alive
 from tests.unit.data.material import conversation, data_config, write_jsonl
@@ -141,7 +143,7 @@ def test_what_is_indexed_stays(config, folder, monkeypatch):
 
 def test_processes(config, monkeypatch):
     asked = []
-    monkeypatch.setattr("longvita.commands.data.index.index_files", lambda config, *_: asked.append(config.data) or 0)
+    monkeypatch.setattr("longvita.commands.data.index.index_all", lambda config, *_: asked.append(config.data) or 0)
     run(config, "data.index_processes=2", "--processes", "3")
     assert [data.index_processes for data in asked] == [3]
 
@@ -222,26 +224,85 @@ def test_a_missing_file(config, folder):
     assert "b.jsonl" in str(result.exception)
 
 
-def test_the_bar_counts_bytes_and_what_is_set_aside(folder, monkeypatch):
-    """Half of the second file's work done: all of the first one's bytes, half of its own."""
-    for name, size in (("a", 100), ("b", 300)):
-        (folder / name).write_text("x" * size)
+def test_the_bar_counts_bytes_and_quarantined_samples(monkeypatch):
     seen = []
-    bar = SimpleNamespace(add_task=lambda *_, **__: 0, update=lambda _, **fields: seen.append(fields))
-    monkeypatch.setattr(data_progress.bars.Progress, "add_task", lambda self, *_, **__: bar.add_task())
-    monkeypatch.setattr(data_progress.bars.Progress, "update", lambda self, task, **fields: bar.update(task, **fields))
+    monkeypatch.setattr(data_progress.bars.Progress, "update", lambda self, task, **fields: seen.append(fields))
+    with data_progress.indexing() as show:
+        show(IndexProgress(files=2, done=0, total=400, quarantined=0, processes=2))
+        show(IndexProgress(files=2, done=150, total=400, quarantined=3, processes=2))
+    shown = [(fields["completed"], fields["total"], fields["found"]) for fields in seen]
+    assert shown == [(0, 400, "0 quarantined"), (150, 400, "3 quarantined")]
 
-    def open_file(config, source, dataset, path, processes, show):
-        show(IndexProgress(done=1, total=2, quarantined=3))
-        return SimpleNamespace(index=SimpleNamespace(quarantined=[0] * 4))
 
-    monkeypatch.setattr(data_progress, "open_file", open_file)
-    config = SimpleNamespace(data=SimpleNamespace(data_root=folder))
-    with data_progress.indexing(400) as open_one:
-        for name in "ab":
-            open_one(config, name, None, name, None)
-    shown = [(fields["completed"], fields["found"]) for fields in seen if "completed" in fields]
-    assert shown == [(50, "3 quarantined"), (100, "4 quarantined"), (250, "7 quarantined"), (400, "8 quarantined")]
+def test_lines_without_a_terminal(capsys):
+    """The first part's line, then one a minute, with the time left at the speed so far."""
+    now = [0.0]
+    lines = data_progress.IndexingLines(lambda: now[0])
+    for done, now[0] in ((0, 100.0), (10, 110.0), (20, 120.0), (50, 175.0), (100, 300.0)):
+        lines.print_due(IndexProgress(files=3, done=done * 10**9, total=100 * 10**9, quarantined=done, processes=8))
+    assert capsys.readouterr().err.splitlines() == [
+        "indexing 100.0 GB of 3 data files that have no index or changed, in 8 processes",
+        "indexing: 10% of 100.0 GB, 10 quarantined, about 90 s left",
+        "indexing: 50% of 100.0 GB, 50 quarantined, about 75 s left",
+    ]
+
+
+def test_nothing_is_printed_of_files_that_are_indexed(config):
+    assert "indexing" in run(config).stderr
+    assert "indexing" not in run(config).stderr
+
+
+class TestShares:
+    @pytest.mark.parametrize("has_locks", [True, False])
+    def test_together_make_the_index_that_one_process_makes(self, config, folder, monkeypatch, has_locks):
+        def refuse(*_arguments):
+            raise OSError("no locks")
+
+        if not has_locks:
+            monkeypatch.setattr(editions.fcntl, "flock", refuse)
+        monkeypatch.setattr("longvita.data.mix.catalog.IndexJob", lambda *rest: IndexJob(*rest, part_bytes=150))
+        seen, real = [], build.index_part
+        monkeypatch.setattr(build, "index_part", lambda path, part, *rest: seen.append(part) or real(path, part, *rest))
+        alone = run(config, "data.index_cache=" + str(folder / "other"), "--json").stdout
+        parts, counts = len(seen), []
+        for number in (2, 3, 1):
+            before = len(seen)
+            result = run(config, "--part", f"{number}/3")
+            assert result.exit_code == 0, result.exception
+            counts.append(len(seen) - before)
+            is_last = number == 1
+            assert ("every data file has its index" in result.stdout) == is_last
+        assert sum(counts) == parts and min(counts) >= 2
+        assert run(config, "--json").stdout == alone
+        assert len(seen) == 2 * parts
+        assert list((folder / "index").rglob("parts")) == []
+
+    def test_of_tasks_that_run_at_once(self, config, folder):
+        command = [sys.executable, "-m", "longvita", "data", "index", str(config)]
+        start = functools.partial(subprocess.Popen, command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "2"}
+        tasks = [start(env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+        texts = [task.communicate(timeout=120)[0] for task in tasks]
+        assert [task.returncode for task in tasks] == [0, 0]
+        assert all(f"share {rank} of 2 is indexed" in text for rank, text in enumerate(texts, 1))
+        assert any("every data file has its index" in text for text in texts)
+        assert "indexing" not in run(config).stderr
+
+    def test_the_index_of_a_share_that_never_came_is_completed(self, config):
+        run(config, "--part", "1/2")
+        result = run(config, "--json")
+        assert json.loads(result.stdout)["training"]["a"]["samples"] == 9
+
+    @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0"])
+    def test_that_do_not_exist(self, config, part):
+        result = run(config, "--part", part)
+        assert result.exit_code == 2
+        assert "is not K/N with K from 1 to N" in result.stderr
+
+    def test_are_not_rebuilt(self, config):
+        result = run(config, "--part", "1/2", "--rebuild")
+        assert result.exit_code == 2
+        assert "--rebuild" in result.stderr and "goes with one process" in result.stderr
 
 
 class TestExitCode:

@@ -194,7 +194,7 @@ def test_an_empty_array_and_an_empty_archive_hold_no_sample(tmp_path):
 def test_indexed_and_read_through_the_index(kind, processes, tmp_path, template):
     name, make = MAKERS[kind]
     path = make(tmp_path)
-    settings = IndexSettings("web", str(tmp_path), 1.0, name)
+    settings = IndexSettings(str(tmp_path), name)
     with IndexProcessPool(template, processes) as pool:
         index = load_index(path, IndexJob(pool, settings, tmp_path / "cache", part_bytes=1))
     assert (len(index), len(index.quarantined)) == (COUNT, 0)
@@ -205,7 +205,7 @@ def test_indexed_and_read_through_the_index(kind, processes, tmp_path, template)
 
 def test_another_choice_of_columns_is_another_index(tmp_path, template):
     jobs = [
-        IndexJob(IndexProcessPool(template, 0), IndexSettings("web", "", 1.0, "parquet", options), tmp_path)
+        IndexJob(IndexProcessPool(template, 0), IndexSettings("", "parquet", options), tmp_path)
         for options in (NO_OPTIONS, FormatOptions((("answer", "label"),)), FormatOptions(prompt="What?"))
     ]
     assert len({job.folder("a.parquet") for job in jobs}) == 3

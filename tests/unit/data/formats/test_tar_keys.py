@@ -116,7 +116,7 @@ def test_parts_begin_wherever_no_earlier_key_comes_again(tmp_path):
 
 
 def indexed(path, folder, template, part_bytes=1):
-    settings = IndexSettings("web", str(folder), 1.0, "webdataset")
+    settings = IndexSettings(str(folder), "webdataset")
     with IndexProcessPool(template, 0) as pool:
         return load_index(path, IndexJob(pool, settings, folder / "cache", part_bytes))
 

@@ -176,7 +176,7 @@ def test_long_lines(tmp_path, length):
 def test_the_index_notices_a_file_of_another_format(tmp_path, template):
     """A table is replaced by a page, that by an archive, and that by the table again."""
     path = write_parquet(tmp_path / "a.parquet", ROWS)
-    settings = IndexSettings("web", str(tmp_path), 1.0, "parquet")
+    settings = IndexSettings(str(tmp_path), "parquet")
     good, job = path.read_bytes(), IndexJob(IndexProcessPool(template, 0), settings, tmp_path / "cache")
     counts = []
     for content in (good, PAGE, gzip.compress(PAGE), good):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from longvita.data.errors import DataError, Reason
-from longvita.data.index import build, process_pool, store
+from longvita.data.index import build, editions, process_pool
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.header_probe import ProbeLimits
 from longvita.data.index.process_pool import IndexProcessPool
@@ -58,7 +58,7 @@ BROKEN[Reason.MISSING_FILE].append(BROKEN[Reason.BROKEN_VIDEO].pop())
 
 
 def settings_of(folder):
-    return IndexSettings("web", str(folder / "media"), 1.0)
+    return IndexSettings(str(folder / "media"))
 
 
 def job_of(folder, template, processes=0, **options):
@@ -123,7 +123,7 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
 folder, tokenizer = map(Path, sys.argv[1:])
 processes = IndexProcessPool(ChatTemplate(LongVITATokenizer.from_json(tokenizer.read_text()), 1), 0)
-job = IndexJob(processes, IndexSettings("web", str(folder / "media"), 1.0), folder / "cache")
+job = IndexJob(processes, IndexSettings(str(folder / "media")), folder / "cache")
 indexes = [load_index(folder / f"{number}.jsonl", job) for number in range(40)]
 print(sum(map(len, indexes)), sum(len(index.quarantined) for index in indexes))
 """
@@ -138,7 +138,7 @@ from longvita.data.chat_template import ChatTemplate
 from longvita.data.tokenizer import LongVITATokenizer
 path, tokenizer, media, cache = sys.argv[1:]
 template = ChatTemplate(LongVITATokenizer.from_json(Path(tokenizer).read_text()), 1)
-print(len(load_index(path, IndexJob(IndexProcessPool(template, 0), IndexSettings("web", media, 1.0), Path(cache)))))
+print(len(load_index(path, IndexJob(IndexProcessPool(template, 0), IndexSettings(media), Path(cache)))))
 """
 
 
@@ -206,7 +206,7 @@ class TestCache:
         indexed_parts.clear()
         assert_equal(load_index(path, job_of(folder, template)), first)
         assert indexed_parts == []
-        other = IndexSettings("web", str(folder / "media"), 0.5)
+        other = IndexSettings(str(folder / "media"), folder_fps=2.0)
         load_index(path, IndexJob(IndexProcessPool(template, 0), other, folder / "cache"))
         write_jsonl(path, GOOD)
         assert len(load_index(path, job_of(folder, template)).quarantined) == 0
@@ -214,7 +214,7 @@ class TestCache:
 
     def test_is_mapped_and_small(self, folder, template, monkeypatch):
         index = index_of(write_jsonl(folder / "a.jsonl", GOOD * 5), folder, template)
-        monkeypatch.setattr(store, "MIN_MAPPED_BYTES", 0)
+        monkeypatch.setattr(editions, "MIN_MAPPED_BYTES", 0)
         mapped = load_index(folder / "a.jsonl", job_of(folder, template))
         assert_equal(mapped, index)
         for column in (mapped.rows, mapped.media, mapped.rates):
@@ -294,12 +294,12 @@ class TestCache:
         def refuse(*_arguments):
             raise OSError("no locks")
 
-        monkeypatch.setattr(store.fcntl, "flock", refuse)
+        monkeypatch.setattr(editions.fcntl, "flock", refuse)
         path, job = write_jsonl(folder / "a.jsonl", GOOD), job_of(folder, template)
         mapped = load_index(path, job)
         before, inner = mapped.rows.copy(), job.folder(str(path))
         (inner / "parts").mkdir()
-        (inner / store.META).unlink()  # As if both had started at the same time.
+        (inner / editions.META).unlink()  # As if both had started at the same time.
         assert_equal(load_index(path, job), mapped)
         np.testing.assert_array_equal(mapped.rows, before)
         assert (inner / "parts").is_dir()
@@ -342,6 +342,13 @@ class TestCache:
         command = [sys.executable, "-c", OPEN_MANY, folder, folder / "tokenizer.txt"]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.stdout.split() == ["160", "40"], result.stderr
+
+    def test_as_many_processes_as_cores(self, template, monkeypatch):
+        """Its share of them where the other ranks of the machine index too."""
+        monkeypatch.setattr(process_pool, "available_cores", lambda: 16)
+        monkeypatch.setattr(process_pool, "processes_on_this_machine", lambda: 5)
+        sizes = [IndexProcessPool(template, number).size(alone) for number in (None, 3) for alone in (True, False)]
+        assert sizes == [16, 3, 3, 3]
 
     def test_processes_that_end_for_another_reason(self, folder, template, monkeypatch):
         path = write_jsonl(folder / "a.jsonl", GOOD * 5)
@@ -386,7 +393,7 @@ class TestCache:
         assert len(list((folder / "cache").glob("*/rows-*.npy"))) == 1
 
     def test_a_missing_data_file(self, folder, template):
-        with pytest.raises(DataError, match=r"none.jsonl of source 'web' does not exist; see data.data_root"):
+        with pytest.raises(DataError, match=r"none.jsonl does not exist; see data.data_root"):
             load_index(folder / "none.jsonl", job_of(folder, template))
 
 
@@ -394,7 +401,7 @@ class TestMeasure:
     def measured(self, folder, template, samples, sequence_length, settings=SETTINGS):
         path = write_jsonl(folder / "a.jsonl", samples)
         index = index_of(path, folder, template)
-        return measure(index, template, settings, sequence_length, "web", str(path))
+        return measure(index, template, settings, sequence_length)
 
     def test_lengths_are_those_of_the_encoded_samples(self, folder, template):
         measured = self.measured(folder, template, GOOD, 4096)
@@ -414,10 +421,10 @@ class TestMeasure:
         samples = [conversation("x" * 90), conversation("<video>" + "x" * 90, videos=["clip.mp4"]), GOOD[0]]
         measured = self.measured(folder, template, samples, 100)
         assert measured.usable.tolist() == [2]
-        assert [entry.reason for entry in measured.too_long] == [Reason.TOO_LONG] * 2
-        assert [entry.line for entry in measured.too_long] == [1, 2]
-        assert "do not fit data.sequence_length 100" in measured.too_long[0].detail
-        assert measured.too_long[1].detail.endswith("even at one frame per video")
+        assert [entry.reason for entry in measured.unusable] == [Reason.TOO_LONG] * 2
+        assert [entry.line for entry in measured.unusable] == [1, 2]
+        assert "do not fit data.sequence_length 100" in measured.unusable[0].detail
+        assert measured.unusable[1].detail.endswith("even at one frame per video")
 
 
 class TestCatalog:

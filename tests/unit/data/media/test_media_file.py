@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 
-import fsspec
 import numpy as np
 import pytest
 
@@ -21,15 +20,6 @@ from longvita.data.sample import Sample, Turn, hash_media_names
 from longvita.inference.media_key import MediaKey
 
 KINDS = ["part", "inline", "address", "whole file"]
-
-
-@pytest.fixture
-def memory():
-    """fsspec's file system in memory, empty."""
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    yield system
-    system.store.clear()
 
 
 @pytest.fixture(params=KINDS)

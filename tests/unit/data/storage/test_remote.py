@@ -6,7 +6,6 @@ import builtins
 import errno
 import sys
 
-import fsspec
 import pytest
 
 from longvita.data.document import DocumentReader, media_settings
@@ -25,13 +24,7 @@ from tests.unit.data.material import conversation, data_config, write_jsonl
 FILES = {"a.jsonl": b"one", "deep/b.txt": b"three", "deep/er/c.txt": b"fifteen bytes...", "d1.tar": b"", "d2.tar": b""}
 
 
-@pytest.fixture(autouse=True)
-def memory():
-    """fsspec's file system in memory, empty."""
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    yield system
-    system.store.clear()
+pytestmark = pytest.mark.usefixtures("memory")
 
 
 @pytest.fixture(params=["local", "memory", "cached memory", "cached folder", "file"])
@@ -178,7 +171,7 @@ def test_the_errors_of_a_store_are_os_errors(raised, number, memory, monkeypatch
 def test_a_store_whose_package_is_missing_is_no_fault_of_the_file(folder, template, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     path = write_jsonl(folder / "a.jsonl", [conversation("<image>?", images=["one.png"])])
-    settings = IndexSettings("web", "gs://bucket", 1.0)
+    settings = IndexSettings("gs://bucket")
     with pytest.raises(DataError, match="gcsfs"):
         load_index(path, IndexJob(IndexProcessPool(template, 0), settings, folder / "cache"))
 
@@ -239,7 +232,7 @@ def test_an_index_of_an_address_is_used_until_the_file_changes(folder, template,
     write_jsonl(folder / "a.jsonl", [conversation("one"), conversation("two")])
     upload(memory, folder, "a.jsonl")
     assert len(load_index("memory://mix/a.jsonl", job)) == 2
-    with pytest.raises(DataError, match="memory://mix/none.jsonl of source 'web' does not exist"):
+    with pytest.raises(DataError, match="memory://mix/none.jsonl does not exist"):
         load_index("memory://mix/none.jsonl", job)
 
 

@@ -60,7 +60,7 @@ def reader_and_requests(folder):
 
 def job_of(folder, template, samples):
     path = write_jsonl(folder / "a.jsonl", samples)
-    settings = IndexSettings("web", str(folder / "media"), 1.0)
+    settings = IndexSettings(str(folder / "media"))
     return path, IndexJob(IndexProcessPool(template, 0), settings, folder / "cache")
 
 
