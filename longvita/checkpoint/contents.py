@@ -67,6 +67,7 @@ def _run_facts(state: TrainingState) -> dict[str, Any]:
     return {
         "iteration": state.iteration,
         "consumed_sequences": state.consumed_sequences,
+        "history": state.history.to_facts(),
         "account": state.sample_accounting.to_facts(),
         "scheduler": state.scheduler.state_dict(),
         "layout": layout_sizes(state.groups),

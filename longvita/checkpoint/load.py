@@ -16,6 +16,7 @@ from longvita.checkpoint.contents import FULLY_RESHARDABLE, layout_sizes, sharde
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.parameter_order import check_parameter_order
 from longvita.checkpoint.same_run import check_optimizer_format, check_same_run, run_facts
+from longvita.checkpoint.step_history import StepHistory
 from longvita.checkpoint.training_state import TrainingState
 from longvita.config import dump
 from longvita.data.audit.sample_accounting import SampleAccounting
@@ -63,6 +64,7 @@ def load_state(state: TrainingState, folder: Path, foreign: bool = False) -> Non
     state.scheduler.num_steps = 0
     state.scheduler.load_state_dict(facts["scheduler"])
     state.iteration, state.consumed_sequences = facts["iteration"], facts["consumed_sequences"]
+    state.history = StepHistory.from_facts(facts["history"])
     state.sample_accounting = SampleAccounting.from_facts(facts["account"])
     if (facts["layout"], facts["platform"]) == (layout_sizes(state.groups), state.platform.name):
         state.platform.set_rng_state(facts["random_states"][dist.get_rank()])

@@ -8,6 +8,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from longvita.checkpoint.step_history import StepHistory
 from longvita.config.schema import Config
 from longvita.data.audit.sample_accounting import SampleAccounting
 from longvita.model.long_vita import LongVITA
@@ -34,5 +35,7 @@ class TrainingState:
     """Optimizer steps done."""
     consumed_sequences: int = 0
     """Packed sequences that these steps consumed, over all processes."""
+    history: StepHistory = field(default_factory=StepHistory)
+    """Gradient norms and bad steps so far."""
     sample_accounting: SampleAccounting = field(default_factory=SampleAccounting)
     """Sample accounting of these sequences, as of the newest checkpoint."""

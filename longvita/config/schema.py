@@ -309,6 +309,23 @@ class RecomputeConfig(Section):
     recomputed."""
 
 
+class BadStepsConfig(Section):
+    """What to do about a step whose loss or gradient norm is not finite, or whose gradient norm is a spike."""
+
+    policy: Literal["skip", "roll_back", "stop"] = "skip"
+    """skip leaves the weights as they are and continues with the next batch; roll_back loads the newest checkpoint,
+    trains the steps after it again and passes over the batch of the bad one; stop saves the
+    state and ends the run."""
+    max_in_row: int = Field(3, ge=0)
+    """Most bad steps in a row; one more ends the run, as policy stop does."""
+    max_total: int = Field(50, ge=0)
+    """Most bad steps of the stage; one more ends the run, as policy stop does."""
+    spike_factor: float | None = Field(None, gt=1)
+    """A gradient norm above this multiple of the running median is a spike; no step is one when absent."""
+    spike_window: int = Field(128, ge=8)
+    """Newest steps that the running median is taken over. There is no median before an eighth of them."""
+
+
 class TrainingConfig(Section):
     """One training stage."""
 
@@ -342,6 +359,8 @@ class TrainingConfig(Section):
     graphs, fused kernels, overlap. Fields that this config sets itself are refused."""
     overlap_grad_reduce: bool = True
     """Whether the gradient reduction over DP overlaps with the backward pass."""
+    bad_steps: BadStepsConfig = BadStepsConfig()
+    """Steps whose gradients are not applied."""
     validation_interval: int = Field(0, ge=0)
     """Steps between evaluations on data.validation; 0 evaluates after the last step only."""
     validation_sequences: int = Field(64, ge=1)

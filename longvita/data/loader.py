@@ -145,6 +145,15 @@ class Loader(Iterator[LocalBatch]):
         """Sequences that all replicas have consumed, valid after a complete step: where another loader would resume."""
         return self._start_sequence + self._num_taken * self.ranks.dp_size * self.config.training.micro_batch_size
 
+    def samples_of(self, first: int, count: int) -> dict[str, list[int]]:
+        """Lines of the samples planned in sequences [first, first + count), by data file."""
+        lines: dict[str, list[int]] = {}
+        for number in range(first, first + count):
+            for sample in self.stream.sequence(number):
+                request = self.catalog.request(sample)
+                lines.setdefault(request.path, []).append(request.place.line)
+        return lines
+
     def outcome_counts(self) -> OutcomeCounts:
         """Count what became of the samples of this replica, valid after a complete step.
 

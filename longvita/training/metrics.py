@@ -21,7 +21,8 @@ from longvita.training.step import StepFigures
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-"""One JSON object a line, for steps ("loss" ...) and for evaluations ("validation")."""
+"""One JSON object a line, for steps ("loss" ...), for steps that changed no weight ("skipped"), and for evaluations
+("validation")."""
 _SMOOTHING = 0.1
 
 
@@ -33,17 +34,11 @@ class Metrics:
     """
 
     def __init__(self, output: Path, config: Config, iteration: int, devices: int, peak_flops: float):
-        self.config, self.iteration = config, iteration
+        self.config = config
         self._peak = devices * peak_flops
         self._path = output / METRICS
-        output.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(output) if line["step"] <= iteration]
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._board: Any = None
-        if config.logging.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(output / "tensorboard"), purge_step=iteration + 1)
+        self._open_files(output, iteration)
         self._console = Console(stderr=True, soft_wrap=True)
         self._seconds_a_step: float | None = None
         self._bar = Progress(
@@ -61,6 +56,24 @@ class Metrics:
         )
         self._reset()
 
+    def _open_files(self, output: Path, iteration: int) -> None:
+        """Remove what the files have of later steps."""
+        self.iteration = iteration
+        output.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(output) if line["step"] <= iteration]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        if self.config.logging.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._close_board()
+            self._board = SummaryWriter(str(output / "tensorboard"), purge_step=iteration + 1)
+
+    def roll_back(self, iteration: int) -> None:
+        """Continue after an earlier step: what came after it is removed."""
+        self._open_files(self._path.parent, iteration)
+        self._bar.update(self._task, completed=iteration)
+        self._reset()
+
     def _reset(self) -> None:
         self._seconds = self._waited = self._flops = 0.0
         self._steps = self._tokens = self._tiles = 0
@@ -75,6 +88,9 @@ class Metrics:
             self._write_step(self._unwritten)
         if not self._bar.disable:  # some versions of rich print an empty line
             self._bar.stop()
+        self._close_board()
+
+    def _close_board(self) -> None:
         if self._board is not None:
             self._board.close()
 
@@ -144,6 +160,11 @@ class Metrics:
         if self._bar.disable:
             self.say(f"step {self.iteration}/{total}  {status}")
 
+    def skipped(self, iteration: int, seconds: float) -> None:
+        """Write that a step changed no weight; the figures of the steps around it are without it."""
+        self._append({"step": iteration, "skipped": True, "seconds": seconds})
+        self._bar.update(self._task, completed=iteration)
+
     def validation(self, losses: dict[str, float | None]) -> None:
         """Write the held-out loss of each source after the newest step."""
         self._append({"step": self.iteration, "validation": losses})
@@ -180,7 +201,7 @@ class NoMetrics(Metrics):
     def _ignore(self, *_: Any, **__: Any) -> None:
         pass
 
-    __exit__ = step = validation = say = _ignore
+    __exit__ = step = skipped = roll_back = validation = say = _ignore
 
 
 def open_metrics(config: Config, platform: Platform, iteration: int) -> Metrics:

@@ -102,6 +102,7 @@ def write_report(output: Path, config: Config, iteration: int, reason: str) -> N
         "name": config.name,
         "reason": reason,
         "iterations": iteration,
+        "skipped_steps": sum("skipped" in line for line in lines),
         "layout": config.layout.model_dump(exclude_none=True),
         "sequence_length": config.data.sequence_length,
         **{name: sum(line[name] for line in steps) for name in ("seconds", "tokens", "tiles")},

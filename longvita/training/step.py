@@ -32,7 +32,7 @@ from longvita.processes import EXIT_FAILED
 
 
 class TrainingError(UserError, RuntimeError):
-    """A run cannot continue: shapes do not fit, a gradient is not finite, or a checkpoint was not written."""
+    """A run cannot continue: shapes do not fit, gradients cannot be used, or a checkpoint was not written."""
 
     exit_code = EXIT_FAILED
 
@@ -65,8 +65,10 @@ class StepFigures:
     batch: BatchFigures
     grad_norm: float
     """Global gradient norm before clipping."""
-    lr: float
+    lr: float = 0.0
     """`optimizer.lr` as scheduled for the step; groups multiply it."""
+    applied: bool = True
+    """Whether the gradients were applied; False for a step that was skipped."""
 
 
 @dataclass
@@ -122,14 +124,27 @@ class TimedBatches(Iterator[LocalBatch]):
         return float(longest)
 
 
-def train_step(state: TrainingState, batches: Iterable[LocalBatch], micro_batches: int | None = None) -> StepFigures:
+def require_finite(figures: StepFigures) -> bool:
+    """Accept a step. Raises TrainingError if its loss or gradient norm is not finite."""
+    if not (math.isfinite(figures.losses.loss) and math.isfinite(figures.grad_norm)):
+        raise TrainingError(f"the loss of a step is {figures.losses.loss}, its gradient norm {figures.grad_norm}")
+    return True
+
+
+def train_step(
+    state: TrainingState,
+    batches: Iterable[LocalBatch],
+    micro_batches: int | None = None,
+    accept: Callable[[StepFigures], bool] = require_finite,
+) -> StepFigures:
     """Forward and backward passes over this replica's micro batches, then one clipped optimizer step.
 
     A global batch without a loss token, as when none of its files can be read, changes no weight.
 
     `batches` yields this rank's micro batches, on any device; `micro_batches` of them are used (state.micro_batches
-    when absent). A collective over the whole world. Raises TrainingError when the gradient norm is not finite: the
-    weights are lost then, the newest checkpoint is not.
+    when absent). `accept` decides, on every rank alike, whether the gradients are applied; a step that it refuses
+    keeps its batch and its place in the schedule. Where it raises, the state is that before the step. A collective
+    over the whole world.
     """
     for chunk in state.chunks:
         chunk.train()
@@ -137,15 +152,28 @@ def train_step(state: TrainingState, batches: Iterable[LocalBatch], micro_batche
     state.optimizer.zero_grad()
     sources = tuple(state.config.data.dataset)
     losses, batch = forward_backward(state, batches, micro_batches or state.micro_batches, sources)
+    figures = StepFigures(losses, batch, _gradient_norm(state) if losses.loss_tokens else 0.0)
+    figures.applied = accept(figures)
     state.scheduler.step(1)
-    grad_norm = state.optimizer.step()[1] if losses.loss_tokens else 0.0
+    figures.lr = state.scheduler.get_lr({})
+    if figures.applied and losses.loss_tokens:
+        state.optimizer.step()
     state.iteration += 1
-    if not math.isfinite(grad_norm):
-        raise TrainingError(
-            f"the gradient norm of step {state.iteration} is {grad_norm} (loss {losses.loss}); the newest checkpoint "
-            "is untouched: lower optimizer.lr or optimizer.clip_grad, or look at the samples of this step"
-        )
-    return StepFigures(losses, batch, float(grad_norm), state.scheduler.get_lr({}))
+    return figures
+
+
+def pass_over_step(state: TrainingState, batches: Iterator[LocalBatch]) -> None:
+    """Take the place of a step, with its batch, without training on it."""
+    for _ in range(state.micro_batches):
+        next(batches)
+    state.scheduler.step(1)
+    state.iteration += 1
+
+
+def _gradient_norm(state: TrainingState) -> float:
+    """The global norm, before the optimizer changes anything; its step computes it again to clip the gradients."""
+    state.optimizer.prepare_grads()
+    return float(state.optimizer.get_grad_norm())
 
 
 @torch.no_grad()

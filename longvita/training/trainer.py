@@ -13,6 +13,7 @@ from rich.console import RenderableType
 
 from longvita import platforms, processes
 from longvita.checkpoint.errors import CheckpointError
+from longvita.checkpoint.load import load_state
 from longvita.checkpoint.resume import resume_point
 from longvita.checkpoint.save import Checkpointer
 from longvita.checkpoint.step_folders import checkpoint_root
@@ -21,11 +22,12 @@ from longvita.config.schema import Config
 from longvita.data.loader import Loader, LoaderRanks, build_loader
 from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
+from longvita.training.bad_steps import BadSteps
 from longvita.training.metrics import open_metrics
 from longvita.training.run_report import data_change_text, decode_failures_text, finish_report, start_text
 from longvita.training.signals import StopReason, StopRequests
 from longvita.training.state import start_or_resume
-from longvita.training.step import TimedBatches, TrainingError, train_step
+from longvita.training.step import TimedBatches, TrainingError, pass_over_step, train_step
 from longvita.training.validation import check_held_out, held_out_losses
 
 
@@ -88,28 +90,70 @@ class TrainingRun:
     def _train(self) -> StopReason:
         state, total = self.state, self.config.training.train_iterations
         self.metrics.say(start_text(state, self.resumed))
-        if state.iteration >= total:
-            return StopReason.NONE
-        self.loader = self._open_data()
-        with contextlib.closing(self.loader):
-            batches = TimedBatches(self.loader)
-            while state.iteration < total:
-                start = time.perf_counter()
-                figures = train_step(state, batches)
-                state.consumed_sequences += self.config.training.global_batch_size
-                self.platform.synchronize()
-                seconds = time.perf_counter() - start
-                self.metrics.step(state.iteration, figures, seconds, batches.take_seconds(self.platform.device))
-
-                reason = self.stop_requests.agree(self.platform.device)
-                if reason is not StopReason.NONE and state.iteration < total:
-                    return reason
-                self.checkpointer.poll()
-                if _is_due(self.config.checkpoint.save_interval, state.iteration):
-                    self._save()
-                if self._validation_is_due():
-                    self.metrics.validation(held_out_losses(state))
+        while state.iteration < total:
+            self.loader = self._open_data()
+            with contextlib.closing(self.loader):
+                end = self._train_on(self.loader)
+            if isinstance(end, StopReason):
+                return end
+            self._roll_back(end)
         return StopReason.NONE
+
+    def _train_on(self, loader: Loader) -> StopReason | Path:
+        """Train on the loader's batches until the last step, a requested stop, or the checkpoint to roll back to.
+
+        Raises TrainingError after a bad step that ends the run; the state is saved then.
+        """
+        state, total = self.state, self.config.training.train_iterations
+        batches, bad_steps = TimedBatches(loader), BadSteps(state, loader, self.metrics.say)
+        while state.iteration < total:
+            self._step(batches, bad_steps)
+            if bad_steps.action == "stop":
+                self._save()
+                self.checkpointer.poll(wait=True)
+                raise TrainingError(bad_steps.stop_text)
+            if bad_steps.action == "roll_back" and (checkpoint := self._newest_checkpoint()) is not None:
+                return checkpoint
+            reason = self.stop_requests.agree(self.platform.device)
+            if reason is not StopReason.NONE and state.iteration < total:
+                return reason
+            self.checkpointer.poll()
+            if _is_due(self.config.checkpoint.save_interval, state.iteration):
+                self._save()
+            if self._validation_is_due():
+                self.metrics.validation(held_out_losses(state))
+        return StopReason.NONE
+
+    def _step(self, batches: TimedBatches, bad_steps: BadSteps) -> None:
+        """Train on the next global batch, or pass over it."""
+        state, start = self.state, time.perf_counter()
+        figures = None
+        if state.consumed_sequences in state.history.passed_over:
+            pass_over_step(state, batches)
+        else:
+            figures = train_step(state, batches, accept=bad_steps.accept)
+        state.consumed_sequences += self.config.training.global_batch_size
+        self.platform.synchronize()
+        seconds = time.perf_counter() - start
+        waited = batches.take_seconds(self.platform.device)
+        if figures is not None and figures.applied:
+            self.metrics.step(state.iteration, figures, seconds, waited)
+        else:
+            self.metrics.skipped(state.iteration, seconds)
+
+    def _newest_checkpoint(self) -> Path | None:
+        self.checkpointer.poll(wait=True)
+        return resume_point(self.checkpointer.root)
+
+    def _roll_back(self, checkpoint: Path) -> None:
+        """Load a checkpoint, after which the last global batch is passed over."""
+        state, step, history = self.state, self.state.iteration, self.state.history
+        sequence = state.consumed_sequences - self.config.training.global_batch_size
+        load_state(state, checkpoint)
+        state.history = history.after_roll_back(sequence, state.history)
+        self.saved_iteration = state.iteration
+        self.metrics.roll_back(state.iteration)
+        self.metrics.say(f"rolled back to step {state.iteration}; the batch of step {step} is passed over")
 
     def _open_data(self) -> Loader:
         """The loader at the first sequence that is not consumed; reports data that changed since the checkpoint."""
