@@ -341,6 +341,12 @@ def processes_on_this_machine() -> int:
     return int(re.split(r"\D", count)[0])
 
 
+def seconds_left_of_job() -> float | None:
+    """Seconds until Slurm ends the job of this process; None outside a job, or in one without a limit."""
+    end = variable("SLURM_JOB_END_TIME")
+    return None if end is None or not end.isdigit() else int(end) - time.time()
+
+
 def is_first_process() -> bool:
     """Whether this process is rank 0, which prints for all."""
     place = current_place()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,6 +62,8 @@ class Checkpointer:
         """sharding_type: format of the optimizer's state; None for the platform's own."""
         self.root, self.keep, self.platform = root, keep, platform
         self.sharding_type = sharding_type or platform.optimizer_sharding_type
+        self.seconds: deque[float] = deque(maxlen=1)
+        """Seconds from the begin of the newest save until this rank had written its part; empty before the first."""
         self._pending: _Pending | None = None
         self._strategy: FullyParallelSaveStrategyWrapper | None = None
         if dist.get_rank() == 0:
@@ -74,6 +78,7 @@ class Checkpointer:
         Waits for the previous checkpoint if that is still being written.
         """
         self.poll(wait=True)
+        started = time.monotonic()
         folder = self._new_partial_folder(state.iteration)
         order = order_of_stages(state)
         first = self._strategy is None
@@ -96,6 +101,7 @@ class Checkpointer:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         written = executor.submit(request.async_fn)
         executor.shutdown(wait=False)
+        written.add_done_callback(lambda _: self.seconds.append(time.monotonic() - started))
         self._pending = _Pending(state.iteration, folder, written, request.finalize_fns, state.config, order)
 
     def poll(self, wait: bool = False) -> Path | None:

@@ -366,7 +366,8 @@ class TrainingConfig(Section):
     validation_sequences: int = Field(64, ge=1)
     """Packed sequences per held-out source in each evaluation."""
     time_limit_minutes: float | None = Field(None, gt=0)
-    """Wall time after which the run saves and stops, minutes."""
+    """Wall time within which the run saves and stops, minutes: it starts no step that would not end in time by its
+    measured steps and saves. Under Slurm the end of the job is such a limit too."""
 
 
 class OptimizerConfig(Section):
@@ -411,7 +412,9 @@ class CheckpointConfig(Section):
     initial_vision: PathText | None = None
     """Starting weights of the vision encoder alone: an InternViT folder or Hub id."""
     save_interval: int = Field(0, ge=0)
-    """Steps between checkpoints; 0 saves after the last step only."""
+    """Steps between checkpoints; 0 for none by steps."""
+    save_minutes: float = Field(30.0, ge=0)
+    """Wall time after which a checkpoint is saved, counted from the newest one, minutes; 0 for none by time."""
     keep: int = Field(2, ge=1)
     """Number of newest checkpoints to keep."""
     asynchronous: bool = True

@@ -1,14 +1,16 @@
 """Stopping early: SIGTERM, SIGINT or a time limit save a checkpoint and end the run with a known exit code.
 
-A run that ended with EXIT_SIGTERM, EXIT_SIGINT or EXIT_TIME_LIMIT (longvita.processes) resumes when it is started
-again.
+SIGUSR1 saves a checkpoint without an end. A run that ended with EXIT_SIGTERM, EXIT_SIGINT or EXIT_TIME_LIMIT
+(longvita.processes) resumes when it is started again.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import IntEnum
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -33,30 +35,43 @@ class StopReason(IntEnum):
         return (EXIT_COMPLETE, EXIT_TIME_LIMIT, EXIT_SIGINT, EXIT_SIGTERM)[self]
 
 
-class StopRequests:
-    """Records requests to stop, and agrees on them with the other ranks between steps.
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks do after a step."""
 
-    Use as a context manager, which installs handlers of SIGTERM and SIGINT. If the ranks have agreed to stop, both
-    signals are ignored afterwards: `srun -K1` sends SIGTERM to all ranks as soon as the first one has ended with a code
-    other than 0, and the others must still end with the same code. (Python resets other handlers to the default while
-    it exits, and leaves ignored signals ignored.)
+    stop: StopReason
+    save: bool
+    """Whether a checkpoint is saved, without a stop."""
+
+
+class RunRequests:
+    """Records requests to stop or to save, and agrees on them with the other ranks between steps.
+
+    Use as a context manager, which installs handlers of SIGTERM, SIGINT and SIGUSR1. If the ranks have agreed to stop,
+    the first two are ignored afterwards: `srun -K1` sends SIGTERM to all ranks as soon as the first one has ended with
+    a code other than 0, and the others must still end with the same code. (Python resets other handlers to the default
+    while it exits, and leaves ignored signals ignored.)
     """
 
-    def __init__(self, time_limit_minutes: float | None, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, limits: Iterable[float | None] = (), clock: Callable[[], float] = time.monotonic):
+        """limits: seconds from now after which the run must have stopped; the shortest counts."""
         self._clock = clock
-        self._deadline = None if time_limit_minutes is None else clock() + 60 * time_limit_minutes
+        self._deadline = clock() + min((limit for limit in limits if limit is not None), default=math.inf)
         self._signal = StopReason.NONE
+        self._save = False
         self._agreed = StopReason.NONE
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopRequests:
+    def __enter__(self) -> RunRequests:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._record)
+        self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._record_save)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler if self._agreed is StopReason.NONE else signal.SIG_IGN)
+            ignored = number != signal.SIGUSR1 and self._agreed is not StopReason.NONE
+            signal.signal(number, signal.SIG_IGN if ignored else handler)
         self._previous.clear()
 
     def _record(self, number: int, frame: FrameType | None) -> None:
@@ -64,22 +79,32 @@ class StopRequests:
         reason = StopReason.SIGTERM if number == signal.SIGTERM else StopReason.SIGINT
         self._signal = max(self._signal, reason)
 
-    @property
-    def requested(self) -> StopReason:
-        """The stop requested of this rank, NONE without any."""
+    def _record_save(self, number: int, frame: FrameType | None) -> None:
+        self._save = True
+
+    def requested(self, needed: float = 0.0) -> StopReason:
+        """The stop requested of this rank, NONE without any.
+
+        needed: seconds that the next step and the save after it take; with less time left the limit counts as reached.
+        """
         if self._signal != StopReason.NONE:
             return self._signal
-        if self._deadline is not None and self._clock() >= self._deadline:
-            return StopReason.TIME_LIMIT
-        return StopReason.NONE
+        return StopReason.TIME_LIMIT if self._clock() + needed >= self._deadline else StopReason.NONE
 
-    def agree(self, device: torch.device) -> StopReason:
-        """The highest of all ranks' requests, identical on every rank. A collective over the whole world."""
+    def agree(self, device: torch.device, needed: float = 0.0, save_due: bool = False) -> Agreement:
+        """The highest of all ranks' stops, and whether one of them wants to save; identical on every rank.
+
+        needed: as for `requested`. save_due: whether a save is due by this rank's clock. A collective over the whole
+        world.
+        """
         # Not at the top: the command that starts the processes only reads the exit codes.
         import torch
         import torch.distributed as dist
 
-        highest = torch.tensor(int(self.requested), dtype=torch.int32, device=device)
+        wishes = [int(self.requested(needed)), int(self._save or save_due)]
+        self._save = False
+        highest = torch.tensor(wishes, dtype=torch.int32, device=device)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        self._agreed = StopReason(int(highest))
-        return self._agreed
+        stop, save = highest.tolist()
+        self._agreed = StopReason(stop)
+        return Agreement(self._agreed, bool(save))

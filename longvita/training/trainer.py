@@ -24,8 +24,9 @@ from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
 from longvita.training.bad_steps import BadSteps
 from longvita.training.metrics import open_metrics
+from longvita.training.pace import Pace
 from longvita.training.run_report import data_change_text, decode_failures_text, finish_report, start_text
-from longvita.training.signals import StopReason, StopRequests
+from longvita.training.signals import Agreement, RunRequests, StopReason
 from longvita.training.state import start_or_resume
 from longvita.training.step import TimedBatches, TrainingError, pass_over_step, train_step
 from longvita.training.validation import check_held_out, held_out_losses
@@ -46,9 +47,11 @@ def train(stages: Sequence[Config], accounting_table: Callable[[dict[str, Any]],
     code = 0
     for config in stages:
         check_world_size(config, world)
-        with StopRequests(config.training.time_limit_minutes) as stop_requests:
+        minutes = config.training.time_limit_minutes
+        limits = [None if minutes is None else 60 * minutes, processes.seconds_left_of_job()]
+        with RunRequests(limits) as requests:
             groups = platform.build_groups(config)
-            code = TrainingRun(config, groups, platform, stop_requests).run(accounting_table)
+            code = TrainingRun(config, groups, platform, requests).run(accounting_table)
         # Only after success: after an error the other ranks may be anywhere, and an orderly exit could wait for them.
         groups.destroy()
         if code != 0:
@@ -59,14 +62,16 @@ def train(stages: Sequence[Config], accounting_table: Callable[[dict[str, Any]],
 class TrainingRun:
     """One stage: its steps, evaluations, checkpoints and reports. All ranks call its methods together."""
 
-    def __init__(self, config: Config, groups: ParallelGroups, platform: Platform, stop_requests: StopRequests):
+    def __init__(self, config: Config, groups: ParallelGroups, platform: Platform, requests: RunRequests):
         """Build the state that the stage starts from: its newest intact checkpoint, or its initial weights."""
-        self.config, self.groups, self.platform, self.stop_requests = config, groups, platform, stop_requests
+        self.config, self.groups, self.platform, self.requests = config, groups, platform, requests
         root = checkpoint_root(Path(config.output))
         self.checkpointer = Checkpointer(root, config.checkpoint.keep, platform)
         self.resumed = resume_point(root)
         self.state = start_or_resume(config, groups, platform, self.resumed)
         self.saved_iteration = self.state.iteration
+        self.saved_at = time.monotonic()
+        self.pace = Pace(Path(config.output))
         self.metrics = open_metrics(config, platform, self.state.iteration)
         self.loader: Loader | None = None
 
@@ -79,7 +84,7 @@ class TrainingRun:
             with self.metrics:
                 reason = self._train()
             self._save()
-            self.checkpointer.poll(wait=True)
+            self._poll(wait=True)
         except CheckpointError as error:
             raise TrainingError(str(error)) from error
         if dist.get_rank() == 0:
@@ -110,18 +115,18 @@ class TrainingRun:
             self._step(batches, bad_steps)
             if bad_steps.action == "stop":
                 self._save()
-                self.checkpointer.poll(wait=True)
+                self._poll(wait=True)
                 raise TrainingError(bad_steps.stop_text)
             if bad_steps.action == "roll_back" and (checkpoint := self._newest_checkpoint()) is not None:
                 return checkpoint
-            reason = self.stop_requests.agree(self.platform.device)
-            if reason is not StopReason.NONE and state.iteration < total:
-                return reason
-            self.checkpointer.poll()
-            if _is_due(self.config.checkpoint.save_interval, state.iteration):
+            agreed = self._agree()
+            if agreed.stop is not StopReason.NONE and state.iteration < total:
+                return agreed.stop
+            self._poll()
+            if agreed.save or _is_due(self.config.checkpoint.save_interval, state.iteration):
                 self._save()
-            if self._validation_is_due():
-                self.metrics.validation(held_out_losses(state))
+            if self._validation_is_due(state.iteration):
+                self._validate()
         return StopReason.NONE
 
     def _step(self, batches: TimedBatches, bad_steps: BadSteps) -> None:
@@ -135,14 +140,27 @@ class TrainingRun:
         state.consumed_sequences += self.config.training.global_batch_size
         self.platform.synchronize()
         seconds = time.perf_counter() - start
+        self.pace.steps.append(seconds)
         waited = batches.take_seconds(self.platform.device)
         if figures is not None and figures.applied:
             self.metrics.step(state.iteration, figures, seconds, waited)
         else:
             self.metrics.skipped(state.iteration, seconds)
 
+    def _agree(self) -> Agreement:
+        """What all ranks do after this step: stop, save, or neither."""
+        minutes = self.config.checkpoint.save_minutes
+        due = minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+        needed = self.pace.needed(self._validation_is_due(self.state.iteration + 1))
+        return self.requests.agree(self.platform.device, needed, due)
+
+    def _validate(self) -> None:
+        start = time.perf_counter()
+        self.metrics.validation(held_out_losses(self.state))
+        self.pace.validations.append(time.perf_counter() - start)
+
     def _newest_checkpoint(self) -> Path | None:
-        self.checkpointer.poll(wait=True)
+        self._poll(wait=True)
         return resume_point(self.checkpointer.root)
 
     def _roll_back(self, checkpoint: Path) -> None:
@@ -166,10 +184,10 @@ class TrainingRun:
             self.metrics.say(data_change_text(state, self.resumed))
         return loader
 
-    def _validation_is_due(self) -> bool:
+    def _validation_is_due(self, iteration: int) -> bool:
         training = self.config.training
-        due = _is_due(training.validation_interval, self.state.iteration)
-        return bool(self.config.data.validation) and (due or self.state.iteration == training.train_iterations)
+        due = _is_due(training.validation_interval, iteration)
+        return bool(self.config.data.validation) and (due or iteration == training.train_iterations)
 
     def _save(self) -> None:
         """Save the state, unless the newest checkpoint or the start already has it."""
@@ -181,9 +199,16 @@ class TrainingRun:
             if warning := decode_failures_text(self.config, self.state.sample_accounting):
                 self.metrics.say(warning)
         self.checkpointer.save(self.state)
-        self.saved_iteration = self.state.iteration
+        self.saved_iteration, self.saved_at = self.state.iteration, time.monotonic()
         if not self.config.checkpoint.asynchronous:
-            self.checkpointer.poll(wait=True)
+            self._poll(wait=True)
+
+    def _poll(self, wait: bool = False) -> None:
+        """Publish a checkpoint that is written, and keep the run's times with it."""
+        if self.checkpointer.poll(wait) is not None:
+            self.pace.saves.extend(self.checkpointer.seconds)
+            if dist.get_rank() == 0:
+                self.pace.write()
 
 
 def _is_due(interval: int, iteration: int) -> bool:

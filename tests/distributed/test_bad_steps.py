@@ -6,18 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron.core import parallel_state
 
-from longvita.config import load
 from longvita.data.audit.sample_accounting import SampleAccounting
-from longvita.platforms import get
 from longvita.training.events import read_events
 from longvita.training.metrics import read_metrics
-from longvita.training.signals import StopRequests
 from longvita.training.step import TrainingError
 from longvita.training.trainer import TrainingRun
 from tests.distributed.helpers import run_distributed
-from tests.distributed.training_runs import LAYOUTS, tensors, unequal
+from tests.distributed.training_runs import tensors, training_run, unequal
 from tests.e2e.training_material import write_run
 
 STEPS, SAVED, BAD = 7, 3, 5
@@ -25,28 +21,6 @@ STEPS, SAVED, BAD = 7, 3, 5
 BATCH = 2
 PARAMETER = "mlp.linear_fc2.weight"
 BAD_RANK = 1
-
-
-def training_run(config_file: str, name: str, layout: str, policy: str, **bad_steps: object) -> TrainingRun:
-    """A run in its own folder, in these processes."""
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    config = load(config_file)
-    config = config.model_copy(
-        update={
-            "output": str(Path(config_file).parent / name),
-            "layout": config.layout.model_copy(update={"processes": None, **LAYOUTS[layout]}),
-            "training": config.training.model_copy(
-                update={
-                    "train_iterations": STEPS,
-                    "bad_steps": config.training.bad_steps.model_copy(update={"policy": policy, **bad_steps}),
-                }
-            ),
-        }
-    )
-    platform = get("cpu")
-    platform.activate()
-    return TrainingRun(config, platform.build_groups(config), platform, StopRequests(None))
 
 
 def poison(run: TrainingRun, rank: int, steps: list[int]) -> None:
@@ -65,12 +39,12 @@ def poison(run: TrainingRun, rank: int, steps: list[int]) -> None:
 
 
 def policies(rank: int, world: int, config_file: str, layout: str) -> list:
-    undisturbed = training_run(config_file, "undisturbed", layout, "skip")
+    undisturbed = training_run(config_file, "undisturbed", layout, STEPS)
     undisturbed.state.history.passed_over.add((BAD - 1) * BATCH)
     undisturbed.run(lambda _: "")
     wanted, found = tensors(undisturbed.state), []
     for policy in ("skip", "roll_back"):
-        run = training_run(config_file, policy, layout, policy)
+        run = training_run(config_file, policy, layout, STEPS, policy=policy)
         poison(run, rank, [BAD])
         assert run.run(lambda _: "") == 0
         counts: SampleAccounting = run.state.sample_accounting
@@ -110,11 +84,11 @@ def limits(rank: int, world: int, config_file: str) -> list:
         ("total", "skip", {"max_total": 1}, [2, 4]),
         ("stop", "stop", {}, [2]),
     ):
-        run = training_run(config_file, name, "dp2", policy, **bad_steps)
+        run = training_run(config_file, name, "dp2", STEPS, policy=policy, **bad_steps)
         poison(run, rank, steps)
         with pytest.raises(TrainingError) as caught:
             run.run(lambda _: "")
-        again = training_run(config_file, name, "dp2", policy, **bad_steps)
+        again = training_run(config_file, name, "dp2", STEPS, policy=policy, **bad_steps)
         assert (again.state.iteration, again.state.consumed_sequences) == (steps[-1], BATCH * steps[-1])
         assert unequal(tensors(run.state), tensors(again.state)) == []
         again.run(lambda _: "")
@@ -132,7 +106,7 @@ def test_a_run_ends_at_its_limits_and_continues_after_the_step(tmp_path):
 
 
 def spike(rank: int, world: int, config_file: str) -> tuple:
-    run = training_run(config_file, "spike", "dp2", "skip", spike_factor=1e-3, spike_window=8)
+    run = training_run(config_file, "spike", "dp2", STEPS, spike_factor=1e-3, spike_window=8)
     code = run.run(lambda _: "")
     return code, run.state.history.to_facts()
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 
 from longvita.checkpoint.training_state import TrainingState
+from longvita.config import load
 from longvita.config.schema import Config
 from longvita.platforms import get
+from longvita.training.signals import RunRequests
 from longvita.training.state import build_state
 from longvita.training.step import train_step
+from longvita.training.trainer import TrainingRun
 from tests.tiny import batches, tiny_config
 
 SOURCES = {"words": {"data_paths": ["words.jsonl"]}, "pictures": {"data_paths": ["pictures.jsonl"]}}
@@ -43,6 +47,22 @@ def start(config: Config) -> TrainingState:
     platform = get("cpu")
     platform.activate()
     return build_state(config, platform.build_groups(config), platform)
+
+
+def training_run(config_file: str, name: str, layout: str, steps: int, **bad_steps: object) -> TrainingRun:
+    """A complete run of the config of `write_run`, in a folder of its own next to it, in these processes."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    config = load(config_file)
+    training = config.training.model_copy(
+        update={"train_iterations": steps, "bad_steps": config.training.bad_steps.model_copy(update=bad_steps)}
+    )
+    sizes = config.layout.model_copy(update={"processes": None, **LAYOUTS[layout]})
+    output = str(Path(config_file).parent / name)
+    config = config.model_copy(update={"output": output, "layout": sizes, "training": training})
+    platform = get("cpu")
+    platform.activate()
+    return TrainingRun(config, platform.build_groups(config), platform, RunRequests())
 
 
 def run_steps(state: TrainingState, steps: int, tiles: int | None = None) -> list[tuple[float, float]]:
