@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -15,6 +20,34 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
     sync_folder(path.parent)
+
+
+def append_json(path: Path, value: Any) -> None:
+    """Append a value as a line of JSON, for a file that a run can do without: a full disk costs a warning.
+
+    A line that a crash or a full disk cut stays a line of its own.
+    """
+    try:
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                cut = file.read(1) != b"\n"
+            else:
+                cut = False
+            file.write(b"\n" * cut + json.dumps(value).encode() + b"\n")
+    except OSError as error:
+        logger.warning("%s: a line is not written: %s", path, error)
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read the lines that `append_json` wrote, oldest first; none of an absent file. Cut lines are left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            logger.warning("%s: a line that is no JSON is left out (%d characters)", path, len(text))
+    return lines
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,16 +7,20 @@ Here every tensor is copied first, and the thread ends with its process.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.strategies import state_dict_saver
 from megatron.core.dist_checkpointing.strategies import torch as torch_format
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from torch.distributed.checkpoint.filesystem import SerializationFormat, _write_item
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
@@ -31,6 +35,7 @@ class SnapshotWriter(FileSystemWriterAsync):
         self.items: list[tuple[Any, Any]] = []
         self.file_name = ""
         self.results: list[WriteResult] = []
+        self.failure: OSError | None = None
 
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
         """Copy the data of every item in the plan to host memory."""
@@ -51,6 +56,13 @@ class SnapshotWriter(FileSystemWriterAsync):
             os.fsync(stream.fileno())
         self.items = []
         return {self.file_name: digest(path)}
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write Megatron's table of contents; keep a failure in `failure`, since the other ranks wait for this one."""
+        try:
+            super().finish(metadata, results)
+        except OSError as error:
+            self.failure = error
 
     def retrieve_write_results(self) -> list[WriteResult]:
         """The position of each item in the file."""
@@ -78,4 +90,29 @@ class SnapshotStrategy(torch_format.TorchDistSaveShardedStrategy):
             writer,
             planner=torch_format.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
-        return AsyncRequest(writer.write, (), [lambda: state_dict_saver.save_state_dict_async_finalize(*plan)])
+
+        def finalize() -> None:
+            state_dict_saver.save_state_dict_async_finalize(*plan)
+            if writer.failure is not None:
+                raise writer.failure
+
+        return AsyncRequest(writer.write, (), [finalize])
+
+
+class CommonFiles:
+    """The files of a checkpoint that one rank writes for all: what is not sharded, and the format's name.
+
+    Megatron writes them while the ranks copy their state, where a full disk on one rank leaves the others waiting.
+    """
+
+    def __init__(self, folder: Path, common: dict[str, Any], strategy: SnapshotStrategy):
+        """Copy what is to be written; `common` is what Megatron's `save_preprocess` returned."""
+        content = io.BytesIO()
+        torch.save(common, content)
+        self._folder, self._content = folder, content.getvalue()
+        self._format = CheckpointingConfig(strategy.backend, strategy.version)
+
+    def write(self) -> None:
+        """Write the files; runs in a thread."""
+        (self._folder / COMMON_STATE_FNAME).write_bytes(self._content)
+        save_config(self._format, str(self._folder))

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.serialization import _CONTENT_METADATA_KEY as CONTENT_METADATA
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 
 from longvita import files
-from longvita.checkpoint.background_write import SnapshotStrategy
+from longvita.checkpoint.background_write import CommonFiles, SnapshotStrategy
 from longvita.checkpoint.contents import format_metadata, sharded_state, sharded_weights
 from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.manifest import Digest, write_manifest
@@ -72,10 +77,15 @@ class Checkpointer:
                 shutil.rmtree(leftover, ignore_errors=True)
         dist.barrier()
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint has been saved and not yet published."""
+        return self._pending is not None
+
     def save(self, state: TrainingState) -> None:
         """Copy the state and write it in the background; `poll` publishes it once every rank has written.
 
-        Waits for the previous checkpoint if that is still being written.
+        Waits for the previous checkpoint if that is still being written. Raises CheckpointError as `poll`.
         """
         self.poll(wait=True)
         started = time.monotonic()
@@ -87,44 +97,45 @@ class Checkpointer:
             self._strategy = FullyParallelSaveStrategyWrapper(
                 SnapshotStrategy(), state.groups.dp_cp, do_cache_distribution=True
             )
-        request = dist_checkpointing.save(
-            sharded_state(state, self.sharding_type),
-            str(folder),
-            self._strategy,
-            # The sharding is identical each time; exchanging and checking it once is enough.
-            validate_access_integrity=first,
-            async_sharded_save=True,
-            # Megatron compares what the ranks store in common; a stage without trainable parameters has no step count.
-            preprocess_common_before_consistancy_check=lambda common: {},
-            content_metadata=format_metadata(self.sharding_type),
-        )
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        written = executor.submit(request.async_fn)
-        executor.shutdown(wait=False)
+        content = sharded_state(state, self.sharding_type) | {CONTENT_METADATA: format_metadata(self.sharding_type)}
+        # The sharding is identical each time; exchanging and checking it once is enough. Megatron compares what the
+        # ranks store in common; a stage without trainable parameters has no step count.
+        sharded, common = save_preprocess(content, first, lambda _: {})
+        request = self._strategy.async_save(sharded, folder)
+        common_files = CommonFiles(folder, common, self._strategy.base_strategy) if dist.get_rank() == 0 else None
+        written = _in_background(partial(_write, common_files, request.async_fn))
         written.add_done_callback(lambda _: self.seconds.append(time.monotonic() - started))
         self._pending = _Pending(state.iteration, folder, written, request.finalize_fns, state.config, order)
 
-    def poll(self, wait: bool = False) -> Path | None:
+    def poll(self, wait: bool = False, timeout: float | None = None) -> Path | None:
         """Publish the pending checkpoint if all ranks have written it, or once they have (`wait`); its folder.
 
-        None while there is nothing to publish. Raises CheckpointError when a rank could not write.
+        timeout: longest wait, seconds; without an end when absent. None while there is nothing to publish. Raises
+        CheckpointError when a rank could not write; what there is of the checkpoint is deleted then.
         """
         pending = self._pending
-        if pending is None or not (wait or self._on_all_ranks(pending.written.done())):
+        if pending is None:
+            return None
+        if wait:
+            futures.wait([pending.written], timeout)
+        if not self._on_all_ranks(pending.written.done()):
             return None
         self._pending = None
-        failure = pending.written.exception()
-        own = (None, pending.written.result()) if failure is None else (f"{type(failure).__name__}: {failure}", {})
-        outcomes: list[Any] = from_all_ranks(own)
-        errors = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(outcomes) if error]
-        if errors:
-            raise CheckpointError(f"the checkpoint of step {pending.step} was not written: {'; '.join(errors)}")
+        try:
+            return self._complete(pending)
+        except CheckpointError:
+            if dist.get_rank() == 0:
+                shutil.rmtree(pending.folder, ignore_errors=True)
+            raise
+
+    def _complete(self, pending: _Pending) -> Path:
+        """Finish and publish a checkpoint that every rank has written, or failed to write."""
+        step, final = pending.step, step_folder(self.root, pending.step)
+        outcomes = _on_each_rank(step, pending.written.result)
         for finish in pending.finalize_fns:
-            finish()
-        final = step_folder(self.root, pending.step)
-        if dist.get_rank() == 0:
-            self._publish(pending, final, {name: known for _, digests in outcomes for name, known in digests.items()})
-        dist.barrier()
+            _on_each_rank(step, finish)
+        digests = {name: known for one in outcomes for name, known in one.items()}
+        _on_each_rank(step, lambda: self._publish(pending, final, digests) if dist.get_rank() == 0 else None)
         return final
 
     def _on_all_ranks(self, done: bool) -> bool:
@@ -137,9 +148,7 @@ class Checkpointer:
         name = [f"{_PARTIAL}{step_folder(self.root, step).name}-{secrets.token_hex(4)}"]
         dist.broadcast_object_list(name, src=0)
         folder = self.root / name[0]
-        if dist.get_rank() == 0:
-            folder.mkdir()
-        dist.barrier()
+        _on_each_rank(step, lambda: folder.mkdir() if dist.get_rank() == 0 else None)
         return folder
 
     def _publish(self, pending: _Pending, final: Path, digests: dict[str, Digest]) -> None:
@@ -152,6 +161,41 @@ class Checkpointer:
         files.sync_folder(self.root)
         for folder in [replaced, *folders_to_remove(step_folders(self.root), pending.step, self.keep)]:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _on_each_rank(step: int, work: Callable[[], Any]) -> list[Any]:
+    """Do a part of a save on every rank; the results by rank. Raises CheckpointError on all if it fails on one."""
+    own: tuple[str | None, Any]
+    try:
+        own = (None, work())
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait for this one
+        own = (f"{type(error).__name__}: {error}", None)
+    outcomes: list[Any] = from_all_ranks(own)
+    errors = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(outcomes) if error]
+    if errors:
+        raise CheckpointError(f"the checkpoint of step {step} was not written: {'; '.join(errors)}")
+    return [result for _, result in outcomes]
+
+
+def _write(common_files: CommonFiles | None, write_part: Callable[[], dict[str, Digest]]) -> dict[str, Digest]:
+    """Write this rank's part of a checkpoint, and the files of all ranks where it has them."""
+    if common_files is not None:
+        common_files.write()
+    return write_part()
+
+
+def _in_background(work: Callable[[], dict[str, Digest]]) -> Future[dict[str, Digest]]:
+    """Work in a thread that ends with the process: a store that does not answer must not keep it from ending."""
+    future: Future[dict[str, Digest]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
 
 
 def save_weights(models: Sequence[LongVITA], config: Config, folder: Path, platform: Platform) -> None:

@@ -415,6 +415,9 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; 0 for none by steps."""
     save_minutes: float = Field(30.0, ge=0)
     """Wall time after which a checkpoint is saved, counted from the newest one, minutes; 0 for none by time."""
+    max_minutes_unsaved: float = Field(180.0, gt=0)
+    """Wall time without a good checkpoint after which a failed or late save ends the run, minutes. Before it, saves are
+    tried again while training continues."""
     keep: int = Field(2, ge=1)
     """Number of newest checkpoints to keep."""
     asynchronous: bool = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from longvita.config.flops import training_flops
 from longvita.config.schema import Config
-from longvita.files import write_atomically
+from longvita.files import append_json, read_json_lines, write_atomically
 from longvita.platforms.base import Platform
 from longvita.training.step import StepFigures
-
-logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 """One JSON object a line, for steps ("loss" ...), for steps that changed no weight ("skipped"), and for evaluations
@@ -180,8 +177,7 @@ class Metrics:
         self._console.print(text, highlight=False, markup=False)
 
     def _append(self, line: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_json(self._path, line)
 
     def _scalars(self, values: dict[str, float]) -> None:
         if self._board is not None:
@@ -217,15 +213,8 @@ def open_metrics(config: Config, platform: Platform, iteration: int) -> Metrics:
 
 
 def read_metrics(output: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's metrics, oldest first; a last line cut by a crash is left out."""
-    path = output / METRICS
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            logger.warning("%s: a line that is no JSON is left out (%d characters)", path, len(text))
-    return lines
+    """Read the lines of a run's metrics, oldest first."""
+    return read_json_lines(output / METRICS)
 
 
 def duration(seconds: float) -> str:

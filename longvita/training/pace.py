@@ -32,10 +32,11 @@ class Pace:
         return max(self.steps) + max(self.saves) + (max(self.validations) if validates else 0.0)
 
     def write(self) -> None:
-        """Write the file; one rank does."""
+        """Write the file, if the disk allows; one rank does."""
         seconds = {
             "step_seconds": max(self.steps),
             "save_seconds": max(self.saves),
             "validation_seconds": max(self.validations),
         }
-        write_atomically(self._path, json.dumps(seconds) + "\n")
+        with contextlib.suppress(OSError):
+            write_atomically(self._path, json.dumps(seconds) + "\n")

@@ -19,6 +19,7 @@ from longvita.data.mix.quarantine_limit import MIN_SAMPLES, limit_of
 from longvita.data.quarantine import FILE_NAME as QUARANTINE_FILE
 from longvita.data.quarantine import count_reasons, read_quarantine, reasons_text
 from longvita.files import write_atomically
+from longvita.training.events import read_events
 from longvita.training.metrics import Metrics, read_metrics
 from longvita.training.signals import StopReason
 
@@ -103,6 +104,7 @@ def write_report(output: Path, config: Config, iteration: int, reason: str) -> N
         "reason": reason,
         "iterations": iteration,
         "skipped_steps": sum("skipped" in line for line in lines),
+        "events": dict(Counter(event["event"] for event in read_events(output))),
         "layout": config.layout.model_dump(exclude_none=True),
         "sequence_length": config.data.sequence_length,
         **{name: sum(line[name] for line in steps) for name in ("seconds", "tokens", "tiles")},

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from rich.console import RenderableType
 
 from longvita import platforms, processes
-from longvita.checkpoint.errors import CheckpointError
 from longvita.checkpoint.load import load_state
 from longvita.checkpoint.resume import resume_point
 from longvita.checkpoint.save import Checkpointer
@@ -26,6 +25,7 @@ from longvita.training.bad_steps import BadSteps
 from longvita.training.metrics import open_metrics
 from longvita.training.pace import Pace
 from longvita.training.run_report import data_change_text, decode_failures_text, finish_report, start_text
+from longvita.training.saving import Saver
 from longvita.training.signals import Agreement, RunRequests, StopReason
 from longvita.training.state import start_or_resume
 from longvita.training.step import TimedBatches, TrainingError, pass_over_step, train_step
@@ -69,10 +69,9 @@ class TrainingRun:
         self.checkpointer = Checkpointer(root, config.checkpoint.keep, platform)
         self.resumed = resume_point(root)
         self.state = start_or_resume(config, groups, platform, self.resumed)
-        self.saved_iteration = self.state.iteration
-        self.saved_at = time.monotonic()
         self.pace = Pace(Path(config.output))
         self.metrics = open_metrics(config, platform, self.state.iteration)
+        self.saver = Saver(config, self.checkpointer, self.pace, self.state.iteration, self.metrics.say)
         self.loader: Loader | None = None
 
     def run(self, accounting_table: Callable[[dict[str, Any]], RenderableType]) -> int:
@@ -80,13 +79,10 @@ class TrainingRun:
 
         Raises TrainingError when a step or the saving of a checkpoint fails.
         """
-        try:
-            with self.metrics:
-                reason = self._train()
-            self._save()
-            self._poll(wait=True)
-        except CheckpointError as error:
-            raise TrainingError(str(error)) from error
+        with self.metrics:
+            reason = self._train()
+            self._count_samples()
+            self.saver.finish(self.state)
         if dist.get_rank() == 0:
             finish_report(self.state, reason, self.loader, self.metrics, accounting_table)
         dist.barrier()
@@ -114,17 +110,18 @@ class TrainingRun:
         while state.iteration < total:
             self._step(batches, bad_steps)
             if bad_steps.action == "stop":
-                self._save()
-                self._poll(wait=True)
+                self._count_samples()
+                self.saver.finish(state)
                 raise TrainingError(bad_steps.stop_text)
             if bad_steps.action == "roll_back" and (checkpoint := self._newest_checkpoint()) is not None:
                 return checkpoint
             agreed = self._agree()
             if agreed.stop is not StopReason.NONE and state.iteration < total:
                 return agreed.stop
-            self._poll()
+            self.saver.poll(state.iteration)
             if agreed.save or _is_due(self.config.checkpoint.save_interval, state.iteration):
-                self._save()
+                self._count_samples()
+                self.saver.save(state)
             if self._validation_is_due(state.iteration):
                 self._validate()
         return StopReason.NONE
@@ -149,10 +146,8 @@ class TrainingRun:
 
     def _agree(self) -> Agreement:
         """What all ranks do after this step: stop, save, or neither."""
-        minutes = self.config.checkpoint.save_minutes
-        due = minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
         needed = self.pace.needed(self._validation_is_due(self.state.iteration + 1))
-        return self.requests.agree(self.platform.device, needed, due)
+        return self.requests.agree(self.platform.device, needed, self.saver.is_due())
 
     def _validate(self) -> None:
         start = time.perf_counter()
@@ -160,7 +155,7 @@ class TrainingRun:
         self.pace.validations.append(time.perf_counter() - start)
 
     def _newest_checkpoint(self) -> Path | None:
-        self._poll(wait=True)
+        self.saver.poll(self.state.iteration, wait=True)
         return resume_point(self.checkpointer.root)
 
     def _roll_back(self, checkpoint: Path) -> None:
@@ -169,7 +164,7 @@ class TrainingRun:
         sequence = state.consumed_sequences - self.config.training.global_batch_size
         load_state(state, checkpoint)
         state.history = history.after_roll_back(sequence, state.history)
-        self.saved_iteration = state.iteration
+        self.saver.restart_at(state.iteration)
         self.metrics.roll_back(state.iteration)
         self.metrics.say(f"rolled back to step {state.iteration}; the batch of step {step} is passed over")
 
@@ -189,26 +184,13 @@ class TrainingRun:
         due = _is_due(training.validation_interval, iteration)
         return bool(self.config.data.validation) and (due or iteration == training.train_iterations)
 
-    def _save(self) -> None:
-        """Save the state, unless the newest checkpoint or the start already has it."""
-        if self.state.iteration == self.saved_iteration:
-            return
+    def _count_samples(self) -> None:
+        """Bring the state's sample accounting to the newest step."""
         if self.loader is not None:
             counts = processes.from_all_ranks(self.loader.outcome_counts())
             self.state.sample_accounting = self.counted_before.plus(counts)
             if warning := decode_failures_text(self.config, self.state.sample_accounting):
                 self.metrics.say(warning)
-        self.checkpointer.save(self.state)
-        self.saved_iteration, self.saved_at = self.state.iteration, time.monotonic()
-        if not self.config.checkpoint.asynchronous:
-            self._poll(wait=True)
-
-    def _poll(self, wait: bool = False) -> None:
-        """Publish a checkpoint that is written, and keep the run's times with it."""
-        if self.checkpointer.poll(wait) is not None:
-            self.pace.saves.extend(self.checkpointer.seconds)
-            if dist.get_rank() == 0:
-                self.pace.write()
 
 
 def _is_due(interval: int, iteration: int) -> bool:
