@@ -48,6 +48,8 @@ EXIT_SIGINT = 76
 """Training stopped by SIGINT (Ctrl-C); its state is saved."""
 EXIT_TIME_LIMIT = 77
 """Training stopped by training.time_limit_minutes; its state is saved."""
+EXIT_STALLED = 78
+"""Training ended because a rank stood still; the newest checkpoint is that of before."""
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 """Interrupted by Ctrl-C where there is no state to save."""
 

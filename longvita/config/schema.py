@@ -326,6 +326,18 @@ class BadStepsConfig(Section):
     """Newest steps that the running median is taken over. There is no median before an eighth of them."""
 
 
+class WatchConfig(Section):
+    """When a rank that stands still ends the run, with the stacks of all ranks in the run folder."""
+
+    factor: float | None = Field(10.0, gt=1)
+    """A phase (waiting for data, computing, agreeing) that takes more than this multiple of the median step, or a save
+    or validation of the longest so far; never when absent."""
+    min_seconds: float = Field(300.0, gt=0)
+    """Shortest time that counts as standing still, seconds."""
+    first_minutes: float = Field(60.0, gt=0)
+    """The same for the phases of a first step, save or validation, of which no time is known, minutes."""
+
+
 class TrainingConfig(Section):
     """One training stage."""
 
@@ -361,6 +373,8 @@ class TrainingConfig(Section):
     """Whether the gradient reduction over DP overlaps with the backward pass."""
     bad_steps: BadStepsConfig = BadStepsConfig()
     """Steps whose gradients are not applied."""
+    watch: WatchConfig = WatchConfig()
+    """Ranks that stand still."""
     validation_interval: int = Field(0, ge=0)
     """Steps between evaluations on data.validation; 0 evaluates after the last step only."""
     validation_sequences: int = Field(64, ge=1)

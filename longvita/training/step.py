@@ -102,15 +102,23 @@ class _Counter:
 class TimedBatches(Iterator[LocalBatch]):
     """Yields micro batches and sums the time that each one took to arrive."""
 
-    def __init__(self, batches: Iterator[LocalBatch], clock: Callable[[], float] = time.perf_counter):
-        self._batches, self._clock = batches, clock
+    def __init__(
+        self,
+        batches: Iterator[LocalBatch],
+        phase: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """phase: called with the name of the phase that begins, "data" or "compute"."""
+        self._batches, self._phase, self._clock = batches, phase, clock
         self._seconds = 0.0
 
     def __next__(self) -> LocalBatch:
         start = self._clock()
+        self._phase("data")
         try:
             return next(self._batches)
         finally:
+            self._phase("compute")
             self._seconds += self._clock() - start
 
     def take_seconds(self, device: torch.device) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from longvita.training.signals import Agreement, RunRequests, StopReason
 from longvita.training.state import start_or_resume
 from longvita.training.step import TimedBatches, TrainingError, pass_over_step, train_step
 from longvita.training.validation import check_held_out, held_out_losses
+from longvita.training.watchdog import Watchdog
 
 
 def train(stages: Sequence[Config], accounting_table: Callable[[dict[str, Any]], RenderableType]) -> int:
@@ -72,6 +74,7 @@ class TrainingRun:
         self.pace = Pace(Path(config.output))
         self.metrics = open_metrics(config, platform, self.state.iteration)
         self.saver = Saver(config, self.checkpointer, self.pace, self.state.iteration, self.metrics.say)
+        self.watchdog = Watchdog(config.training.watch, Path(config.output), dist.get_rank())
         self.loader: Loader | None = None
 
     def run(self, accounting_table: Callable[[dict[str, Any]], RenderableType]) -> int:
@@ -79,10 +82,9 @@ class TrainingRun:
 
         Raises TrainingError when a step or the saving of a checkpoint fails.
         """
-        with self.metrics:
+        with self.metrics, self.watchdog:
             reason = self._train()
-            self._count_samples()
-            self.saver.finish(self.state)
+            self._save_last()
         if dist.get_rank() == 0:
             finish_report(self.state, reason, self.loader, self.metrics, accounting_table)
         dist.barrier()
@@ -106,12 +108,11 @@ class TrainingRun:
         Raises TrainingError after a bad step that ends the run; the state is saved then.
         """
         state, total = self.state, self.config.training.train_iterations
-        batches, bad_steps = TimedBatches(loader), BadSteps(state, loader, self.metrics.say)
+        batches, bad_steps = TimedBatches(loader, self._step_phase), BadSteps(state, loader, self.metrics.say)
         while state.iteration < total:
             self._step(batches, bad_steps)
             if bad_steps.action == "stop":
-                self._count_samples()
-                self.saver.finish(state)
+                self._save_last()
                 raise TrainingError(bad_steps.stop_text)
             if bad_steps.action == "roll_back" and (checkpoint := self._newest_checkpoint()) is not None:
                 return checkpoint
@@ -120,6 +121,7 @@ class TrainingRun:
                 return agreed.stop
             self.saver.poll(state.iteration)
             if agreed.save or _is_due(self.config.checkpoint.save_interval, state.iteration):
+                self._phase("save", max(self.pace.saves))
                 self._count_samples()
                 self.saver.save(state)
             if self._validation_is_due(state.iteration):
@@ -146,11 +148,25 @@ class TrainingRun:
 
     def _agree(self) -> Agreement:
         """What all ranks do after this step: stop, save, or neither."""
+        self._step_phase("agreement")
         needed = self.pace.needed(self._validation_is_due(self.state.iteration + 1))
         return self.requests.agree(self.platform.device, needed, self.saver.is_due())
 
+    def _save_last(self) -> None:
+        self._phase("save", max(self.pace.saves))
+        self._count_samples()
+        self.saver.finish(self.state)
+
+    def _step_phase(self, name: str) -> None:
+        """Begin a phase whose time is part of the step's."""
+        self._phase(name, statistics.median(self.pace.steps))
+
+    def _phase(self, name: str, expected_seconds: float) -> None:
+        self.watchdog.phase(name, self.state.iteration + 1, expected_seconds)
+
     def _validate(self) -> None:
         start = time.perf_counter()
+        self._phase("validation", max(self.pace.validations))
         self.metrics.validation(held_out_losses(self.state))
         self.pace.validations.append(time.perf_counter() - start)
 

@@ -40,7 +40,7 @@ def step(batches, clock, count, compute):
 def waits(rank, world_size):
     """Seconds waited in two steps of two batches, the second rank's loader three times as slow."""
     clock = Clock()
-    batches = TimedBatches(slow_batches(clock, [(1 + 2 * rank) * 0.5] * 3 + [0.0]), clock)
+    batches = TimedBatches(slow_batches(clock, [(1 + 2 * rank) * 0.5] * 3 + [0.0]), clock=clock)
     found = []
     for _ in range(2):
         step(batches, clock, 2, compute=1.0)
@@ -63,7 +63,7 @@ def alone(tmp_path):
 @pytest.mark.usefixtures("alone")
 def test_a_slow_loader_is_in_the_metrics(tmp_path, capsys):
     clock = Clock()
-    batches = TimedBatches(slow_batches(clock, [3.0, 1.0, 0.0, 0.0]), clock)
+    batches = TimedBatches(slow_batches(clock, [3.0, 1.0, 0.0, 0.0]), clock=clock)
     with Metrics(tmp_path, config(tensorboard=True), 0, devices=1, peak_flops=1e9) as metrics:
         for number in (1, 2):
             seconds = step(batches, clock, 2, compute=0.5)
