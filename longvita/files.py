@@ -28,6 +28,7 @@ def append_json(path: Path, value: Any) -> None:
     A line that a crash or a full disk cut stays a line of its own.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)

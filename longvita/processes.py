@@ -74,7 +74,7 @@ PORT_FILE = "LONGVITA_PORT_FILE"
 """The variable that names the file in which rank 0 of `launch` writes the port that it listens on."""
 
 _PORT_POLL_SECONDS = 0.05
-_FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _WATCHED_SIGNALS = {*_FORWARDED_SIGNALS, signal.SIGCHLD}
 _SI_KERNEL = 0x80
 _PR_SET_PDEATHSIG = 1

@@ -37,6 +37,10 @@ class SnapshotWriter(FileSystemWriterAsync):
         self.results: list[WriteResult] = []
         self.failure: OSError | None = None
 
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Return the plan as it is: the folder was made for all ranks, and a store that is away fails the write."""
+        return plan
+
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
         """Copy the data of every item in the plan to host memory."""
         self.file_name = f"{plan.storage_data.prefix}0.distcp"
@@ -44,17 +48,21 @@ class SnapshotWriter(FileSystemWriterAsync):
 
     def write(self) -> dict[str, Digest]:
         """Write the copies; runs in a thread. The checksum of the file by its name, nothing without items."""
-        if not self.items:
-            return {}
+        items, self.items = self.items, []  # An error keeps this object alive, and must not keep the copies.
+        try:
+            return self._write(items) if items else {}
+        finally:
+            items.clear()
+
+    def _write(self, items: list[tuple[Any, Any]]) -> dict[str, Digest]:
         path = Path(self.checkpoint_dir) / self.file_name
         with path.open("wb") as stream:
-            for item, data in self.items:
+            for item, data in items:
                 self.results.append(
                     _write_item(self.transforms, stream, data, item, self.file_name, SerializationFormat.TORCH_SAVE)
                 )
             stream.flush()
             os.fsync(stream.fileno())
-        self.items = []
         return {self.file_name: digest(path)}
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:

@@ -26,13 +26,21 @@ def digest(path: Path) -> Digest:
 
 
 def write_manifest(folder: Path, known: dict[str, Digest]) -> None:
-    """List every file of the folder, atomically. Files in `known` (by name) are not read again."""
+    """List every file of the folder, atomically. Files in `known` (by name) are not read again.
+
+    Raises CheckpointError if one of those is not there.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST:
             size, checksum = known.get(name) or digest(path)
             files[name] = {"bytes": size, "sha256": checksum}
+    unseen = known.keys() - files.keys()
+    if unseen:
+        raise CheckpointError(
+            f"{folder} has no {min(unseen)}, which another rank wrote; fix: a folder that all nodes share"
+        )
     write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
 
 

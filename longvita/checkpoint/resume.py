@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 def newest_intact(root: Path) -> Path | None:
     """The newest intact checkpoint in `root`, None when there is none; rank 0 warns of each damaged one."""
     dist.barrier()
-    for folder in step_folders(root):
+    names: list[str] = from_all_ranks([folder.name for folder in step_folders(root)])[0]
+    for folder in (root / name for name in names):  # A shared folder's listing may differ between nodes for a while.
         damage = _damage_found_by_all(folder)
         if not damage:
             return folder

@@ -103,9 +103,18 @@ class Checkpointer:
         sharded, common = save_preprocess(content, first, lambda _: {})
         request = self._strategy.async_save(sharded, folder)
         common_files = CommonFiles(folder, common, self._strategy.base_strategy) if dist.get_rank() == 0 else None
-        written = _in_background(partial(_write, common_files, request.async_fn))
-        written.add_done_callback(lambda _: self.seconds.append(time.monotonic() - started))
+        written = _in_background(partial(self._write, started, common_files, request.async_fn))
         self._pending = _Pending(state.iteration, folder, written, request.finalize_fns, state.config, order)
+
+    def _write(
+        self, started: float, common_files: CommonFiles | None, write_part: Callable[[], dict[str, Digest]]
+    ) -> dict[str, Digest]:
+        """Write this rank's part of a checkpoint, and the files of all ranks where it has them; runs in a thread."""
+        if common_files is not None:
+            common_files.write()
+        digests = write_part()
+        self.seconds.append(time.monotonic() - started)
+        return digests
 
     def poll(self, wait: bool = False, timeout: float | None = None) -> Path | None:
         """Publish the pending checkpoint if all ranks have written it, or once they have (`wait`); its folder.
@@ -177,13 +186,6 @@ def _on_each_rank(step: int, work: Callable[[], Any]) -> list[Any]:
     return [result for _, result in outcomes]
 
 
-def _write(common_files: CommonFiles | None, write_part: Callable[[], dict[str, Digest]]) -> dict[str, Digest]:
-    """Write this rank's part of a checkpoint, and the files of all ranks where it has them."""
-    if common_files is not None:
-        common_files.write()
-    return write_part()
-
-
 def _in_background(work: Callable[[], dict[str, Digest]]) -> Future[dict[str, Digest]]:
     """Work in a thread that ends with the process: a store that does not answer must not keep it from ending."""
     future: Future[dict[str, Digest]] = Future()
@@ -192,7 +194,7 @@ def _in_background(work: Callable[[], dict[str, Digest]]) -> Future[dict[str, Di
         try:
             future.set_result(work())
         except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-            future.set_exception(error)
+            future.set_exception(error.with_traceback(None))
 
     threading.Thread(target=run, name="checkpoint", daemon=True).start()
     return future

@@ -17,7 +17,9 @@ class StepHistory:
     norms: deque[float] = field(default_factory=deque)
     """Gradient norms of the newest steps that were applied, oldest first; at most training.bad_steps.spike_window."""
     bad_in_row: int = 0
-    """Bad steps since the newest step that was applied."""
+    """Bad steps since the newest step that was applied, apart from steps that a roll back repeats."""
+    bad_up_to: int = -1
+    """First sequence of the furthest global batch of a bad step."""
     bad_steps: int = 0
     """All bad steps of the stage."""
     passed_over: set[int] = field(default_factory=set)
@@ -39,17 +41,19 @@ class StepHistory:
             f"the median of the last {len(self.norms)} steps"
         )
 
-    def add_good(self, norm: float, window: int) -> None:
-        """Record a step that was applied."""
-        self.bad_in_row = 0
+    def add_good(self, norm: float, window: int, sequence: int) -> None:
+        """Record a step that was applied, on the global batch whose first sequence is `sequence`."""
+        if sequence > self.bad_up_to:
+            self.bad_in_row = 0
         self.norms.append(norm)
         while len(self.norms) > window:
             self.norms.popleft()
 
-    def add_bad(self) -> None:
-        """Record a step that was not applied."""
+    def add_bad(self, sequence: int) -> None:
+        """Record a step that was not applied; `sequence` as for `add_good`."""
         self.bad_in_row += 1
         self.bad_steps += 1
+        self.bad_up_to = max(self.bad_up_to, sequence)
 
     def after_roll_back(self, sequence: int, restored: StepHistory) -> StepHistory:
         """The history after the checkpoint with the history `restored` was loaded.
@@ -59,7 +63,11 @@ class StepHistory:
         """
         passed_over = self.passed_over | restored.passed_over | {sequence}
         return dataclasses.replace(
-            restored, bad_in_row=self.bad_in_row, bad_steps=self.bad_steps, passed_over=passed_over
+            restored,
+            bad_in_row=self.bad_in_row,
+            bad_steps=self.bad_steps,
+            bad_up_to=self.bad_up_to,
+            passed_over=passed_over,
         )
 
     def to_facts(self) -> dict[str, Any]:

@@ -329,13 +329,14 @@ class BadStepsConfig(Section):
 class WatchConfig(Section):
     """When a rank that stands still ends the run, with the stacks of all ranks in the run folder."""
 
-    factor: float | None = Field(10.0, gt=1)
+    factor: float | None = Field(10.0, ge=4)
     """A phase (waiting for data, computing, agreeing) that takes more than this multiple of the median step, or a save
     or validation of the longest so far; never when absent."""
     min_seconds: float = Field(300.0, gt=0)
     """Shortest time that counts as standing still, seconds."""
     first_minutes: float = Field(60.0, gt=0)
-    """The same for the phases of a first step, save or validation, of which no time is known, minutes."""
+    """The same for a first step, save or validation, of which no time is known, for opening the data and for a roll
+    back, minutes."""
 
 
 class TrainingConfig(Section):
@@ -430,8 +431,8 @@ class CheckpointConfig(Section):
     save_minutes: float = Field(30.0, ge=0)
     """Wall time after which a checkpoint is saved, counted from the newest one, minutes; 0 for none by time."""
     max_minutes_unsaved: float = Field(180.0, gt=0)
-    """Wall time without a good checkpoint after which a failed or late save ends the run, minutes. Before it, saves are
-    tried again while training continues."""
+    """Wall time from a first failed or late save after which another one ends the run, minutes, unless one was good in
+    between. Until then saves are tried again while training continues."""
     keep: int = Field(2, ge=1)
     """Number of newest checkpoints to keep."""
     asynchronous: bool = True

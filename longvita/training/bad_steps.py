@@ -36,9 +36,9 @@ class BadSteps:
         self.action = None
         if problem is None:
             if figures.losses.loss_tokens:
-                history.add_good(figures.grad_norm, settings.spike_window)
+                history.add_good(figures.grad_norm, settings.spike_window, self._state.consumed_sequences)
             return True
-        history.add_bad()
+        history.add_bad(self._state.consumed_sequences)
         too_many = history.bad_in_row > settings.max_in_row or history.bad_steps > settings.max_total
         self.action = "stop" if too_many else settings.policy
         self.stop_text = self._stop_text(problem)

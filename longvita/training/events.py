@@ -15,7 +15,6 @@ EVENTS = "events.jsonl"
 def write_event(output: Path, kind: str, step: int, **fields: Any) -> None:
     """Append an event of a kind after a step; `fields` are written as JSON."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    output.mkdir(parents=True, exist_ok=True)
     append_json(output / EVENTS, {"time": now, "event": kind, "step": step, **fields})
 
 

@@ -74,7 +74,7 @@ class Metrics:
     def _reset(self) -> None:
         self._seconds = self._waited = self._flops = 0.0
         self._steps = self._tokens = self._tiles = 0
-        self._unwritten: StepFigures | None = None
+        self._unwritten: tuple[int, StepFigures] | None = None
 
     def __enter__(self) -> Metrics:
         self._bar.start()
@@ -82,7 +82,7 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         if self._unwritten is not None:
-            self._write_step(self._unwritten)
+            self._write_step(*self._unwritten)
         if not self._bar.disable:  # some versions of rich print an empty line
             self._bar.stop()
         self._close_board()
@@ -97,7 +97,7 @@ class Metrics:
         Lines are written every logging.interval steps and after the last step of this process.
         """
         work = figures.batch.work
-        self.iteration, self._unwritten = iteration, figures
+        self.iteration, self._unwritten = iteration, (iteration, figures)
         self._steps += 1
         self._seconds += seconds
         self._waited += waited
@@ -105,10 +105,10 @@ class Metrics:
         self._tiles += work.tiles
         self._flops += training_flops(self.config.model, work, self.config.training.trainable)
         if iteration >= self.config.training.train_iterations or iteration % self.config.logging.interval == 0:
-            self._write_step(figures)
+            self._write_step(iteration, figures)
             self._reset()
 
-    def _write_step(self, figures: StepFigures) -> None:
+    def _write_step(self, iteration: int, figures: StepFigures) -> None:
         losses, batch = figures.losses, figures.batch
         speed = {
             "tokens_per_second": self._tokens / self._seconds,
@@ -120,7 +120,7 @@ class Metrics:
         }
         self._append(
             {
-                "step": self.iteration,
+                "step": iteration,
                 "loss": losses.loss,
                 "source_losses": losses.source_losses,
                 "lr": figures.lr,
@@ -140,32 +140,35 @@ class Metrics:
             "grad_norm": figures.grad_norm,
             **{f"speed/{name}": rate for name, rate in speed.items()},
         }
-        self._scalars(scalars)
-        self._show_progress(figures, speed)
+        self._scalars(iteration, scalars)
+        self._show_progress(iteration, figures, speed)
 
-    def _show_progress(self, figures: StepFigures, speed: dict[str, float]) -> None:
+    def _show_progress(self, iteration: int, figures: StepFigures, speed: dict[str, float]) -> None:
         """Update the bar on a terminal; print one line elsewhere, where the bar is disabled."""
         total, each, before = self.config.training.train_iterations, self._seconds / self._steps, self._seconds_a_step
         self._seconds_a_step = each if before is None else before + _SMOOTHING * (each - before)
-        left = duration((total - self.iteration) * self._seconds_a_step)
+        left = duration((total - iteration) * self._seconds_a_step)
         status = (
             f"loss {figures.losses.loss:.4f}  lr {figures.lr:.2e}  grad {figures.grad_norm:.3f}  "
             f"{speed['tokens_per_second']:,.0f} tokens/s  {speed['tiles_per_second']:,.1f} tiles/s  "
             f"MFU {100 * speed['mfu']:.1f}%  data wait {100 * speed['data_wait_fraction']:.0f}%  {left} left"
         )
-        self._bar.update(self._task, completed=self.iteration, status=status)
+        self._bar.update(self._task, completed=iteration, status=status)
         if self._bar.disable:
-            self.say(f"step {self.iteration}/{total}  {status}")
+            self.say(f"step {iteration}/{total}  {status}")
 
     def skipped(self, iteration: int, seconds: float) -> None:
         """Write that a step changed no weight; the figures of the steps around it are without it."""
+        self.iteration = iteration
         self._append({"step": iteration, "skipped": True, "seconds": seconds})
         self._bar.update(self._task, completed=iteration)
 
     def validation(self, losses: dict[str, float | None]) -> None:
         """Write the held-out loss of each source after the newest step."""
         self._append({"step": self.iteration, "validation": losses})
-        self._scalars({f"validation/{source}": loss for source, loss in losses.items() if loss is not None})
+        self._scalars(
+            self.iteration, {f"validation/{source}": loss for source, loss in losses.items() if loss is not None}
+        )
         texts = [
             f"{source} {loss:.4f}" if loss is not None else f"{source}: nothing could be read"
             for source, loss in losses.items()
@@ -179,10 +182,10 @@ class Metrics:
     def _append(self, line: dict[str, Any]) -> None:
         append_json(self._path, line)
 
-    def _scalars(self, values: dict[str, float]) -> None:
+    def _scalars(self, iteration: int, values: dict[str, float]) -> None:
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(name, value, self.iteration)
+                self._board.add_scalar(name, value, iteration)
 
 
 class NoMetrics(Metrics):

@@ -40,11 +40,15 @@ class Saver:
         self.saved_iteration = iteration
         """Step of the newest checkpoint that is written or being written."""
         self._good_iteration = iteration
-        self.good_at = self._tried_at = time.monotonic()
+        self._tried_at = time.monotonic()
         self._failures = 0
+        self._failing_since: float | None = None
+        """Time of the first failed or late save since the newest good one."""
 
     def is_due(self) -> bool:
         """Whether this rank's clock asks for a save: the time between two has passed, or that until the next try."""
+        if self._failures and self._checkpointer.is_writing:
+            return False
         if self._failures:
             wait = RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS)) - 1]
             return time.monotonic() - self._tried_at >= wait
@@ -54,7 +58,7 @@ class Saver:
     def save(self, state: TrainingState) -> None:
         """Save the state in the background, unless a checkpoint already has it.
 
-        Raises TrainingError after `checkpoint.max_minutes_unsaved` without a good one.
+        Raises TrainingError after `checkpoint.max_minutes_unsaved` of failed and late saves.
         """
         if state.iteration == self.saved_iteration:
             return
@@ -106,7 +110,7 @@ class Saver:
     def _publish(self, wait: bool = False, timeout: float | None = None) -> None:
         if self._checkpointer.poll(wait, timeout) is None:
             return
-        self._good_iteration, self.good_at, self._failures = self.saved_iteration, time.monotonic(), 0
+        self._good_iteration, self._failing_since, self._failures = self.saved_iteration, None, 0
         self._pace.saves.extend(self._checkpointer.seconds)
         if dist.get_rank() == 0:
             self._pace.write()
@@ -126,11 +130,13 @@ class Saver:
             self._say(f"step {step}: {kind.replace('_', ' ')}: {text}")
 
     def _check_limit(self, text: str) -> None:
-        """Raise TrainingError on all ranks if the newest good checkpoint is too old."""
-        oldest = max(from_all_ranks((time.monotonic() - self.good_at) / 60))
+        """Raise TrainingError on all ranks if saves have failed or been late for too long."""
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        oldest = max(from_all_ranks((now - self._failing_since) / 60))
         if oldest > self._settings.max_minutes_unsaved:
             raise TrainingError(
-                f"no checkpoint was written for {oldest:.1f} minutes (checkpoint.max_minutes_unsaved is "
+                f"saves have failed for {oldest:.1f} minutes (checkpoint.max_minutes_unsaved is "
                 f"{self._settings.max_minutes_unsaved:g}): {text}; fix: free or mount the output folder, and start "
                 "the run again"
             )

@@ -101,8 +101,8 @@ class RunRequests:
         import torch
         import torch.distributed as dist
 
-        wishes = [int(self.requested(needed)), int(self._save or save_due)]
-        self._save = False
+        asked, self._save = self._save, False
+        wishes = [int(self.requested(needed)), int(asked or save_due)]
         highest = torch.tensor(wishes, dtype=torch.int32, device=device)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         stop, save = highest.tolist()

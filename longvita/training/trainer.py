@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from longvita.parallel.groups import ParallelGroups
 from longvita.platforms.base import Platform
 from longvita.training.bad_steps import BadSteps
 from longvita.training.metrics import open_metrics
-from longvita.training.pace import Pace
+from longvita.training.pace import NEWEST, Pace
 from longvita.training.run_report import data_change_text, decode_failures_text, finish_report, start_text
 from longvita.training.saving import Saver
 from longvita.training.signals import Agreement, RunRequests, StopReason
@@ -32,6 +33,9 @@ from longvita.training.state import start_or_resume
 from longvita.training.step import TimedBatches, TrainingError, pass_over_step, train_step
 from longvita.training.validation import check_held_out, held_out_losses
 from longvita.training.watchdog import Watchdog
+
+MAX_DATA_TRIES = 4
+"""Times that a sample may reach its time limit before its batch is there: once, and after each read error."""
 
 
 def train(stages: Sequence[Config], accounting_table: Callable[[dict[str, Any]], RenderableType]) -> int:
@@ -75,6 +79,8 @@ class TrainingRun:
         self.metrics = open_metrics(config, platform, self.state.iteration)
         self.saver = Saver(config, self.checkpointer, self.pace, self.state.iteration, self.metrics.say)
         self.watchdog = Watchdog(config.training.watch, Path(config.output), dist.get_rank())
+        self.known_steps: deque[float] = deque(maxlen=NEWEST)
+        """Seconds of the newest steps of this process on its current loader."""
         self.loader: Loader | None = None
 
     def run(self, accounting_table: Callable[[dict[str, Any]], RenderableType]) -> int:
@@ -94,6 +100,7 @@ class TrainingRun:
         state, total = self.state, self.config.training.train_iterations
         self.metrics.say(start_text(state, self.resumed))
         while state.iteration < total:
+            self._phase("open data")
             self.loader = self._open_data()
             with contextlib.closing(self.loader):
                 end = self._train_on(self.loader)
@@ -108,6 +115,7 @@ class TrainingRun:
         Raises TrainingError after a bad step that ends the run; the state is saved then.
         """
         state, total = self.state, self.config.training.train_iterations
+        self.known_steps.clear()
         batches, bad_steps = TimedBatches(loader, self._step_phase), BadSteps(state, loader, self.metrics.say)
         while state.iteration < total:
             self._step(batches, bad_steps)
@@ -140,6 +148,7 @@ class TrainingRun:
         self.platform.synchronize()
         seconds = time.perf_counter() - start
         self.pace.steps.append(seconds)
+        self.known_steps.append(seconds)
         waited = batches.take_seconds(self.platform.device)
         if figures is not None and figures.applied:
             self.metrics.step(state.iteration, figures, seconds, waited)
@@ -159,10 +168,14 @@ class TrainingRun:
 
     def _step_phase(self, name: str) -> None:
         """Begin a phase whose time is part of the step's."""
-        self._phase(name, statistics.median(self.pace.steps))
+        expected = statistics.median(self.known_steps) if self.known_steps else 0.0
+        # A sample that hangs is quarantined after its own time limit, once for each try to read it.
+        least = MAX_DATA_TRIES * self.config.data.sample_timeout_seconds if name == "data" else 0.0
+        self._phase(name, expected, least)
 
-    def _phase(self, name: str, expected_seconds: float) -> None:
-        self.watchdog.phase(name, self.state.iteration + 1, expected_seconds)
+    def _phase(self, name: str, expected_seconds: float = 0.0, least_seconds: float = 0.0) -> None:
+        """Begin a phase for the watchdog; 0 for a time that is not known."""
+        self.watchdog.phase(name, self.state.iteration + 1, expected_seconds, least_seconds)
 
     def _validate(self) -> None:
         start = time.perf_counter()
@@ -171,6 +184,7 @@ class TrainingRun:
         self.pace.validations.append(time.perf_counter() - start)
 
     def _newest_checkpoint(self) -> Path | None:
+        self._phase("roll back")
         self.saver.poll(self.state.iteration, wait=True)
         return resume_point(self.checkpointer.root)
 

@@ -8,6 +8,7 @@ that still runs compares the heartbeats, names the ranks that lag, and ends its 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import faulthandler
 import json
 import logging
@@ -32,6 +33,8 @@ SILENT_BEATS = 4
 """Heartbeats missing in a row after which a rank is silent: stopped, or holding the interpreter lock."""
 REPORT_SECONDS = 10.0
 """Time from the stacks to the report, in which the other ranks write theirs."""
+MAX_REPORT_SECONDS = 30.0
+"""Time after which a process ends without a report: the store does not answer."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ class Watchdog:
     def __init__(self, settings: WatchConfig, output: Path, rank: int):
         self._settings, self._output, self._rank = settings, output, rank
         self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._step, self._phase, self._phases = 0, "start", 0
         self._began, self._limit = time.monotonic(), 60 * settings.first_minutes
 
@@ -67,44 +70,55 @@ class Watchdog:
         if self._settings.factor is not None:
             for name in (HEARTBEATS, STACKS):
                 (self._output / name).mkdir(parents=True, exist_ok=True)
-            self._stacks = open(_file(self._output, STACKS, self._rank), "w")
-            self._thread = threading.Thread(target=self._beat, name="watchdog", daemon=True)
-            self._thread.start()
+            self._stacks = open(_file(self._output, STACKS, self._rank), "a")
+            # Two threads, since a store that does not answer must not keep the second one from ending the process.
+            self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._watch)]
+            for thread in self._threads:
+                thread.start()
             self._arm()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._thread is not None:
+        if self._threads:
             faulthandler.cancel_dump_traceback_later()
             self._ended.set()
-            self._thread.join()
+            for thread in self._threads:
+                thread.join()
+            is_empty = self._stacks.tell() == 0  # It keeps the stacks of an earlier start.
             self._stacks.close()
-            for name in (HEARTBEATS, STACKS):
+            for name in (HEARTBEATS, *([STACKS] if is_empty else [])):
                 _file(self._output, name, self._rank).unlink(missing_ok=True)
 
-    def phase(self, name: str, step: int, expected_seconds: float = 0.0) -> None:
-        """Begin a phase of a step. expected_seconds: how long it takes; 0 if that is not known yet."""
+    def phase(self, name: str, step: int, expected_seconds: float = 0.0, least_seconds: float = 0.0) -> None:
+        """Begin a phase of a step.
+
+        expected_seconds: how long it takes; 0 if that is not known yet. least_seconds: what it may take in any case.
+        """
         settings = self._settings
         limit = 60 * settings.first_minutes
         if expected_seconds and settings.factor is not None:
             limit = max(settings.min_seconds, settings.factor * expected_seconds)
+        limit = max(limit, least_seconds)
         self._step, self._phase, self._phases = step, name, self._phases + 1
         self._began, self._limit = time.monotonic(), limit
-        if self._thread is not None:
+        if self._threads:
             self._arm()
 
     def _arm(self) -> None:
         faulthandler.dump_traceback_later(self._limit, file=self._stacks)
 
     def _beat(self) -> None:
-        """The thread: write heartbeats, and report when this rank stands still."""
-        while not self._ended.wait(min(BEAT_SECONDS, self._limit)):
+        """A thread: write heartbeats."""
+        while not self._ended.wait(BEAT_SECONDS):
             self._write_heartbeat()
-            # Each rank waits a little longer than the one before it, so that one of them reports.
-            late = time.monotonic() - self._began - self._limit - REPORT_SECONDS - self._rank
-            if late > 0:
-                self._report()
-                logging.shutdown()
+
+    def _watch(self) -> None:
+        """A thread: report when this rank stands still, and end the process."""
+        while not self._ended.wait(1.0):
+            if time.monotonic() - self._began > self._limit + REPORT_SECONDS:
+                report = threading.Thread(target=self._report, daemon=True)
+                report.start()
+                report.join(MAX_REPORT_SECONDS + self._rank)
                 os._exit(EXIT_STALLED)  # The main thread cannot be ended from here.
 
     def _write_heartbeat(self) -> None:
@@ -125,9 +139,19 @@ class Watchdog:
             draft.replace(file)
 
     def _report(self) -> None:
-        """Write the event of this stall, unless another rank has, and print it."""
-        if any(event["event"] == "stall" and event["step"] == self._step for event in read_events(self._output)):
-            return
+        """Write the event of this stall and print it, unless another rank does.
+
+        Each rank waits a second longer than the one before it, until the event is there.
+        """
+        began = time.time() - (time.monotonic() - self._began)
+        last = time.monotonic() + self._rank
+        while not _has_stall_since(self._output, began):
+            if time.monotonic() >= last:
+                self._write_report()
+                return
+            time.sleep(0.5)
+
+    def _write_report(self) -> None:
         lagging = lagging_ranks(list(read_heartbeats(self._output)), time.time())
         limit = round(self._limit, 1)
         write_event(
@@ -150,6 +174,12 @@ class Watchdog:
         )
 
 
+def _has_stall_since(output: Path, began: float) -> bool:
+    """Whether a rank has reported a stall since a time, seconds since the epoch."""
+    stalls = (event["time"] for event in read_events(output) if event["event"] == "stall")
+    return any(datetime.datetime.fromisoformat(when).timestamp() >= began for when in stalls)
+
+
 def _file(output: Path, folder: str, rank: int) -> Path:
     return output / folder / f"rank-{rank:05d}"
 
@@ -167,14 +197,16 @@ def read_heartbeats(output: Path) -> Iterator[Heartbeat]:
 
 
 def lagging_ranks(beats: list[Heartbeat], now: float) -> list[dict[str, Any]]:
-    """The ranks that the others wait for: those that are silent, or else those that have begun the fewest phases.
+    """The ranks that the others wait for: the silent ones, or else those that wait for data while others compute (later
+    pipeline stages wait for them with fewer phases begun), or else those that have begun the fewest phases.
 
     `silent_seconds` is the time since the last heartbeat of a silent rank, and 0 for the others.
     """
     ages = {beat.rank: now - beat.time for beat in beats}
     fewest = min((beat.phases for beat in beats), default=0)
     silent = [beat for beat in beats if ages[beat.rank] > SILENT_BEATS * BEAT_SECONDS]
-    chosen = silent or [beat for beat in beats if beat.phases == fewest]
+    reading = [beat for beat in beats if beat.phase == "data"]
+    chosen = silent or (reading if len(reading) < len(beats) else []) or [one for one in beats if one.phases == fewest]
     return [
         {
             "rank": beat.rank,

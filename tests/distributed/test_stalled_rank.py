@@ -46,8 +46,8 @@ def stalled_run(rank: int, world: int, config_file: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sleeps", "holds the interpreter", "is stopped"])
 def test_a_rank_that_stands_still_is_named(kind, tmp_path):
-    settings = {"watch": {"factor": 2, "min_seconds": 4.0}}
-    config_file = write_run(tmp_path, training=settings, data={"num_workers": 0})
+    settings = {"watch": {"factor": 4, "min_seconds": 4.0}}
+    config_file = write_run(tmp_path, training=settings, data={"num_workers": 0, "sample_timeout_seconds": 1.0})
     with pytest.raises(RuntimeError, match=f"exited with code {EXIT_STALLED}"):
         run_distributed(stalled_run, 2, str(config_file), kind)
     (event,) = read_events(tmp_path / "stalled")

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ PROGRAMS = {
 if [[ " $* " == *" data index "* ]]; then printf '%s\\n' "$@" >"$HERE/index.txt"; exit "$INDEX"; fi
 printf '%s\\n' "$@" >"$HERE/ranks.txt"; env >"$HERE/variables.txt"
 [[ -z ${SAVES:-} ]] || mkdir -p "$HERE/out/checkpoints/$SAVES"
+[[ -z ${STALLS:-} ]] || echo '{"time": "now", "event": "stall", "step": 9}' >>"$HERE/out/events.jsonl"
 echo "1: RuntimeError: no more" >"$HERE/out/logs/7/node000-a.log"
 exit "$CODE"
 """,
@@ -151,6 +153,30 @@ def test_a_stopped_and_saved_run_is_requeued(folder, code):
     result = folder.job("my.yaml", CODE=code, SAVES="step_00000009")
     assert (result.returncode, folder.read("requeued.txt")) == (code, ["7"])
     assert "saved" in result.stdout and "step_00000009" in result.stdout
+
+
+@pytest.mark.parametrize("code", [78, 137])
+def test_a_job_whose_rank_stood_still_is_requeued(folder, code):
+    """Also where srun reports the signal by which it ended that rank; an event of an earlier start does not count."""
+    result = folder.job("my.yaml", CODE=code, SAVES="step_00000009", STALLS=1)
+    assert (result.returncode, folder.read("requeued.txt")) == (code, ["7"])
+    assert "a rank stood still" in result.stdout
+    (folder.path / "requeued.txt").unlink()
+    again = folder.job("my.yaml", CODE=code, SAVES="step_00000019")
+    assert "a rank has failed" in again.stdout and not (folder.path / "requeued.txt").exists()
+
+
+def test_a_job_that_stands_still_without_a_new_checkpoint_is_not_requeued(folder):
+    result = folder.job("my.yaml", CODE=78, STALLS=1)
+    assert "a rank stood still" in result.stdout and "stopped before a step was saved" in result.stdout
+    assert not (folder.path / "requeued.txt").exists()
+
+
+def test_an_index_that_fails_long_before_the_time_limit_is_not_requeued(folder):
+    """A share that fails ends the others by SIGTERM, whose code srun reports."""
+    for seconds, is_requeued in ((7200, False), (300, True)):
+        folder.job("my.yaml", INDEX=143, SLURM_JOB_END_TIME=int(time.time()) + seconds)
+        assert (folder.path / "requeued.txt").exists() == is_requeued
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,9 @@ class WorkerSetup:
 
 def main(descriptor: int, parent: int) -> None:
     """Serve tasks from the connection with this file descriptor until it closes or process `parent` ends."""
-    # The training process decides when to stop: a signal to the process group reaches it too.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The training process decides when to save and to stop: a signal to the process group reaches it too.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     die_with_parent(parent)  # A decoder that hangs never returns to its connection.
     connection = Connection(descriptor)
     try:

@@ -15,7 +15,7 @@ WINDOW = 16
 def history_of(*norms: float) -> StepHistory:
     history = StepHistory()
     for norm in norms:
-        history.add_good(norm, WINDOW)
+        history.add_good(norm, WINDOW, 0)
     return history
 
 
@@ -47,17 +47,17 @@ def test_old_steps_leave_the_window():
 
 def test_a_good_step_ends_the_row():
     history = StepHistory()
-    history.add_bad()
-    history.add_bad()
+    history.add_bad(10)
+    history.add_bad(10)
     assert (history.bad_in_row, history.bad_steps) == (2, 2)
-    history.add_good(1.0, WINDOW)
-    history.add_bad()
+    history.add_good(1.0, WINDOW, 20)
+    history.add_bad(10)
     assert (history.bad_in_row, history.bad_steps) == (1, 3)
 
 
 def test_a_checkpoint_keeps_all_of_it():
     history = history_of(1.0, 2.5)
-    history.add_bad()
+    history.add_bad(10)
     history.passed_over = {12, 4}
     facts = json.loads(json.dumps(history.to_facts()))
     assert facts["passed_over"] == [4, 12]
@@ -68,8 +68,12 @@ def test_a_roll_back_restores_the_norms_and_counts_further():
     saved = history_of(1.0)
     saved.passed_over = {4}
     later = history_of(1.0, 2.0)
-    later.add_bad()
+    later.add_bad(20)
     after = later.after_roll_back(20, saved)
     assert list(after.norms) == [1.0]
     assert (after.bad_in_row, after.bad_steps) == (1, 1)
     assert after.passed_over == {4, 20}
+    after.add_good(1.0, WINDOW, 16)
+    assert after.bad_in_row == 1, "a repeated step"
+    after.add_good(1.0, WINDOW, 24)
+    assert after.bad_in_row == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import threading
 
@@ -24,6 +25,12 @@ def beat(rank: int, phases: int, age: float = 1.0) -> Heartbeat:
 def test_the_rank_with_the_fewest_phases_lags():
     (only,) = lagging_ranks([beat(0, 12), beat(1, 11), beat(2, 12)], 1000.0)
     assert (only["rank"], only["host"], only["silent_seconds"]) == (1, "node1", 0.0)
+
+
+def test_the_rank_that_reads_lags_whatever_a_later_stage_has_begun():
+    first, second = beat(0, 12), beat(1, 9)
+    (only,) = lagging_ranks([dataclasses.replace(first, phase="data"), second], 1000.0)
+    assert only["rank"] == 0
 
 
 def test_a_silent_rank_lags_whatever_it_did_before():
@@ -53,6 +60,8 @@ def test_an_orderly_end_leaves_no_file(tmp_path):
         assert watchdog._limit == WatchConfig().min_seconds
         watchdog.phase("compute", 5, 1000.0)
         assert watchdog._limit == 10_000.0
+        watchdog.phase("data", 5, 1000.0, least_seconds=20_000.0)
+        assert watchdog._limit == 20_000.0
         watchdog.phase("save", 5)
         assert watchdog._limit == 60 * WatchConfig().first_minutes
     assert [list((tmp_path / name).iterdir()) for name in (HEARTBEATS, STACKS)] == [[], []]
