@@ -158,7 +158,7 @@ def test_two_nodes_compute_what_one_machine_does_also_when_stopped_and_put_back(
     for before in log.split("the ranks: ")[:2]:  # Before the ranks of each start, which find everything indexed.
         assert "0: share 1 of 2 is indexed" in before and "1: share 2 of 2 is indexed" in before
         assert "every data file has its index" in before
-    assert log.count("that have no index or changed") == 2
+    assert log.count("without a current index") == 2
 
     second = write_stage("stage4", jobs.folder / "stage4", data, initial=jobs.folder / "stage1")
     job = jobs.submit(str(second))

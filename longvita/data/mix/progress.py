@@ -72,7 +72,7 @@ def _later_line(progress: IndexProgress, seconds: float) -> str:
 def _first_line(progress: IndexProgress) -> str:
     files = f"{progress.files:,} data file{'s' if progress.files > 1 else ''}"
     where = f", in {progress.processes} process{'es' if progress.processes > 1 else ''}" if progress.processes else ""
-    return f"indexing {decimal(progress.total)} of {files} that have no index or changed{where}"
+    return f"indexing {decimal(progress.total)} of {files} without a current index{where}"
 
 
 def _duration(seconds: float) -> str:

@@ -56,7 +56,7 @@ def test_data_are_indexed_before_the_ranks_start(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("RANK")
     result = CliRunner().invoke(app, command)
     assert (result.exit_code, indexed) == (0, [0, 3])
-    assert "3 data files that have no index or changed" in result.stderr
+    assert "3 data files without a current index" in result.stderr
 
 
 def test_processes_that_make_no_replicas_are_reported_with_their_lines(tmp_path: Path) -> None:

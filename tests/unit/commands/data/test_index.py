@@ -241,7 +241,7 @@ def test_lines_without_a_terminal(capsys):
     for done, now[0] in ((0, 100.0), (10, 110.0), (20, 120.0), (50, 175.0), (100, 300.0)):
         lines.print_due(IndexProgress(files=3, done=done * 10**9, total=100 * 10**9, quarantined=done, processes=8))
     assert capsys.readouterr().err.splitlines() == [
-        "indexing 100.0 GB of 3 data files that have no index or changed, in 8 processes",
+        "indexing 100.0 GB of 3 data files without a current index, in 8 processes",
         "indexing: 10% of 100.0 GB, 10 quarantined, about 90 s left",
         "indexing: 50% of 100.0 GB, 50 quarantined, about 75 s left",
     ]
