@@ -11,6 +11,7 @@ from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.media_refs import holds_media, media_refs, placed
 from longvita.data.formats.text import parse_json, parse_object
 from longvita.data.formats.turns import Messages, add_turn, parse_messages
+from longvita.data.formats.unread_media import describe_unread, unread_media
 from longvita.data.media.media_file import MediaRef
 from longvita.data.sample import (
     CHAT_ROLES,
@@ -110,8 +111,8 @@ def record_sample(record: Mapping[str, Any], options: FormatOptions) -> Sample:
     images, videos = (media_refs(values.take(noun), noun) for noun in ("images", "videos"))
     found, is_caption = _messages(values)
     _add_system(found, values)
-    if is_caption and not images and not videos and not any(map(any, found.owned.values())):
-        raise SampleError(Reason.INVALID_SAMPLE, "a caption without a picture or video")
+    if not images and not videos and not any(map(any, found.owned.values())):
+        _check_without_media(found, values, is_caption)
     _marks_of_videos(found, images, videos)
     if not any(found.owned.values()):
         found.turns = _marked(found.turns, len(images), len(videos))
@@ -238,6 +239,17 @@ def _marked(turns: Sequence[Turn], num_images: int, num_videos: int) -> list[Tur
         return list(turns)
     marked = replace(turns[first], text=mark_media(turns[first].text, num_images, num_videos))
     return [*turns[:first], marked, *turns[first + 1 :]]
+
+
+def _check_without_media(found: Messages, values: _Values, is_caption: bool) -> None:
+    """Raise SampleError if a record without media is not one of text alone: a caption, or one with unread media."""
+    if not any(found.owned.values()):
+        unused = {**values.unused(), **found.unused}
+        name = unread_media(unused)
+        if name is not None:
+            raise SampleError(Reason.MARK_COUNT, describe_unread(name, unused[name]))
+    if is_caption:
+        raise SampleError(Reason.INVALID_SAMPLE, "a caption without a picture or video")
 
 
 def _check_marks_without_media(found: Messages, values: _Values, used: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from longvita.data.errors import Reason, SampleError
 from longvita.data.formats.media_refs import DATA_ADDRESS, FILE_ADDRESS, REFERENCES, media_ref, transposed
 from longvita.data.formats.text import parse_json
+from longvita.data.formats.unread_media import TURN
 from longvita.data.media.media_file import MediaRef
 from longvita.data.media.suffixes import PICTURES, ending
 from longvita.data.sample import IMAGE_MARK, VIDEO_MARK, Turn, chat_role, checked_text
@@ -52,8 +53,8 @@ class Messages:
     """For each kind of mark, the own picture or video of each, None for a mark without."""
     bare_parts: set[str] = field(default_factory=set)
     """The marks of parts that stand for a picture or video and hold none."""
-    unused: set[str] = field(default_factory=set)
-    """Names of keys of turns that are not used."""
+    unused: dict[str, Any] = field(default_factory=dict)
+    """Keys of turns that are not used, and the first value of each."""
 
 
 def parse_messages(value: Any, roles: Sequence[tuple[str, str]]) -> Messages:
@@ -102,8 +103,9 @@ def _add_message(found: Messages, message: Any, roles: Sequence[tuple[str, str]]
             raise SampleError(Reason.EMPTY_TURN, f"turn {number} ({role}) has no text")
         add_turn(found, role, content, _has_loss(message, number))
         used = TURN_KEYS
-    more = [key for key in message if key not in used]
-    found.unused.update(f"turn.{key}" for key in more if message[key] not in (None, "", []))
+    for key, unused in message.items():
+        if key not in used and unused not in (None, "", []):
+            found.unused.setdefault(f"{TURN}{key}", unused)
 
 
 def _first(message: Mapping[str, Any], keys: Sequence[str]) -> Any:

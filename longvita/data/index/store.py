@@ -38,7 +38,7 @@ from longvita.data.index.process_pool import IndexProcessPool, PartTask
 from longvita.data.storage import remote
 from longvita.process_limits import open_more_files
 
-VERSION = 7
+VERSION = 8
 """Increased when the contents of the files change."""
 
 logger = logging.getLogger(__name__)

@@ -134,7 +134,7 @@ def test_broken_text_of_another_column_costs_nothing(tmp_path):
 
 @pytest.mark.parametrize("write, name", [(write_parquet, "a.parquet"), (write_arrow, "a.arrow")])
 def test_columns_that_are_not_used_are_named_row_by_row_if_they_are_small(tmp_path, write, name):
-    same = {"answer": "yes", "question": "?"}
+    same = {"answer": "yes", "question": "?", "image": RED}
     rows = [
         {**same, "note": "a", "size": 3, "tags": ["x"], "embedding": [0.5], "photo": None, "none": None},
         {**same, "note": None, "size": None, "tags": [], "embedding": None, "photo": None, "none": None},
