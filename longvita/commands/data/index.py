@@ -127,7 +127,8 @@ def _print_slow_tables(figures: dict[str, SourceIndex], arguments: str) -> None:
             command = f"longvita data convert {arguments} --source {shlex.quote(source)} --to webdataset --output DIR"
             print(
                 f"source {source!r}: a sample's images or videos cost up to {one.read_ratio:.0f} times their bytes to "
-                f"read, because a table's row group is read for them; fix: {command}, then data_paths: [DIR/*.tar]",
+                f"read, because a table's row group is read for them; fix: {command}, then "
+                "data_paths: [DIR/*.tar] without columns",
                 file=sys.stderr,
             )
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Part, Place
+from longvita.data.formats.dotted import missing_name
 from longvita.data.formats.record import COLUMNS, NESTED, FormatOptions, record_sample
 from longvita.data.formats.table_cells import TableRow
-from longvita.data.formats.table_values import Shape, holds_bytes, holds_cells, is_light
+from longvita.data.formats.table_values import Shape, holds_bytes, holds_cells, is_light, names_in, type_at
 from longvita.data.formats.tables import Table, open_table
 from longvita.data.formats.wrong_format import wrong_format
 from longvita.data.sample import Sample
@@ -111,19 +112,41 @@ class Parquet:
 
     def _columns(self, table: Table, path: str) -> list[str]:
         """Names of the columns to read. Raises DataError if a configured one does not exist, or if there is none."""
-        # A dot leads into a column.
-        tops = [name if name in table.columns else name.split(".")[0] for _, name in self.options.columns]
-        missing = [name for name in tops if name not in table.columns and NESTED not in table.columns]
+        for purpose, name in self.options.columns:
+            if name not in table.columns and (missing := _missing(table, purpose, name)):
+                raise DataError(f"data file {path}: {missing}")
         names = [name for purpose in COLUMNS for name in self.options.names_of(purpose)]
         wanted = {*names, *(name.split(".")[0] for name in names), NESTED}
         found = [name for name in table.columns if name in wanted]
-        if missing or not found:
-            which = f"no column {missing[0]!r}" if missing else "no column with messages or captions"
+        if not found:
             raise DataError(
-                f"data file {path} has {which}; it has {shorten(', '.join(table.columns))}: see the source's columns "
-                f"({', '.join(COLUMNS)})"
+                f"data file {path} has no column with messages or captions; it has "
+                f"{shorten(', '.join(table.columns))}: see the source's columns ({', '.join(COLUMNS)})"
             )
         return found
+
+
+def _missing(table: Table, purpose: str, name: str) -> str | None:
+    """Describe why a table has no column or field of a name, with the fix; None if it has, or if its JSON text may."""
+    steps, kind = name.split("."), _record_type(table)
+    is_in_text = NESTED in table.columns and not names_in(table.type_of(NESTED)) and steps[0] not in table.columns
+    if name in names_in(kind) or is_in_text:
+        return None
+    for number, step in enumerate(steps):
+        names, kind = names_in(kind), type_at(kind, step)
+        if kind is None:
+            return missing_name(purpose, steps, number, names or ["values without names"])
+    return None
+
+
+def _record_type(table: Table) -> Any:
+    """The type of a table's records: its columns, and the fields of NESTED."""
+    import pyarrow
+
+    kinds = {name: table.type_of(name) for name in table.columns}
+    nested = kinds.get(NESTED)
+    inner = {} if nested is None else {name: type_at(nested, name) for name in names_in(nested)}
+    return pyarrow.struct(list({**inner, **kinds}.items()))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from longvita.config.schema import PROMPT, DatasetConfig
 from longvita.data.errors import DataError, Reason, SampleError
+from longvita.data.formats.dotted import missing_value, top_of, value_at
 from longvita.data.formats.media_refs import holds_media, media_refs, placed
 from longvita.data.formats.text import parse_json, parse_object
 from longvita.data.formats.turns import Messages, add_turn, parse_messages
@@ -70,9 +71,9 @@ class FormatOptions:
         return tuple(name for key, name in self.columns if key == purpose) or COLUMNS[purpose]
 
     def text_kinds(self) -> list[tuple[str, ...]]:
-        """TEXT_KINDS, those that the config names first."""
+        """Those of TEXT_KINDS that the config names, all if it names none."""
         named = {key for key, _ in self.columns}
-        return sorted(TEXT_KINDS, key=lambda kind: named.isdisjoint(kind))
+        return [kind for kind in TEXT_KINDS if not named.isdisjoint(kind)] or list(TEXT_KINDS)
 
 
 NO_OPTIONS = FormatOptions()
@@ -143,31 +144,33 @@ class _Values:
 
     def take(self, purpose: str) -> Any:
         """The first value that is not empty, else an empty one, None if there is none."""
-        found = [(name, value) for name in self.options.names_of(purpose) if (value := self._value(name)) is not None]
+        found = [
+            (name, value)
+            for name in self.options.names_of(purpose)
+            if (value := value_at(self.record, name)) is not None
+        ]
         for name, value in [pair for pair in found if pair[1] not in EMPTY] or found:
-            self._taken.add(name if name in self.record else name.split(".")[0])
+            self._taken.add(top_of(name, self.record))
             return value
         return None
 
     def give_back(self, purpose: str) -> None:
         """Count a value as unused although it was taken."""
-        self._taken -= {name if name in self.record else name.split(".")[0] for name in self.options.names_of(purpose)}
+        self._taken -= {top_of(name, self.record) for name in self.options.names_of(purpose)}
 
     def unused(self) -> dict[str, Any]:
         """The values that were not taken, without empty ones and those without a meaning."""
         skipped = {*self._taken, *WITHOUT_MEANING}
         return {str(name): value for name, value in self.record.items() if name not in skipped and value not in EMPTY}
 
-    def _value(self, name: str) -> Any:
-        if name in self.record:
-            return self.record[name]
-        value: Any = self.record
-        for step in name.split(".") if "." in name else ():
-            if isinstance(value, list) and step.isdecimal():
-                value = value[int(step)] if int(step) < len(value) else None
-            else:
-                value = value.get(step) if isinstance(value, dict) else None
-        return None if value is self.record else value
+    def no_text(self) -> str:
+        """Describe why there is no text, with the fix: the config's first column of texts without a value, if any."""
+        kinds = {purpose for kind in self.options.text_kinds() for purpose in kind}
+        for purpose, name in self.options.columns:
+            if purpose in kinds and value_at(self.record, name) in (None, []):
+                return missing_value(self.record, purpose, name)
+        fix = "fix: name them in the source's columns"
+        return f"no messages, no question and answer, no caption among {self.names()}; {fix}"
 
     def names(self) -> str:
         """The names of the values; those of nulls are marked."""
@@ -192,11 +195,7 @@ def _messages(values: _Values) -> tuple[Messages, bool]:
             text = str(text) if isinstance(text, int | float) else text
             add_turn(found, role, checked_text(text, number))
         return found, is_caption
-    raise SampleError(
-        Reason.INVALID_SAMPLE,
-        f"no messages, no question and answer, no caption among {values.names()}; fix: name them in the source's "
-        "columns",
-    )
+    raise SampleError(Reason.INVALID_SAMPLE, values.no_text())
 
 
 def _caption(value: Any) -> Any:

@@ -37,6 +37,20 @@ def is_bytes(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
+def names_in(kind: Any) -> list[str]:
+    """The names of a struct's fields; none of another type."""
+    from pyarrow import types
+
+    return [field.name for field in kind] if types.is_struct(kind) else []
+
+
+def type_at(kind: Any, step: str) -> Any:
+    """The type of a struct's field or, for a number, of a list's elements; None if there is none."""
+    if _is_list(kind) and step.isdecimal():
+        return kind.value_type
+    return kind.field(step).type if step in names_in(kind) else None
+
+
 @functools.lru_cache(maxsize=1024)
 def leaf_cells(kind: Any) -> tuple[bool, ...]:
     """Whether each leaf of a type, in the order of Parquet's columns, holds cells. The bytes of a map are no cells."""

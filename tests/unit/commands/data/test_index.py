@@ -105,11 +105,11 @@ def test_large_row_groups(folder, write, name, ratio):
     for line in lines:
         assert "source 'the scans': a sample's images or videos cost up to 12 times their bytes" in line
         command, _, then = line.partition("fix: ")[2].partition(", then ")
-        assert then == "data_paths: [DIR/*.tar]"
+        assert then == "data_paths: [DIR/*.tar] without columns"
         words = shlex.split(command.replace("DIR", str(folder / "out")))
         assert words[0] == "longvita"
         assert CliRunner().invoke(app, words[1:]).exit_code == 0
-        sources["the scans"]["data_paths"] = ["out/*.tar"]
+        sources["the scans"] = {"data_paths": ["out/*.tar"]}
         again = run(write_config(folder, sources), "--json")
         converted = json.loads(again.stdout)["training"]["the scans"]
         assert converted["read_ratio"] == 0

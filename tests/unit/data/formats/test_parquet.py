@@ -163,11 +163,44 @@ def test_a_file_that_is_no_table(tmp_path, name):
 def test_a_missing_column(tmp_path):
     path = write_arrow(tmp_path / "a.arrow", [{"caption": "a", "jpg": RED}])
     format = make_format("parquet", options(images="png"))
-    with pytest.raises(DataError, match=r"no column 'png'; it has caption, jpg: see the source's columns"):
+    with pytest.raises(
+        DataError, match="name 'png' for images, but there are only caption, jpg; fix: columns: {images"
+    ):
         format.parts(str(path), 100)
     path = write_parquet(tmp_path / "b.parquet", [{"a": 1}])
     with pytest.raises(DataError, match="no column with messages or captions; it has a"):
         make_format("parquet", NO_OPTIONS).parts(str(path), 100)
+
+
+@pytest.mark.parametrize(
+    "name, problem",
+    [
+        ("meta.descripton", "'meta' has only description, tags; fix: columns: {caption: meta.description}"),
+        ("meta.tags.0.x", "'meta.tags.0' has only values without names; fix: name another one"),
+        ("mata.tags.0", "there are only about, caption, jpg, meta, json; fix: columns: {caption: meta.tags.0}"),
+        ("about.titel", "'about' has only title; fix: columns: {caption: about.title}"),
+        ("meta.description", None), ("meta.tags.0", None), ("about.title", None),
+    ],
+)  # fmt: skip
+def test_a_missing_field(tmp_path, name, problem):
+    """The usual caption is not read in its place."""
+    meta = {"description": "it", "tags": ["a"]}
+    row = {"caption": "short", "jpg": RED, "meta": meta, "json": {"about": {"title": "b"}}}
+    path = write_parquet(tmp_path / "a.parquet", [row])
+    if problem is None:
+        assert samples_of("parquet", path, options(caption=name))[0].turns[1].text in ("it", "a", "b")
+        return
+    with pytest.raises(DataError) as caught:
+        make_format("parquet", options(caption=name)).parts(str(path), 100)
+    assert problem in str(caught.value)
+
+
+def test_a_name_in_json_text_is_looked_up_in_each_row(tmp_path):
+    rows = [{"jpg": RED, "txt": "short", "json": text} for text in ('{"a": {"b": "it"}}', '{"a": {"c": "it"}}')]
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    found = [content for _, _, content in read_all("parquet", path, options=options(caption="a.b"))]
+    assert (found[0].turns[1].text, found[1].reason) == ("it", Reason.INVALID_SAMPLE)
+    assert "'a' has only c" in found[1].detail
 
 
 def test_a_missing_row(tmp_path):

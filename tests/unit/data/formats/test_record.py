@@ -92,10 +92,30 @@ def test_what_is_not_used_is_named(record, unused):
 def test_columns_that_the_config_names_come_first():
     record = {**conversation("x", "y"), "caption": "z", "image": "a.png", "meta": {"long": ["a", "b"]}}
     texts = []
-    for columns in ({}, {"caption": "caption"}, {"caption": "meta.long.1"}, {"question": "none", "answer": "caption"}):
+    for columns in ({}, {"caption": "caption"}, {"caption": "meta.long.1"}, {"messages": "none", "caption": "caption"}):
         sample = record_sample(record, FormatOptions(tuple(columns.items()), "What?"))
         texts.append([turn.text for turn in sample.turns])
-    assert texts == [["<image>\nx", "y"], ["<image>\nWhat?", "z"], ["<image>\nWhat?", "b"], ["<image>\nx", "y"]]
+    assert texts == [["<image>\nx", "y"], ["<image>\nWhat?", "z"], ["<image>\nWhat?", "b"], ["<image>\nWhat?", "z"]]
+
+
+@pytest.mark.parametrize(
+    "columns, detail",
+    [
+        ({"caption": "long_captoin"}, "for caption, but there are only conversations, "),
+        ({"caption": "long_captoin"}, "fix: columns: {caption: long_caption}"),
+        ({"caption": "meta.lonk"}, "'meta' has only long, null; fix: columns: {caption: meta.long}"),
+        ({"caption": "meta.long.7"}, "'meta.long' has only 2 elements; fix: name another one"),
+        ({"caption": "meta.null"}, "name 'meta.null' for caption, which is empty; fix: name another one"),
+        ({"messages": "meta.long.0.x"}, "'meta.long.0' has only a value without names"),
+        ({"question": "none", "answer": "long_caption"}, "name 'none' for question"),
+        ({"answer": "long_caption"}, "no messages, no question and answer, no caption among conversations, "),
+    ],
+)
+def test_no_other_text_stands_in_for_that_of_the_columns(columns, detail):
+    record = {**llava("x"), "caption": "short", "long_caption": "long", "image": "a.png"}
+    record["meta"] = {"long": ["a", "b"], "null": None}
+    error = refused(record, FormatOptions(tuple(columns.items())))
+    assert (error.reason, detail in error.detail) == (Reason.INVALID_SAMPLE, True), error.detail
 
 
 def test_options_of_a_command_line():

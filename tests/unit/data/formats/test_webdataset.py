@@ -46,12 +46,11 @@ def test_texts_of_all_kinds(tmp_path):
         ("2.0.png", RED), ("2.1.png", BLUE), ("2.json", DUMPED(conversation("<image>then<image>?", "yes"))),
         ("3.png", RED), ("3.cls", "7"),
         ("4.png", RED), ("4.json", DUMPED({"caption": "red", "width": 8})),
-        ("5.json", DUMPED({"prompt": "say it", "label": "it"})),
+        ("5.json", DUMPED({"question": "say it", "answer": "it"})),
         ("6.png", RED), ("6.json", DUMPED({"width": 8})), ("6.txt", "red"), ("6.npy", b"anything"),
     ]  # fmt: skip
     path = write_tar(tmp_path / "a.tar", members)
-    options = FormatOptions((("question", "prompt"), ("answer", "label")), "What?")
-    samples = samples_of("webdataset", path, options)
+    samples = samples_of("webdataset", path, FormatOptions((), "What?"))
     assert [[turn.text for turn in sample.turns] for sample in samples] == [
         ["<image>what?", "red"],
         ["<image>then<image>?", "yes"],
