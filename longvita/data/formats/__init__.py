@@ -29,13 +29,15 @@ def make_format(name: str, options: FormatOptions) -> Format:
 
 
 def read_samples(path: str, name: str | None, options: FormatOptions) -> Iterator[tuple[Place, Sample | SampleError]]:
-    """Yield all samples of a data file in order. Raises DataError if the file does not exist.
+    """Yield all samples of a data file in order. Raises DataError if the file does not exist, or is a folder.
 
     name: name of the format; when None, it follows from the file's suffix.
     """
     if not remote.exists(path):
         raise DataError(f"data file {path} does not exist")
     format = make_format(format_of(path, name), options)
+    if format.name != Captions.name and remote.is_folder(path):
+        raise DataError(f"{path} is a folder, not a file of format {format.name}; fix: name its files, or no format")
     for part in format.parts(path, sys.maxsize):
         for place, sample in format.samples(path, part):
             if sample is not None:

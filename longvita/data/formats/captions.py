@@ -20,6 +20,7 @@ from typing import Any
 
 from longvita.data.errors import DataError, Reason, SampleError
 from longvita.data.formats.base import Part, Place, digest_bytes
+from longvita.data.formats.folders import CAPTION_LISTS
 from longvita.data.formats.jsonl import Jsonl, lines_of
 from longvita.data.formats.record import FormatOptions, record_sample
 from longvita.data.formats.text import decode, parse_object
@@ -34,7 +35,6 @@ QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
 """A field in quotes."""
 REST_OF_QUOTED = re.compile(rb'(?:[^"]++|"")*+"')
 """The rest of a quoted field that began in an earlier line."""
-LISTS = ("metadata.jsonl", "captions.csv")
 FILE_NAMES = ("file_name", "image", "video", "path", "file")
 """Names of a list's column with the path of the picture or video below the folder."""
 TEXTS = ("txt", "json")
@@ -151,7 +151,7 @@ def _with_media_file(record: dict[str, Any], folder: str, name: str, options: Fo
 
 def _list_of(folder: str) -> str | None:
     """Path of the folder's list of captions, None if it has none."""
-    return next((path for name in LISTS if remote.exists(path := remote.join(folder, name))), None)
+    return next((path for name in CAPTION_LISTS if remote.exists(path := remote.join(folder, name))), None)
 
 
 @functools.lru_cache(maxsize=FOLDERS_KEPT)

@@ -8,6 +8,7 @@ from typing import Any
 
 from longvita.config.schema import DataConfig
 from longvita.data.errors import DataError
+from longvita.data.formats.folders import files_of_folder
 from longvita.data.media.suffixes import ending
 from longvita.data.storage import remote
 
@@ -16,12 +17,6 @@ OTHER_FORMATS = ("gz", "tgz", "zip", "bz2", "xz", "zst", "7z", "rar", "csv", "ts
 """File name extensions that are never JSONL."""
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """{000..127}: includes both ends; numbers have at least as many digits as the first one."""
-TABLES = ("*.arrow", "train/*.arrow", "data/*.parquet", "*.parquet")
-"""Where a folder of the library `datasets` or of the Hub has its tables; the first pattern with files is used."""
-SPLIT = "train"
-"""Prefix of the names of a folder's training files, if it has any."""
-CACHE = "cache-"
-"""Prefix of the names of the cache files of `datasets`."""
 SHARD_LIST = "wids-shard-index"
 """Marks a list of WebDataset shards."""
 
@@ -49,19 +44,29 @@ def data_file(data: DataConfig, path: str) -> str:
 def files_of_entry(root: str, entry: str) -> list[str]:
     """List the files that an entry names, sorted, relative to data_root if the entry is.
 
-    An entry that matches nothing is returned unchanged, as a missing path. Raises DataError for an empty range and for
-    a broken list of shards.
+    An entry that matches nothing is returned unchanged, as a missing path. Raises DataError for an empty range, a
+    broken list of shards and a folder without data.
     """
     path = remote.join(root, entry)
     names = expand_ranges(entry)
     if names != [entry]:
         return [file for name in names for file in files_of_entry(root, name)]
     if any(character in entry for character in remote.GLOB_CHARACTERS) and not remote.exists(path):
-        return remote.matches(root, entry) or [entry]
+        found = remote.matches(root, entry)
+        return [file for name in found for file in _files_of_match(root, name)] or [entry]
+    if remote.is_folder(path):
+        return files_of_folder(path, entry)
     if path.endswith(".json"):
         folder = entry.rpartition("/")[0]
         return [remote.join(folder, name) if folder else name for name in _shards(path)] or [entry]
-    return [remote.join(entry, name) for name in _tables(path)] or [entry]
+    return [entry]
+
+
+def _files_of_match(root: str, name: str) -> list[str]:
+    """The files of what a pattern matched, which may be a folder unless it is called as a data file."""
+    path = remote.join(root, name)
+    is_folder = ending(name) not in FORMAT_OF_ENDING and remote.is_folder(path)
+    return files_of_folder(path, name) if is_folder else [name]
 
 
 def expand_ranges(entry: str) -> list[str]:
@@ -75,17 +80,6 @@ def expand_ranges(entry: str) -> list[str]:
     before, after = entry[: match.start()], entry[match.end() :]
     numbers = (f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1))
     return [one for number in numbers for one in expand_ranges(before + number + after)]
-
-
-def _tables(path: str) -> list[str]:
-    """List the tables of a folder of `datasets`, relative to it: those of its training split if it has one."""
-    if not remote.is_folder(path):
-        return []
-    for pattern in TABLES:
-        found = [file for file in remote.matches(path, pattern) if not file.rpartition("/")[2].startswith(CACHE)]
-        if found:
-            return [file for file in found if file.rpartition("/")[2].startswith(SPLIT)] or found
-    return []
 
 
 def _shards(path: str) -> list[str]:

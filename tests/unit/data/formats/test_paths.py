@@ -73,7 +73,8 @@ def test_folders_of_tables(tmp_path):
         (tmp_path / name).write_text("")
     assert names(tmp_path, "split") == ["split/train/data-0.arrow"]
     (tmp_path / "saved/cache-0123.arrow").write_text("")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/red").mkdir(parents=True)
+    (tmp_path / "pictures/red/a.png").write_text("")
     assert names(tmp_path, "hub") == ["hub/data/train-0.parquet", "hub/data/train-1.parquet"]
     assert names(tmp_path, "saved") == ["saved/data-00000-of-00002.arrow", "saved/data-00001-of-00002.arrow"]
     assert names(tmp_path, "pictures") == ["pictures"]
