@@ -28,7 +28,8 @@ MAX_NAMED = 5
 def files_of_folder(path: str, entry: str) -> list[str]:
     """List the files of a folder that data_paths names `entry`: the tables of its training split, or all of them.
 
-    A folder of captions is its own and only file. Raises DataError for a folder of anything else.
+    A folder of captions is its own and only file; so is an empty one in a data file's place, which counts as missing.
+    Raises DataError for a folder of anything else.
     """
     entry = entry.rstrip("/") or entry
     for pattern in TABLES:
@@ -36,7 +37,8 @@ def files_of_folder(path: str, entry: str) -> list[str]:
         if found:
             _check_sidecars(path, entry, found)
             return [remote.join(entry, name) for name in _training_split(entry, found)]
-    if not _holds_captions(path):
+    is_missing_file = ending(entry) in DATA_FILES and not remote.files_below(path)
+    if not is_missing_file and not _holds_captions(path):
         raise DataError(_describe(path, entry))
     return [entry]
 

@@ -163,6 +163,13 @@ class _Values:
         skipped = {*self._taken, *WITHOUT_MEANING}
         return {str(name): value for name, value in self.record.items() if name not in skipped and value not in EMPTY}
 
+    def several(self, purpose: str, texts: list) -> str:
+        """Describe a purpose that has a list of texts in place of one, with the fix."""
+        name = next(name for name in self.options.names_of(purpose) if value_at(self.record, name) not in EMPTY)
+        first = f"{shorten(name)}.0.KEY" if any(isinstance(text, dict) for text in texts) else f"{shorten(name)}.0"
+        count = sum(text is not None for text in texts)
+        return f"{count} texts for {purpose}; fix: name one of them, such as columns: {{{purpose}: {first}}}"
+
     def no_text(self) -> str:
         """Describe why there is no text, with the fix: the config's first column of texts without a value, if any."""
         kinds = {purpose for kind in self.options.text_kinds() for purpose in kind}
@@ -192,6 +199,8 @@ def _messages(values: _Values) -> tuple[Messages, bool]:
         question, answer = (values.options.prompt, _caption(taken[0])) if is_caption else taken
         found = Messages()
         for number, (role, text) in enumerate((("user", question), ("assistant", answer))):
+            if isinstance(text, list):
+                raise SampleError(Reason.INVALID_SAMPLE, values.several(kind[-1] if number else kind[0], text))
             text = str(text) if isinstance(text, int | float) else text
             add_turn(found, role, checked_text(text, number))
         return found, is_caption
@@ -199,15 +208,13 @@ def _messages(values: _Values) -> tuple[Messages, bool]:
 
 
 def _caption(value: Any) -> Any:
-    """One caption: of several that are numbered, that of the complete film. Raises SampleError for several others."""
+    """One caption: of several that are numbered, that of the complete film; several others are returned."""
     if not isinstance(value, list):
         return value
     numbered = [one.get("content") for one in value if isinstance(one, dict) and one.get("idx") in WHOLE_FILM]
     texts = numbered or [one for one in value if one is not None]
     if len(texts) != 1:
-        raise SampleError(
-            Reason.INVALID_SAMPLE, f"{len(texts)} captions; fix: name one in the source's columns, such as captions.0"
-        )
+        return value
     return texts[0]
 
 

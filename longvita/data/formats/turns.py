@@ -97,6 +97,7 @@ def _add_message(found: Messages, message: Any, roles: Sequence[tuple[str, str]]
         add_turn(found, "assistant", message[pair[1]])
         used = frozenset(pair)
     else:
+        _check_keys(message, number)
         role = chat_role(_first(message, ROLE_KEYS), number, roles)
         content = _first(message, TEXT_KEYS)
         if content is None:
@@ -106,6 +107,17 @@ def _add_message(found: Messages, message: Any, roles: Sequence[tuple[str, str]]
     for key, unused in message.items():
         if key not in used and unused not in (None, "", []):
             found.unused.setdefault(f"{TURN}{key}", unused)
+
+
+def _check_keys(message: Mapping[str, Any], number: int) -> None:
+    """Raise SampleError for a turn that has no key of a role."""
+    if _first(message, ROLE_KEYS) is None:
+        keys, pairs = shorten(", ".join(map(str, message))), " or ".join(" and ".join(keys) for keys in PAIRS)
+        raise SampleError(
+            Reason.INVALID_SAMPLE,
+            f"turn {number} has no {' or '.join(ROLE_KEYS)}, but {keys or 'nothing'}; fix: write role and content, or "
+            f"{pairs}, or name one text in the source's columns, such as question: LIST.0.KEY",
+        )
 
 
 def _first(message: Mapping[str, Any], keys: Sequence[str]) -> Any:

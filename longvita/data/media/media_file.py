@@ -168,11 +168,19 @@ def resolve(ref: MediaRef, root: str | os.PathLike) -> Path | FilePart | Embedde
             )
         raise MediaError(
             Reason.OUTSIDE_MEDIA_ROOT,
-            f"{shorten(ref)} leads outside the media root {root}; set data.media_root (or the source's media_root) to "
-            "a folder that holds it, / for any path",
+            f"{shorten(ref)} leads outside the media root {root}; fix: {_fix_of_outside(ref, root)}",
         )
     path = remote.join(root, ref)
     return FilePart(path) if remote.is_remote(path) else Path(path)
+
+
+def _fix_of_outside(path: str, root: str | os.PathLike) -> str:
+    """What to do about a path that leads outside the media root: one with a slash too many may be meant below it."""
+    inner = path.lstrip("/")
+    is_below = path != inner and not leads_outside(inner, root) and remote.exists(remote.join(root, inner))
+    if is_below and not remote.exists(path):
+        return f"remove its leading slash, since {shorten(inner)} is in the media root"
+    return "set data.media_root (or the source's media_root) to a folder that holds it, / for any path"
 
 
 def leads_outside(path: str, root: str | os.PathLike) -> bool:

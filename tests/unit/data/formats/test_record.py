@@ -154,6 +154,31 @@ def test_parts_find_the_files_of_their_container_by_name():
     assert (error.reason, "fix: name each of the images once" in error.detail) == (Reason.MARK_COUNT, True)
 
 
+def test_turns_of_other_keys():
+    detail = refused({"messages": [{"i": 1, "q": "x", "a": "y"}]}).detail
+    assert "turn 0 has no role or from, but i, q, a; fix: write role and content, or user and assistant or" in detail
+    columns = FormatOptions((("answer", "QA.0.a"), ("question", "QA.0.q")))
+    assert record_sample({"QA": [{"i": 1, "q": "x", "a": "y"}]}, columns).turns[1].text == "y"
+
+
+@pytest.mark.parametrize(
+    "purpose, values, first",
+    [
+        ("answer", {"question": "x", "answers": ["a", "b"]}, "answers.0"),
+        ("answer", {"question": "x", "answers": [{"answer": "a"}, {"answer": "b"}]}, "answers.0.KEY"),
+        ("question", {"asked": ["x", "y"], "answer": "a"}, "asked.0"),
+        ("caption", {"captions": ["a", "b"], "image": "a.png"}, "captions.0"),
+    ],
+)
+def test_a_list_in_place_of_a_text_names_its_first_element(purpose, values, first):
+    name = first.partition(".")[0]
+    detail = refused(values, FormatOptions(((purpose, name),))).detail
+    assert detail == f"2 texts for {purpose}; fix: name one of them, such as columns: {{{purpose}: {first}}}"
+    column = first.replace("KEY", "answer")
+    sample = record_sample(values, FormatOptions(((purpose, column),), "x"))
+    assert "a" in sample.turns[1].text and "x" in sample.turns[0].text
+
+
 def test_an_empty_user_turn_is_none():
     assert refused({"messages": [{"role": "user", "content": ""}, ANSWER]}).reason == Reason.EMPTY_TURN
     system = {"role": "system", "content": ""}

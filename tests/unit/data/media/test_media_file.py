@@ -177,7 +177,9 @@ def test_paths_below_the_media_root(path):
 
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_paths_that_lead_outside(path):
-    with pytest.raises(MediaError, match="outside the media root /data/media; .*set (data.)?media_root") as caught:
+    with pytest.raises(
+        MediaError, match="outside the media root /data/media; .*fix: .*set (data.)?media_root"
+    ) as caught:
         resolve(path, "/data/media")
     assert caught.value.reason == Reason.OUTSIDE_MEDIA_ROOT
     assert leads_outside(path, "/") == path.startswith("s3")
@@ -190,6 +192,15 @@ def test_addresses_that_lead_outside(path):
     assert leads_outside(path, "s3://bucket/media")
     assert not leads_outside("b/a", "s3://bucket/media")
     assert not leads_outside("s3://bucket/media/a", "s3://bucket/media/")
+
+
+def test_a_leading_slash_too_many(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(b"")
+    with pytest.raises(MediaError, match=r"fix: remove its leading slash, since a/1.png is in the media root$"):
+        resolve("/a/1.png", tmp_path)
+    with pytest.raises(MediaError, match=r"fix: set data.media_root"):
+        resolve("/a/2.png", tmp_path)
 
 
 def test_an_address_is_refused_with_the_fix():
