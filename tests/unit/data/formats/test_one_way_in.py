@@ -185,8 +185,9 @@ REFUSED: dict[str, tuple[dict, Reason, str]] = {
         {"conversations": {"from": ["human"], "value": ["x", "y"]}}, Reason.INVALID_SAMPLE, "1 from, 2 value"),
     "a caption of nothing": ({"caption": "red"}, Reason.INVALID_SAMPLE, "a caption without a picture or video"),
     "several captions": (
-        {"captions": ["one", "two"], "image": "a.png"}, Reason.INVALID_SAMPLE, "fix: name one in the source's columns"),
-    "a list as the answer": ({"question": "x", "answer": ["y", "z"]}, Reason.INVALID_SAMPLE, "of type list, not text"),
+        {"captions": ["one", "two"], "image": "a.png"}, Reason.INVALID_SAMPLE, "columns: {caption: captions.0}"),
+    "a list as the answer": ({"question": "x", "answer": ["y", "z"]}, Reason.INVALID_SAMPLE,
+        "columns: {answer: answer.0}"),
 }  # fmt: skip
 
 TABLES = {"parquet": write_parquet, "arrow": write_arrow}
