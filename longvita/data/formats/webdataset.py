@@ -8,8 +8,9 @@ import hashlib
 import itertools
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from longvita.data.formats.text import decode, parse_object
 from longvita.data.formats.wrong_format import wrong_format
 from longvita.data.media.media_file import FilePart
 from longvita.data.media.suffixes import PICTURES, VIDEOS, ending
+from longvita.data.natural_order import natural_key
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 from longvita.data.storage.retries import with_retries
@@ -206,13 +208,21 @@ def _damaged(runs: Runs) -> SampleError:
 
 
 def _named(value: Any, parts: Sequence[FilePart]) -> list[Any]:
-    """Listed media: the member of that name, with or without folders; any other name is a path.
+    """Listed media: the member of that name, with any folders or none; any other name is a path.
 
     If no name matches and there are as many names as members, the list means the members: pictures were renamed.
     """
-    known = {os.path.basename(part.name): part for part in parts} | {part.name: part for part in parts}
     listed = transposed(value)
     names = [name for name in (listed if isinstance(listed, list) else [listed]) if name is not None]
-    if len(names) == len(parts) and not any(name in known for name in names if isinstance(name, str)):
-        return list(parts)
-    return [known.get(name, name) if isinstance(name, str) else name for name in names]
+    members = {os.path.normpath(part.name): part for part in parts}
+    by_base = {os.path.basename(path): part for path, part in members.items()}
+    bases = {path: os.path.basename(path) for path in map(os.path.normpath, filter(_is_text, names))}
+    if len(names) == len(parts) and by_base.keys().isdisjoint(bases.values()):
+        return sorted(parts, key=lambda part: natural_key(part.name))
+    counts = Counter(bases.values())  # Of two folders with one file name, neither is that of the member.
+    known = {path: by_base[base] for path, base in bases.items() if base in by_base and counts[base] == 1} | members
+    return [known.get(os.path.normpath(name), name) if _is_text(name) else name for name in names]
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str)

@@ -11,7 +11,6 @@ import bisect
 import collections
 import itertools
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from longvita.data.media.packet_store import PacketStore
 from longvita.data.media.packets import open_container, video_stream
 from longvita.data.media.pictures.picture_file import MAX_PIXELS, open_picture
 from longvita.data.media.pyav_reader import Damage, NoDecoderError, read_with_pyav
+from longvita.data.natural_order import natural_key
 from longvita.errors import shorten
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -138,12 +138,7 @@ def _frame_step(num_frames: int, fps: float, max_fps: float, max_num_frames: int
 def list_frames(folder: MediaFile) -> list[MediaFile]:
     """Frame pictures of a folder in natural order (frame2 before frame10)."""
     frames = [entry for entry in media_file.files_in(folder) if os.path.splitext(entry[0])[1].lower() in FRAME_SUFFIXES]
-    return [source for _, source in sorted(frames, key=lambda entry: _natural_key(entry[0]))]
-
-
-def _natural_key(name: str) -> tuple:
-    parts = re.split(r"(\d+)", name)
-    return tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts)
+    return [source for _, source in sorted(frames, key=lambda entry: natural_key(entry[0]))]
 
 
 def probe_video(path: MediaFile, store: PacketStore | None = None, folder_fps: float | None = None) -> VideoFacts:

@@ -78,6 +78,30 @@ def test_a_list_of_old_names_means_the_members(tmp_path):
     assert [read_bytes(ref) for ref in sample.images] == [RED, BLUE]
 
 
+@pytest.mark.parametrize("folder", ["", "img/", "./img/", "./"])
+@pytest.mark.parametrize("listed", ["", "./", "img/", "train/2017/", "/mnt/train/"])
+def test_listed_names_are_matched_without_their_folders(tmp_path, folder, listed):
+    text = DUMPED(llava("<image><image>?", image=[f"{listed}s.b.png", f"{listed}s.a.png"]))
+    members = [(f"{folder}s.json", text), (f"{folder}s.a.png", RED), (f"{folder}s.b.png", BLUE)]
+    (sample,) = samples_of("webdataset", write_tar(tmp_path / "a.tar", members))
+    assert [read_bytes(ref) for ref in sample.images] == [BLUE, RED]
+
+
+def test_two_listed_files_of_one_name_are_not_one_member(tmp_path):
+    text = DUMPED(llava("<image><image>?", image=["x/s.a.png", "y/s.a.png"]))
+    members = [("s.json", text), ("s.a.png", RED), ("s.b.png", BLUE)]
+    (sample,) = samples_of("webdataset", write_tar(tmp_path / "a.tar", members))
+    assert sample.images == ("x/s.a.png", "y/s.a.png")
+
+
+def test_renamed_members_are_in_natural_order(tmp_path):
+    colours = [png(f"#0000{number:02x}") for number in range(12)]
+    text = DUMPED(llava("<image>" * 12, image=[f"coco/{number}.jpg" for number in range(12)]))
+    members = sorted((f"s.{number}.png", colour) for number, colour in enumerate(colours))
+    (sample,) = samples_of("webdataset", write_tar(tmp_path / "a.tar", [*members, ("s.json", text)]))
+    assert [read_bytes(ref) for ref in sample.images] == colours
+
+
 def add_entry(path, name, kind, link="/etc/passwd"):
     with tarfile.open(path, "a") as archive:
         info = tarfile.TarInfo(name)
