@@ -148,7 +148,10 @@ class _Members:
         for kind, parts in self._media.items():
             name = next((name for name in options.names_of(kind) if record.get(name) not in EMPTY), "")
             # If the text lists its media, that list sets their order and number.
-            record[name or options.names_of(kind)[0]] = _named(record[name], parts) if name else parts
+            used = _named(record[name], parts) if name else parts
+            record[name or options.names_of(kind)[0]] = used
+            left = {part.name for part in parts}.difference(one.name for one in used if isinstance(one, FilePart))
+            self._others.update(f".{ending(name)}" for name in left)
         sample = record_sample(record, options)
         others = {*self._others, *(f".{end}" for end in CAPTIONS[1:] if len(captions) > 1)}
         return dataclasses.replace(sample, unused=tuple(sorted({*sample.unused, *others})))

@@ -87,6 +87,14 @@ def test_listed_names_are_matched_without_their_folders(tmp_path, folder, listed
     assert [read_bytes(ref) for ref in sample.images] == [BLUE, RED]
 
 
+@pytest.mark.parametrize("listed", [["s.a.png"], ["train/s.a.png"], ["other.png"]])
+def test_members_that_the_text_does_not_list_are_named(tmp_path, listed):
+    members = [("s.json", DUMPED(llava("<image>?", image=listed))), ("s.a.png", RED), ("s.b.jpg", BLUE)]
+    (sample,) = samples_of("webdataset", write_tar(tmp_path / "a.tar", members))
+    assert len(sample.images) == 1
+    assert sample.unused == ((".jpg", ".png") if listed == ["other.png"] else (".jpg",))
+
+
 def test_two_listed_files_of_one_name_are_not_one_member(tmp_path):
     text = DUMPED(llava("<image><image>?", image=["x/s.a.png", "y/s.a.png"]))
     members = [("s.json", text), ("s.a.png", RED), ("s.b.png", BLUE)]
