@@ -49,7 +49,9 @@ MAX_UNUSED_NAMES = 50
 MAX_NAME = 60
 """Characters of such a name."""
 OTHER_NAMES = "(other names)"
-NO_SHAPES = np.zeros(0, "S1")
+NO_SHAPES, NO_SHAPE = np.zeros(0, "S1"), np.zeros(1, "S1")
+Shapes = tuple[np.ndarray, np.ndarray]
+"""The columns `shapes` and `shape_numbers`."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,6 @@ class FileIndex:
         shape = self.shapes[self.shape_numbers[number]].decode() if len(self.shapes) else ""
         more = tuple((int(one["offset"]), int(one["size"])) for one in _ranges_of(self, range(number, number + 1)))
         return Place(int(row["offset"]), int(row["size"]), int(row["line"]), more, shape)
-
-    def all_shapes(self) -> np.ndarray:
-        """[n] bytes, the shape of each sample's place."""
-        return self.shapes[self.shape_numbers] if len(self.shapes) else np.zeros(len(self), NO_SHAPES.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -180,7 +178,7 @@ class IndexBuilder:
             tuple(self._quarantined),
             dict(self._unused),
             np.array(self._ranges, RANGE_ROW),
-            *numbered_shapes([np.array(self._shapes, "S")]),
+            *_numbered_shapes(self._shapes),
         )
 
 
@@ -213,14 +211,36 @@ def join_parts(parts: Sequence[tuple[FileIndex, int]]) -> FileIndex:
         quarantined += [dataclasses.replace(entry, line=entry.line + lines_before) for entry in part.quarantined]
     unused = sum_unused(part.unused for part, _ in parts)
     columns = np.concatenate(rows), np.concatenate(media), rates, tuple(quarantined), unused, np.concatenate(ranges)
-    return FileIndex(*columns, *numbered_shapes([part.all_shapes() for part, _ in parts]))
+    return FileIndex(*columns, *_joined_shapes([part for part, _ in parts]))
 
 
-def numbered_shapes(shapes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct shapes, ascending, and the number of each among them; nothing if all are empty."""
-    joined = np.concatenate([NO_SHAPES, *shapes])
-    distinct, numbers = np.unique(joined, return_inverse=True)
-    return (distinct, numbers.astype(np.uint32)) if joined.any() else (NO_SHAPES, np.zeros(0, np.uint32))
+def _numbered_shapes(shapes: Sequence[str]) -> Shapes:
+    """The columns of the shapes of samples."""
+    distinct = sorted(set(shapes))
+    numbers = {shape: number for number, shape in enumerate(distinct)}
+    return _unless_empty(np.array(distinct, "S"), np.array([numbers[shape] for shape in shapes], np.uint32))
+
+
+def _joined_shapes(parts: Sequence[FileIndex]) -> Shapes:
+    """The columns of all samples of parts; a shape is looked up once for each part, not for each sample."""
+    known = [part.shapes if len(part.shapes) else NO_SHAPE for part in parts]
+    distinct = np.unique(np.concatenate([NO_SHAPES, *known]))
+    numbers = [np.zeros(0, np.uint32)]
+    for part, shapes in zip(parts, known):
+        own = part.shape_numbers if len(part.shapes) else np.zeros(len(part), np.uint32)
+        numbers.append(np.searchsorted(distinct, shapes).astype(np.uint32)[own])
+    return _unless_empty(distinct, np.concatenate(numbers))
+
+
+def _sliced_shapes(index: FileIndex, rows: range) -> Shapes:
+    """The columns of some samples, without the shapes of others."""
+    used, numbers = np.unique(index.shape_numbers[rows.start : rows.stop], return_inverse=True)
+    return _unless_empty(index.shapes[used], numbers.astype(np.uint32))
+
+
+def _unless_empty(distinct: np.ndarray, numbers: np.ndarray) -> Shapes:
+    """The columns; nothing if all shapes are empty."""
+    return (distinct, numbers) if distinct.any() else (NO_SHAPES, np.zeros(0, np.uint32))
 
 
 def _with_rates(part: FileIndex, rates: np.ndarray) -> np.ndarray:
@@ -250,8 +270,8 @@ def slice_index(index: FileIndex, rows: range, lines: range, unused: Mapping[str
     )
     ranges = _ranges_of(index, rows).copy()
     ranges["row"] -= rows.start
-    shapes = numbered_shapes([index.all_shapes()[rows.start : rows.stop]])
-    return FileIndex(own, np.asarray(index.media[first:end]), index.rates, quarantined, unused, ranges, *shapes)
+    media = np.asarray(index.media[first:end])
+    return FileIndex(own, media, index.rates, quarantined, unused, ranges, *_sliced_shapes(index, rows))
 
 
 def _ranges_of(index: FileIndex, rows: range) -> np.ndarray:
