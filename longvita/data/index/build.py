@@ -30,8 +30,8 @@ from longvita.data.sample import Sample, hash_media_names
 
 PART_BYTES = 32 << 20
 """Bytes of a part: indexing one takes some seconds."""
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
-"""What numpy and json raise for missing and for truncated files."""
+UNREADABLE = (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+"""What numpy and json raise for missing and for truncated files; any other OSError is no damage of them."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class IndexPart:
 
     @classmethod
     def load(cls, path: Path) -> IndexPart:
-        """Read what `save` wrote. Raises one of UNREADABLE."""
+        """Read what `save` wrote. Raises one of UNREADABLE, OSError."""
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays["about"].tobytes())
@@ -140,7 +140,7 @@ def load_or_index_part(
     Otherwise index the part and save it there. seconds: as for HeaderProbe.
     """
     file = part_file(folder, part)
-    with contextlib.suppress(*UNREADABLE):  # Missing, or truncated when the machine crashed.
+    with contextlib.suppress(OSError, *UNREADABLE):  # Missing, or truncated when the machine crashed.
         saved = IndexPart.load(file)
         if saved.digest == settings.make_format().digest(path, part):
             return saved

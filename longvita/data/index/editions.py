@@ -31,6 +31,7 @@ from longvita.data.index.columns import (
     slice_index,
     sum_unused,
 )
+from longvita.data.storage.retries import with_retries
 from longvita.process_limits import open_more_files
 
 META = "meta.json"
@@ -40,9 +41,8 @@ DRAFTS = "parts"
 
 def saved_parts(folder: Path) -> list[IndexPart]:
     """The parts of the newest edition; none if there is no readable one."""
-    try:
-        index = open_edition(folder)
-    except UNREADABLE:
+    index = find_edition(folder)
+    if isinstance(index, Exception):
         return []
     parts, row = [], 0
     for about, (part, lines) in zip(read_meta(folder)["parts"], lines_of_edition(folder)):
@@ -108,6 +108,18 @@ def open_edition(folder: Path) -> FileIndex:
     quarantined = QuarantinedEntries(folder / f"quarantined-{edition}.jsonl", meta["quarantined"])
     unused = sum_unused(about["unused"] for about in meta["parts"])
     return FileIndex(**columns, quarantined=quarantined, unused=unused)
+
+
+def find_edition(folder: Path) -> FileIndex | Exception:
+    """The newest edition of an index, or why it is damaged. Raises OSError if the disk fails again after retries."""
+
+    def read() -> FileIndex | Exception:
+        try:
+            return open_edition(folder)
+        except UNREADABLE as error:
+            return error
+
+    return with_retries(read, str(folder))
 
 
 def _column(path: Path) -> np.ndarray:

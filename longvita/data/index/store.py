@@ -21,11 +21,12 @@ from typing import Any
 from longvita.data.errors import DataError
 from longvita.data.formats.base import Part
 from longvita.data.formats.checked import WHOLE_FILE
-from longvita.data.index.build import PART_BYTES, UNREADABLE, IndexPart, IndexSettings
+from longvita.data.index.build import PART_BYTES, IndexPart, IndexSettings
 from longvita.data.index.columns import FileIndex
 from longvita.data.index.editions import (
     DRAFTS,
     META,
+    find_edition,
     is_current,
     lines_of_edition,
     locked,
@@ -116,15 +117,15 @@ def load_index(path: str | Path, job: IndexJob, progress: OnProgress = lambda _:
 
 
 def open_index(path: str | Path, job: IndexJob) -> FileIndex:
-    """Open the index of a data file that has one, and rebuild it if it is damaged."""
+    """Open the index of a data file that has one, and rebuild it if it is damaged. Raises OSError if its disk fails."""
     folder = job.folder(str(path))
-    try:
-        return open_edition(folder)
-    except UNREADABLE as error:
-        logger.warning("the index of %s is damaged (%s: %s) and is rebuilt", path, type(error).__name__, error)
-        forget_index(path, job)
-        update_indexes([(str(path), job)])
-        return open_edition(folder)
+    found = find_edition(folder)
+    if isinstance(found, FileIndex):
+        return found
+    logger.warning("the index of %s is damaged (%s: %s) and is rebuilt", path, type(found).__name__, found)
+    forget_index(path, job, is_damaged=True)
+    update_indexes([(str(path), job)])
+    return open_edition(folder)
 
 
 def update_indexes(
@@ -168,13 +169,17 @@ def renew_index(path: str | Path, job: IndexJob, lines: Set[int]) -> None:
         _run([_FileUpdate.of(0, path, job, remote.state(path), drafts, kept)], lambda _: None, EVERYTHING)
 
 
-def forget_index(path: str | Path, job: IndexJob) -> None:
-    """Delete the index of a data file, so that the next `load_index` rebuilds it."""
+def forget_index(path: str | Path, job: IndexJob, is_damaged: bool = False) -> None:
+    """Delete the index of a data file, so that the next `load_index` rebuilds it.
+
+    is_damaged: keep it if it can be opened, since another process may have rebuilt it.
+    """
     folder = job.folder(str(path))
     if folder.exists():
         with locked(folder) as drafts:
-            shutil.rmtree(drafts, ignore_errors=True)
-            (folder / META).unlink(missing_ok=True)
+            if not is_damaged or isinstance(find_edition(folder), Exception):
+                shutil.rmtree(drafts, ignore_errors=True)
+                (folder / META).unlink(missing_ok=True)
 
 
 def lines_of_parts(path: str | Path, job: IndexJob) -> list[tuple[Part, range]]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from longvita.data.errors import DataError, Reason
-from longvita.data.index import build, editions, process_pool
+from longvita.data.index import build, editions, process_pool, store
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.header_probe import ProbeLimits
 from longvita.data.index.process_pool import IndexProcessPool
@@ -21,6 +23,7 @@ from longvita.data.media.pictures import upright
 from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.mix.measure import measure
 from longvita.data.quarantine import QuarantinedSample, QuarantineFile, count_reasons, read_quarantine
+from longvita.data.storage import retries
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
 SETTINGS = MediaSettings(image_size=28, max_num_tiles=4, max_num_frames=8)
@@ -199,6 +202,11 @@ def assert_equal(index, other):
     assert list(index.quarantined) == list(other.quarantined)
 
 
+def raise_next(errors):
+    for error in errors:
+        raise error
+
+
 class TestCache:
     def test_is_used_until_something_changes(self, folder, template, indexed_parts):
         path = write_jsonl(folder / "a.jsonl", [*GOOD, "{oops"])
@@ -278,6 +286,30 @@ class TestCache:
         np.testing.assert_array_equal(again.rows, rows)
         assert list(again.quarantined) == broken
         assert_equal(load_index(path, job), again)
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
+    def test_whose_disk_fails_is_kept(self, folder, template, monkeypatch, number):
+        path, job = write_jsonl(folder / "a.jsonl", GOOD), job_of(folder, template)
+        first = load_index(path, job)
+        failures = itertools.repeat(OSError(number, os.strerror(number)), 2)
+        monkeypatch.setattr(retries, "WAITS", (0.0, 0.0))
+        monkeypatch.setattr(build, "index_part", lambda *_: pytest.fail("indexed again"))
+        real = editions._column
+        monkeypatch.setattr(editions, "_column", lambda file: raise_next(failures) or real(file))
+        assert_equal(store.open_index(path, job), first)
+        monkeypatch.setattr(editions, "_column", lambda _: raise_next(itertools.repeat(OSError(number, "failed"))))
+        with pytest.raises(OSError, match="failed"):
+            store.open_index(path, job)
+        assert (job.folder(str(path)) / editions.META).exists()
+
+    def test_that_another_process_rebuilt_is_not_rebuilt_again(self, folder, template, monkeypatch):
+        path, job = write_jsonl(folder / "a.jsonl", GOOD), job_of(folder, template)
+        first = load_index(path, job)
+        failures = itertools.repeat(ValueError("cut"), 1)
+        monkeypatch.setattr(build, "index_part", lambda *_: pytest.fail("indexed again"))
+        real = editions._column
+        monkeypatch.setattr(editions, "_column", lambda file: raise_next(failures) or real(file))
+        assert_equal(store.open_index(path, job), first)
 
     @pytest.mark.parametrize("content", [b"", b"PK cut"])
     def test_a_damaged_draft_is_rebuilt(self, folder, template, content):
