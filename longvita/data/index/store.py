@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
@@ -100,8 +101,10 @@ class IndexJob:
     def folder(self, path: str) -> Path:
         """The folder of a file's index; it differs by tokenizer, media folder, rate of folders, format and columns."""
         place = path if remote.is_remote(path) else str(Path(path).resolve())
+        root = self.settings.media_root
+        root = root if remote.is_remote(root) else os.path.abspath(root)
         about = {"version": VERSION, "path": place, "tokenizer": self.processes.template.tokenizer.fingerprint}
-        text = json.dumps(about | dataclasses.asdict(dataclasses.replace(self.settings, known=None)))
+        text = json.dumps(about | dataclasses.asdict(dataclasses.replace(self.settings, media_root=root, known=None)))
         return self.cache / f"{Path(place).stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 

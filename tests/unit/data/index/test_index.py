@@ -220,6 +220,24 @@ class TestCache:
         assert len(load_index(path, job_of(folder, template)).quarantined) == 0
         assert len(indexed_parts) == 2
 
+    def test_differs_by_the_place_of_a_relative_media_root(self, tmp_path, template, monkeypatch):
+        folders = []
+        for project in ("one", "two"):
+            (tmp_path / project).mkdir()
+            for here, root in (("", f"{project}/images"), (project, "images"), (project, "./images/")):
+                monkeypatch.chdir(tmp_path / here)
+                job = IndexJob(IndexProcessPool(template, 0), IndexSettings(root), tmp_path / "cache")
+                folders.append(job.folder(str(tmp_path / "a.jsonl")))
+        assert len(set(folders[:3])) == len(set(folders[3:])) == 1
+        assert folders[0] != folders[3]
+
+    @pytest.mark.parametrize("root", ["s3://bucket/images", "memory://images"])
+    def test_does_not_differ_by_the_current_folder_for_a_remote_media_root(self, tmp_path, template, monkeypatch, root):
+        job = IndexJob(IndexProcessPool(template, 0), IndexSettings(root), tmp_path / "cache")
+        here = job.folder(str(tmp_path / "a.jsonl"))
+        monkeypatch.chdir(tmp_path)
+        assert job.folder(str(tmp_path / "a.jsonl")) == here
+
     def test_is_mapped_and_small(self, folder, template, monkeypatch):
         index = index_of(write_jsonl(folder / "a.jsonl", GOOD * 5), folder, template)
         monkeypatch.setattr(editions, "MIN_MAPPED_BYTES", 0)
