@@ -28,6 +28,8 @@ MAX_END_BYTES = 2 * tarfile.RECORDSIZE
 """Bytes after the last member."""
 MAX_RECORD_BYTES = 1 << 20
 """Largest record size that an archive is padded to: `tar -b 2048`."""
+MAX_OFFSET = 1 << 60
+"""Bytes that no archive has: a header that states more is damaged."""
 INDEX_CHECKS = 16
 """Members of an index file whose headers are compared before it is used."""
 
@@ -116,9 +118,13 @@ def _members_of(file: BinaryIO, base: int, start: int, end: int) -> Iterator[Mem
     """`members`, of an archive whose byte `base` is the first of `file`."""
     size = base + file.seek(0, os.SEEK_END)
     file.seek(start - base)
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    with _damage_as_tar_error(start):
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closed by the next block.
+    with archive:
         info = archive.next()
         while info is not None:
+            if not info.offset_data <= archive.offset < MAX_OFFSET:
+                raise tarfile.ReadError(f"the header at byte {base + info.offset} has a size of {info.size} bytes")
             if (info.isreg() or info.islnk() or info.issym()) and not is_hidden(info.name):
                 member = _member(info, base, archive.offset, is_cut=base + archive.offset > size)
                 yield member
@@ -127,8 +133,18 @@ def _members_of(file: BinaryIO, base: int, start: int, end: int) -> Iterator[Mem
             if end <= base + archive.offset <= size:
                 return
             archive.members = []  # type: ignore[attr-defined] # It would keep all headers.
-            info = archive.next()
+            with _damage_as_tar_error(base + archive.offset):
+                info = archive.next()
         _check_end(file, archive.offset, size - base)
+
+
+@contextlib.contextmanager
+def _damage_as_tar_error(start: int) -> Iterator[None]:
+    """Raise ReadError for the other errors that tarfile raises for damaged headers, such as those of sparse files."""
+    try:
+        yield
+    except (ValueError, OverflowError, LookupError) as error:
+        raise tarfile.ReadError(f"the header at byte {start} is damaged: {error}") from error
 
 
 def _member(info: tarfile.TarInfo, base: int, end: int, is_cut: bool) -> Member:

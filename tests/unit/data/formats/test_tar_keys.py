@@ -239,6 +239,35 @@ def test_a_sparse_picture_is_refused(tmp_path):
     assert "1.png is stored as a sparse file; fix" in next(read_all("webdataset", path))[2].detail
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"GNU.sparse.map": "a,b", "GNU.sparse.size": "5"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "x"},
+        {"GNU.sparse.size": "x"},
+        {"size": str(1 << 70)},
+        {"size": "-512"},
+        {"size": "-1536"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_damaged_header_is_an_error_of_its_sample(tmp_path, headers, first):
+    path = tmp_path / "a.tar"
+    good = [] if first else neighbours("12")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in (*good, ("3.png", b"3")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            info.pax_headers = headers if name == "3.png" else {}
+            archive.addfile(info, io.BytesIO(content if isinstance(content, bytes) else content.encode()))
+    *before, error = [content for _, _, content in read_all("webdataset", path)]
+    assert error.reason == Reason.INVALID_SAMPLE and "the archive can't be read from here" in error.detail
+    assert_complete(before)
+    assert first or before
+
+
 def test_files_that_macos_adds_are_no_members(tmp_path):
     """With them between, members are still neighbours."""
     added = b"\0\5\x16\7" + bytes(100)
