@@ -62,7 +62,7 @@ HEAD_BYTES = 2 << 10
 
 def kind_of(head: bytes) -> FileKind | None:
     """Return the kind of a file that begins with these bytes; None for text and for what is not known."""
-    return _matching(head, KINDS) or (TAR if _is_tar(head) else None)
+    return TAR if _is_tar(head) else _matching(head, KINDS)  # A tar archive begins with a name, which may be any text.
 
 
 def placeholder_of(head: bytes) -> FileKind | None:

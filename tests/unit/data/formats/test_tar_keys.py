@@ -268,6 +268,13 @@ def test_a_damaged_header_is_an_error_of_its_sample(tmp_path, headers, first):
     assert first or before
 
 
+@pytest.mark.parametrize("begin", ["PAR1", "PK\3\4", "BZh91AY&SY", "/annex/objects/", "<html>", "Rar!\x1a\7"])
+def test_an_archive_whose_first_name_begins_as_another_file(tmp_path, begin):
+    path = write_tar(tmp_path / "a.tar", [(f"{begin}_shop/{name}", content) for name, content in neighbours("12")])
+    assert make_format("webdataset", NO_OPTIONS).problem(str(path)) is None
+    assert_complete(samples_of("webdataset", path))
+
+
 def test_files_that_macos_adds_are_no_members(tmp_path):
     """With them between, members are still neighbours."""
     added = b"\0\5\x16\7" + bytes(100)
