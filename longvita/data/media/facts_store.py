@@ -14,6 +14,7 @@ import hashlib
 import heapq
 import itertools
 import logging
+import math
 import operator
 import os
 import re
@@ -31,7 +32,7 @@ Facts = tuple[int, Any]
 """Width and height of a picture, pixels; frames of a video and their rate, None for a folder of frames."""
 Row = tuple[Key, int, Any]
 Source = TypeVar("Source", bound=MediaFile)
-VERSION = 1
+VERSION = 2
 """Increased when the facts of a file change: its segments have other names."""
 SEGMENT = re.compile(rf"(\d+)-(\d+)-.*\.facts{VERSION}")
 """Name of a segment: its level, the time of its newest facts, and its writer."""
@@ -40,7 +41,7 @@ MERGED = 8
 SAVED = 4096
 """New facts after which a segment is written."""
 SETTLED_NS = 2 * 10**9
-"""Age of a folder of frames before it is stored, ns: a frame added at its time would not change that."""
+"""Age of a file or folder before its facts are stored, ns: two changes at once may give it the same time."""
 ABANDONED_SECONDS = 24 * 3600
 """Age of a draft whose process has ended, seconds."""
 
@@ -66,8 +67,9 @@ class FactsStore(contextlib.AbstractContextManager):
         key = _key(kind, identity) if identity else None
         if key is not None and (known := self._find(key)) is not None:
             return known
+        is_settled = identity is not None and _is_settled(identity)
         found = read(source)
-        if identity and key is not None and _is_final(identity, found):
+        if is_settled and key is not None and _is_final(identity, found):
             self._new[key] = found
         return found
 
@@ -137,10 +139,14 @@ def _key(kind: str, identity: FileIdentity) -> Key:
     return b"".join(one.digest() for one in hashes)
 
 
+def _is_settled(identity: FileIdentity) -> bool:
+    """Whether a change of the file from now on changes its identity."""
+    return not identity.mtime_ns or time.time_ns() - identity.mtime_ns > SETTLED_NS
+
+
 def _is_final(identity: FileIdentity, facts: Facts) -> bool:
-    """Whether the facts of a file change only with its identity; those of a remote folder change without it."""
-    is_folder = facts[1] is None
-    return not is_folder or bool(identity.mtime_ns and time.time_ns() - identity.mtime_ns > SETTLED_NS)
+    """Whether facts can be stored: a remote folder changes without its identity, and SQLite has no NaN."""
+    return bool(identity.mtime_ns) if facts[1] is None else not math.isnan(facts[1])
 
 
 # ---- segments

@@ -31,6 +31,7 @@ def mix(folder, own_media):
     write_tar(
         folder / "b.tar", [(f"{n}.{end}", text) for n in range(3) for end, text in (("png", one), ("txt", "one"))]
     )
+    os.utime(folder / "b.tar", (OLD, OLD))
     return folder
 
 
@@ -94,6 +95,7 @@ class TestAnotherStage:
 
     def test_does_not_read_a_film_without_a_list_of_its_packets_again(self, mix, opened, monkeypatch):
         h264(mix / "media" / "film.ts")
+        os.utime(mix / "media" / "film.ts", (OLD, OLD))
         write_jsonl(mix / "a.jsonl", [conversation("<video>?", videos=["film.ts"])])
         facts = catalog_of(mix, "stage1").files[0].index.facts(0)
         packet_scan._tables.clear()

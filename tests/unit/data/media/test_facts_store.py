@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import time
 
 import pytest
 from PIL import Image
@@ -75,6 +77,7 @@ class TestKnownFiles:
         with tarfile.open(tmp_path / "a.tar", "w") as archive:
             for name in ("one.png", "wide.jpg"):
                 archive.add(media / name, name)
+        os.utime(tmp_path / "a.tar", (OLD - 1, OLD - 1))
         with tarfile.open(tmp_path / "a.tar") as archive:
             places = [(member.offset_data, member.size, member.name) for member in archive]
         parts = [FilePart(str(tmp_path / "a.tar"), *place) for place in places]
@@ -99,9 +102,9 @@ class TestKnownFiles:
 class TestFilesAreReadAgain:
     def test_that_changed(self, media, tmp_path, opened):
         first = probe(tmp_path / "facts", [media / "one.png"])
-        for size, time in (((30, 10), OLD), ((20, 20), OLD + 1)):
+        for size, written in (((30, 10), OLD), ((20, 20), OLD + 1)):
             Image.new("RGB", size).save(media / "one.png")
-            os.utime(media / "one.png", (time, time))
+            os.utime(media / "one.png", (written, written))
             facts = probe(tmp_path / "facts", [media / "one.png"])
             assert facts.pictures == (PictureFacts(*size),) != first.pictures
         assert len(opened) == 3
@@ -126,6 +129,30 @@ class TestFilesAreReadAgain:
             if number:
                 os.utime(tmp_path / "film", ns=(times.st_atime_ns, times.st_mtime_ns))
             assert probe(tmp_path / "facts", [], [tmp_path / "film"]).videos[0].num_frames == number + 1
+
+    @pytest.mark.parametrize("age", [0, 1.0, -3600])
+    def test_that_may_still_be_written(self, media, tmp_path, age):
+        """A file system may give two changes of one second the same time."""
+        written = time.time() - age
+        for size in ((30, 20), (20, 30)):
+            (tmp_path / "a.ppm").write_bytes(b"P6 %d %d 255\n" % size + bytes(1800))
+            os.utime(tmp_path / "a.ppm", (written, written))
+            assert probe(tmp_path / "facts", [tmp_path / "a.ppm"]).pictures == (PictureFacts(*size),)
+
+    def test_that_became_old_while_it_was_read(self, media, tmp_path, monkeypatch):
+        os.utime(media / "one.png")
+        times = iter([time.time_ns(), time.time_ns() + 3600 * 10**9])
+        with FactsStore(tmp_path / "facts") as known:
+            monkeypatch.setattr(facts_store.time, "time_ns", lambda: next(times))
+            known.of("picture", media / "one.png", probe_picture)
+            assert known._new == {}
+            monkeypatch.undo()
+
+    def test_whose_rate_is_no_number(self, media, tmp_path):
+        for rate in (math.nan, 2.0):
+            with FactsStore(tmp_path / "facts") as known:
+                facts = known.of("video", media / "clip.mp4", lambda _, rate=rate: (10, rate))
+                assert facts == pytest.approx((10, rate), nan_ok=True)
 
     def test_that_are_broken_or_missing(self, media, tmp_path):
         for _ in range(2):
