@@ -64,12 +64,14 @@ class FactsStore(contextlib.AbstractContextManager):
     def of(self, kind: Literal["picture", "video"], source: Source, read: Callable[[Source], Facts]) -> Facts:
         """Return the facts of a file, by `read` if they are not known. Raises as `read`."""
         identity = self._identity(source)
-        key = _key(kind, identity) if identity else None
-        if key is not None and (known := self._find(key)) is not None:
+        if identity is None:
+            return read(source)
+        key = _key(kind, identity)
+        if (known := self._find(key)) is not None:
             return known
-        is_settled = identity is not None and _is_settled(identity)
+        is_settled = _is_settled(identity)
         found = read(source)
-        if is_settled and key is not None and _is_final(identity, found):
+        if is_settled and _is_final(identity, found):
             self._new[key] = found
         return found
 
