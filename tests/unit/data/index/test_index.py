@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import errno
-import itertools
 import json
 import os
 import shutil
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 from longvita.data.errors import DataError, Reason
-from longvita.data.index import build, editions, process_pool, store
+from longvita.data.index import build, editions, process_pool
 from longvita.data.index.build import IndexSettings
 from longvita.data.index.header_probe import ProbeLimits
 from longvita.data.index.process_pool import IndexProcessPool
@@ -23,7 +21,6 @@ from longvita.data.media.pictures import upright
 from longvita.data.mix.catalog import build_catalog, make_template
 from longvita.data.mix.measure import measure
 from longvita.data.quarantine import QuarantinedSample, QuarantineFile, count_reasons, read_quarantine
-from longvita.data.storage import retries
 from tests.unit.data.material import conversation, data_config, write_jsonl
 
 SETTINGS = MediaSettings(image_size=28, max_num_tiles=4, max_num_frames=8)
@@ -202,11 +199,6 @@ def assert_equal(index, other):
     assert list(index.quarantined) == list(other.quarantined)
 
 
-def raise_next(errors):
-    for error in errors:
-        raise error
-
-
 class TestCache:
     def test_is_used_until_something_changes(self, folder, template, indexed_parts):
         path = write_jsonl(folder / "a.jsonl", [*GOOD, "{oops"])
@@ -219,24 +211,6 @@ class TestCache:
         write_jsonl(path, GOOD)
         assert len(load_index(path, job_of(folder, template)).quarantined) == 0
         assert len(indexed_parts) == 2
-
-    def test_differs_by_the_place_of_a_relative_media_root(self, tmp_path, template, monkeypatch):
-        folders = []
-        for project in ("one", "two"):
-            (tmp_path / project).mkdir()
-            for here, root in (("", f"{project}/images"), (project, "images"), (project, "./images/")):
-                monkeypatch.chdir(tmp_path / here)
-                job = IndexJob(IndexProcessPool(template, 0), IndexSettings(root), tmp_path / "cache")
-                folders.append(job.folder(str(tmp_path / "a.jsonl")))
-        assert len(set(folders[:3])) == len(set(folders[3:])) == 1
-        assert folders[0] != folders[3]
-
-    @pytest.mark.parametrize("root", ["s3://bucket/images", "memory://images"])
-    def test_does_not_differ_by_the_current_folder_for_a_remote_media_root(self, tmp_path, template, monkeypatch, root):
-        job = IndexJob(IndexProcessPool(template, 0), IndexSettings(root), tmp_path / "cache")
-        here = job.folder(str(tmp_path / "a.jsonl"))
-        monkeypatch.chdir(tmp_path)
-        assert job.folder(str(tmp_path / "a.jsonl")) == here
 
     def test_is_mapped_and_small(self, folder, template, monkeypatch):
         index = index_of(write_jsonl(folder / "a.jsonl", GOOD * 5), folder, template)
@@ -304,30 +278,6 @@ class TestCache:
         np.testing.assert_array_equal(again.rows, rows)
         assert list(again.quarantined) == broken
         assert_equal(load_index(path, job), again)
-
-    @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
-    def test_whose_disk_fails_is_kept(self, folder, template, monkeypatch, number):
-        path, job = write_jsonl(folder / "a.jsonl", GOOD), job_of(folder, template)
-        first = load_index(path, job)
-        failures = itertools.repeat(OSError(number, os.strerror(number)), 2)
-        monkeypatch.setattr(retries, "WAITS", (0.0, 0.0))
-        monkeypatch.setattr(build, "index_part", lambda *_: pytest.fail("indexed again"))
-        real = editions._column
-        monkeypatch.setattr(editions, "_column", lambda file: raise_next(failures) or real(file))
-        assert_equal(store.open_index(path, job), first)
-        monkeypatch.setattr(editions, "_column", lambda _: raise_next(itertools.repeat(OSError(number, "failed"))))
-        with pytest.raises(OSError, match="failed"):
-            store.open_index(path, job)
-        assert (job.folder(str(path)) / editions.META).exists()
-
-    def test_that_another_process_rebuilt_is_not_rebuilt_again(self, folder, template, monkeypatch):
-        path, job = write_jsonl(folder / "a.jsonl", GOOD), job_of(folder, template)
-        first = load_index(path, job)
-        failures = itertools.repeat(ValueError("cut"), 1)
-        monkeypatch.setattr(build, "index_part", lambda *_: pytest.fail("indexed again"))
-        real = editions._column
-        monkeypatch.setattr(editions, "_column", lambda file: raise_next(failures) or real(file))
-        assert_equal(store.open_index(path, job), first)
 
     @pytest.mark.parametrize("content", [b"", b"PK cut"])
     def test_a_damaged_draft_is_rebuilt(self, folder, template, content):
