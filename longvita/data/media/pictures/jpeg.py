@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -21,6 +22,11 @@ COLOUR_SEGMENTS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
 """Segments by which libjpeg determines the colours: begin, and fewest bytes that it reads one with."""
 EXIF_BEGIN, XMP_BEGIN = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 MAX_REDUCTION = 8
+MARKER = re.compile(rb"\xff[^\xff\0]", re.DOTALL)
+MAX_SKIPPED_BYTES = 64 << 10
+"""Most bytes between two segments; a file with more is damaged."""
+MAX_SEGMENTS = 8192
+"""Segments that are looked at: an XMP block of 500 MB has as many."""
 
 
 def split(file: BinaryIO) -> PixelPieces:
@@ -51,12 +57,16 @@ def split(file: BinaryIO) -> PixelPieces:
 def _segments(file: BinaryIO) -> Iterator[tuple[int, range]]:
     """Marker and place of each segment up to the first scan; ends early where the file is damaged."""
     position, size = 2, size_of(file)
-    while position < size:
+    for _ in range(MAX_SEGMENTS):
         head = read_at(file, position, 4)
-        if head[:1] != b"\xff" or head[1:2] in (b"\xff", b"\0"):
-            position += 1  # Between segments libjpeg skips other bytes too.
-            continue
-        alone = len(head) > 1 and head[1] in ALONE
+        if not MARKER.match(head):
+            # Between segments libjpeg skips other bytes too.
+            found = MARKER.search(read_at(file, position, MAX_SKIPPED_BYTES))
+            if found is None:
+                return
+            position += found.start()
+            head = read_at(file, position, 4)
+        alone = head[1] in ALONE
         end = position + 2 + (0 if alone else int.from_bytes(head[2:], "big"))
         if len(head) < 4 or end > size or (not alone and end < position + 4):
             return

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from longvita.data.errors import MediaError
-from longvita.data.media.pictures import png, tiff
+from longvita.data.media.pictures import jpeg, png, tiff
 from longvita.data.media.pictures.exif import read_directory
 from longvita.data.media.pictures.picture_file import open_picture, probe_picture
 from longvita.data.media.pictures.pieces import MAX_METADATA_BYTES, PixelPieces, SplicedFile
@@ -293,6 +293,30 @@ def test_spliced_files_are_read_from_any_position():
         assert file.read() == expected[place + 5 :]
     file = SplicedFile(io.BytesIO(content), PixelPieces(pieces))
     assert file.seek(-4, 2) == len(expected) - 4 and file.read() == expected[-4:]
+
+
+class CountedFile(io.BytesIO):
+    """Counts its reads."""
+
+    reads = 0
+
+    def read(self, size=-1):
+        self.reads += 1
+        return super().read(size)
+
+
+@pytest.mark.parametrize("junk", [b"\0", b"\xff", b"\xff\0", b"ab", b"\xff\1", segment(0xE1, b"")], ids=bytes.hex)
+def test_of_a_jpeg_without_a_scan_only_the_begin_is_searched(junk):
+    file = CountedFile(jpeg.SIGNATURE[:2] + junk * (1 << 17))
+    jpeg.split(file)
+    assert file.reads <= 2 * jpeg.MAX_SEGMENTS
+
+
+@pytest.mark.parametrize("count", [1, 3, 5000, 60_000])
+@pytest.mark.parametrize("junk", [b"\0", b"a", b"\xff"])
+def test_bytes_between_the_segments_of_a_jpeg(junk, count):
+    whole = write(photograph(), "JPEG")
+    assert_pixels(whole[:2] + segment(0xE1, b"http") + junk * count + whole[2:], whole)
 
 
 def test_large_exif_is_read_up_to_a_bound():
