@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -15,6 +16,7 @@ from longvita.data.media.item import MediaFacts
 from longvita.data.sample import Sample
 from longvita.data.storage import remote
 from longvita.data.storage.retries import store_failure, with_retries
+from longvita.files import write_atomically
 from longvita.process_limits import ends_process_after
 
 MAX_CRASHES = 2
@@ -29,14 +31,10 @@ class CrashRecord:
 
     def __init__(self, path: Path):
         self._line, self._crashes = path.with_suffix(".line"), path.with_suffix(".crashes")
-        crashes: dict[int, int] = {}
-        with suppress(FileNotFoundError, ValueError):
-            crashes = dict(json.loads(self._crashes.read_text()))
-        with suppress(FileNotFoundError, struct.error):
-            (line,) = _LINE.unpack(self._line.read_bytes())
-            if line:
-                crashes[line] = crashes.get(line, 0) + 1
-                self._crashes.write_text(json.dumps(list(crashes.items())))
+        crashes, line = _crashes_of(self._crashes), _line_of(self._line)
+        if line:
+            crashes[line] = crashes.get(line, 0) + 1
+            write_atomically(self._crashes, json.dumps(list(crashes.items())))
         self.lines = {line for line, count in crashes.items() if count >= MAX_CRASHES}
         """Lines with MAX_CRASHES crashes, counted from 1 in the part."""
         self._file = open(self._line, "wb", buffering=0)  # noqa: SIM115 - open while the part is indexed.
@@ -68,12 +66,29 @@ def was_interrupted(path: Path) -> bool:
 
 
 def count_crashes(folder: Path) -> int:
-    """Number of crashes of all parts whose records are in a folder.
+    """Number of crashes of all parts whose records are in a folder; other processes may write and remove these.
 
     The last crash of each part is written to its record when the part is started again, and is already counted here.
     """
-    recorded = sum(count for file in folder.glob("*.crashes") for _, count in json.loads(file.read_text()))
-    return recorded + sum(file.read_bytes() != _LINE.pack(0) for file in folder.glob("*.line"))
+    names: list[str] = []
+    with suppress(FileNotFoundError):
+        names = os.listdir(folder)
+    recorded = sum(sum(_crashes_of(folder / name).values()) for name in names if name.endswith(".crashes"))
+    return recorded + sum(_line_of(folder / name) > 0 for name in names if name.endswith(".line"))
+
+
+def _crashes_of(file: Path) -> dict[int, int]:
+    """Number of recorded crashes by line; empty if there is no intact record."""
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(file.read_text()))
+    return {}
+
+
+def _line_of(file: Path) -> int:
+    """The line that is indexed, or was when the process ended; 0 for none."""
+    with suppress(OSError, struct.error):
+        return _LINE.unpack(file.read_bytes())[0]
+    return 0
 
 
 @dataclass(frozen=True)
