@@ -42,4 +42,4 @@ if [[ "$(git -C "$MINDSPEED_SOURCE" rev-parse --show-toplevel 2>/dev/null)" == "
     commit=$(git -C "$MINDSPEED_SOURCE" rev-parse --short HEAD)
 fi
 echo "== tests over MindSpeed at $MINDSPEED_SOURCE (commit $commit)"
-exec $python -m pytest -q -m mindspeed --durations=10 --durations-min=5 -ra tests/distributed/platforms "$@"
+exec $python -m pytest -q --full -m mindspeed --durations=10 --durations-min=5 -ra tests/distributed/platforms "$@"

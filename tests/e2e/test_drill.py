@@ -7,6 +7,8 @@ import random
 import signal
 import time
 
+import pytest
+
 from longvita.checkpoint import manifest
 from longvita.checkpoint.step_folders import step_folders, step_of
 from tests.e2e.training_material import STEPS, log_of, losses_of, start_train, write_run
@@ -35,6 +37,7 @@ def kill_at_a_random_moment(process, output, chance):
     assert process.wait(timeout=60) == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_killed_three_times_the_run_is_the_same(tmp_path):
     seed = time.time_ns()
     print(f"seed of the moments: {seed}")

@@ -65,6 +65,7 @@ def overrides(folder: Path, output: Path, length: int, layout: dict) -> list[str
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_trains_on_two_processes_as_on_one(recipe: str, tmp_path: Path) -> None:
     path, length = REPOSITORY / "configs" / "train" / f"{recipe}.yaml", RECIPES[recipe]

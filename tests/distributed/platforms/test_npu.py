@@ -244,6 +244,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_the_quickstart_stages_in_one_process_have_the_losses_of_the_cpu(tmp_path: Path, mindspeed: str | None) -> None:
     """Five runs at TP2, DP2, PP2 and CP2 one after the other, as the quickstart trains them."""
     from tools.quickstart.build import Sizes, build
