@@ -29,15 +29,17 @@ def append_json(path: Path, value: Any) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                cut = file.read(1) != b"\n"
-            else:
-                cut = False
-            file.write(b"\n" * cut + json.dumps(value).encode() + b"\n")
+        with path.open("ab") as file:
+            file.write(b"\n" * ends_with_partial_line(path) + json.dumps(value).encode() + b"\n")
     except OSError as error:
         logger.warning("%s: a line is not written: %s", path, error)
+
+
+def ends_with_partial_line(path: Path) -> bool:
+    """Return whether a crash or a full disk cut the last write to a file of lines."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 1, 0))
+        return file.read() not in (b"", b"\n")
 
 
 def read_json_lines(path: Path) -> list[Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from longvita.data.errors import Reason, SampleError
-from longvita.files import write_atomically
+from longvita.files import ends_with_partial_line, write_atomically
 
 FILE_NAME = "quarantine.jsonl"
 """Name of the file below a run's output folder."""
@@ -97,7 +97,7 @@ class QuarantineFile:
         if new:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab", buffering=0) as file:
-                if _ends_with_partial_line(self.path):
+                if ends_with_partial_line(self.path):
                     file.write(b"\n")
                 for entry in new:
                     file.write(f"{entry.to_json()}\n".encode())
@@ -133,13 +133,6 @@ def write_quarantine(path: str | Path, entries: Iterable[QuarantinedSample], oth
     """
     lines = [*others, *(entry.to_json().encode() for entry in entries)]
     write_atomically(Path(path).resolve(), b"".join(line + b"\n" for line in lines))
-
-
-def _ends_with_partial_line(path: Path) -> bool:
-    """Return whether a crash cut the last write to the file."""
-    with open(path, "rb") as file:
-        file.seek(max(path.stat().st_size - 1, 0))
-        return file.read() not in (b"", b"\n")
 
 
 def count_reasons(entries: Iterable[QuarantinedLine | QuarantinedSample]) -> dict[str, int]:

@@ -234,7 +234,7 @@ def _merging(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        except OSError:
+        except OSError:  # a file system without locks
             pass
         _remove_abandoned(folder)
         yield True
